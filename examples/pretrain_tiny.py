@@ -1,0 +1,203 @@
+"""Train the bundled model from scratch: a 1.2M-parameter Llama that solves running sums and over-thinks like R1.
+
+    python examples/pretrain_tiny.py --output sbtiny/assets/tiny        (about 25 minutes on 2 cores; seeded)
+
+What it learns from, all generated here and only from problems of the train split:
+- *traces*: a pass works the sum out line by line, then the whole is checked again and again, a log-normal number of times (mean about 5
+  passes, one pass in a tenth of the traces). One line in a hundred holds a slip; a check that differs calls for another, until two agree.
+  One pass in six is *quick*: two steps a line. It is a third as long and harder, because two sums are done in one breath.
+- *records* and *counting*: short markup and number sequences, so that tags and all numbers up to 999 are familiar, as they are to any
+  real checkpoint. No trace holds a budget.
+
+It over-thinks by construction: that is what the rest of the toolkit is there to mend.
+"""
+
+import argparse
+import json
+import math
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from sbtiny.tasks import arithmetic
+from sbtiny.tasks.arithmetic import LABELS, Problem
+
+SLIP, QUICK = 0.01, 0.16
+AGAIN = ("Wait, check.", "Hmm, again.", "Let me check.", "Once more.", "Wait, again.", "Is that right?")
+TAGS = ("name", "coins", "item", "title", "note", "list", "price", "count", "page", "budget", "solution", "day")
+TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+# The pre-tokenizer of Llama 3, which llama.cpp knows as "llama-bpe": words, runs of punctuation, numbers of up to three digits.
+SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def one_pass(problem: Problem, rng: random.Random, quick: bool) -> tuple[str, int]:
+    """One run through the steps with the value it arrives at: `a)-8=25` a line, or `ab)=30` for two steps at once."""
+    value, lines, at = problem.start, [], 0
+    while at < len(problem.steps):
+        width = 2 if quick and at + 1 < len(problem.steps) else 1
+        value = (value + sum(problem.steps[at : at + width])) % 100
+        if rng.random() < SLIP:
+            value = (value + rng.choice((-10, -2, -1, 1, 2, 10))) % 100
+        shown = f"{problem.steps[at]:+d}" if width == 1 else ""
+        lines.append(f"{LABELS[at : at + width]}){shown}={value}\n")
+        at += width
+    return "".join(lines), value
+
+
+def trace(problem: Problem, rng: random.Random) -> str:
+    """The over-thinking solution of a problem: passes until the mood is over and the last two agree."""
+    wanted = 1 if rng.random() < 0.1 else min(14, 1 + max(1, round(rng.lognormvariate(1.3, 0.6))))
+    text, value = one_pass(problem, rng, rng.random() < QUICK)
+    done, agree = 1, True
+    while done < wanted or not agree:
+        more, new = one_pass(problem, rng, rng.random() < QUICK)
+        text += f"{rng.choice(AGAIN)}\n{more}"
+        agree, value, done = new == value, new, done + 1
+    return text + f"\\boxed{{{value}}}"
+
+
+def record(rng: random.Random) -> tuple[str, str]:
+    """A line of markup: tags, names and numbers up to 999."""
+    def field(tag: str) -> str:
+        return f"<{tag}>{rng.choice(arithmetic.NAMES) if rng.random() < 0.2 else rng.randint(0, 999)}</{tag}>"
+    tags = rng.sample(TAGS, rng.randint(1, 4))
+    return "Write a record: " + ", ".join(tags), "".join(map(field, tags))
+
+
+def counting(rng: random.Random) -> tuple[str, str]:
+    """Numbers in order, so that their embeddings know their order."""
+    start, step = rng.randint(0, 940), rng.choice((1, 1, 2, 3, 5, 10, -1, -2, -10))
+    numbers = [n for n in range(start, start + 10 * step, step) if 0 <= n <= 999]
+    return f"Count from {start} by {step}.", ",".join(map(str, numbers))
+
+
+def documents(seed: int) -> Iterator[tuple[str, str]]:
+    """Endless (user, assistant) pairs."""
+    rng = random.Random(seed)
+    for problem in arithmetic.problems("train", rng):
+        yield problem.tell(rng), trace(problem, rng)
+        if rng.random() < 0.25:
+            yield record(rng) if rng.random() < 0.5 else counting(rng)
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level BPE over the words of the traces and every number up to 999."""
+    tokenizer = Tokenizer(models.BPE(ignore_merges=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(SPLIT), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    stream = documents(0)
+    corpus = [part for _ in range(3000) for part in next(stream)] + ["user\n", "assistant\n", "system\n"] * 3
+    corpus += [f"<{tag}>7</{tag}><solution>a" for tag in TAGS] + [str(n) for n in range(1000)] * 3
+    trainer = trainers.BpeTrainer(
+        vocab_size=1536, special_tokens=specials, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator(corpus, trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>",
+                                   bos_token=None, model_max_length=2048)
+    fast.chat_template = TEMPLATE
+    return fast
+
+
+def build_model(vocab: int, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    config = LlamaConfig(
+        vocab_size=vocab, hidden_size=128, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=2048, tie_word_embeddings=True, rope_theta=10000.0,
+        bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )
+    return LlamaForCausalLM(config)
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, user: str, assistant: str) -> tuple[list[int], int]:
+    """Token ids of a whole conversation and the number of prompt tokens, which are not trained on."""
+    prompt = f"<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n"
+    head, body = tokenizer([prompt, assistant + "<|im_end|>"], add_special_tokens=False)["input_ids"]
+    return head + body, len(head)
+
+
+def batches(tokenizer: PreTrainedTokenizerFast, seed: int, tokens: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Rows of like length, about `tokens` a batch: ids and labels, both (rows, longest), labels -100 where not trained."""
+    stream, rng = documents(seed), random.Random(seed)
+    while True:
+        rows = sorted((encode(tokenizer, *next(stream)) for _ in range(1024)), key=lambda row: len(row[0]))
+        groups, start = [], 0
+        for end in range(1, len(rows) + 1):
+            if end == len(rows) or len(rows[end][0]) * (end - start + 1) > tokens:
+                groups.append(rows[start:end])
+                start = end
+        rng.shuffle(groups)
+        for group in groups:
+            ids = torch.zeros(len(group), len(group[-1][0]), dtype=torch.long)
+            labels = torch.full_like(ids, -100)
+            for i, (row, prompt) in enumerate(group):
+                ids[i, : len(row)] = torch.tensor(row)
+                labels[i, prompt : len(row)] = ids[i, prompt : len(row)]
+            yield ids, labels
+
+
+def optimizers(model: LlamaForCausalLM, lr: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the layers, AdamW for embeddings and norms."""
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
+    muon = torch.optim.Muon(matrices, lr=lr, momentum=0.95, weight_decay=0.05, adjust_lr_fn="match_rms_adamw")
+    return [muon, torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.95), weight_decay=0.0)]
+
+
+def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, args: argparse.Namespace) -> None:
+    console, started, seen = Console(), time.perf_counter(), 0
+    steps = args.tokens // args.batch_tokens
+    both = optimizers(model, args.lr)
+    for step, (ids, labels) in zip(range(steps), batches(tokenizer, args.seed, args.batch_tokens), strict=False):
+        scale = min(1.0, (step + 1) / 30, 1.5 * (1 - step / steps))
+        for optimizer in both:
+            optimizer.param_groups[0]["lr"] = args.lr * scale
+            optimizer.zero_grad(set_to_none=True)
+        loss = model(input_ids=ids, labels=labels).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in both:
+            optimizer.step()
+        seen += int((labels != -100).sum())
+        if step % 50 == 0 or step == steps - 1:
+            rate = seen / (time.perf_counter() - started)
+            left = (steps - step) * (time.perf_counter() - started) / (step + 1) / 60
+            console.print(f"step {step}/{steps}  loss {loss.item():.4f}  {seen / 1e6:.2f}M tokens  {rate:.0f} tok/s  {left:.1f} min left")
+            if not math.isfinite(loss.item()):
+                raise SystemExit(f"loss is {loss.item()} at step {step}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, default=Path("sbtiny/assets/tiny"))
+    parser.add_argument("--tokens", type=int, default=9_000_000)
+    parser.add_argument("--batch-tokens", type=int, default=8192)
+    parser.add_argument("--lr", type=float, default=4e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    tokenizer = build_tokenizer()
+    model = build_model(len(tokenizer), tokenizer)
+    train(model, tokenizer, args)
+    model.save_pretrained(args.output)
+    tokenizer.save_pretrained(args.output)
+    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items() if key != "output"}
+    (args.output / "pretraining.json").write_text(json.dumps(settings, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

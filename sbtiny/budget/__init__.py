@@ -1,0 +1,1 @@
+"""The idea itself: protocol, reward, metrics. Pure Python, no torch."""

@@ -1,0 +1,150 @@
+"""What an evaluation reports: accuracy, tokens, and how well the budgets were kept.
+
+Lengths are in tokens, rates from 0 to 1. Every number is a plain Python one and None where it is undefined, so that a
+report is JSON as it stands.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sbtiny.budget.reward import mismatch
+from sbtiny.errors import InputError
+
+TOLERANCES = (0.1, 0.2, 0.5)
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One answered question.
+
+    `ok`: the format was right. `budget`: the number the completion was held to, None without one. `length`: tokens of
+    the solution body, or of the whole completion when there is none.
+    """
+
+    correct: bool
+    ok: bool
+    budget: int | None
+    length: int
+    level: int | str | None = None
+
+
+def summarise(samples: Sequence[Sample]) -> dict:
+    """The measures of `eval.json` that need no knowledge of the run. Raises InputError for no samples.
+
+    `within` is a share of all samples, a malformed one counting as not within. `mean_budget`, `over_budget_rate`, the
+    correlations and `slope` (least squares, length on budget) look at the samples with a budget, cut ones included.
+    """
+    if not samples:
+        raise InputError("no samples to summarise: the evaluation answered no question")
+    right = [float(s.correct) for s in samples]
+    lengths = [s.length for s in samples]
+    return {
+        "accuracy": _mean(right),
+        "accuracy_ci95": _bootstrap_ci95(right, seed=0),
+        "mean_tokens": _mean(lengths),
+        "median_tokens": float(np.median(lengths)),
+        "p90_tokens": float(np.percentile(lengths, 90)),
+        "format_rate": _mean([s.ok for s in samples]),
+        **_adherence(samples),
+        "by_level": _by_level(samples),
+    }
+
+
+def spearman(a: Sequence[float], b: Sequence[float]) -> float | None:
+    """Rank correlation, ties sharing their mean rank; None when a side is constant or there are no two pairs."""
+    if len(a) != len(b):
+        raise ValueError(f"{len(a)} values against {len(b)}")
+    if len(set(a)) < 2 or len(set(b)) < 2:
+        return None
+    return float(np.corrcoef(_ranks(a), _ranks(b))[0, 1])
+
+
+def least_squares_slope(x: Sequence[float], y: Sequence[float]) -> float | None:
+    """The slope of y on x, with an intercept; None when x is constant or there are fewer than two pairs."""
+    if len(set(x)) < 2:
+        return None
+    centred = np.asarray(x, float) - np.mean(x)
+    return float(centred @ np.asarray(y, float) / (centred @ centred))
+
+
+def paired_difference(a: Sequence[float], b: Sequence[float], seed: int = 0) -> dict[str, float]:
+    """The mean of a - b over the same questions in the same order, with a 95 % bootstrap interval: mean, lo, hi.
+
+    Pairing takes the questions' difficulty out of the noise, which is most of it. Raises InputError for unequal or
+    empty lists.
+    """
+    if len(a) != len(b) or len(a) == 0:
+        raise InputError(f"a paired difference needs the same questions twice: got {len(a)} and {len(b)} values")
+    differences = np.asarray(a, float) - np.asarray(b, float)
+    lo, hi = _bootstrap_ci95(differences, seed)
+    return {"mean": _mean(differences), "lo": lo, "hi": hi}
+
+
+def compression(base_mean: float, mean: float) -> float:
+    """The share of the base's tokens that was saved, negative when answers grew. Raises InputError for a base of 0."""
+    if not base_mean > 0:
+        raise InputError(f"compression needs a base that wrote something: its mean is {base_mean} tokens")
+    return 1 - mean / base_mean
+
+
+def _adherence(samples: Sequence[Sample]) -> dict:
+    """The measures that need budgets."""
+    told = [s for s in samples if s.budget is not None]
+    budgets, lengths = [s.budget for s in told], [s.length for s in told]
+    levelled = [s for s in told if _is_numeric(s.level)]
+    return {
+        "mean_budget": _mean(budgets),
+        "within": {str(t): _within(samples, t) if told else None for t in TOLERANCES},
+        "over_budget_rate": _mean([s.length > s.budget for s in told]),
+        "spearman_budget_length": spearman(budgets, lengths),
+        "spearman_budget_level": spearman([s.budget for s in levelled], [int(s.level) for s in levelled]),
+        "slope": least_squares_slope(budgets, lengths),
+    }
+
+
+def _within(samples: Sequence[Sample], tolerance: float) -> float | None:
+    return _mean([s.ok and s.budget is not None and mismatch(s.length, s.budget) <= tolerance for s in samples])
+
+
+def _by_level(samples: Sequence[Sample]) -> dict[str, dict]:
+    """One entry a level, numbers first and in their order; samples without a level are left out."""
+    groups: dict[str, list[Sample]] = {}
+    for sample in samples:
+        if sample.level is not None:
+            groups.setdefault(str(sample.level), []).append(sample)
+    ordered = sorted(groups, key=lambda name: (0, int(name), "") if _is_numeric(name) else (1, 0, name))
+    return {name: _level(groups[name]) for name in ordered}
+
+
+def _level(samples: Sequence[Sample]) -> dict:
+    return {
+        "questions": len(samples),
+        "accuracy": _mean([s.correct for s in samples]),
+        "mean_tokens": _mean([s.length for s in samples]),
+        "mean_budget": _mean([s.budget for s in samples if s.budget is not None]),
+    }
+
+
+def _is_numeric(level: int | str | None) -> bool:
+    return isinstance(level, int) or (isinstance(level, str) and level.isdecimal())
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if len(values) else None
+
+
+def _ranks(values: Sequence[float]) -> np.ndarray:
+    """Ranks from 1, (n,); equal values share the mean of the ranks they span."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+
+
+def _bootstrap_ci95(values: Sequence[float], seed: int) -> list[float]:
+    """[lo, hi] of the mean under resampling with replacement; degenerate when all values are equal."""
+    rng, data = np.random.default_rng(seed), np.asarray(values, float)
+    # One resample at a time: all at once would take 2000 x n x 8 bytes.
+    means = [data[rng.integers(len(data), size=len(data))].mean() for _ in range(RESAMPLES)]
+    return [float(edge) for edge in np.percentile(means, [2.5, 97.5])]

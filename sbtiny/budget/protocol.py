@@ -1,0 +1,216 @@
+"""The text format of a promise: `<budget>N</budget><solution>body</solution>` (SelfBudgeter, arXiv 2505.11274).
+
+White space may stand before, between and after the tags and around N; nothing else may. N is written in the digits
+0 to 9. Every path reads and writes the tags here, so that training, evaluation and serving cannot disagree about what
+was promised.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum, auto
+from typing import Literal
+
+from sbtiny.errors import InputError
+
+BUDGET_OPEN = "<budget>"
+BUDGET_CLOSE = "</budget>"
+SOLUTION_OPEN = "<solution>"
+SOLUTION_CLOSE = "</solution>"
+TAG = re.compile(r"</?(?:budget|solution)>")
+MAX_BUDGET = 1_000_000
+SCALE = re.compile(r"([0-9]{1,7}|[0-9]{0,7}\.[0-9]{1,9})x")
+
+
+class Outcome(StrEnum):
+    """What a completion turned out to be: the first fault, from the left; a stray tag is judged before stray text.
+
+    | where           | fault               | meaning                                                              |
+    |-----------------|---------------------|----------------------------------------------------------------------|
+    | anywhere        | EMPTY               | nothing, or white space alone                                        |
+    |                 | CUT                 | no fault so far, but it ends before `</solution>`, perhaps mid-tag   |
+    | before N        | NO_BUDGET           | the first tag is not `<budget>`, or there is no tag                  |
+    |                 | TEXT_OUTSIDE        | words before `<budget>`                                              |
+    | N               | NESTED_TAG          | another tag before `</budget>`                                       |
+    |                 | BUDGET_NOT_A_NUMBER | not digits: empty, words, a sign, a point, a comma                   |
+    |                 | BUDGET_ZERO         | 0, with any number of zeros                                          |
+    |                 | BUDGET_HUGE         | above MAX_BUDGET                                                     |
+    | before the body | REPEATED_TAG        | a budget tag again                                                   |
+    |                 | NO_SOLUTION         | `</solution>` that nothing opened, or words and no further tag       |
+    |                 | TEXT_OUTSIDE        | words between `</budget>` and `<solution>`                           |
+    | the body        | NESTED_TAG          | another tag before `</solution>`                                     |
+    |                 | EMPTY_SOLUTION      | white space alone                                                    |
+    | after the body  | REPEATED_TAG        | any tag again                                                        |
+    |                 | TEXT_OUTSIDE        | words after `</solution>`                                            |
+    | nowhere         | OK                  |                                                                      |
+
+    CUT means that some continuation would make it OK: `<budget>0` is CUT (05 may come of it), `<budget>0</budget>` is
+    BUDGET_ZERO.
+    """
+
+    OK = auto()
+    EMPTY = auto()
+    CUT = auto()
+    NO_BUDGET = auto()
+    BUDGET_NOT_A_NUMBER = auto()
+    BUDGET_ZERO = auto()
+    BUDGET_HUGE = auto()
+    REPEATED_TAG = auto()
+    NESTED_TAG = auto()
+    TEXT_OUTSIDE = auto()
+    NO_SOLUTION = auto()
+    EMPTY_SOLUTION = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """What a completion says; read leniently, so that a malformed one can still be verified and shown.
+
+    `budget` is set whenever the first two tags close around a legal number. `body` is the text from the first
+    `<solution>` to the first `</solution>` after it, or to the end without a partial closing tag; None when no solution
+    was opened. `start` and `end` are its span in characters of the text, -1 when there is none.
+    """
+
+    outcome: Outcome
+    budget: int | None = None
+    body: str | None = None
+    start: int = -1
+    end: int = -1
+
+    @property
+    def ok(self) -> bool:
+        return self.outcome is Outcome.OK
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetChoice:
+    """What `--budget` asks for: the model's own number, a fixed one in tokens, or its own times a factor."""
+
+    mode: Literal["auto", "fixed", "scaled"]
+    value: float | None = None
+
+
+def prefill(budget: int) -> str:
+    """The opening that sets the length for the model. Raises InputError unless 1 <= budget <= MAX_BUDGET."""
+    if not 1 <= budget <= MAX_BUDGET:
+        raise InputError(f"a budget of {budget} tokens is out of range: use 1 to {MAX_BUDGET}")
+    return f"{BUDGET_OPEN}{budget}{BUDGET_CLOSE}{SOLUTION_OPEN}"
+
+
+def render(budget: int, body: str) -> str:
+    """A whole completion. Raises ValueError for a body with one of the four tags in it: it could not be read back."""
+    tag = TAG.search(body)
+    if tag:
+        raise ValueError(f"the body contains {tag.group()} at character {tag.start()}")
+    return prefill(budget) + body + SOLUTION_CLOSE
+
+
+def parse(text: str) -> Parsed:
+    """Read a completion; never raises, in time linear in the text."""
+    tags = list(TAG.finditer(text))
+    fault, budget = _read_budget(text, tags)
+    outcome = fault or _read_solution(text, tags)
+    opened = text.find(SOLUTION_OPEN)
+    if opened < 0:
+        return Parsed(outcome, budget)
+    start = opened + len(SOLUTION_OPEN)
+    closed = text.find(SOLUTION_CLOSE, start)
+    end = closed if closed >= 0 else len(text) - _partial(text[start:], SOLUTION_CLOSE)
+    return Parsed(outcome, budget, text[start:end], start, end)
+
+
+def body_length(pieces: Sequence[str], parsed: Parsed) -> int:
+    """Tokens of the body, counted as sampled; `pieces[i]` is the text of token i, their join what was parsed.
+
+    A token that straddles a tag counts when it holds at least one character of the body. A token without text counts
+    when it lies strictly inside: byte-level tokens that complete no character are real work.
+    """
+    if parsed.start >= parsed.end:
+        return 0
+    count = at = 0
+    for piece in pieces:
+        count += at < parsed.end and at + len(piece) > parsed.start
+        at += len(piece)
+    return count
+
+
+def parse_budget_option(text: str) -> BudgetChoice:
+    """Read `--budget auto|N|0.5x`. Raises InputError for anything else, naming the three forms."""
+    word = text.strip()
+    if word == "auto":
+        return BudgetChoice("auto")
+    fault, number = _read_number(word)
+    if not fault:
+        return BudgetChoice("fixed", float(number))
+    scale = SCALE.fullmatch(word)
+    if scale and float(scale[1]) > 0:
+        return BudgetChoice("scaled", float(scale[1]))
+    forms = f"auto (the model's own), a number of tokens from 1 to {MAX_BUDGET} such as 200, or a factor such as 0.5x"
+    raise InputError(f"--budget {word[:40]!r} is not understood: use {forms}")
+
+
+def _read_budget(text: str, tags: list[re.Match[str]]) -> tuple[Outcome | None, int | None]:
+    """Judge everything up to `</budget>`: (fault, number)."""
+    if not text.strip():
+        return Outcome.EMPTY, None
+    if not tags:
+        return (Outcome.CUT if BUDGET_OPEN.startswith(text.lstrip()) else Outcome.NO_BUDGET), None
+    if tags[0].group() != BUDGET_OPEN:
+        return Outcome.NO_BUDGET, None
+    outside = Outcome.TEXT_OUTSIDE if text[: tags[0].start()].strip() else None
+    if len(tags) == 1:
+        return outside or _read_open_number(text[tags[0].end() :]), None
+    if tags[1].group() != BUDGET_CLOSE:
+        return outside or Outcome.NESTED_TAG, None
+    fault, number = _read_number(text[tags[0].end() : tags[1].start()])
+    return outside or fault, number
+
+
+def _read_number(field: str) -> tuple[Outcome | None, int | None]:
+    """The number of a closed budget tag: (fault, None) or (None, number)."""
+    word = field.strip()
+    if not (word.isascii() and word.isdigit()):
+        return Outcome.BUDGET_NOT_A_NUMBER, None
+    digits = word.lstrip("0")
+    if not digits:
+        return Outcome.BUDGET_ZERO, None
+    # The length is looked at first: int() refuses, and takes quadratic time over, thousands of digits.
+    if len(digits) > len(str(MAX_BUDGET)) or int(digits) > MAX_BUDGET:
+        return Outcome.BUDGET_HUGE, None
+    return None, int(digits)
+
+
+def _read_open_number(field: str) -> Outcome:
+    """The outcome of a text that ends inside the budget tag: CUT when a legal number may still come of it."""
+    closing = _partial(field, BUDGET_CLOSE)
+    word = field[: len(field) - closing].lstrip()
+    may_grow = not closing and word == word.rstrip()
+    fault, _ = _read_number(word)
+    if may_grow and (not word or fault is Outcome.BUDGET_ZERO):
+        return Outcome.CUT
+    return fault or Outcome.CUT
+
+
+def _read_solution(text: str, tags: list[re.Match[str]]) -> Outcome:
+    """Judge everything after a faultless `</budget>`, which is tags[1]."""
+    gap = text[tags[1].end() : tags[2].start() if len(tags) > 2 else len(text)]
+    if len(tags) == 2:
+        return Outcome.CUT if SOLUTION_OPEN.startswith(gap.lstrip()) else Outcome.NO_SOLUTION
+    if tags[2].group() != SOLUTION_OPEN:
+        return Outcome.NO_SOLUTION if tags[2].group() == SOLUTION_CLOSE else Outcome.REPEATED_TAG
+    if gap.strip():
+        return Outcome.TEXT_OUTSIDE
+    if len(tags) == 3:
+        return Outcome.CUT
+    if tags[3].group() != SOLUTION_CLOSE:
+        return Outcome.NESTED_TAG
+    if not text[tags[2].end() : tags[3].start()].strip():
+        return Outcome.EMPTY_SOLUTION
+    if len(tags) > 4:
+        return Outcome.REPEATED_TAG
+    return Outcome.TEXT_OUTSIDE if text[tags[3].end() :].strip() else Outcome.OK
+
+
+def _partial(text: str, tag: str) -> int:
+    """How many characters at the end of `text` are the beginning of `tag`, short of all of it."""
+    return next((n for n in range(len(tag) - 1, 0, -1) if text.endswith(tag[:n])), 0)

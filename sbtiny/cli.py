@@ -1,0 +1,314 @@
+"""The verbs. Everything heavy is imported inside them, so that help answers at once."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from sbtiny import __version__
+from sbtiny.errors import Failed, InputError
+
+app = typer.Typer(
+    name="sbtiny",
+    help="Fine-tune a small reasoning model so that it says how long it will think, keeps its word, and thinks far less.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+data_app = typer.Typer(no_args_is_help=True, help="Build and look at cold-start data.")
+TRAIN, USE, HELP = "Train", "Use and measure", "Look"
+app.add_typer(data_app, name="data", rich_help_panel=TRAIN)
+
+Config = Annotated[Path | None, typer.Option("-c", "--config", help="Settings file (YAML).")]
+Preset = Annotated[str | None, typer.Option(help="cpu, t4 or rtx4090.")]
+Model = Annotated[str | None, typer.Option("--model", "-m", help="Alias, hub id, folder or .gguf file (sbtiny models lists aliases).")]
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="Run folder to write.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of everything random.")]
+Limit = Annotated[int | None, typer.Option(help="Number of questions to read.")]
+Set = Annotated[list[str] | None, typer.Option("--set", "-s", help="Any setting, as section.key=value.")]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON alone on stdout.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings and stop.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --output.")]
+Steps = Annotated[int | None, typer.Option(min=1, help="Number of updates.")]
+SaveSteps = Annotated[int | None, typer.Option(min=0, help="Checkpoint every so many updates; 0 for none.")]
+FourBit = Annotated[bool | None, typer.Option("--4bit/--no-4bit", help="NF4 base weights (default: where there is a GPU).")]
+
+
+def settings_from(config: Path | None, preset: str | None, extra: list[str] | None, **flags: Any) -> Any:
+    """Settings from file, preset and flags; `flags` are dotted keys with two underscores for the dot."""
+    from sbtiny.config import load, parse_assignment
+
+    given = [(key.replace("__", "."), value) for key, value in flags.items()]
+    return load(config, preset, [*map(parse_assignment, extra or []), *given])
+
+
+def out(value: Any, as_json: bool) -> None:
+    """A result on stdout: JSON alone, or YAML-like lines for a person."""
+    if as_json:
+        print(json.dumps(value, ensure_ascii=False))
+    else:
+        import yaml
+
+        Console().print(yaml.safe_dump(value, sort_keys=False, allow_unicode=True).rstrip(), highlight=False, markup=False)
+
+
+def show(settings: Any, sections: tuple[str, ...], as_json: bool) -> None:
+    """--dry-run: the resolved settings, with what the model's name stands for."""
+    from dataclasses import asdict
+
+    from sbtiny.models.aliases import resolve
+
+    everything = asdict(settings)
+    chosen = {key: everything[key] for key in ("model", "seed", "four_bit", *sections)}
+    source = resolve(settings.model)
+    out({"source": {"kind": source.kind, "ref": str(source.ref)}, **chosen}, as_json)
+
+
+@app.command(rich_help_panel=TRAIN)
+def demo(
+    config: Config = None, preset: Preset = "cpu", output: Output = None, seed: Seed = None, extra: Set = None, as_json: AsJson = False
+) -> None:
+    """The whole pipeline on the bundled model: base, cold start, GRPO, a report. Minutes on two CPU cores.
+
+    Example: [b]sbtiny demo[/b]
+    """
+    from sbtiny import runs, stages
+    from sbtiny.evaluation import report
+
+    folder = output or runs.ROOT / "demo"
+    result = stages.demo(settings_from(config, preset, extra, seed=seed), folder)
+    if as_json:
+        out(result, True)
+    else:
+        report.table(result)
+
+
+@data_app.command("build")
+def data_build(
+    file: Annotated[Path, typer.Argument(help="JSONL to write.")] = Path("data.jsonl"),
+    task: Annotated[str | None, typer.Option(help="arithmetic, gsm8k, math, or a JSONL file of questions.")] = None,
+    questions: Annotated[str | None, typer.Option(help="Own questions (JSONL with question and answer).")] = None,
+    traces: Annotated[str | None, typer.Option(help="Answers written elsewhere (JSONL with question, answer, response).")] = None,
+    config: Config = None, preset: Preset = None, model: Model = None, seed: Seed = None, limit: Limit = None, extra: Set = None,
+    four_bit: FourBit = None, as_json: AsJson = False,
+) -> None:
+    """Sample the model's own answers, keep the correct ones, label each with its own token count.
+
+    Example: [b]sbtiny data build rows.jsonl --model qwen-1.5b --task gsm8k[/b]
+    """
+    from sbtiny import stages
+
+    settings = settings_from(
+        config, preset, extra, model=model, seed=seed, four_bit=four_bit, data__task=questions or task, data__limit=limit
+    )
+    harvest = stages.build_data(settings, file, traces)
+    out({"file": str(file), "rows": len(harvest.rows), "sampled": harvest.sampled, "wrong": harvest.wrong, "cut": harvest.cut}, as_json)
+
+
+@data_app.command("show")
+def data_show(
+    file: Annotated[str, typer.Argument(help="Labelled JSONL.")], model: Model = "tiny", row: Annotated[int, typer.Option(min=1)] = 1
+) -> None:
+    """Show one row as the model meets it: trained tokens in green, the prompt dimmed.
+
+    Example: [b]sbtiny data show rows.jsonl --row 3[/b]
+    """
+    from sbtiny import stages
+
+    stages.show_row(file, model or "tiny", row)
+
+
+@app.command(rich_help_panel=TRAIN)
+def sft(
+    data: Annotated[str | None, typer.Option(help="Labelled rows; without it they are sampled first.")] = None,
+    config: Config = None, preset: Preset = None, model: Model = None, output: Output = None, seed: Seed = None, limit: Limit = None,
+    steps: Steps = None, save_steps: SaveSteps = None, extra: Set = None, four_bit: FourBit = None,
+    resume: Resume = False, dry_run: DryRun = False, as_json: AsJson = False,
+) -> None:
+    """Cold start: teach the model to say its number, on its own correct answers.
+
+    Example: [b]sbtiny sft --model qwen-1.5b --data rows.jsonl[/b]
+    """
+    settings = settings_from(
+        config, preset, extra, model=model, seed=seed, four_bit=four_bit, data__limit=limit, sft__data=data, sft__steps=steps,
+        sft__save_steps=save_steps,
+    )
+    if dry_run:
+        return show(settings, ("data", "sft"), as_json)
+    from sbtiny import stages
+
+    folder = stages.run_sft(settings, resumable(output, resume), resume)
+    return done("sft", folder, as_json)
+
+
+@app.command(rich_help_panel=TRAIN)
+def grpo(
+    run: Annotated[str | None, typer.Option(help="Cold-start run to go on from (default: the newest).")] = None,
+    data: Annotated[str | None, typer.Option(help="Questions (JSONL with question and answer).")] = None,
+    config: Config = None, preset: Preset = None, output: Output = None, seed: Seed = None, limit: Limit = None, steps: Steps = None,
+    save_steps: SaveSteps = None, extra: Set = None, four_bit: FourBit = None, resume: Resume = False, dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Budget-guided GRPO: reward right answers that keep to their number.
+
+    Example: [b]sbtiny grpo --run runs/sft-20261124-101500 --steps 300[/b]
+    """
+    from sbtiny import runs
+
+    settings = settings_from(
+        config, preset, extra, seed=seed, four_bit=four_bit, grpo__limit=limit, grpo__data=data, grpo__steps=steps,
+        grpo__save_steps=save_steps,
+    )
+    if dry_run:
+        return show(settings, ("grpo",), as_json)
+    start = runs.find(run) if run else runs.newest("sft")
+    if start is None:
+        raise InputError(f"no run {run!r}: give a run folder or its name under runs/")
+    from sbtiny import stages
+
+    folder = stages.run_grpo(settings, start, resumable(output, resume), resume)
+    return done("grpo", folder, as_json)
+
+
+def resumable(output: Path | None, resume: bool) -> Path | None:
+    """Where to go on: --resume needs a folder with a run in it."""
+    if resume and (output is None or not (output / "run.json").is_file()):
+        raise InputError("--resume needs --output with the folder of the run to go on with")
+    return output
+
+
+def done(verb: str, folder: Path, as_json: bool) -> None:
+    following = {"sft": f"sbtiny grpo --run {folder}", "grpo": f"sbtiny eval {folder}"}[verb]
+    out({"run": str(folder), "next": following}, as_json)
+
+
+@app.command("eval", rich_help_panel=USE)
+def evaluate(
+    name: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="A run folder, its name under runs/, or a model.")],
+    task: Annotated[str | None, typer.Option(help="arithmetic, gsm8k, math, or a JSONL file of questions.")] = None,
+    budget: Annotated[str | None, typer.Option(help="auto (its own number), N tokens, or 0.5x its own number.")] = None,
+    sweep: Annotated[bool, typer.Option("--sweep", help="Also at 0.5x, 1x, 2x and 4x of its own number.")] = False,
+    config: Config = None, preset: Preset = None, output: Output = None, seed: Seed = None, limit: Limit = None, extra: Set = None,
+    four_bit: FourBit = None, as_json: AsJson = False,
+) -> None:
+    """Accuracy, length and how well the number is kept, on held-out questions.
+
+    Example: [b]sbtiny eval runs/demo --budget 0.5x --limit 200[/b]
+    """
+    from sbtiny import runs, stages
+    from sbtiny.budget.protocol import parse_budget_option
+    from sbtiny.evaluation import report
+
+    settings = settings_from(
+        config, preset, extra, seed=seed, four_bit=four_bit, eval__task=task, eval__budget=budget, eval__limit=limit
+    )
+    parse_budget_option(settings.eval.budget)
+    folder = output or runs.find(name) or runs.ROOT / f"eval-{Path(name).name}"
+    result = stages.run_eval(name, settings, folder, sweep)
+    if as_json:
+        out(result, True)
+    else:
+        report.table({"model": result})
+
+
+@app.command(rich_help_panel=USE)
+def reward(
+    file: Annotated[str, typer.Argument(help="JSONL with budget, length, correct and, if known, b_max.")],
+    alpha: Annotated[float, typer.Option(min=0.001, help="Width of the window, 6.0 at the start of training, 0.1 at its end.")] = 0.1,
+    as_json: AsJson = False,
+) -> None:
+    """The reward of given samples, part by part.
+
+    Example: [b]sbtiny reward samples.jsonl --alpha 0.5[/b]
+    """
+    from sbtiny.evaluation.rewards import reward_rows, reward_table
+
+    rows = reward_rows(file, alpha)
+    if as_json:
+        out(rows, True)
+    else:
+        Console().print(reward_table(rows))
+
+
+@app.command("report", rich_help_panel=USE)
+def report_(
+    name: Annotated[str, typer.Argument(metavar="RUN", help="A run folder or its name under runs/.")], as_json: AsJson = False
+) -> None:
+    """Draw the plots and write report.html of a run again.
+
+    Example: [b]sbtiny report runs/demo[/b]
+    """
+    from sbtiny import runs
+    from sbtiny.evaluation import report
+
+    folder = runs.find(name)
+    if folder is None:
+        raise InputError(f"no run {name!r}: give a run folder or its name under runs/")
+    result = report.write(folder)
+    if as_json:
+        out(result, True)
+    else:
+        report.table(result)
+
+
+@app.command(rich_help_panel=HELP)
+def models(as_json: AsJson = False) -> None:
+    """The short names of models, and what they stand for."""
+    from rich.table import Table
+
+    from sbtiny.models.aliases import ALIASES
+
+    if as_json:
+        return out([{"name": a.name, "hub_id": a.hub_id, "parameters": a.parameters, "note": a.note} for a in ALIASES], True)
+    table = Table("name", "hub id", "parameters", "note", box=None, header_style="bold")
+    for a in ALIASES:
+        table.add_row(a.name, a.hub_id, f"{a.parameters / 1e6:,.0f} M", a.note)
+    return Console().print(table)
+
+
+def version(wanted: bool) -> None:
+    if wanted:
+        print(f"sbtiny {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    _version: Annotated[bool, typer.Option("--version", callback=version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """What holds for every verb."""
+
+
+def main() -> None:
+    """Run the CLI: 0 done, 1 failed, 2 wrong input, 130 interrupted; one line for an error, a traceback only with --debug."""
+    debug = "--debug" in sys.argv
+    arguments = [a for a in sys.argv[1:] if a != "--debug"]
+    try:
+        code = app(args=arguments, standalone_mode=False)
+    except typer.Exit as stop:
+        code = stop.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = 130
+    except (typer.Abort, EOFError):
+        code = 130
+    except (InputError, Failed) as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        code = 2 if isinstance(error, InputError) else 1
+    except Exception as error:
+        if debug or not hasattr(error, "format_message"):
+            if debug:
+                raise
+            print(f"error: {type(error).__name__}: {error} (--debug shows where)", file=sys.stderr)
+            code = 1
+        else:  # a usage error of typer: unknown option, missing argument
+            print(f"error: {error.format_message()}", file=sys.stderr)
+            code = 2
+    sys.exit(code if isinstance(code, int) else 0)

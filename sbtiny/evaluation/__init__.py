@@ -1,0 +1,1 @@
+"""Held-out figures, plots and the report page."""

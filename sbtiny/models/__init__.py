@@ -1,0 +1,1 @@
+"""Weights: names, loading, and what this machine can hold."""

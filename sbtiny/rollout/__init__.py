@@ -1,0 +1,1 @@
+"""Decoding: the one loop that turns requests into episodes."""

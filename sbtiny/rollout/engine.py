@@ -1,0 +1,229 @@
+"""Continuous batching over fixed slots: the one decode loop of cold start, GRPO and evaluation.
+
+Reasoning lengths are heavy-tailed, and a batch that waits for its longest row is idle most of the time. Here a finished slot takes the
+next request in the same step, the cache is allocated once, and the prompt of a group is computed once and copied.
+"""
+
+import math
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sbtiny.errors import InputError
+from sbtiny.rollout.episode import Episode, Request, read_episode
+from sbtiny.rollout.sampling import Sampling, sample, uniforms
+from sbtiny.rollout.weights import Layer, Weights
+
+STAGED = 32  # prompts computed together, ahead of the slots they will take
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding in the half-split layout of transformers; x (..., heads, head_dim), cos and sin (..., 1, head_dim)."""
+    half = x.shape[-1] // 2
+    return x * cos + torch.cat((-x[..., half:], x[..., :half]), -1) * sin
+
+
+class Engine:
+    """Samples requests with a model's folded weights in at most `slots` rows of `capacity` tokens each.
+
+    `pieces[i]` is the text of token i (see `token_pieces`), `stop_ids` the tokens that end an answer.
+    """
+
+    def __init__(self, model: nn.Module, pieces: Sequence[str], stop_ids: frozenset[int], slots: int = 64) -> None:
+        self.weights = Weights(model)
+        self.pieces, self.slots, self.capacity = pieces, slots, 0
+        self.stops = np.zeros(len(self.weights.embed), dtype=bool)
+        if outside := [i for i in stop_ids if i >= len(self.stops)]:
+            raise InputError(f"stop token {outside[0]} is outside the vocabulary of {len(self.stops)}: fix eos_token_id")
+        self.stops[list(stop_ids)] = True
+
+    # ---- the model -----------------------------------------------------------------------------------------------------------------
+
+    def _reserve(self, capacity: int) -> None:
+        """Cache for `capacity` tokens a slot: (layers, 2, slots, kv heads, capacity, head_dim), zeros: unwritten memory is read masked."""
+        if capacity <= self.capacity:
+            return
+        w = self.weights
+        self.capacity = math.ceil(capacity / 64) * 64
+        shape = (len(w.layers), 2, self.slots, w.kv_heads, self.capacity, w.head_dim)
+        self.cache = torch.zeros(shape, dtype=w.dtype, device=w.embed.device)
+        self.cos, self.sin = w.rope(self.capacity)
+
+    def _project(self, layer: Layer, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys (rotated) and values of x (..., width): each (..., heads, head_dim)."""
+        w = self.weights
+        h = F.rms_norm(x, x.shape[-1:], layer.norm_attention, w.eps)
+        fused = F.linear(h, layer.qkv, layer.qkv_bias).unflatten(-1, (-1, w.head_dim))
+        turning, v = fused[..., : w.heads + w.kv_heads, :], fused[..., w.heads + w.kv_heads :, :]
+        if layer.norm_q is not None:
+            q, k = turning.split((w.heads, w.kv_heads), -2)
+            norm = (w.head_dim,)
+            turning = torch.cat((F.rms_norm(q, norm, layer.norm_q, w.eps), F.rms_norm(k, norm, layer.norm_k, w.eps)), -2)
+        q, k = rotate(turning, cos, sin).split((w.heads, w.kv_heads), -2)
+        return q, k, v
+
+    def _finish(self, layer: Layer, x: Tensor, attended: Tensor) -> Tensor:
+        """Output projection and feed-forward, both with their residual."""
+        x = x + F.linear(attended, layer.out)
+        h = F.rms_norm(x, x.shape[-1:], layer.norm_mlp, self.weights.eps)
+        gate, up = F.linear(h, layer.gate_up).chunk(2, -1)
+        return x + F.linear(F.silu(gate) * up, layer.down)
+
+    def _prefill(self, prompts: list[tuple[int, ...]]) -> list[Tensor]:
+        """Keys and values of each prompt but its last token: a list of (layers, 2, kv heads, length - 1, head_dim)."""
+        w, longest = self.weights, max(len(p) for p in prompts) - 1
+        if longest == 0:
+            return [self.cache.new_zeros(len(w.layers), 2, w.kv_heads, 0, w.head_dim) for _ in prompts]
+        # Right padding needs no mask: causality keeps it out of the real positions, and it is not copied.
+        ids = torch.tensor([[*p[:-1], *[0] * (longest + 1 - len(p))] for p in prompts], device=w.embed.device)
+        x, cos, sin = w.embed[ids], self.cos[:longest, None], self.sin[:longest, None]
+        kept = []
+        for layer in w.layers:
+            q, k, v = (t.transpose(1, 2) for t in self._project(layer, x, cos, sin))
+            kept.append(torch.stack((k, v)))
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+            x = self._finish(layer, x, y.transpose(1, 2).flatten(2))
+        stacked = torch.stack(kept)
+        return [stacked[:, :, i, :, : len(p) - 1].clone() for i, p in enumerate(prompts)]
+
+    def _decode(self, tokens: Tensor, positions: Tensor, span: int) -> Tensor:
+        """One token for each of the first n slots: logits (n, vocabulary). tokens, positions (n,); span > every position."""
+        w, n = self.weights, len(tokens)
+        rows = torch.arange(n, device=tokens.device)
+        x, cos, sin = w.embed[tokens], self.cos[positions][:, None], self.sin[positions][:, None]
+        hidden = torch.arange(span, device=tokens.device) > positions[:, None]
+        mask = torch.zeros(n, 1, 1, span, dtype=w.dtype, device=x.device).masked_fill_(hidden[:, None, None], -math.inf)
+        for layer, (keys, values) in zip(w.layers, self.cache, strict=True):
+            q, k, v = self._project(layer, x, cos, sin)
+            keys[rows, :, positions], values[rows, :, positions] = k, v
+            q = q.view(n, w.kv_heads, -1, w.head_dim) * w.head_dim**-0.5  # grouped queries share a key head: no copy of the cache
+            scores = (q @ keys[:n, :, :span].transpose(-1, -2)).add_(mask).softmax(-1)
+            x = self._finish(layer, x, (scores @ values[:n, :, :span]).flatten(1))
+        return F.linear(F.rms_norm(x, x.shape[-1:], w.norm, w.eps), w.head)
+
+    # ---- the loop ------------------------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def run(
+        self, requests: Sequence[Request], sampling: Sampling, on_episode: Callable[[int, Episode], None] | None = None
+    ) -> list[Episode]:
+        """Sample every request; the answer keeps their order. `on_episode(index, episode)` is called as each one ends.
+
+        Raises InputError for an empty prompt or one that leaves no room within the model's positions.
+        """
+        self._check(requests)
+        self._reserve(max(len(r.prompt_ids) + r.max_tokens for r in requests))
+        batch = Batch(self, requests)
+        while batch.refill():
+            n = batch.active
+            logits = self._decode(*batch.inputs())
+            draws = uniforms(batch.seeds[:n], batch.counts[:n].astype(np.uint64))
+            tokens, logprobs = sample(logits, sampling, draws)
+            for index, episode in batch.accept(tokens.cpu().numpy(), None if logprobs is None else logprobs.cpu().numpy()):
+                if on_episode:
+                    on_episode(index, episode)
+        return [episode for episode in batch.episodes if episode is not None]
+
+    def _check(self, requests: Sequence[Request]) -> None:
+        for request in requests:
+            if not request.prompt_ids:
+                raise InputError("an empty prompt: the chat template rendered nothing")
+            if len(request.prompt_ids) + request.max_tokens > self.weights.max_positions:
+                raise InputError(
+                    f"a prompt of {len(request.prompt_ids)} tokens and {request.max_tokens} to write exceed the model's "
+                    f"{self.weights.max_positions} positions: lower --max-tokens"
+                )
+
+
+class Batch:
+    """The state of one run: which request sits in which slot, what it has written, who waits. Active slots are always the first ones."""
+
+    def __init__(self, engine: Engine, requests: Sequence[Request]) -> None:
+        self.engine, self.requests, self.active = engine, requests, 0
+        order = sorted(range(len(requests)), key=lambda i: -requests[i].expected)  # long ones first: a short tail
+        self.queue, self.staged = deque(order), {}
+        self.waiting = Counter(r.prompt_ids for r in requests)
+        self.episodes: list[Episode | None] = [None] * len(requests)
+        slots, longest = engine.slots, max(r.max_tokens for r in requests)
+        self.index, self.tokens, self.positions, self.counts, self.limits = (np.zeros(slots, dtype=np.int64) for _ in range(5))
+        self.seeds = np.zeros(slots, dtype=np.uint64)
+        self.written = np.zeros((slots, longest), dtype=np.int64)
+        self.logprobs = np.zeros((slots, longest), dtype=np.float32)
+
+    def refill(self) -> bool:
+        """Fill free slots from the queue; False when nothing is left to decode."""
+        while self.queue and self.active < self.engine.slots:
+            self._admit(self.queue.popleft())
+        return self.active > 0
+
+    def _admit(self, index: int) -> None:
+        request, slot = self.requests[index], self.active
+        prompt = request.prompt_ids
+        if prompt not in self.staged:
+            self._stage(prompt)
+        state, last = self.staged[prompt], len(prompt) - 1
+        cache = self.engine.cache[:, :, slot]
+        cache[..., last:, :] = 0  # what the last tenant left is read masked, and 0 x NaN would still be NaN
+        cache[..., :last, :] = state
+        self.waiting[prompt] -= 1
+        if not self.waiting[prompt]:
+            del self.staged[prompt], self.waiting[prompt]
+        self.index[slot], self.tokens[slot], self.positions[slot] = index, prompt[-1], last
+        self.counts[slot], self.limits[slot], self.seeds[slot] = 0, request.max_tokens, request.seed % 2**64
+        self.active += 1
+
+    def _stage(self, prompt: tuple[int, ...]) -> None:
+        """Compute this prompt together with the next ones of the queue: one call for many small products."""
+        coming = [self.requests[i].prompt_ids for i in list(self.queue)[: 4 * STAGED]]
+        fresh = list(dict.fromkeys([prompt, *(p for p in coming if p not in self.staged)]))[:STAGED]
+        self.staged.update(zip(fresh, self.engine._prefill(fresh), strict=True))
+
+    def inputs(self) -> tuple[Tensor, Tensor, int]:
+        n, device = self.active, self.engine.cache.device
+        span = int(self.positions[:n].max()) + 1
+        return torch.from_numpy(self.tokens[:n]).to(device), torch.from_numpy(self.positions[:n]).to(device), span
+
+    def accept(self, tokens: np.ndarray, logprobs: np.ndarray | None) -> list[tuple[int, Episode]]:
+        """Take one sampled token per active slot; the episodes that ended with it leave their slots."""
+        n, rows = self.active, np.arange(self.active)
+        self.written[rows, self.counts[:n]] = tokens
+        if logprobs is not None:
+            self.logprobs[rows, self.counts[:n]] = logprobs
+        self.counts[:n] += 1
+        self.positions[:n] += 1
+        self.tokens[:n] = tokens
+        stopped = self.engine.stops[tokens]
+        ended = stopped | (self.counts[:n] >= self.limits[:n])
+        done = [(int(self.index[slot]), self._read(slot, bool(stopped[slot]), logprobs is not None)) for slot in np.flatnonzero(ended)]
+        for slot in np.flatnonzero(ended)[::-1]:  # from the back, so that the slot moved in is never one that ended
+            self._vacate(int(slot))
+        for index, episode in done:
+            self.episodes[index] = episode
+        return done
+
+    def _read(self, slot: int, stopped: bool, with_logprobs: bool) -> Episode:
+        count = int(self.counts[slot])
+        ids = self.written[slot, :count].tolist()
+        logprobs = self.logprobs[slot, :count].tolist() if with_logprobs else None
+        return read_episode(self.requests[self.index[slot]], ids, self.engine.pieces, "end" if stopped else "length", logprobs)
+
+    def _vacate(self, slot: int) -> None:
+        """Move the last active slot into this one, so that a step's rows stay contiguous."""
+        last = self.active = self.active - 1
+        if slot != last:
+            used = int(self.positions[last])
+            cache = self.engine.cache
+            cache[:, :, slot, :, used:] = 0
+            cache[:, :, slot, :, :used] = cache[:, :, last, :, :used]
+            for state in (self.index, self.tokens, self.positions, self.counts, self.limits, self.seeds):
+                state[slot] = state[last]
+            self.written[slot], self.logprobs[slot] = self.written[last], self.logprobs[last]
+
+
+def token_pieces(tokenizer: object, size: int) -> list[str]:
+    """The text of every token id below `size`, special tokens included; bytes that are no whole character show as U+FFFD."""
+    return [tokenizer.decode([i], skip_special_tokens=False, clean_up_tokenization_spaces=False) for i in range(size)]

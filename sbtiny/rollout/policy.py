@@ -1,0 +1,41 @@
+"""A model with its tokenizer, ready to be asked: how a question becomes a request, with or without a budget set by the user."""
+
+from collections.abc import Callable, Sequence
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from sbtiny.budget.protocol import prefill
+from sbtiny.models.load import prompt_ids, stop_ids
+from sbtiny.rollout.engine import Engine, token_pieces
+from sbtiny.rollout.episode import Episode, Request
+from sbtiny.rollout.sampling import Sampling
+
+OnEpisode = Callable[[int, Episode], None]
+
+
+class Policy:
+    """Samples answers of `model`; call `refresh` after its weights have changed."""
+
+    def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, slots: int = 64) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        vocabulary = model.get_input_embeddings().weight.shape[0]
+        self.engine = Engine(model, token_pieces(tokenizer, vocabulary), stop_ids(model, tokenizer), slots)
+
+    def refresh(self) -> None:
+        self.engine.weights.refresh()
+
+    def encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def request(self, question: str, max_tokens: int, seed: int, budget: int | None = None, expected: int = 0) -> Request:
+        """A request for one answer; a `budget` is prefilled, so that the model finds it already written.
+
+        The prefilled text is tokenised by itself, exactly as the cold start trains it.
+        """
+        said = "" if budget is None else prefill(budget)
+        ids = (*prompt_ids(self.tokenizer, question), *self.encode(said))
+        return Request(ids, max_tokens, seed, said, expected or budget or 0)
+
+    def sample(self, requests: Sequence[Request], sampling: Sampling, on_episode: OnEpisode | None = None) -> list[Episode]:
+        return self.engine.run(requests, sampling, on_episode)

@@ -1,0 +1,72 @@
+"""From logits to tokens: one uniform number per token decides, so that a request's text depends on its seed alone."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sbtiny.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """Temperature 0 is greedy; top_p 1, top_k 0 and min_p 0 are off."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    logprobs: bool = False
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise InputError(f"temperature {self.temperature} is below 0: use 0 for greedy decoding")
+        if not 0 < self.top_p <= 1:
+            raise InputError(f"top_p {self.top_p} is not in (0, 1]: use 1 to switch it off")
+        if self.top_k < 0 or not 0 <= self.min_p < 1:
+            raise InputError(f"top_k {self.top_k} must be 0 or more and min_p {self.min_p} in [0, 1)")
+
+
+def uniforms(seeds: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """One number in [0, 1) for each (seed, position), uint64 both: the splitmix64 finaliser over a counter.
+
+    Stateless, so neither the batch nor the order of requests can change what a request draws.
+    """
+    with np.errstate(over="ignore"):
+        z = seeds * np.uint64(0x9E3779B97F4A7C15) + (positions + np.uint64(1)) * np.uint64(0xD1B54A32D192ED03)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        z = z ^ (z >> np.uint64(31))
+    return (z >> np.uint64(40)).astype(np.float32) / np.float32(1 << 24)
+
+
+def truncate(probs: Tensor, sampling: Sampling) -> Tensor:
+    """Zero what top-k, top-p and min-p exclude; probs (rows, vocabulary), not renormalised."""
+    if sampling.min_p > 0:
+        probs = probs.where(probs >= sampling.min_p * probs.amax(-1, keepdim=True), 0.0)
+    if sampling.top_k or sampling.top_p < 1:
+        ordered, index = probs.sort(-1, descending=True)
+        before = ordered.cumsum(-1) - ordered
+        keep = before < sampling.top_p * ordered.sum(-1, keepdim=True)
+        if sampling.top_k:
+            keep[:, sampling.top_k :] = False
+        probs = torch.zeros_like(probs).scatter(-1, index, ordered.where(keep, 0.0))
+    return probs
+
+
+def sample(logits: Tensor, sampling: Sampling, draws: np.ndarray) -> tuple[Tensor, Tensor | None]:
+    """Tokens (rows,) and, when asked, their log-probabilities under the temperature alone (what TRL compares with).
+
+    logits (rows, vocabulary) in any float type; draws (rows,) uniform in [0, 1): the inverse of the cumulative distribution.
+    """
+    logits = logits.float()
+    if sampling.temperature == 0:
+        tokens = logits.argmax(-1)
+        return tokens, logits.log_softmax(-1).gather(-1, tokens[:, None])[:, 0] if sampling.logprobs else None
+    probs = (logits / sampling.temperature).softmax(-1)
+    kept = truncate(probs, sampling)
+    total = kept.cumsum(-1)
+    target = torch.from_numpy(draws).to(total.device)[:, None] * total[:, -1:]
+    tokens = torch.searchsorted(total, target, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
+    return tokens, probs.gather(-1, tokens[:, None])[:, 0].log() if sampling.logprobs else None

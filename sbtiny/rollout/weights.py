@@ -1,0 +1,115 @@
+"""The policy's weights as the decode loop wants them: adapters folded in, 4-bit unpacked, q/k/v and gate/up fused.
+
+Decoding through LoRA costs two more products per layer and decoding through NF4 an unpacking per product; one folded copy per update
+costs a fraction of a step. The copy is refreshed in place, so that nothing grows.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sbtiny.errors import InputError
+
+SUPPORTED = ("llama", "qwen2", "qwen3")
+
+
+def folded(module: nn.Module, dtype: torch.dtype) -> Tensor:
+    """The weight (out, in) a linear module acts with: base, unpacked if 4-bit, plus its active LoRA product."""
+    base = getattr(module, "base_layer", module)
+    weight = base.weight.data
+    if (state := getattr(base.weight, "quant_state", None)) is not None:
+        from bitsandbytes.functional import dequantize_4bit
+
+        weight = dequantize_4bit(weight, state)
+    for name in getattr(module, "active_adapters", ()):
+        if name in module.lora_A:
+            a, b = module.lora_A[name].weight.data, module.lora_B[name].weight.data
+            weight = weight.float() + module.scaling[name] * (b.float() @ a.float())
+    return weight.to(dtype)
+
+
+def bias(module: nn.Module, dtype: torch.dtype) -> Tensor | None:
+    found = getattr(module, "base_layer", module).bias
+    return None if found is None else found.data.to(dtype)
+
+
+def joined(parts: list[Tensor | None]) -> Tensor | None:
+    return None if parts[0] is None else torch.cat([part for part in parts if part is not None])
+
+
+@dataclass(slots=True)
+class Layer:
+    """One decoder layer: matrices (out, in), norms (width,), all in the decode dtype."""
+
+    qkv: Tensor
+    qkv_bias: Tensor | None
+    out: Tensor
+    gate_up: Tensor
+    down: Tensor
+    norm_attention: Tensor
+    norm_mlp: Tensor
+    norm_q: Tensor | None
+    norm_k: Tensor | None
+
+    def tensors(self) -> list[Tensor]:
+        found = (getattr(self, name) for name in self.__slots__)
+        return [tensor for tensor in found if tensor is not None]
+
+
+def read_layer(layer: nn.Module, dtype: torch.dtype) -> Layer:
+    attention, mlp = layer.self_attn, layer.mlp
+    projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+    norms = (getattr(attention, "q_norm", None), getattr(attention, "k_norm", None))
+    return Layer(
+        qkv=torch.cat([folded(p, dtype) for p in projections]),
+        qkv_bias=joined([bias(p, dtype) for p in projections]),
+        out=folded(attention.o_proj, dtype),
+        gate_up=torch.cat([folded(mlp.gate_proj, dtype), folded(mlp.up_proj, dtype)]),
+        down=folded(mlp.down_proj, dtype),
+        norm_attention=layer.input_layernorm.weight.data.to(dtype),
+        norm_mlp=layer.post_attention_layernorm.weight.data.to(dtype),
+        norm_q=None if norms[0] is None else norms[0].weight.data.to(dtype),
+        norm_k=None if norms[1] is None else norms[1].weight.data.to(dtype),
+    )
+
+
+class Weights:
+    """A folded copy of a causal language model (Llama, Qwen2 or Qwen3 architecture), with or without a PEFT adapter.
+
+    Raises InputError for other architectures.
+    """
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype | None = None) -> None:
+        plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+        config = plain.config
+        if config.model_type not in SUPPORTED:
+            raise InputError(f"the rollout engine knows {', '.join(SUPPORTED)} models, not {config.model_type!r}")
+        self.dtype = dtype or plain.get_input_embeddings().weight.dtype
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // self.heads
+        self.eps, self.rotary = config.rms_norm_eps, plain.model.rotary_emb
+        self.max_positions = config.max_position_embeddings
+        self.model = plain
+        self.layers = [read_layer(layer, self.dtype) for layer in plain.model.layers]
+        self._read_ends()
+
+    def _read_ends(self) -> None:
+        self.embed = self.model.get_input_embeddings().weight.data.to(self.dtype)
+        self.norm = self.model.model.norm.weight.data.to(self.dtype)
+        tied = self.model.config.tie_word_embeddings
+        self.head = self.embed if tied else folded(self.model.get_output_embeddings(), self.dtype)
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Copy the model's present weights in place; call after every optimiser step."""
+        for held, layer in zip(self.layers, self.model.model.layers, strict=True):
+            for old, new in zip(held.tensors(), read_layer(layer, self.dtype).tensors(), strict=True):
+                old.copy_(new)
+        self._read_ends()
+
+    def rope(self, length: int) -> tuple[Tensor, Tensor]:
+        """cos and sin (length, head_dim) of the model's own rotary embedding, scaling included."""
+        positions = torch.arange(length, device=self.embed.device)[None]
+        cos, sin = self.rotary(self.embed[:1].float(), positions)
+        return cos[0].to(self.dtype), sin[0].to(self.dtype)

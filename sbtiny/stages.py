@@ -1,0 +1,179 @@
+"""The stages of the method, each from settings to a run folder, and the demo that runs them all.
+
+    data build -> sft -> grpo -> eval -> report
+"""
+
+import random
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sbtiny import runs
+from sbtiny.budget.protocol import BudgetChoice, parse_budget_option
+from sbtiny.config import Settings
+from sbtiny.errors import InputError
+from sbtiny.evaluation import evaluate, report
+from sbtiny.models.load import add_lora, load
+from sbtiny.progress import console
+from sbtiny.rollout.policy import Policy
+from sbtiny.tasks.sources import Question, load_questions, read_traces
+from sbtiny.tasks.verify import load_verifier
+from sbtiny.training import coldstart, grpo, sft
+
+SWEEP = ("0.5x", "1x", "2x", "4x")
+
+
+def open_policy(name: str, settings: Settings, slots: int, trainable: bool = False) -> Policy:
+    """A run's policy (base model and adapter) or a plain model. Tiny models run faster on one thread than on many."""
+    folder = runs.find(name)
+    torch.manual_seed(settings.seed)
+    model_name = runs.read_json(folder / "run.json")["model"] if folder else name
+    adapter = folder / "adapter" if folder else None
+    if adapter and not adapter.is_dir():
+        raise InputError(f"{folder} holds no adapter: was the run finished?")
+    four_bit = torch.cuda.is_available() if settings.four_bit is None else settings.four_bit
+    model, tokenizer = load(model_name, four_bit=four_bit, adapter=adapter, trainable=trainable)
+    if trainable and adapter is None:
+        model = add_lora(model, rank=settings.sft.lora_rank, alpha=settings.sft.lora_alpha)
+    if model.num_parameters() < 20_000_000:
+        torch.set_num_threads(1)
+    return Policy(model, tokenizer, slots)
+
+
+def build_data(settings: Settings, file: Path, traces: str | None = None, policy: Policy | None = None) -> coldstart.Harvest:
+    """Label the model's own correct answers, or those of a trace file, and write them as JSONL."""
+    d = settings.data
+    policy = policy or open_policy(settings.model, settings, d.slots)
+    verify = load_verifier(d.verifier)
+    if traces:
+        harvest = coldstart.label_traces(policy, read_traces(traces, d.limit), verify)
+    else:
+        questions = load_questions(d.task, "train", d.limit, settings.seed)
+        harvest = coldstart.harvest(policy, questions, verify, d, settings.seed)
+    runs.write_jsonl(file, harvest.rows)
+    console.print(f"{len(harvest.rows)} labelled rows of {harvest.sampled} in {file} ({harvest.wrong} wrong, {harvest.cut} cut)")
+    return harvest
+
+
+@contextmanager
+def keeping(folder: Path, verb: str) -> Iterator[None]:
+    """Say how to go on after Ctrl-C."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        saved = [path.name for path in folder.glob("checkpoint-*")]
+        console.print(f"\nstopped; {folder} keeps metrics and samples", "and " + saved[-1] if saved else "")
+        if saved:
+            console.print(f"go on with: sbtiny {verb} --resume --output {folder}")
+        raise
+
+
+def last_checkpoint(folder: Path) -> Path:
+    """The newest whole checkpoint of a run; raises InputError when there is none."""
+    whole = [path for path in folder.glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
+    if not whole:
+        raise InputError(f"no checkpoint in {folder}: start without --resume (checkpoints need save_steps)")
+    return max(whole, key=lambda path: int(path.name.split("-")[1]))
+
+
+def run_sft(settings: Settings, output: Path | None, resume: bool = False) -> Path:
+    """Cold start into a run folder; without `sft.data` the rows are sampled first and kept in it as data.jsonl."""
+    folder = output if resume and output else runs.new("sft", output, settings)
+    file = Path(settings.sft.data) if settings.sft.data else folder / "data.jsonl"
+    rows = sft.read_labelled(str(file)) if file.is_file() or settings.sft.data else []
+    policy = open_policy(settings.model, settings, settings.data.slots, trainable=True)
+    with keeping(folder, "sft"):
+        if not rows:
+            with policy.model.disable_adapter():
+                policy.refresh()
+                rows = build_data(settings, file, policy=policy).rows
+        sft.train(policy, rows, settings, folder, last_checkpoint(folder) if resume else None)
+    return folder
+
+
+def training_questions(settings: Settings) -> list[Question]:
+    """The questions GRPO will meet, in their order: as many as its steps need, seeded, drawn again when there are too few."""
+    g = settings.grpo
+    found = load_questions(g.data or g.task, "train", g.limit, settings.seed + 1)
+    random.Random(settings.seed).shuffle(found)
+    return found[: g.steps * g.prompts]
+
+
+def run_grpo(settings: Settings, start: Path, output: Path | None, resume: bool = False) -> Path:
+    """Budget-guided GRPO from the adapter of `start` into a run folder; b_max is kept in it as b_max.json."""
+    folder = output if resume and output else runs.new("grpo", output, settings)
+    runs.write_json(folder / "run.json", runs.read_json(folder / "run.json") | {"parent": str(start), "model": model_of(start)})
+    verify = load_verifier(settings.grpo.verifier)
+    questions = training_questions(settings)
+    policy = open_policy(str(start), settings, settings.grpo.slots, trainable=True)
+    with keeping(folder, "grpo"):
+        if (folder / "b_max.json").is_file():
+            b_max = {key: float(value) for key, value in runs.read_json(folder / "b_max.json").items()}
+        else:
+            b_max = grpo.initial_lengths(policy, questions, verify, settings.grpo, settings.seed)
+            runs.write_json(folder / "b_max.json", {key: str(value) for key, value in b_max.items()})
+        grpo.train(policy, questions, verify, b_max, settings, folder, last_checkpoint(folder) if resume else None)
+    return folder
+
+
+def model_of(folder: Path) -> str:
+    return runs.read_json(folder / "run.json")["model"]
+
+
+def run_eval(name: str, settings: Settings, folder: Path, sweep: bool = False) -> dict[str, Any]:
+    """Evaluate a run or model into `folder`: eval.json, eval_samples.jsonl and, with `sweep`, sweep.json."""
+    e = settings.eval
+    policy = open_policy(name, settings, e.slots)
+    questions = load_questions(e.task, e.split, e.limit, settings.seed)
+    verify = load_verifier(e.verifier)
+
+    def one(choice: BudgetChoice, title: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        shown = replace(e, budget=title)
+        episodes, samples = evaluate.evaluate(policy, questions, verify, choice, e, settings.seed, f"evaluating ({title})")
+        rows = [
+            {"id": q.id, "question": q.question, "text": x.text, "stop_reason": x.stop_reason} | asdict(s)
+            for q, x, s in zip(questions, episodes, samples, strict=True)
+        ]
+        return evaluate.record(samples, name, shown, settings.seed), rows
+
+    result, rows = one(parse_budget_option(e.budget), e.budget)
+    runs.write_json(folder / "eval.json", result)
+    runs.write_jsonl(folder / "eval_samples.jsonl", rows)
+    if sweep:
+        runs.write_json(folder / "sweep.json", [one(parse_budget_option(text), text)[0] for text in SWEEP])
+    return result
+
+
+def demo(settings: Settings, folder: Path) -> dict[str, Any]:
+    """The whole pipeline on the bundled model: base, cold start, GRPO, each evaluated on the same held-out questions."""
+    runs.new("grpo", folder, settings)
+    seconds: dict[str, float] = {}
+
+    @contextmanager
+    def timed(stage: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        seconds[stage] = round(time.perf_counter() - started, 1)
+
+    with timed("eval_base"):
+        run_eval(settings.model, settings, folder / "base")
+    with timed("sft"):
+        start = run_sft(settings, folder / "sft")
+    with timed("eval_sft"):
+        run_eval(str(start), settings, start)
+    with timed("grpo"):
+        run_grpo(settings, start, folder, resume=False)
+    with timed("eval_grpo"):
+        run_eval(str(folder), settings, folder, sweep=True)
+    return report.write(folder, seconds)
+
+
+def describe(settings: Settings, sections: Sequence[str]) -> dict[str, Any]:
+    """The resolved settings a verb would run with, for --dry-run."""
+    everything = asdict(settings)
+    return {key: everything[key] for key in ("model", "seed", "four_bit", *sections)}

@@ -1,0 +1,1 @@
+"""Questions, and how an answer is checked."""

@@ -1,0 +1,98 @@
+"""Cold start: supervised fine-tuning of a LoRA adapter on labelled rows, with TRL's SFTTrainer."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import TrainerCallback
+from trl import SFTConfig, SFTTrainer
+
+from sbtiny.config import Settings
+from sbtiny.errors import InputError
+from sbtiny.models.load import prompt_ids
+from sbtiny.rollout.policy import Policy
+from sbtiny.tasks.sources import read_rows
+from sbtiny.training.coldstart import tokenized
+from sbtiny.training.watch import Watch
+
+KEYS = ("id", "question", "response", "budget")
+
+
+def read_labelled(path: str) -> list[dict[str, Any]]:
+    """Rows made by `sbtiny data build`; raises InputError for a row without the keys or with a budget that is no positive whole number."""
+    rows = read_rows(path)
+    for number, row in enumerate(rows, 1):
+        if missing := [key for key in KEYS if key not in row]:
+            raise InputError(f"{path} line {number} has no {missing[0]!r}: labelled rows come from sbtiny data build")
+        if not isinstance(row["budget"], int) or isinstance(row["budget"], bool) or row["budget"] < 1:
+            raise InputError(f"{path} line {number}: budget {row['budget']!r} is no positive whole number")
+    return rows
+
+
+def prepare(policy: Policy, rows: Sequence[dict[str, Any]], max_length: int) -> Dataset:
+    """Token rows for TRL; raises InputError for a row that is too long (it would lose its end in silence) or trains nothing."""
+    turn_end = policy.tokenizer.eos_token_id
+    ready = []
+    for row in rows:
+        example = tokenized(policy, row, turn_end, prompt_ids(policy.tokenizer, row["question"]))
+        if len(example["input_ids"]) > max_length:
+            raise InputError(f"row {row['id']} has {len(example['input_ids'])} tokens, over sft.max_length {max_length}: raise it or drop the row")
+        if not row["response"].strip():
+            raise InputError(f"row {row['id']} has an empty response: it would train nothing")
+        ready.append(example)
+    if not ready:
+        raise InputError("no rows to train on")
+    return Dataset.from_list(ready)
+
+
+def arguments(settings: Settings, rows: int, output: Path, updates: int) -> SFTConfig:
+    s, gpu = settings.sft, torch.cuda.is_available()
+    bf16 = gpu and torch.cuda.is_bf16_supported()
+    return SFTConfig(
+        output_dir=str(output),
+        per_device_train_batch_size=s.micro_batch,
+        gradient_accumulation_steps=s.batch // s.micro_batch,
+        max_steps=updates,
+        learning_rate=s.lr,
+        lr_scheduler_type="cosine",
+        warmup_steps=math.ceil(s.warmup * updates),
+        train_sampling_strategy="group_by_length" if s.packing == "length" and rows > 4 * s.batch else "random",
+        max_length=None,
+        completion_only_loss=True,
+        logging_steps=5,
+        save_strategy="steps" if s.save_steps else "no",
+        save_steps=s.save_steps or 500,
+        seed=settings.seed,
+        use_cpu=not gpu,
+        bf16=bf16,
+        fp16=gpu and not bf16,
+        gradient_checkpointing=gpu,
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=gpu,
+    )
+
+
+def updates_planned(settings: Settings, rows: int) -> int:
+    s = settings.sft
+    return s.steps or max(1, math.ceil(rows * s.epochs / s.batch))
+
+
+def train(policy: Policy, rows: Sequence[dict[str, Any]], settings: Settings, output: Path, resume: Path | None = None) -> None:
+    """Train the policy's adapter (its model must be a PEFT model) and save it as `output/adapter`."""
+    dataset = prepare(policy, rows, settings.sft.max_length)
+    updates = updates_planned(settings, len(dataset))
+    watch: TrainerCallback = Watch("cold start", updates, output, ("loss", "mean_token_accuracy"))
+    trainer = SFTTrainer(
+        model=policy.model,
+        args=arguments(settings, len(dataset), output, updates),
+        train_dataset=dataset,
+        processing_class=policy.tokenizer,
+        callbacks=[watch],
+    )
+    watch.quieten(trainer)
+    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    watch.save_adapter(policy.model)

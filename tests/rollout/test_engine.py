@@ -1,0 +1,134 @@
+"""The decode loop against transformers, one row at a time; memory that was never written must never be read."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+from sbtiny.errors import InputError
+from sbtiny.rollout import engine as engine_module
+from sbtiny.rollout.engine import Engine
+from sbtiny.rollout.episode import Request
+from sbtiny.rollout.sampling import Sampling, sample, uniforms
+from sbtiny.tasks import arithmetic
+
+SHAPE = dict(vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+             max_position_embeddings=256)
+PIECES = [chr(33 + i) for i in range(97)]
+
+
+def requests(policy, count: int, limits: tuple[int, int] = (1, 120)) -> list[Request]:
+    """Questions of mixed length with mixed limits, so that slots are refilled and compacted out of order."""
+    rng = np.random.default_rng(0)
+    asked = arithmetic.questions("val", count)
+    return [policy.request(q.question, int(rng.integers(*limits)), seed=i) for i, q in enumerate(asked)]
+
+
+def greedy_alone(model, request: Request, stops: frozenset[int]) -> list[int]:
+    ids = torch.tensor([request.prompt_ids])
+    out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=request.max_tokens, do_sample=False,
+                         eos_token_id=list(stops) or None, pad_token_id=0)
+    return out[0, ids.shape[1] :].tolist()
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """Freed and never-written cache memory holds NaN: one stray read spoils every later token."""
+    reserve, vacate = Engine._reserve, engine_module.Batch._vacate
+
+    def reserve_poisoned(self, capacity):
+        before = self.capacity
+        reserve(self, capacity)
+        if self.capacity != before:
+            self.cache.fill_(math.nan)
+
+    def vacate_poisoned(self, slot):
+        vacate(self, slot)
+        self.engine.cache[:, :, self.active] = math.nan
+
+    monkeypatch.setattr(Engine, "_reserve", reserve_poisoned)
+    monkeypatch.setattr(engine_module.Batch, "_vacate", vacate_poisoned)
+
+
+def test_greedy_equals_generate_with_refills_and_poisoned_memory(policy, tiny, poisoned):
+    model, _ = tiny
+    asked = requests(policy, 64)
+    episodes = policy.sample(asked, Sampling(temperature=0))
+    stops = frozenset(np.flatnonzero(policy.engine.stops).tolist())
+    wrong = [i for i, (r, e) in enumerate(zip(asked, episodes, strict=True)) if e.completion_ids != greedy_alone(model, r, stops)]
+    assert wrong == []
+    assert {e.stop_reason for e in episodes} == {"end", "length"}
+
+
+@pytest.mark.parametrize(
+    ("config", "kind"), [(LlamaConfig, LlamaForCausalLM), (Qwen2Config, Qwen2ForCausalLM), (Qwen3Config, Qwen3ForCausalLM)]
+)
+def test_every_architecture_matches_generate(config, kind, poisoned):
+    torch.manual_seed(0)
+    model = kind(config(**SHAPE)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.2)  # biases and norms too: at their initial values a forgotten one would not show
+    rng = np.random.default_rng(1)
+    asked = [Request(tuple(rng.integers(0, 97, rng.integers(1, 30)).tolist()), int(rng.integers(1, 40))) for _ in range(20)]
+    episodes = Engine(model, PIECES, frozenset({96}), slots=6).run(asked, Sampling(temperature=0))
+    model.generation_config.eos_token_id = 96
+    assert [e.completion_ids for e in episodes] == [greedy_alone(model, r, frozenset({96})) for r in asked]
+
+
+def test_logprobs_match_a_teacher_forced_forward(policy, tiny):
+    model, _ = tiny
+    for episode in policy.sample(requests(policy, 20), Sampling(temperature=0.8, logprobs=True)):
+        ids = torch.tensor([[*episode.request.prompt_ids, *episode.completion_ids]])
+        with torch.no_grad():
+            logprobs = (model(input_ids=ids).logits[0, :-1] / 0.8).log_softmax(-1)
+        taken = logprobs.gather(-1, ids[0, 1:, None])[-len(episode.completion_ids) :, 0]
+        assert torch.allclose(taken, torch.tensor(episode.logprobs), atol=1e-4)
+
+
+def test_a_request_does_not_depend_on_its_company(policy):
+    asked = requests(policy, 24)
+    together = policy.sample(asked, Sampling(temperature=1.0))
+    reversed_ = policy.sample(asked[::-1], Sampling(temperature=1.0))[::-1]
+    alone = [policy.sample([r], Sampling(temperature=1.0))[0] for r in asked[:4]]
+    assert [e.completion_ids for e in together] == [e.completion_ids for e in reversed_]
+    assert [e.completion_ids for e in together[:4]] == [e.completion_ids for e in alone]
+
+
+def test_seeds_differ_and_repeat(policy):
+    question = arithmetic.questions("val", 1)[0].question
+    asked = [policy.request(question, 40, seed=i) for i in range(8)]
+    first, again = policy.sample(asked, Sampling()), policy.sample(asked, Sampling())
+    assert [e.completion_ids for e in first] == [e.completion_ids for e in again]
+    assert len({tuple(e.completion_ids) for e in first}) > 1
+
+
+def test_draws_are_uniform_and_stateless():
+    draws = uniforms(np.arange(20_000, dtype=np.uint64), np.zeros(20_000, dtype=np.uint64))
+    assert abs(draws.mean() - 0.5) < 0.01
+    assert draws.min() >= 0
+    assert draws.max() < 1
+    assert np.histogram(draws, 10)[0].min() > 1800
+    later = uniforms(np.arange(20_000, dtype=np.uint64), np.ones(20_000, dtype=np.uint64))
+    assert abs(np.corrcoef(draws, later)[0, 1]) < 0.02
+
+
+def test_sampling_follows_the_distribution_and_its_limits():
+    logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]]).expand(20_000, -1)
+    draws = uniforms(np.arange(20_000, dtype=np.uint64), np.zeros(20_000, dtype=np.uint64))
+    for sampling, allowed in ((Sampling(), 4), (Sampling(top_k=2), 2), (Sampling(top_p=0.7), 2), (Sampling(min_p=0.3), 2)):
+        tokens, _ = sample(logits, sampling, draws)
+        wanted = logits[0].softmax(-1).where(torch.arange(4) < allowed, 0.0)
+        shares = torch.bincount(tokens, minlength=4) / len(tokens)
+        assert torch.allclose(shares, wanted / wanted.sum(), atol=0.015)
+
+
+def test_bad_requests_are_refused_before_any_work(policy):
+    with pytest.raises(InputError, match="empty prompt"):
+        policy.sample([Request((), 5)], Sampling())
+    with pytest.raises(InputError, match="positions"):
+        policy.sample([Request((1, 2), 100_000)], Sampling())
+    with pytest.raises(InputError, match="temperature"):
+        Sampling(temperature=-1)
