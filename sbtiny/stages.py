@@ -17,7 +17,7 @@ from sbtiny import runs
 from sbtiny.budget.protocol import BudgetChoice, parse_budget_option
 from sbtiny.config import Settings
 from sbtiny.errors import InputError
-from sbtiny.evaluation import evaluate, report
+from sbtiny.evaluation import evaluate
 from sbtiny.models.load import add_lora, load
 from sbtiny.progress import console
 from sbtiny.rollout.policy import Policy
@@ -151,6 +151,8 @@ def run_eval(name: str, settings: Settings, folder: Path, sweep: bool = False) -
 
 def demo(settings: Settings, folder: Path) -> dict[str, Any]:
     """The whole pipeline on the bundled model: base, cold start, GRPO, each evaluated on the same held-out questions."""
+    from sbtiny.evaluation import report
+
     runs.new("grpo", folder, settings)
     seconds: dict[str, float] = {}
 

@@ -2,11 +2,14 @@
 
 import pytest
 import torch
+from hypothesis import settings
 
 from sbtiny.models.load import load
 from sbtiny.rollout.policy import Policy
 
 torch.set_num_threads(1)
+settings.register_profile("sbtiny", deadline=None)  # a busy machine is no failure
+settings.load_profile("sbtiny")
 
 
 @pytest.fixture(scope="session")

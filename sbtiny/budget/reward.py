@@ -125,9 +125,9 @@ def linear_alpha(step: int, total_steps: int, start: float = 6.0, end: float = 0
 def adaptive_alpha(alpha: float, linear: float, mismatches: Sequence[float], quantile: float = 0.5) -> float:
     """The next alpha: the linear value, but never so low that it leaves most of the latest batch outside the window.
 
-    `mismatches` are |l - b| / b of that batch's well-formed, self-set episodes; a share `quantile` of them needs alpha
-    to stay inside. Never rises above `alpha`, the previous value, unless `linear` does; without mismatches alpha is kept.
-    Raises ValueError for a quantile outside (0, 1].
+    `mismatches` are |l - b| / b of that batch's well-formed, self-set episodes; alpha stays where a share `quantile` of
+    them lies inside. It never rises above `alpha`, the previous value, unless `linear` does, and is kept when there are
+    no mismatches. Raises ValueError for a quantile outside (0, 1].
 
     Why: for a correct answer of length l the reward peaks at the far edge, b = l / (1 - a), so a policy that sits on
     the peak is the first to fall out when alpha moves. Outside, the paper's reward is flat at s_min: a schedule that

@@ -30,6 +30,7 @@ from sbtiny.rollout.policy import Policy
 from sbtiny.rollout.sampling import Sampling
 from sbtiny.runs import append_jsonl
 from sbtiny.tasks.sources import Question
+from sbtiny.training import head
 from sbtiny.training.watch import Watch
 
 Verify = Callable[[str, Question], bool]
@@ -276,6 +277,7 @@ def train(policy: Policy, questions: Sequence[Question], verify: Verify, b_max: 
           resume: Path | None = None) -> None:
     """Train the policy's adapter and save it as `output/adapter`; `questions` are taken in their order, `grpo.prompts` a step."""
     rollouts = Rollouts(policy, questions, verify, b_max, settings, output)
+    head.ensure()
     watch = Watch("grpo", settings.grpo.steps, output, SHOWN)
     trainer = Trainer(
         model=policy.model,

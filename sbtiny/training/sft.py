@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from sbtiny.config import Settings
@@ -16,6 +15,7 @@ from sbtiny.models.load import prompt_ids
 from sbtiny.rollout.policy import Policy
 from sbtiny.tasks.sources import read_rows
 from sbtiny.training.coldstart import tokenized
+from sbtiny.training import head
 from sbtiny.training.watch import Watch
 
 KEYS = ("id", "question", "response", "budget")
@@ -85,7 +85,8 @@ def train(policy: Policy, rows: Sequence[dict[str, Any]], settings: Settings, ou
     """Train the policy's adapter (its model must be a PEFT model) and save it as `output/adapter`."""
     dataset = prepare(policy, rows, settings.sft.max_length)
     updates = updates_planned(settings, len(dataset))
-    watch: TrainerCallback = Watch("cold start", updates, output, ("loss", "mean_token_accuracy"))
+    head.ensure()
+    watch = Watch("cold start", updates, output, ("loss", "mean_token_accuracy"))
     trainer = SFTTrainer(
         model=policy.model,
         args=arguments(settings, len(dataset), output, updates),

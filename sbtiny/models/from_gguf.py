@@ -1,0 +1,153 @@
+"""A GGUF file as an ordinary model folder, unpacked once into the cache.
+
+transformers reads the weights right, and the tokenizer wrong: for Llama it takes the start token for the end token and splits every text
+as GPT-2 does, for Qwen2 it adds special tokens that the file does not have. So the tokenizer is built here, from the file's own fields.
+"""
+
+import os
+import tempfile
+from hashlib import sha256
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sbtiny import __version__
+from sbtiny.errors import InputError
+
+if TYPE_CHECKING:
+    from gguf import GGUFReader
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# How text is cut into words before byte-pair merges, by llama.cpp's names. (pattern, merges are skipped for words in the vocabulary)
+_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+SPLITS = {
+    "llama-bpe": ((_WORDS % "{1,3}",), True),
+    "qwen2": ((_WORDS % "",), False),
+    "deepseek-r1-qwen": ((_WORDS % "",), False),
+    "smollm": ((r"\p{N}", _GPT2), False),
+    "gpt-2": ((_GPT2,), False),
+}
+CONTROL, USER_DEFINED = 3, 4  # token types of GGUF
+
+
+def cache_folder() -> Path:
+    """Where unpacked models live: $SBTINY_CACHE, else ~/.cache/sbtiny."""
+    return Path(os.environ.get("SBTINY_CACHE") or Path.home() / ".cache" / "sbtiny")
+
+
+def as_folder(file: Path) -> Path:
+    """The folder that holds the file's model dequantised and its tokenizer; made when the file is met for the first time or has changed.
+
+    Raises InputError when the file is no GGUF, holds what cannot be read rightly, or the cache cannot be written.
+    """
+    if find_spec("gguf") is None:
+        raise InputError(f"reading {file.name} needs the gguf package: pip install 'sbtiny[gguf]'")
+    state = file.stat()
+    key = f"{file.resolve()} {state.st_size} {state.st_mtime_ns} {__version__}"
+    target = cache_folder() / f"{file.stem}-{sha256(key.encode()).hexdigest()[:12]}"
+    if not target.is_dir():
+        model, tokenizer = read(file)
+        _keep(model, tokenizer, target)
+    return target
+
+
+def _keep(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", target: Path) -> None:
+    """Save beside and rename, so that no other process finds half a model."""
+    from safetensors import SafetensorError
+
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
+            model.save_pretrained(f"{temporary}/model")
+            tokenizer.save_pretrained(f"{temporary}/model")
+            if not target.is_dir():  # another process may have been quicker
+                Path(temporary, "model").rename(target)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"cannot keep the unpacked model in {target.parent}: {error}; free space or set SBTINY_CACHE") from error
+
+
+def read(file: Path) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
+    """Model and tokenizer of a GGUF file, on the CPU, the weights in 16 bits unless the file's matrices have 32."""
+    from gguf import GGUFReader
+
+    try:
+        reader = GGUFReader(file)
+    except (ValueError, OSError) as error:
+        raise InputError(f"{file} is not a readable GGUF file: {error}") from error
+    _refuse_scaled_rope(reader, file)
+    tokenizer = read_tokenizer(reader, file)
+    model = _read_model(reader, file)
+    ends = {field(reader, f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot")} - {None}
+    model.generation_config.eos_token_id = sorted(ends) or None
+    return model, tokenizer
+
+
+def field(reader: "GGUFReader", key: str) -> Any:
+    """The value of a metadata key, None when the file lacks it."""
+    found = reader.get_field(key)
+    return None if found is None else found.contents()
+
+
+def _refuse_scaled_rope(reader: "GGUFReader", file: Path) -> None:
+    scaling = field(reader, f"{field(reader, 'general.architecture')}.rope.scaling.type")
+    if scaling not in (None, "none") or any(tensor.name == "rope_freqs.weight" for tensor in reader.tensors):
+        raise InputError(f"{file} scales its rotary positions, which transformers drops from a GGUF: use the original model folder or hub id")
+
+
+def _read_model(reader: "GGUFReader", file: Path) -> "PreTrainedModel":
+    import torch
+    from transformers import AutoModelForCausalLM, GgufConfig
+
+    types = {tensor.tensor_type.name for tensor in reader.tensors if len(tensor.shape) == 2}
+    # float16 keeps three bits more of a dequantised weight than bfloat16 does.
+    dtype = torch.float32 if "F32" in types else torch.bfloat16 if "BF16" in types else torch.float16
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            str(file.parent), gguf_file=file.name, quantization_config=GgufConfig(dequantize=True), dtype=dtype
+        )
+    except (ValueError, NotImplementedError) as error:
+        raise InputError(f"transformers cannot read {file}: {error}; use the original model folder or hub id") from error
+
+
+def read_tokenizer(reader: "GGUFReader", file: Path) -> "PreTrainedTokenizerBase":
+    """The byte-level BPE tokenizer a GGUF file describes, special tokens and chat template included.
+
+    Raises InputError for other kinds and for ways of splitting text that are not known here: guessing would shift every token.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    kind, split = field(reader, "tokenizer.ggml.model"), field(reader, "tokenizer.ggml.pre")
+    if kind != "gpt2" or split not in SPLITS:
+        known = ", ".join(SPLITS)
+        raise InputError(
+            f"{file} has a tokenizer of kind {kind!r} with splitting {split!r}; known are kind 'gpt2' with {known}: "
+            "use the original model folder or hub id"
+        )
+    tokens = field(reader, "tokenizer.ggml.tokens")
+    ids = {name: field(reader, f"tokenizer.ggml.{key}_token_id") for name, key in
+           (("bos", "bos"), ("eos", "eos"), ("pad", "padding"), ("unk", "unknown"))}  # fmt: skip
+    return PreTrainedTokenizerFast(
+        tokenizer_object=_byte_pairs(tokens, reader, split),
+        clean_up_tokenization_spaces=False,
+        chat_template=field(reader, "tokenizer.chat_template"),
+        **{f"{name}_token": None if i is None else tokens[i] for name, i in ids.items()},
+    )
+
+
+def _byte_pairs(tokens: list[str], reader: "GGUFReader", split: str) -> Any:
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    patterns, ignore_merges = SPLITS[split]
+    merges = [tuple(merge.split(" ")) for merge in field(reader, "tokenizer.ggml.merges")]
+    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges, ignore_merges=ignore_merges))
+    if "qwen" in split:
+        tokenizer.normalizer = normalizers.NFC()
+    words = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in patterns]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    tokenizer.decoder = decoders.ByteLevel()
+    types = field(reader, "tokenizer.ggml.token_type")
+    for token, kind in zip(tokens, types, strict=True):
+        if kind in (CONTROL, USER_DEFINED):
+            tokenizer.add_tokens([AddedToken(token, normalized=False, special=kind == CONTROL)])
+    return tokenizer

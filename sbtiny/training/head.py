@@ -1,0 +1,53 @@
+"""Token log-probabilities without a GPU: TRL 1.15 computes them in Triton kernels only, so on a CPU both its trainers fail.
+
+`ensure` puts a plain PyTorch function with the same contract in the kernel's place where there is no CUDA device. Logits are never held
+whole: tokens go through the head in chunks that are computed again in the backward pass.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+TOKENS = 1024  # tokens a chunk
+
+
+def chunk_stats(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, scale: float, cap: float | None) -> Tensor:
+    """Rows (log-probability, entropy, is top 1) of a chunk: hidden (n, width), weight (vocabulary, width), targets (n,) -> (3, n)."""
+    logits = F.linear(hidden, weight.to(hidden.dtype), bias).float() * scale
+    if cap is not None:
+        logits = cap * torch.tanh(logits / cap)
+    logprobs = logits.log_softmax(-1)
+    taken = logprobs.gather(-1, targets[:, None])[:, 0]
+    with torch.no_grad():  # both only feed the log
+        entropy = -(logprobs.exp() * logprobs).sum(-1)
+        top = (logprobs.argmax(-1) == targets).float()
+    return torch.stack((taken, entropy, top))
+
+
+class PlainLogProbs:
+    """Stands where TRL expects its `ChunkedLogProbFunction`; the same arguments, the same five results."""
+
+    @staticmethod
+    def apply(
+        hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float, _chunk: int,
+        cap: float | None = None, scale: float = 1.0, outputs: tuple[str, ...] = (),
+    ) -> tuple[Tensor, Tensor | None, None, None, Tensor | None]:
+        if unknown := set(outputs) - {"log_probs", "entropy", "is_top1"}:
+            raise NotImplementedError(f"TRL asks for {sorted(unknown)} on a CPU")
+        if cap is None:
+            scale, temperature = scale / temperature, 1.0
+        elif temperature != 1.0:
+            raise NotImplementedError("soft-capped logits with a temperature on a CPU")
+        parts = zip(hidden.split(TOKENS), targets.split(TOKENS), strict=True)
+        stats = [checkpoint(chunk_stats, h, weight, bias, t, scale, cap, use_reentrant=False) for h, t in parts]
+        taken, entropy, top = torch.cat(stats, 1)
+        return taken, entropy.detach(), None, None, top.detach().bool()
+
+
+def ensure() -> None:
+    """Make TRL's trainers work where there is no CUDA device; call before a trainer is built."""
+    from trl.trainer import utils
+
+    if not torch.cuda.is_available():
+        utils._ChunkedLogProbFunction = PlainLogProbs
