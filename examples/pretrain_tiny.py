@@ -36,9 +36,7 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 # The pre-tokenizer of Llama 3, which llama.cpp knows as "llama-bpe": words, runs of punctuation, numbers of up to three digits.
-SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
 def one_pass(problem: Problem, rng: random.Random, quick: bool) -> tuple[str, int]:
@@ -69,8 +67,10 @@ def trace(problem: Problem, rng: random.Random) -> str:
 
 def record(rng: random.Random) -> tuple[str, str]:
     """A line of markup: tags, names and numbers up to 999."""
+
     def field(tag: str) -> str:
         return f"<{tag}>{rng.choice(arithmetic.NAMES) if rng.random() < 0.2 else rng.randint(0, 999)}</{tag}>"
+
     tags = rng.sample(TAGS, rng.randint(1, 4))
     return "Write a record: " + ", ".join(tags), "".join(map(field, tags))
 
@@ -95,7 +95,10 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     """Byte-level BPE over the words of the traces and every number up to 999."""
     tokenizer = Tokenizer(models.BPE(ignore_merges=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(SPLIT), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [
+            pre_tokenizers.Split(Regex(SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -103,20 +106,37 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     corpus = [part for _ in range(3000) for part in next(stream)] + ["user\n", "assistant\n", "system\n"] * 3
     corpus += [f"<{tag}>7</{tag}><solution>a" for tag in TAGS] + [str(n) for n in range(1000)] * 3
     trainer = trainers.BpeTrainer(
-        vocab_size=1536, special_tokens=specials, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=1536,
+        special_tokens=specials,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     tokenizer.train_from_iterator(corpus, trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>",
-                                   bos_token=None, model_max_length=2048)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        bos_token=None,
+        model_max_length=2048,
+    )
     fast.chat_template = TEMPLATE
     return fast
 
 
 def build_model(vocab: int, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     config = LlamaConfig(
-        vocab_size=vocab, hidden_size=128, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=2048, tie_word_embeddings=True, rope_theta=10000.0,
-        bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+        vocab_size=vocab,
+        hidden_size=128,
+        intermediate_size=512,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        rope_theta=10000.0,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
     )
     return LlamaForCausalLM(config)
 
@@ -179,7 +199,9 @@ def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, args: arg
         if step % 50 == 0:
             rate = seen / (time.perf_counter() - started)
             left = (args.tokens - seen) / rate / 60
-            console.print(f"step {step}  loss {loss.item():.4f}  {seen / 1e6:.2f}M tokens  {rate:.0f} tok/s  {left:.1f} min left")
+            console.print(
+                f"step {step}  loss {loss.item():.4f}  {seen / 1e6:.2f}M tokens  {rate:.0f} tok/s  {left:.1f} min left"
+            )
             if not math.isfinite(loss.item()):
                 raise SystemExit(f"loss is {loss.item()} at step {step}")
 
@@ -201,7 +223,9 @@ def main() -> None:
     train(model, tokenizer, args)
     model.save_pretrained(args.output)
     tokenizer.save_pretrained(args.output)
-    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items() if key != "output"}
+    settings = {
+        key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items() if key != "output"
+    }
     (args.output / "pretraining.json").write_text(json.dumps(settings, indent=1) + "\n")
 
 

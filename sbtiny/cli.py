@@ -1,6 +1,8 @@
 """The verbs. Everything heavy is imported inside them, so that help answers at once."""
 
 import json
+import logging
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,7 +27,9 @@ app.add_typer(data_app, name="data", rich_help_panel=TRAIN)
 
 Config = Annotated[Path | None, typer.Option("-c", "--config", help="Settings file (YAML).")]
 Preset = Annotated[str | None, typer.Option(help="cpu, t4 or rtx4090.")]
-Model = Annotated[str | None, typer.Option("--model", "-m", help="Alias, hub id, folder or .gguf file (sbtiny models lists aliases).")]
+Model = Annotated[
+    str | None, typer.Option("--model", "-m", help="Alias, hub id, folder or .gguf file (sbtiny models lists aliases).")
+]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="Run folder to write.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of everything random.")]
 Limit = Annotated[int | None, typer.Option(help="Number of questions to read.")]
@@ -35,7 +39,9 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved sett
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --output.")]
 Steps = Annotated[int | None, typer.Option(min=1, help="Number of updates.")]
 SaveSteps = Annotated[int | None, typer.Option(min=0, help="Checkpoint every so many updates; 0 for none.")]
-FourBit = Annotated[bool | None, typer.Option("--4bit/--no-4bit", help="NF4 base weights (default: where there is a GPU).")]
+FourBit = Annotated[
+    bool | None, typer.Option("--4bit/--no-4bit", help="NF4 base weights (default: where there is a GPU).")
+]
 
 
 def settings_from(config: Path | None, preset: str | None, extra: list[str] | None, **flags: Any) -> Any:
@@ -53,7 +59,9 @@ def out(value: Any, as_json: bool) -> None:
     else:
         import yaml
 
-        Console().print(yaml.safe_dump(value, sort_keys=False, allow_unicode=True).rstrip(), highlight=False, markup=False)
+        Console().print(
+            yaml.safe_dump(value, sort_keys=False, allow_unicode=True).rstrip(), highlight=False, markup=False
+        )
 
 
 def show(settings: Any, sections: tuple[str, ...], as_json: bool) -> None:
@@ -70,7 +78,12 @@ def show(settings: Any, sections: tuple[str, ...], as_json: bool) -> None:
 
 @app.command(rich_help_panel=TRAIN)
 def demo(
-    config: Config = None, preset: Preset = "cpu", output: Output = None, seed: Seed = None, extra: Set = None, as_json: AsJson = False
+    config: Config = None,
+    preset: Preset = "cpu",
+    output: Output = None,
+    seed: Seed = None,
+    extra: Set = None,
+    as_json: AsJson = False,
 ) -> None:
     """The whole pipeline on the bundled model: base, cold start, GRPO, a report. Minutes on two CPU cores.
 
@@ -92,9 +105,17 @@ def data_build(
     file: Annotated[Path, typer.Argument(help="JSONL to write.")] = Path("data.jsonl"),
     task: Annotated[str | None, typer.Option(help="arithmetic, gsm8k, math, or a JSONL file of questions.")] = None,
     questions: Annotated[str | None, typer.Option(help="Own questions (JSONL with question and answer).")] = None,
-    traces: Annotated[str | None, typer.Option(help="Answers written elsewhere (JSONL with question, answer, response).")] = None,
-    config: Config = None, preset: Preset = None, model: Model = None, seed: Seed = None, limit: Limit = None, extra: Set = None,
-    four_bit: FourBit = None, as_json: AsJson = False,
+    traces: Annotated[
+        str | None, typer.Option(help="Answers written elsewhere (JSONL with question, answer, response).")
+    ] = None,
+    config: Config = None,
+    preset: Preset = None,
+    model: Model = None,
+    seed: Seed = None,
+    limit: Limit = None,
+    extra: Set = None,
+    four_bit: FourBit = None,
+    as_json: AsJson = False,
 ) -> None:
     """Sample the model's own answers, keep the correct ones, label each with its own token count.
 
@@ -103,15 +124,33 @@ def data_build(
     from sbtiny import stages
 
     settings = settings_from(
-        config, preset, extra, model=model, seed=seed, four_bit=four_bit, data__task=questions or task, data__limit=limit
+        config,
+        preset,
+        extra,
+        model=model,
+        seed=seed,
+        four_bit=four_bit,
+        data__task=questions or task,
+        data__limit=limit,
     )
     harvest = stages.build_data(settings, file, traces)
-    out({"file": str(file), "rows": len(harvest.rows), "sampled": harvest.sampled, "wrong": harvest.wrong, "cut": harvest.cut}, as_json)
+    out(
+        {
+            "file": str(file),
+            "rows": len(harvest.rows),
+            "sampled": harvest.sampled,
+            "wrong": harvest.wrong,
+            "cut": harvest.cut,
+        },
+        as_json,
+    )
 
 
 @data_app.command("show")
 def data_show(
-    file: Annotated[str, typer.Argument(help="Labelled JSONL.")], model: Model = "tiny", row: Annotated[int, typer.Option(min=1)] = 1
+    file: Annotated[str, typer.Argument(help="Labelled JSONL.")],
+    model: Model = "tiny",
+    row: Annotated[int, typer.Option(min=1)] = 1,
 ) -> None:
     """Show one row as the model meets it: trained tokens in green, the prompt dimmed.
 
@@ -125,16 +164,34 @@ def data_show(
 @app.command(rich_help_panel=TRAIN)
 def sft(
     data: Annotated[str | None, typer.Option(help="Labelled rows; without it they are sampled first.")] = None,
-    config: Config = None, preset: Preset = None, model: Model = None, output: Output = None, seed: Seed = None, limit: Limit = None,
-    steps: Steps = None, save_steps: SaveSteps = None, extra: Set = None, four_bit: FourBit = None,
-    resume: Resume = False, dry_run: DryRun = False, as_json: AsJson = False,
+    config: Config = None,
+    preset: Preset = None,
+    model: Model = None,
+    output: Output = None,
+    seed: Seed = None,
+    limit: Limit = None,
+    steps: Steps = None,
+    save_steps: SaveSteps = None,
+    extra: Set = None,
+    four_bit: FourBit = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
 ) -> None:
     """Cold start: teach the model to say its number, on its own correct answers.
 
     Example: [b]sbtiny sft --model qwen-1.5b --data rows.jsonl[/b]
     """
     settings = settings_from(
-        config, preset, extra, model=model, seed=seed, four_bit=four_bit, data__limit=limit, sft__data=data, sft__steps=steps,
+        config,
+        preset,
+        extra,
+        model=model,
+        seed=seed,
+        four_bit=four_bit,
+        data__limit=limit,
+        sft__data=data,
+        sft__steps=steps,
         sft__save_steps=save_steps,
     )
     if dry_run:
@@ -149,8 +206,17 @@ def sft(
 def grpo(
     run: Annotated[str | None, typer.Option(help="Cold-start run to go on from (default: the newest).")] = None,
     data: Annotated[str | None, typer.Option(help="Questions (JSONL with question and answer).")] = None,
-    config: Config = None, preset: Preset = None, output: Output = None, seed: Seed = None, limit: Limit = None, steps: Steps = None,
-    save_steps: SaveSteps = None, extra: Set = None, four_bit: FourBit = None, resume: Resume = False, dry_run: DryRun = False,
+    config: Config = None,
+    preset: Preset = None,
+    output: Output = None,
+    seed: Seed = None,
+    limit: Limit = None,
+    steps: Steps = None,
+    save_steps: SaveSteps = None,
+    extra: Set = None,
+    four_bit: FourBit = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
     """Budget-guided GRPO: reward right answers that keep to their number.
@@ -160,7 +226,14 @@ def grpo(
     from sbtiny import runs
 
     settings = settings_from(
-        config, preset, extra, seed=seed, four_bit=four_bit, grpo__limit=limit, grpo__data=data, grpo__steps=steps,
+        config,
+        preset,
+        extra,
+        seed=seed,
+        four_bit=four_bit,
+        grpo__limit=limit,
+        grpo__data=data,
+        grpo__steps=steps,
         grpo__save_steps=save_steps,
     )
     if dry_run:
@@ -192,8 +265,14 @@ def evaluate(
     task: Annotated[str | None, typer.Option(help="arithmetic, gsm8k, math, or a JSONL file of questions.")] = None,
     budget: Annotated[str | None, typer.Option(help="auto (its own number), N tokens, or 0.5x its own number.")] = None,
     sweep: Annotated[bool, typer.Option("--sweep", help="Also at 0.5x, 1x, 2x and 4x of its own number.")] = False,
-    config: Config = None, preset: Preset = None, output: Output = None, seed: Seed = None, limit: Limit = None, extra: Set = None,
-    four_bit: FourBit = None, as_json: AsJson = False,
+    config: Config = None,
+    preset: Preset = None,
+    output: Output = None,
+    seed: Seed = None,
+    limit: Limit = None,
+    extra: Set = None,
+    four_bit: FourBit = None,
+    as_json: AsJson = False,
 ) -> None:
     """Accuracy, length and how well the number is kept, on held-out questions.
 
@@ -218,7 +297,9 @@ def evaluate(
 @app.command(rich_help_panel=USE)
 def reward(
     file: Annotated[str, typer.Argument(help="JSONL with budget, length, correct and, if known, b_max.")],
-    alpha: Annotated[float, typer.Option(min=0.001, help="Width of the window, 6.0 at the start of training, 0.1 at its end.")] = 0.1,
+    alpha: Annotated[
+        float, typer.Option(min=0.001, help="Width of the window, 6.0 at the start of training, 0.1 at its end.")
+    ] = 0.1,
     as_json: AsJson = False,
 ) -> None:
     """The reward of given samples, part by part.
@@ -236,7 +317,8 @@ def reward(
 
 @app.command("report", rich_help_panel=USE)
 def report_(
-    name: Annotated[str, typer.Argument(metavar="RUN", help="A run folder or its name under runs/.")], as_json: AsJson = False
+    name: Annotated[str, typer.Argument(metavar="RUN", help="A run folder or its name under runs/.")],
+    as_json: AsJson = False,
 ) -> None:
     """Draw the plots and write report.html of a run again.
 
@@ -263,7 +345,9 @@ def models(as_json: AsJson = False) -> None:
     from sbtiny.models.aliases import ALIASES
 
     if as_json:
-        return out([{"name": a.name, "hub_id": a.hub_id, "parameters": a.parameters, "note": a.note} for a in ALIASES], True)
+        return out(
+            [{"name": a.name, "hub_id": a.hub_id, "parameters": a.parameters, "note": a.note} for a in ALIASES], True
+        )
     table = Table("name", "hub id", "parameters", "note", box=None, header_style="bold")
     for a in ALIASES:
         table.add_row(a.name, a.hub_id, f"{a.parameters / 1e6:,.0f} M", a.note)
@@ -279,13 +363,18 @@ def version(wanted: bool) -> None:
 @app.callback()
 def root(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
-    _version: Annotated[bool, typer.Option("--version", callback=version, is_eager=True, help="Print the version.")] = False,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     """What holds for every verb."""
 
 
 def main() -> None:
     """Run the CLI: 0 done, 1 failed, 2 wrong input, 130 interrupted; one line for an error, a traceback only with --debug."""
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # before its import, which already speaks
     debug = "--debug" in sys.argv
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     try:

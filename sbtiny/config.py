@@ -114,10 +114,19 @@ class Settings:
         need(0 <= g.user_share <= 1, "grpo.user_share", g.user_share, "a share from 0 to 1")
         need(0 <= g.alpha_hold < 1, "grpo.alpha_hold", g.alpha_hold, "a share from 0 to below 1")
         need(g.temperature > 0, "grpo.temperature", g.temperature, "above 0: equal answers teach nothing")
-        need(g.prompts * g.group % min(g.micro_batch, g.prompts * g.group) == 0, "grpo.micro_batch", g.micro_batch,
-             f"a divisor of prompts x group = {g.prompts * g.group}")
+        need(
+            g.prompts * g.group % min(g.micro_batch, g.prompts * g.group) == 0,
+            "grpo.micro_batch",
+            g.micro_batch,
+            f"a divisor of prompts x group = {g.prompts * g.group}",
+        )
         need(s.batch % s.micro_batch == 0, "sft.micro_batch", s.micro_batch, f"a divisor of sft.batch = {s.batch}")
-        for name, value in (("grpo.steps", g.steps), ("grpo.prompts", g.prompts), ("sft.batch", s.batch), ("sft.lora_rank", s.lora_rank)):
+        for name, value in (
+            ("grpo.steps", g.steps),
+            ("grpo.prompts", g.prompts),
+            ("sft.batch", s.batch),
+            ("sft.lora_rank", s.lora_rank),
+        ):
             need(value >= 1, name, value, "1 or more")
 
     def as_yaml(self) -> str:

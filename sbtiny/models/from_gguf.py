@@ -1,7 +1,8 @@
 """A GGUF file as an ordinary model folder, unpacked once into the cache.
 
-transformers reads the weights right, and the tokenizer wrong: for Llama it takes the start token for the end token and splits every text
-as GPT-2 does, for Qwen2 it adds special tokens that the file does not have. So the tokenizer is built here, from the file's own fields.
+transformers 5.17 reads the weights right and the tokenizer wrong: for Llama it takes the start token for the end token
+and splits every text as GPT-2 does, for Qwen2 it adds special tokens that the file does not have. So the tokenizer is
+built here, from the file's own fields; on SmolLM2 it agrees with llama.cpp token by token.
 """
 
 import os
@@ -18,9 +19,13 @@ if TYPE_CHECKING:
     from gguf import GGUFReader
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# How text is cut into words before byte-pair merges, by llama.cpp's names. (pattern, merges are skipped for words in the vocabulary)
-_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+# How text is cut into words before byte pairs are merged, by llama.cpp's names: the patterns, one after the other, and
+# whether a word of the vocabulary is taken whole.
 SPLITS = {
     "llama-bpe": ((_WORDS % "{1,3}",), True),
     "qwen2": ((_WORDS % "",), False),
@@ -29,6 +34,7 @@ SPLITS = {
     "gpt-2": ((_GPT2,), False),
 }
 CONTROL, USER_DEFINED = 3, 4  # token types of GGUF
+ORIGINAL = "use the original model folder or hub id"
 
 
 def cache_folder() -> Path:
@@ -37,7 +43,7 @@ def cache_folder() -> Path:
 
 
 def as_folder(file: Path) -> Path:
-    """The folder that holds the file's model dequantised and its tokenizer; made when the file is met for the first time or has changed.
+    """The folder with the file's model, dequantised, and its tokenizer; made when the file is first met or has changed.
 
     Raises InputError when the file is no GGUF, holds what cannot be read rightly, or the cache cannot be written.
     """
@@ -64,7 +70,8 @@ def _keep(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", target
             if not target.is_dir():  # another process may have been quicker
                 Path(temporary, "model").rename(target)
     except (OSError, SafetensorError) as error:
-        raise InputError(f"cannot keep the unpacked model in {target.parent}: {error}; free space or set SBTINY_CACHE") from error
+        place = target.parent
+        raise InputError(f"cannot unpack into {place}: {error}; free space or set SBTINY_CACHE") from error
 
 
 def read(file: Path) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
@@ -73,7 +80,7 @@ def read(file: Path) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
 
     try:
         reader = GGUFReader(file)
-    except (ValueError, OSError) as error:
+    except (ValueError, IndexError, OSError) as error:
         raise InputError(f"{file} is not a readable GGUF file: {error}") from error
     _refuse_scaled_rope(reader, file)
     tokenizer = read_tokenizer(reader, file)
@@ -92,7 +99,7 @@ def field(reader: "GGUFReader", key: str) -> Any:
 def _refuse_scaled_rope(reader: "GGUFReader", file: Path) -> None:
     scaling = field(reader, f"{field(reader, 'general.architecture')}.rope.scaling.type")
     if scaling not in (None, "none") or any(tensor.name == "rope_freqs.weight" for tensor in reader.tensors):
-        raise InputError(f"{file} scales its rotary positions, which transformers drops from a GGUF: use the original model folder or hub id")
+        raise InputError(f"{file} scales rotary positions, which transformers drops from a GGUF: {ORIGINAL}")
 
 
 def _read_model(reader: "GGUFReader", file: Path) -> "PreTrainedModel":
@@ -107,23 +114,20 @@ def _read_model(reader: "GGUFReader", file: Path) -> "PreTrainedModel":
             str(file.parent), gguf_file=file.name, quantization_config=GgufConfig(dequantize=True), dtype=dtype
         )
     except (ValueError, NotImplementedError) as error:
-        raise InputError(f"transformers cannot read {file}: {error}; use the original model folder or hub id") from error
+        raise InputError(f"transformers cannot read {file}: {error}; {ORIGINAL}") from error
 
 
 def read_tokenizer(reader: "GGUFReader", file: Path) -> "PreTrainedTokenizerBase":
     """The byte-level BPE tokenizer a GGUF file describes, special tokens and chat template included.
 
-    Raises InputError for other kinds and for ways of splitting text that are not known here: guessing would shift every token.
+    Raises InputError for other kinds and for splits not listed above: a guess would give tokens it never trained on.
     """
     from transformers import PreTrainedTokenizerFast
 
     kind, split = field(reader, "tokenizer.ggml.model"), field(reader, "tokenizer.ggml.pre")
     if kind != "gpt2" or split not in SPLITS:
         known = ", ".join(SPLITS)
-        raise InputError(
-            f"{file} has a tokenizer of kind {kind!r} with splitting {split!r}; known are kind 'gpt2' with {known}: "
-            "use the original model folder or hub id"
-        )
+        raise InputError(f"{file} has a {kind!r} tokenizer with split {split!r}, not 'gpt2' with {known}: {ORIGINAL}")
     tokens = field(reader, "tokenizer.ggml.tokens")
     ids = {name: field(reader, f"tokenizer.ggml.{key}_token_id") for name, key in
            (("bos", "bos"), ("eos", "eos"), ("pad", "padding"), ("unk", "unknown"))}  # fmt: skip
@@ -144,7 +148,8 @@ def _byte_pairs(tokens: list[str], reader: "GGUFReader", split: str) -> Any:
     if "qwen" in split:
         tokenizer.normalizer = normalizers.NFC()
     words = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in patterns]
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*words, to_bytes])
     tokenizer.decoder = decoders.ByteLevel()
     types = field(reader, "tokenizer.ggml.token_type")
     for token, kind in zip(tokens, types, strict=True):

@@ -17,7 +17,7 @@ CPU_BF16 = {"avx512_bf16", "amx_bf16"}
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """The device training and decoding run on. `memory_gb` is its own memory in GiB, `threads` what torch computes with on the CPU."""
+    """The device training and decoding run on: `memory_gb` is its own memory in GiB, `threads` those of torch."""
 
     device: Device
     name: str
@@ -26,11 +26,13 @@ class Hardware:
     threads: int
 
 
-def pick_dtype(device: Device, parameters: int | None, capability: tuple[int, int] = (0, 0), cpu_bf16: bool = False) -> Dtype:
+def pick_dtype(
+    device: Device, parameters: int | None, capability: tuple[int, int] = (0, 0), cpu_bf16: bool = False
+) -> Dtype:
     """The number format for a model of so many parameters (None: a large one).
 
-    bfloat16 where the device computes in it, which CUDA does from capability 8.0 on; float16 on older GPUs such as the T4; float32 on
-    other CPUs, and on every CPU for small models, where rounding costs more than memory.
+    bfloat16 where the device computes in it, which CUDA does from capability 8.0 on; float16 on older GPUs such as the
+    T4; float32 on other CPUs, and on every CPU for small models, where rounding costs more than memory.
     """
     if device == "cuda":
         return "bfloat16" if capability >= (8, 0) else "float16"
@@ -39,7 +41,7 @@ def pick_dtype(device: Device, parameters: int | None, capability: tuple[int, in
 
 
 def detect(parameters: int | None = None) -> Hardware:
-    """The first GPU if CUDA finds one, else the CPU; `dtype` is picked for a model of so many parameters (None: a large one)."""
+    """The first GPU CUDA finds, else the CPU; `dtype` suits a model of so many parameters (None: a large one)."""
     import torch
 
     threads = torch.get_num_threads()

@@ -1,10 +1,10 @@
 """Models and adapters, loaded for decoding or training: the only module that knows unsloth from transformers.
 
-transformers and peft are imported inside the functions, because unsloth patches them and must be imported before: see `start_backend`.
+transformers and peft are imported inside the functions, because unsloth patches them and must be imported before them:
+see `start_backend`.
 """
 
 import os
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+    Loaded = tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]
+
 Backend = Literal["auto", "transformers", "unsloth"]
 
 ALL_LINEAR = "all-linear"
@@ -39,11 +41,12 @@ def load(
     adapter: Path | None = None,
     trainable: bool = False,
     backend: Backend = "auto",
-) -> tuple["PreTrainedModel | PeftModel", "PreTrainedTokenizerBase"]:
+) -> "Loaded":
     """Model (in eval mode, on the GPU if there is one) and tokenizer of an alias, folder, .gguf file or hub id.
 
-    `four_bit` quantises the linear layers to NF4 (double quantisation) and computes in `dtype`, which is picked by hardware and size
-    unless given. `trainable` says whether the adapter will be trained on. Raises InputError when anything cannot be had.
+    `four_bit` quantises the linear layers to NF4 (double quantisation), which compute in `dtype`; that is picked by
+    hardware and size unless given. `trainable` says whether the adapter will be trained further. Raises InputError when
+    anything cannot be had.
     """
     source = resolve(name)
     if start_backend(backend) == "unsloth":
@@ -58,9 +61,9 @@ def load(
 
 
 def start_backend(backend: Backend = "auto") -> Literal["transformers", "unsloth"]:
-    """Settle which library loads and trains, and import unsloth if it is that: call it before anything imports trl, transformers, peft.
+    """Settle which library loads and trains, and import unsloth if it is the one: auto takes it where it can run.
 
-    auto is unsloth where there are CUDA and unsloth. Raises InputError when unsloth is asked for and cannot run.
+    Call it before anything imports trl, transformers or peft. Raises InputError when unsloth is asked for in vain.
     """
     usable = torch.cuda.is_available()
     if backend == "transformers" or (backend == "auto" and not (usable and find_spec("unsloth"))):
@@ -69,16 +72,17 @@ def start_backend(backend: Backend = "auto") -> Literal["transformers", "unsloth
         raise InputError("unsloth needs a CUDA GPU and there is none here: use the transformers backend")
     if not find_spec("unsloth"):
         raise InputError("unsloth is not installed: pip install 'sbtiny[unsloth]'")
-    os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache_folder() / "unsloth"))  # else a folder in the working directory
+    # Its compiled code would otherwise land in the working directory.
+    os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache_folder() / "unsloth"))
     import unsloth  # noqa: F401
 
     return "unsloth"
 
 
-# ---- transformers ------------------------------------------------------------------------------------------------------------------
+# ---- transformers ----------------------------------------------------------------------------------------------------
 
 
-def _with_transformers(source: Source, four_bit: bool, dtype: Dtype | None) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
+def _with_transformers(source: Source, four_bit: bool, dtype: Dtype | None) -> "Loaded":
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     ref = _files(source)
@@ -126,8 +130,8 @@ def _nf4(kind: torch.dtype) -> "BitsAndBytesConfig":
 def keep_4bit_gradients(model: nn.Module) -> None:
     """Forbid bitsandbytes to repack 4-bit weights on the CPU.
 
-    With avx512_bf16 an eval-mode forward repacks them, and training forwards through them afterwards have no gradient to their input:
-    all layers below learn nothing, with no more than a warning (bitsandbytes 0.50).
+    With avx512_bf16 an eval-mode forward repacks them, and training forwards through them afterwards have no gradient
+    to their input: all layers below learn wrongly, with no more than a warning (bitsandbytes 0.50).
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -156,10 +160,10 @@ def _mend(source: Source) -> str:
     return "check the name and the connection, or give a model folder"
 
 
-# ---- unsloth -----------------------------------------------------------------------------------------------------------------------
+# ---- unsloth ---------------------------------------------------------------------------------------------------------
 
 
-def _with_unsloth(source: Source, four_bit: bool, dtype: Dtype | None) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
+def _with_unsloth(source: Source, four_bit: bool, dtype: Dtype | None) -> "Loaded":
     from transformers import AutoConfig
     from unsloth import FastLanguageModel
 
@@ -190,20 +194,20 @@ def _unsloth_lora(model: nn.Module, rank: int, alpha: int, dropout: float, targe
         lora_dropout=dropout,
         target_modules=list(UNSLOTH_LINEAR) if targets == ALL_LINEAR else targets,
         use_gradient_checkpointing="unsloth",
-        random_state=torch.initial_seed() % 2**32,  # it seeds everything anew: with the seed that was set, not with its own
+        random_state=torch.initial_seed() % 2**32,  # it seeds everything anew: with the seed already set
     )
 
 
-# ---- adapters ----------------------------------------------------------------------------------------------------------------------
+# ---- adapters --------------------------------------------------------------------------------------------------------
 
 
 def add_lora(
     model: nn.Module, rank: int = 16, alpha: int = 32, dropout: float = 0.0, targets: str | list[str] = ALL_LINEAR
 ) -> "PeftModel":
-    """A fresh LoRA adapter on the linear layers (all but the head unless `targets` names some); the base is frozen, the adapter float32.
+    """A fresh LoRA adapter, in float32, on all linear layers but the head, or on `targets`; the base is frozen.
 
-    A 4-bit base is left as it is: peft's usual preparation turns its embeddings and head into float32, which costs up to a gigabyte and
-    changes the decode dtype. Gradient checkpointing is the trainer's to switch on.
+    A 4-bit base is left as it is: peft's usual preparation turns its embeddings and head into float32, which costs
+    memory and changes the decode dtype. Gradient checkpointing is the trainer's to switch on.
     """
     if _is_unsloth(model):
         return _unsloth_lora(model, rank, alpha, dropout, targets)
@@ -217,20 +221,23 @@ def add_lora(
 
 
 def load_adapter(model: nn.Module, path: Path, trainable: bool = False) -> "PeftModel":
-    """The model with a saved adapter, in float32 if it is to be trained. Raises InputError when it is missing or fits another model."""
+    """The model with a saved adapter, in float32. Raises InputError when it is missing or fits another model."""
     for file in ("adapter_config.json", "adapter_model.safetensors"):
         if not (path / file).is_file():
             raise InputError(f"{path} holds no adapter ({file} is missing): give a finished run or its adapter folder")
-    from peft import PeftModel
-    from safetensors import SafetensorError
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors import SafetensorError, safe_open
 
+    misfit = f"the adapter in {path} does not fit: %s; give the model it was trained on"
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", message=".*missing adapter keys")  # a layer without its weights would do nothing, quietly
-            model = PeftModel.from_pretrained(model, str(path), is_trainable=trainable)
-    except (RuntimeError, ValueError, UserWarning, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0][:200]
-        raise InputError(f"the adapter in {path} does not fit this model: {reason}; load it on the model it was trained on") from error
+        with safe_open(path / "adapter_model.safetensors", "pt") as file:
+            saved = set(file.keys())
+        model = PeftModel.from_pretrained(model, str(path), is_trainable=trainable)
+    except (RuntimeError, ValueError, SafetensorError) as error:
+        raise InputError(misfit % str(error).strip().splitlines()[0][:200]) from error
+    # peft loads what matches; a layer of either side without its counterpart would do nothing, quietly.
+    if apart := saved ^ set(get_peft_model_state_dict(model, save_embedding_layers=False)):
+        raise InputError(misfit % f"{min(apart)} has no counterpart")
     if trainable and _is_unsloth(model.get_base_model()):
         from unsloth import FastLanguageModel
 
@@ -238,29 +245,30 @@ def load_adapter(model: nn.Module, path: Path, trainable: bool = False) -> "Peft
     return model
 
 
-# ---- prompts and stops -------------------------------------------------------------------------------------------------------------
+# ---- prompts and stops -----------------------------------------------------------------------------------------------
 
 
 def prompt_ids(tokenizer: "PreTrainedTokenizerBase", question: str) -> list[int]:
     """Token ids of a user's question in the model's chat template, ready for its answer."""
     if not tokenizer.chat_template:
-        raise InputError("this tokenizer has no chat template: use an instruct or reasoning model, or add chat_template.jinja to its folder")
+        raise InputError("this tokenizer has no chat template: use an instruct model, or add chat_template.jinja to it")
     messages = [{"role": "user", "content": question}]
     return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
 
 
 def stop_ids(model: nn.Module, tokenizer: "PreTrainedTokenizerBase") -> frozenset[int]:
-    """Every token that ends an answer: the generation config's, the tokenizer's, and the one the chat template closes a turn with.
+    """Every token that ends an answer: the generation config's, the tokenizer's, and the chat template's end of turn.
 
     Raises InputError when there is none or one lies outside the vocabulary.
     """
     configured = model.generation_config.eos_token_id
-    found = {*(configured if isinstance(configured, list) else [configured]), tokenizer.eos_token_id, _turn_end(tokenizer)} - {None}
+    configured = configured if isinstance(configured, list) else [configured]
+    found = {*configured, tokenizer.eos_token_id, _turn_end(tokenizer)} - {None}
     vocabulary = model.get_input_embeddings().weight.shape[0]
     if not found:
         raise InputError("this model names no end token: set eos_token_id in its generation_config.json")
     if outside := [i for i in found if not 0 <= i < vocabulary]:
-        raise InputError(f"stop token {outside[0]} is outside the vocabulary of {vocabulary}: fix eos_token_id in generation_config.json")
+        raise InputError(f"stop token {outside[0]} is outside the vocabulary of {vocabulary}: fix the eos_token_id")
     return frozenset(found)
 
 

@@ -38,7 +38,9 @@ class Engine:
         self.pieces, self.slots, self.capacity = pieces, slots, 0
         self.stops = np.zeros(len(self.weights.embed), dtype=bool)
         if outside := [i for i in stop_ids if i >= len(self.stops)]:
-            raise InputError(f"stop token {outside[0]} is outside the vocabulary of {len(self.stops)}: fix eos_token_id")
+            raise InputError(
+                f"stop token {outside[0]} is outside the vocabulary of {len(self.stops)}: fix eos_token_id"
+            )
         self.stops[list(stop_ids)] = True
 
     # ---- the model -----------------------------------------------------------------------------------------------------------------
@@ -62,7 +64,9 @@ class Engine:
         if layer.norm_q is not None:
             q, k = turning.split((w.heads, w.kv_heads), -2)
             norm = (w.head_dim,)
-            turning = torch.cat((F.rms_norm(q, norm, layer.norm_q, w.eps), F.rms_norm(k, norm, layer.norm_k, w.eps)), -2)
+            turning = torch.cat(
+                (F.rms_norm(q, norm, layer.norm_q, w.eps), F.rms_norm(k, norm, layer.norm_k, w.eps)), -2
+            )
         q, k = rotate(turning, cos, sin).split((w.heads, w.kv_heads), -2)
         return q, k, v
 
@@ -100,7 +104,9 @@ class Engine:
         for layer, (keys, values) in zip(w.layers, self.cache, strict=True):
             q, k, v = self._project(layer, x, cos, sin)
             keys[rows, :, positions], values[rows, :, positions] = k, v
-            q = q.view(n, w.kv_heads, -1, w.head_dim) * w.head_dim**-0.5  # grouped queries share a key head: no copy of the cache
+            q = (
+                q.view(n, w.kv_heads, -1, w.head_dim) * w.head_dim**-0.5
+            )  # grouped queries share a key head: no copy of the cache
             scores = (q @ keys[:n, :, :span].transpose(-1, -2)).add_(mask).softmax(-1)
             x = self._finish(layer, x, (scores @ values[:n, :, :span]).flatten(1))
         return F.linear(F.rms_norm(x, x.shape[-1:], w.norm, w.eps), w.head)
@@ -123,7 +129,9 @@ class Engine:
             logits = self._decode(*batch.inputs())
             draws = uniforms(batch.seeds[:n], batch.counts[:n].astype(np.uint64))
             tokens, logprobs = sample(logits, sampling, draws)
-            for index, episode in batch.accept(tokens.cpu().numpy(), None if logprobs is None else logprobs.cpu().numpy()):
+            for index, episode in batch.accept(
+                tokens.cpu().numpy(), None if logprobs is None else logprobs.cpu().numpy()
+            ):
                 if on_episode:
                     on_episode(index, episode)
         return [episode for episode in batch.episodes if episode is not None]
@@ -149,7 +157,9 @@ class Batch:
         self.waiting = Counter(r.prompt_ids for r in requests)
         self.episodes: list[Episode | None] = [None] * len(requests)
         slots, longest = engine.slots, max(r.max_tokens for r in requests)
-        self.index, self.tokens, self.positions, self.counts, self.limits = (np.zeros(slots, dtype=np.int64) for _ in range(5))
+        self.index, self.tokens, self.positions, self.counts, self.limits = (
+            np.zeros(slots, dtype=np.int64) for _ in range(5)
+        )
         self.seeds = np.zeros(slots, dtype=np.uint64)
         self.written = np.zeros((slots, longest), dtype=np.int64)
         self.logprobs = np.zeros((slots, longest), dtype=np.float32)
@@ -198,7 +208,10 @@ class Batch:
         self.tokens[:n] = tokens
         stopped = self.engine.stops[tokens]
         ended = stopped | (self.counts[:n] >= self.limits[:n])
-        done = [(int(self.index[slot]), self._read(slot, bool(stopped[slot]), logprobs is not None)) for slot in np.flatnonzero(ended)]
+        done = [
+            (int(self.index[slot]), self._read(slot, bool(stopped[slot]), logprobs is not None))
+            for slot in np.flatnonzero(ended)
+        ]
         for slot in np.flatnonzero(ended)[::-1]:  # from the back, so that the slot moved in is never one that ended
             self._vacate(int(slot))
         for index, episode in done:
@@ -209,7 +222,9 @@ class Batch:
         count = int(self.counts[slot])
         ids = self.written[slot, :count].tolist()
         logprobs = self.logprobs[slot, :count].tolist() if with_logprobs else None
-        return read_episode(self.requests[self.index[slot]], ids, self.engine.pieces, "end" if stopped else "length", logprobs)
+        return read_episode(
+            self.requests[self.index[slot]], ids, self.engine.pieces, "end" if stopped else "length", logprobs
+        )
 
     def _vacate(self, slot: int) -> None:
         """Move the last active slot into this one, so that a step's rows stay contiguous."""

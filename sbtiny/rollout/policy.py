@@ -28,7 +28,9 @@ class Policy:
     def encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)
 
-    def request(self, question: str, max_tokens: int, seed: int, budget: int | None = None, expected: int = 0) -> Request:
+    def request(
+        self, question: str, max_tokens: int, seed: int, budget: int | None = None, expected: int = 0
+    ) -> Request:
         """A request for one answer; a `budget` is prefilled, so that the model finds it already written.
 
         The prefilled text is tokenised by itself, exactly as the cold start trains it.
@@ -37,5 +39,7 @@ class Policy:
         ids = (*prompt_ids(self.tokenizer, question), *self.encode(said))
         return Request(ids, max_tokens, seed, said, expected or budget or 0)
 
-    def sample(self, requests: Sequence[Request], sampling: Sampling, on_episode: OnEpisode | None = None) -> list[Episode]:
+    def sample(
+        self, requests: Sequence[Request], sampling: Sampling, on_episode: OnEpisode | None = None
+    ) -> list[Episode]:
         return self.engine.run(requests, sampling, on_episode)

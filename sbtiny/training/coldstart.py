@@ -68,7 +68,9 @@ def harvest(
         else:
             rows.append(label(policy, question, episode.solution))
     if not rows:
-        raise Failed(f"no usable answer in {len(episodes)}: {wrong} wrong, {cut} cut at {data.max_tokens} tokens; check --task or --max-tokens")
+        raise Failed(
+            f"no usable answer in {len(episodes)}: {wrong} wrong, {cut} cut at {data.max_tokens} tokens; check --task or --max-tokens"
+        )
     return Harvest(rows, len(episodes), cut, wrong)
 
 

@@ -31,10 +31,14 @@ from sbtiny.rollout.sampling import Sampling
 from sbtiny.runs import append_jsonl
 from sbtiny.tasks.sources import Question
 from sbtiny.training import head
+from sbtiny.training.arguments import common
 from sbtiny.training.watch import Watch
 
 Verify = Callable[[str, Question], bool]
-USER_FACTORS = (0.5, 4.0)  # a prefilled budget is drawn between these multiples of the model's own, evenly in the logarithm
+USER_FACTORS = (
+    0.5,
+    4.0,
+)  # a prefilled budget is drawn between these multiples of the model's own, evenly in the logarithm
 USER_ALPHA = 0.5  # width of the window for prefilled budgets while alpha is wider
 
 
@@ -60,7 +64,9 @@ def alpha_at(step: int, g: GrpoSettings) -> float:
     return linear_alpha(step, max(1, round(g.steps * (1 - g.alpha_hold))), g.alpha_start, g.alpha_end)
 
 
-def initial_lengths(policy: Policy, questions: Sequence[Question], verify: Verify, g: GrpoSettings, seed: int) -> dict[str, float]:
+def initial_lengths(
+    policy: Policy, questions: Sequence[Question], verify: Verify, g: GrpoSettings, seed: int
+) -> dict[str, float]:
     """b_max of each question id: the length of the initial model's own answer, infinity when that was wrong (paper section 3).
 
     The initial model is the policy without its adapter.
@@ -78,8 +84,15 @@ def initial_lengths(policy: Policy, questions: Sequence[Question], verify: Verif
 class Rollouts:
     """TRL's `rollout_func`: samples the groups of a step, verifies, scores, retells, and keeps the figures of the step."""
 
-    def __init__(self, policy: Policy, questions: Sequence[Question], verify: Verify, b_max: dict[str, float], settings: Settings,
-                 output: Path) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        questions: Sequence[Question],
+        verify: Verify,
+        b_max: dict[str, float],
+        settings: Settings,
+        output: Path,
+    ) -> None:
         self.policy, self.verify, self.b_max, self.output = policy, verify, b_max, output
         self.questions = {q.id: q for q in questions}
         self.g, self.seed = settings.grpo, settings.seed
@@ -118,7 +131,9 @@ class Rollouts:
         factors = [math.exp(rng.uniform(*map(math.log, USER_FACTORS))) for _ in users]
         given = {start: max(1, round(own * f)) for start, own, f in zip(users, said, factors, strict=True) if own}
         return [
-            self.policy.request(q.question, self.g.max_tokens, base + i, given.get(i - i % self.g.group), int(self.b_max_of(q)))
+            self.policy.request(
+                q.question, self.g.max_tokens, base + i, given.get(i - i % self.g.group), int(self.b_max_of(q))
+            )
             for i, q in enumerate(asked)
         ]
 
@@ -139,17 +154,29 @@ class Rollouts:
         budget = episode.budget if episode.stop_reason == "end" else None
         b_max = math.inf if user else self.b_max[question.id]
         width = min(alpha, USER_ALPHA) if user else alpha
-        return Scored(episode, question, correct, score(budget=budget, length=episode.length, correct=correct, b_max=b_max, alpha=width))
+        return Scored(
+            episode,
+            question,
+            correct,
+            score(budget=budget, length=episode.length, correct=correct, b_max=b_max, alpha=width),
+        )
 
     def _retell(self, scored: list[Scored], group: range) -> None:
         """Replace the number of those `hindsight` correct self-set answers that missed theirs most by the one they needed."""
-        able = [i for i in group if scored[i].correct and scored[i].episode.budget and scored[i].episode.source == "self"]
+        able = [
+            i for i in group if scored[i].correct and scored[i].episode.budget and scored[i].episode.source == "self"
+        ]
         able = [i for i in able if scored[i].mismatch > self.g.alpha_end]
         for i in sorted(able, key=lambda i: -scored[i].mismatch)[: self.g.hindsight]:
             old = scored[i]
             episode = retold(self.policy, old.episode, needed(old.episode.length, self.g.alpha_end))
-            reward = score(budget=episode.budget, length=episode.length, correct=True, b_max=self.b_max[old.question.id],
-                           alpha=alpha_now(old, self.metrics))
+            reward = score(
+                budget=episode.budget,
+                length=episode.length,
+                correct=True,
+                b_max=self.b_max[old.question.id],
+                alpha=self.metrics["alpha"],
+            )
             scored[i] = Scored(episode, old.question, True, reward, retold=True)
 
     def _tighten(self, scored: Sequence[Scored]) -> None:
@@ -161,17 +188,18 @@ class Rollouts:
     def _keep(self, step: int, scored: Sequence[Scored]) -> None:
         for s in scored[:: self.g.group]:
             row = {"step": step, "question": s.question.question, "text": s.episode.text, "budget": s.episode.budget}
-            append_jsonl(self.output / "samples.jsonl", row | {"length": s.episode.length, "correct": s.correct, "reward": s.reward.total})
+            append_jsonl(
+                self.output / "samples.jsonl",
+                row | {"length": s.episode.length, "correct": s.correct, "reward": s.reward.total},
+            )
 
-    def reward(self, completions: list[str], reward: list[float], log_metric: Callable[[str, float], None], **_: Any) -> list[float]:
+    def reward(
+        self, completions: list[str], reward: list[float], log_metric: Callable[[str, float], None], **_: Any
+    ) -> list[float]:
         """TRL's reward function: the rollout has scored already; here the figures of the step reach the log."""
         for name, value in self.metrics.items():
             log_metric(name, value)
         return reward
-
-
-def alpha_now(scored: Scored, metrics: dict[str, float]) -> float:
-    return metrics["alpha"]
 
 
 def needed(length: int, alpha: float) -> int:
@@ -213,36 +241,57 @@ def summary(scored: Sequence[Scored], alpha: float, seconds: float) -> dict[str,
 
 
 class Trainer(GRPOTrainer):
-    """TRL pads every micro-batch to the longest answer of the whole step; cutting the all-padding columns changes no loss."""
+    """TRL shuffles the answers of a step into micro-batches that are all padded to the longest of the step.
+
+    With heavy-tailed lengths most of the work is then padding. Answers of like length side by side, and columns that are all padding cut
+    away, give the same loss for a fraction of the time.
+    """
+
+    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
+        before = self._buffered_inputs
+        inputs = super()._prepare_inputs(generation_batch)
+        if not self.model.training or self._buffered_inputs is before:
+            return inputs
+        self._buffered_inputs = by_length(self._buffered_inputs)
+        return self._buffered_inputs[self._step % len(self._buffered_inputs)]
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         return super().compute_loss(model, trimmed(inputs), *args, **kwargs)
 
 
+def by_length(batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same rows in micro-batches of like completion length; each batch keeps its number of rows."""
+    sizes = [len(batch["completion_mask"]) for batch in batches]
+    rows = {
+        name: torch.cat([batch[name] for batch in batches])
+        for name, value in batches[0].items()
+        if isinstance(value, Tensor) and value.ndim > 0
+    }
+    order = rows["completion_mask"].sum(1).argsort(stable=True)
+    parts = {name: value[order].split(sizes) for name, value in rows.items()}
+    return [batch | {name: parts[name][i] for name in rows} for i, batch in enumerate(batches)]
+
+
 def trimmed(inputs: dict[str, Any]) -> dict[str, Any]:
     """Cut columns that are padding in every row: prompts are padded on the left, completions on the right."""
-    prompt = int(inputs["prompt_mask"].sum(1).max())
-    completion = int(inputs["completion_mask"].sum(1).max())
-    width, longest = inputs["prompt_mask"].shape[1], inputs["completion_mask"].shape[1]
+    prompt, completion = inputs["prompt_mask"].sum(1).max(), inputs["completion_mask"].sum(1).max()
+    width = inputs["prompt_mask"].shape[1] - prompt
 
     def cut(name: str, value: Any) -> Any:
-        if not isinstance(value, Tensor) or value.ndim != 2:
+        if not isinstance(value, Tensor) or value.ndim != 2 or value.shape[1] == 1:
             return value
-        if name.startswith("prompt"):
-            return value[:, width - prompt :]
-        return value[:, :completion] if value.shape[1] == longest else value
+        return value[:, width:] if name.startswith("prompt") else value[:, :completion]
 
     return {name: cut(name, value) for name, value in inputs.items()}
 
 
 def arguments(settings: Settings, output: Path) -> GRPOConfig:
     """TRL's arguments from prompts a step and group size; the batch algebra is derived."""
-    g, gpu = settings.grpo, torch.cuda.is_available()
-    bf16 = gpu and torch.cuda.is_bf16_supported()
+    g = settings.grpo
     answers = g.prompts * g.group
     micro = min(g.micro_batch, answers)
     return GRPOConfig(
-        output_dir=str(output),
+        **common(settings, output, g.save_steps),
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=answers // micro,
         steps_per_generation=answers // micro,
@@ -256,25 +305,21 @@ def arguments(settings: Settings, output: Path) -> GRPOConfig:
         loss_type=g.loss,
         temperature=g.temperature,
         logging_steps=1,
-        save_strategy="steps" if g.save_steps else "no",
-        save_steps=g.save_steps or 500,
-        save_total_limit=2,
-        seed=settings.seed,
-        use_cpu=not gpu,
-        bf16=bf16,
-        fp16=gpu and not bf16,
-        gradient_checkpointing=gpu,
-        report_to="none",
-        disable_tqdm=True,
-        dataloader_pin_memory=gpu,
     )
 
 
 SHOWN = ("reward", "accuracy", "tokens", "budget", "within_50", "alpha")
 
 
-def train(policy: Policy, questions: Sequence[Question], verify: Verify, b_max: dict[str, float], settings: Settings, output: Path,
-          resume: Path | None = None) -> None:
+def train(
+    policy: Policy,
+    questions: Sequence[Question],
+    verify: Verify,
+    b_max: dict[str, float],
+    settings: Settings,
+    output: Path,
+    resume: Path | None = None,
+) -> None:
     """Train the policy's adapter and save it as `output/adapter`; `questions` are taken in their order, `grpo.prompts` a step."""
     rollouts = Rollouts(policy, questions, verify, b_max, settings, output)
     head.ensure()

@@ -12,7 +12,9 @@ from torch.utils.checkpoint import checkpoint
 TOKENS = 1024  # tokens a chunk
 
 
-def chunk_stats(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, scale: float, cap: float | None) -> Tensor:
+def chunk_stats(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, scale: float, cap: float | None
+) -> Tensor:
     """Rows (log-probability, entropy, is top 1) of a chunk: hidden (n, width), weight (vocabulary, width), targets (n,) -> (3, n)."""
     logits = F.linear(hidden, weight.to(hidden.dtype), bias).float() * scale
     if cap is not None:
@@ -30,8 +32,15 @@ class PlainLogProbs:
 
     @staticmethod
     def apply(
-        hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float, _chunk: int,
-        cap: float | None = None, scale: float = 1.0, outputs: tuple[str, ...] = (),
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        temperature: float,
+        _chunk: int,
+        cap: float | None = None,
+        scale: float = 1.0,
+        outputs: tuple[str, ...] = (),
     ) -> tuple[Tensor, Tensor | None, None, None, Tensor | None]:
         if unknown := set(outputs) - {"log_probs", "entropy", "is_top1"}:
             raise NotImplementedError(f"TRL asks for {sorted(unknown)} on a CPU")

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
@@ -14,8 +13,9 @@ from sbtiny.errors import InputError
 from sbtiny.models.load import prompt_ids
 from sbtiny.rollout.policy import Policy
 from sbtiny.tasks.sources import read_rows
-from sbtiny.training.coldstart import tokenized
 from sbtiny.training import head
+from sbtiny.training.arguments import common
+from sbtiny.training.coldstart import tokenized
 from sbtiny.training.watch import Watch
 
 KEYS = ("id", "question", "response", "budget")
@@ -39,7 +39,9 @@ def prepare(policy: Policy, rows: Sequence[dict[str, Any]], max_length: int) -> 
     for row in rows:
         example = tokenized(policy, row, turn_end, prompt_ids(policy.tokenizer, row["question"]))
         if len(example["input_ids"]) > max_length:
-            raise InputError(f"row {row['id']} has {len(example['input_ids'])} tokens, over sft.max_length {max_length}: raise it or drop the row")
+            raise InputError(
+                f"row {row['id']} has {len(example['input_ids'])} tokens, over sft.max_length {max_length}: raise it or drop the row"
+            )
         if not row["response"].strip():
             raise InputError(f"row {row['id']} has an empty response: it would train nothing")
         ready.append(example)
@@ -49,10 +51,9 @@ def prepare(policy: Policy, rows: Sequence[dict[str, Any]], max_length: int) -> 
 
 
 def arguments(settings: Settings, rows: int, output: Path, updates: int) -> SFTConfig:
-    s, gpu = settings.sft, torch.cuda.is_available()
-    bf16 = gpu and torch.cuda.is_bf16_supported()
+    s = settings.sft
     return SFTConfig(
-        output_dir=str(output),
+        **common(settings, output, s.save_steps),
         per_device_train_batch_size=s.micro_batch,
         gradient_accumulation_steps=s.batch // s.micro_batch,
         max_steps=updates,
@@ -63,16 +64,6 @@ def arguments(settings: Settings, rows: int, output: Path, updates: int) -> SFTC
         max_length=None,
         completion_only_loss=True,
         logging_steps=5,
-        save_strategy="steps" if s.save_steps else "no",
-        save_steps=s.save_steps or 500,
-        seed=settings.seed,
-        use_cpu=not gpu,
-        bf16=bf16,
-        fp16=gpu and not bf16,
-        gradient_checkpointing=gpu,
-        report_to="none",
-        disable_tqdm=True,
-        dataloader_pin_memory=gpu,
     )
 
 
@@ -81,7 +72,9 @@ def updates_planned(settings: Settings, rows: int) -> int:
     return s.steps or max(1, math.ceil(rows * s.epochs / s.batch))
 
 
-def train(policy: Policy, rows: Sequence[dict[str, Any]], settings: Settings, output: Path, resume: Path | None = None) -> None:
+def train(
+    policy: Policy, rows: Sequence[dict[str, Any]], settings: Settings, output: Path, resume: Path | None = None
+) -> None:
     """Train the policy's adapter (its model must be a PEFT model) and save it as `output/adapter`."""
     dataset = prepare(policy, rows, settings.sft.max_length)
     updates = updates_planned(settings, len(dataset))

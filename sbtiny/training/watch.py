@@ -38,9 +38,13 @@ class Watch(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **_: Any
     ) -> None:
         row = {"stage": self.stage, "step": state.global_step, "seconds": round(time.perf_counter() - self.started, 2)}
-        append_jsonl(self.output / "metrics.jsonl", row | {key: value for key, value in logs.items() if value is not None})
+        append_jsonl(
+            self.output / "metrics.jsonl", row | {key: value for key, value in logs.items() if value is not None}
+        )
         if (loss := logs.get("loss")) is not None and loss != loss:
-            raise Failed(f"{self.stage}: the loss is NaN at step {state.global_step}; lower the learning rate (metrics.jsonl has the run so far)")
+            raise Failed(
+                f"{self.stage}: the loss is NaN at step {state.global_step}; lower the learning rate (metrics.jsonl has the run so far)"
+            )
         self.advance(0, note="  ".join(f"{key} {logs[key]:.3g}" for key in self.shown if logs.get(key) is not None))
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:

@@ -14,8 +14,15 @@ from sbtiny.rollout.episode import Request
 from sbtiny.rollout.sampling import Sampling, sample, uniforms
 from sbtiny.tasks import arithmetic
 
-SHAPE = dict(vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
-             max_position_embeddings=256)
+SHAPE = dict(
+    vocab_size=97,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=256,
+)
 PIECES = [chr(33 + i) for i in range(97)]
 
 
@@ -28,8 +35,14 @@ def requests(policy, count: int, limits: tuple[int, int] = (1, 120)) -> list[Req
 
 def greedy_alone(model, request: Request, stops: frozenset[int]) -> list[int]:
     ids = torch.tensor([request.prompt_ids])
-    out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=request.max_tokens, do_sample=False,
-                         eos_token_id=list(stops) or None, pad_token_id=0)
+    out = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=request.max_tokens,
+        do_sample=False,
+        eos_token_id=list(stops) or None,
+        pad_token_id=0,
+    )
     return out[0, ids.shape[1] :].tolist()
 
 
@@ -57,13 +70,18 @@ def test_greedy_equals_generate_with_refills_and_poisoned_memory(policy, tiny, p
     asked = requests(policy, 64)
     episodes = policy.sample(asked, Sampling(temperature=0))
     stops = frozenset(np.flatnonzero(policy.engine.stops).tolist())
-    wrong = [i for i, (r, e) in enumerate(zip(asked, episodes, strict=True)) if e.completion_ids != greedy_alone(model, r, stops)]
+    wrong = [
+        i
+        for i, (r, e) in enumerate(zip(asked, episodes, strict=True))
+        if e.completion_ids != greedy_alone(model, r, stops)
+    ]
     assert wrong == []
     assert {e.stop_reason for e in episodes} == {"end", "length"}
 
 
 @pytest.mark.parametrize(
-    ("config", "kind"), [(LlamaConfig, LlamaForCausalLM), (Qwen2Config, Qwen2ForCausalLM), (Qwen3Config, Qwen3ForCausalLM)]
+    ("config", "kind"),
+    [(LlamaConfig, LlamaForCausalLM), (Qwen2Config, Qwen2ForCausalLM), (Qwen3Config, Qwen3ForCausalLM)],
 )
 def test_every_architecture_matches_generate(config, kind, poisoned):
     torch.manual_seed(0)
@@ -72,7 +90,9 @@ def test_every_architecture_matches_generate(config, kind, poisoned):
         for parameter in model.parameters():
             parameter.normal_(0, 0.2)  # biases and norms too: at their initial values a forgotten one would not show
     rng = np.random.default_rng(1)
-    asked = [Request(tuple(rng.integers(0, 97, rng.integers(1, 30)).tolist()), int(rng.integers(1, 40))) for _ in range(20)]
+    asked = [
+        Request(tuple(rng.integers(0, 97, rng.integers(1, 30)).tolist()), int(rng.integers(1, 40))) for _ in range(20)
+    ]
     episodes = Engine(model, PIECES, frozenset({96}), slots=6).run(asked, Sampling(temperature=0))
     model.generation_config.eos_token_id = 96
     assert [e.completion_ids for e in episodes] == [greedy_alone(model, r, frozenset({96})) for r in asked]
@@ -118,7 +138,12 @@ def test_draws_are_uniform_and_stateless():
 def test_sampling_follows_the_distribution_and_its_limits():
     logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]]).expand(20_000, -1)
     draws = uniforms(np.arange(20_000, dtype=np.uint64), np.zeros(20_000, dtype=np.uint64))
-    for sampling, allowed in ((Sampling(), 4), (Sampling(top_k=2), 2), (Sampling(top_p=0.7), 2), (Sampling(min_p=0.3), 2)):
+    for sampling, allowed in (
+        (Sampling(), 4),
+        (Sampling(top_k=2), 2),
+        (Sampling(top_p=0.7), 2),
+        (Sampling(min_p=0.3), 2),
+    ):
         tokens, _ = sample(logits, sampling, draws)
         wanted = logits[0].softmax(-1).where(torch.arange(4) < allowed, 0.0)
         shares = torch.bincount(tokens, minlength=4) / len(tokens)

