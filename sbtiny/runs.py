@@ -59,7 +59,13 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path} is not valid JSON: {error}") from error
 
 
-def new(kind: str, output: Path | None, settings: Settings) -> Path:
+def set_aside(folder: Path) -> None:
+    """Give an earlier run another name, so that a new one can take its place and nothing is lost."""
+    if folder.exists():
+        folder.rename(folder.with_name(time.strftime(f"{folder.name}-before-%Y%m%d-%H%M%S")))
+
+
+def new(kind: str, output: Path | None, settings: Settings, **more: str) -> Path:
     """A fresh run folder `runs/<kind>-<time>` or `output`, with config.yaml in it; `kind` is remembered in run.json.
 
     Raises InputError when it cannot be made or is a finished run already.

@@ -5,7 +5,7 @@ data build -> sft -> grpo -> eval -> report
 
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from sbtiny.progress import console, quieten_libraries
 from sbtiny.rollout.policy import Policy
 from sbtiny.tasks.sources import Question, load_questions, read_traces
 from sbtiny.tasks.verify import load_verifier
-from sbtiny.training import coldstart, grpo, sft
+from sbtiny.training import coldstart, grpo, rollouts, sft
 
 SWEEP = ("0.5x", "1x", "2x", "4x")
 quieten_libraries()
@@ -87,17 +87,23 @@ def last_checkpoint(folder: Path) -> Path:
 
 
 def run_sft(settings: Settings, output: Path | None, resume: bool = False) -> Path:
-    """Cold start into a run folder; without `sft.data` the rows are sampled first and kept in it as data.jsonl."""
-    folder = output if resume and output else runs.new("sft", output, settings)
-    file = Path(settings.sft.data) if settings.sft.data else folder / "data.jsonl"
-    rows = sft.read_labelled(str(file)) if file.is_file() or settings.sft.data else []
+    """Cold start into a run folder; without `sft.data` the rows are sampled first and kept in it as data.jsonl.
+
+    Everything that can be wrong is read before the folder is made.
+    """
+    given = settings.sft.data or (resume and output and str(output / "data.jsonl"))
+    rows = sft.read_labelled(given) if given else []
+    questions = [] if given else load_questions(settings.data.task, "train", 1, settings.seed)
     policy = open_policy(settings.model, settings, settings.data.slots, trainable=True)
+    dataset = sft.prepare(policy, rows, settings.sft.max_length) if rows else None
+    folder = output if resume and output else runs.new("sft", output, settings)
     with keeping(folder, "sft"):
-        if not rows:
+        if dataset is None and questions:
             with policy.model.disable_adapter():
                 policy.refresh()
-                rows = build_data(settings, file, policy=policy).rows
-        sft.train(policy, rows, settings, folder, last_checkpoint(folder) if resume else None)
+                rows = build_data(settings, folder / "data.jsonl", policy=policy).rows
+            dataset = sft.prepare(policy, rows, settings.sft.max_length)
+        sft.train(policy, dataset, settings, folder, last_checkpoint(folder) if resume else None)
     return folder
 
 
@@ -111,25 +117,19 @@ def training_questions(settings: Settings) -> list[Question]:
 
 def run_grpo(settings: Settings, start: Path, output: Path | None, resume: bool = False) -> Path:
     """Budget-guided GRPO from the adapter of `start` into a run folder; b_max is kept in it as b_max.json."""
-    folder = output if resume and output else runs.new("grpo", output, settings)
-    runs.write_json(
-        folder / "run.json", runs.read_json(folder / "run.json") | {"parent": str(start), "model": model_of(start)}
-    )
+    settings = replace(settings, model=runs.read_json(start / "run.json")["model"])
     verify = load_verifier(settings.grpo.verifier)
     questions = training_questions(settings)
     policy = open_policy(str(start), settings, settings.grpo.slots, trainable=True)
+    folder = output if resume and output else runs.new("grpo", output, settings, parent=str(start))
     with keeping(folder, "grpo"):
         if (folder / "b_max.json").is_file():
             b_max = {key: float(value) for key, value in runs.read_json(folder / "b_max.json").items()}
         else:
-            b_max = grpo.initial_lengths(policy, questions, verify, settings.grpo, settings.seed)
+            b_max = rollouts.initial_lengths(policy, questions, verify, settings)
             runs.write_json(folder / "b_max.json", {key: str(value) for key, value in b_max.items()})
         grpo.train(policy, questions, verify, b_max, settings, folder, last_checkpoint(folder) if resume else None)
     return folder
-
-
-def model_of(folder: Path) -> str:
-    return runs.read_json(folder / "run.json")["model"]
 
 
 def run_eval(name: str, settings: Settings, folder: Path, sweep: bool = False) -> dict[str, Any]:
@@ -162,7 +162,7 @@ def demo(settings: Settings, folder: Path) -> dict[str, Any]:
     """The whole pipeline on the bundled model: base, cold start, GRPO, each evaluated on the same held-out questions."""
     from sbtiny.evaluation import report
 
-    runs.new("grpo", folder, settings)
+    runs.set_aside(folder)
     seconds: dict[str, float] = {}
 
     @contextmanager
@@ -182,9 +182,3 @@ def demo(settings: Settings, folder: Path) -> dict[str, Any]:
     with timed("eval_grpo"):
         run_eval(str(folder), settings, folder, sweep=True)
     return report.write(folder, seconds)
-
-
-def describe(settings: Settings, sections: Sequence[str]) -> dict[str, Any]:
-    """The resolved settings a verb would run with, for --dry-run."""
-    everything = asdict(settings)
-    return {key: everything[key] for key in ("model", "seed", "four_bit", *sections)}

@@ -57,7 +57,9 @@ def write(folder: Path, seconds: dict[str, float] | None = None) -> dict[str, An
             write_bytes(file, plots.png(panels))
         else:
             file.unlink(missing_ok=True)  # of an earlier report
-    svgs = {name: [plots.svg(panel, f"{name}{i}") for i, panel in enumerate(panels)] for name, panels in figures.items()}
+    svgs = {
+        name: [plots.svg(panel, f"{name}{i}") for i, panel in enumerate(panels)] for name, panels in figures.items()
+    }
     write_json(folder / "report.json", result)
     write_text(folder / "report.html", page.render(evidence, result, svgs))
     write_text(folder / "README.md", page.card(evidence, result))
@@ -73,7 +75,9 @@ def read(folder: Path) -> Evidence:
     sweep, config = folder / "sweep.json", folder / "config.yaml"
     settings = read_settings(config)
     if start := places["sft"]:
-        settings |= {key: value for key, value in read_settings(start / "config.yaml").items() if key in ("data", "sft")}
+        settings |= {
+            key: value for key, value in read_settings(start / "config.yaml").items() if key in ("data", "sft")
+        }
     return Evidence(
         folder=folder,
         run=run,
@@ -108,7 +112,9 @@ def read_eval(path: Path) -> Eval:
 def checked(found: Any, path: Path) -> Eval:
     missing = [key for key in NEEDED if not isinstance(found, dict) or key not in found]
     if missing:
-        raise InputError(f"{path} lacks {', '.join(missing)}: it is no evaluation of this version; run `sbtiny eval` again")
+        raise InputError(
+            f"{path} lacks {', '.join(missing)}: it is no evaluation of this version; run `sbtiny eval` again"
+        )
     return found
 
 
@@ -202,11 +208,22 @@ def accuracy(e: Eval) -> str:
 
 def comparison(evals: dict[str, Eval | None]) -> Grid:
     """One row an evaluation; the keys are stages, `model` for a single one."""
-    headers = ["", "accuracy %\n(95 % interval)", "tokens", "p90", "budget", "format %", "within %\n10 / 20 / 50", "over\nbudget %"]
+    headers = [
+        "",
+        "accuracy %\n(95 % interval)",
+        "tokens",
+        "p90",
+        "budget",
+        "format %",
+        "within %\n10 / 20 / 50",
+        "over\nbudget %",
+    ]
     rows = []
     for stage, e in evals.items():
         if e:
-            within = " / ".join(percent(e["within"][t], 0) for t in ("0.1", "0.2", "0.5")) if e.get("mean_budget") else NONE
+            within = (
+                " / ".join(percent(e["within"][t], 0) for t in ("0.1", "0.2", "0.5")) if e.get("mean_budget") else NONE
+            )
             sizes = [tokens(e[key]) for key in ("mean_tokens", "p90_tokens", "mean_budget")]
             rates = [percent(e["format_rate"]), within, percent(e.get("over_budget_rate"))]
             rows.append([STAGES.get(stage, str(e.get("model", stage))), accuracy(e), *sizes, *rates])
@@ -218,7 +235,12 @@ def level_grid(evals: dict[str, Eval | None]) -> Grid:
     present = {STAGES.get(stage, ""): e["by_level"] for stage, e in evals.items() if e}
     last = list(present.values())[-1]
     measures = {"accuracy %": lambda x: percent(x["accuracy"]), "tokens": lambda x: tokens(x["mean_tokens"])}
-    headers = ["level", "questions", *(f"{name}\n{measure}".strip() for measure in measures for name in present), "budget"]
+    headers = [
+        "level",
+        "questions",
+        *(f"{name}\n{measure}".strip() for measure in measures for name in present),
+        "budget",
+    ]
     rows = []
     for level, found in last.items():
         cells = [show(of[level]) if level in of else NONE for show in measures.values() for of in present.values()]
@@ -229,7 +251,13 @@ def level_grid(evals: dict[str, Eval | None]) -> Grid:
 def sweep_grid(sweep: Sequence[Eval] | None) -> Grid:
     headers = ["budget given", "mean budget", "mean tokens", "accuracy %\n(95 % interval)", "within 50 %\nof it, %"]
     return headers, [
-        [e.get("budget", NONE), tokens(e.get("mean_budget")), tokens(e["mean_tokens"]), accuracy(e), percent(e["within"]["0.5"])]
+        [
+            e.get("budget", NONE),
+            tokens(e.get("mean_budget")),
+            tokens(e["mean_tokens"]),
+            accuracy(e),
+            percent(e["within"]["0.5"]),
+        ]
         for e in sweep or ()
     ]
 

@@ -7,6 +7,7 @@ see `start_backend`.
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -74,8 +75,7 @@ def start_backend(backend: Backend = "auto") -> Literal["transformers", "unsloth
         raise InputError("unsloth is not installed: pip install 'sbtiny[unsloth]'")
     # Its compiled code would otherwise land in the working directory.
     os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache_folder() / "unsloth"))
-    import unsloth  # noqa: F401
-
+    import_module("unsloth")
     return "unsloth"
 
 
@@ -147,7 +147,7 @@ def _reading(source: Source) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, HTTPError, SafetensorError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(" .:")
         raise InputError(f"cannot load {source.ref}: {reason}; {_mend(source)}") from error
 
 

@@ -15,14 +15,15 @@ SUPPORTED = ("llama", "qwen2", "qwen3")
 
 
 def folded(module: nn.Module, dtype: torch.dtype) -> Tensor:
-    """The weight (out, in) a linear module acts with: base, unpacked if 4-bit, plus its active LoRA product."""
+    """The weight (out, in) a linear module acts with: base, unpacked if 4-bit, plus its LoRA products, unless disabled."""
     base = getattr(module, "base_layer", module)
     weight = base.weight.data
     if (state := getattr(base.weight, "quant_state", None)) is not None:
         from bitsandbytes.functional import dequantize_4bit
 
         weight = dequantize_4bit(weight, state)
-    for name in getattr(module, "active_adapters", ()):
+    adapters = () if getattr(module, "disable_adapters", True) else module.active_adapters
+    for name in adapters:
         if name in module.lora_A:
             a, b = module.lora_A[name].weight.data, module.lora_B[name].weight.data
             weight = weight.float() + module.scaling[name] * (b.float() @ a.float())

@@ -72,11 +72,8 @@ def updates_planned(settings: Settings, rows: int) -> int:
     return s.steps or max(1, math.ceil(rows * s.epochs / s.batch))
 
 
-def train(
-    policy: Policy, rows: Sequence[dict[str, Any]], settings: Settings, output: Path, resume: Path | None = None
-) -> None:
-    """Train the policy's adapter (its model must be a PEFT model) and save it as `output/adapter`."""
-    dataset = prepare(policy, rows, settings.sft.max_length)
+def train(policy: Policy, dataset: Dataset, settings: Settings, output: Path, resume: Path | None = None) -> None:
+    """Train the policy's adapter (its model must be a PEFT model) on prepared rows and save it as `output/adapter`."""
     updates = updates_planned(settings, len(dataset))
     head.ensure()
     watch = Watch("cold start", updates, output, ("loss", "mean_token_accuracy"))

@@ -10,12 +10,11 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from sbtiny.errors import InputError
+from sbtiny.models import from_gguf
 from sbtiny.models.aliases import BUNDLED, resolve
 from sbtiny.models.load import load
 
 gguf = pytest.importorskip("gguf")
-
-from sbtiny.models import from_gguf  # noqa: E402
 
 TEXTS = [
     "What is 123+4567?\n\nx=12, y = 1024.5; isn't it?",
@@ -135,9 +134,7 @@ def test_smollm2_splits_digits_and_keeps_its_special_tokens(smollm2: str) -> Non
         assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
 
 
-def test_a_full_or_forbidden_cache_is_one_line(
-    smollm2: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_or_forbidden_cache_is_one_line(smollm2: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("SBTINY_CACHE", str(tmp_path / "file"))
     monkeypatch.setattr(from_gguf, "read", lambda file: (Saved(), Saved()))

@@ -5,7 +5,7 @@ import torch
 
 from sbtiny.models.hardware import Hardware, cpu_flags, cpu_name, detect, pick_dtype
 
-XEON = "processor\t: 0\nmodel name\t: Intel(R) Xeon(R) 8481C\nflags\t\t: fpu avx512f amx_bf16\n\nprocessor\t: 1\nflags\t: fpu\n"
+XEON = "processor: 0\nmodel name\t: Xeon 8481C\nflags\t\t: fpu avx512f amx_bf16\n\nprocessor: 1\nflags\t: fpu\n"
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def test_cpus_use_bfloat16_for_large_models_if_they_can(parameters: int | None, 
 
 def test_cpuinfo_is_read_and_may_be_missing() -> None:
     assert cpu_flags(XEON) == {"fpu", "avx512f", "amx_bf16"}
-    assert cpu_name(XEON) == "Intel(R) Xeon(R) 8481C"
+    assert cpu_name(XEON) == "Xeon 8481C"
     assert cpu_flags("") == set()
     assert cpu_name("") != ""
 

@@ -14,15 +14,15 @@ from sbtiny.rollout.episode import Request
 from sbtiny.rollout.sampling import Sampling, sample, uniforms
 from sbtiny.tasks import arithmetic
 
-SHAPE = dict(
-    vocab_size=97,
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=3,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=256,
-)
+SHAPE = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+}
 PIECES = [chr(33 + i) for i in range(97)]
 
 
@@ -157,3 +157,28 @@ def test_bad_requests_are_refused_before_any_work(policy):
         policy.sample([Request((1, 2), 100_000)], Sampling())
     with pytest.raises(InputError, match="temperature"):
         Sampling(temperature=-1)
+
+
+def test_an_adapter_is_folded_refreshed_and_disabled(policy):
+    from sbtiny.models.load import add_lora, load
+    from sbtiny.rollout.policy import Policy
+
+    model, tokenizer = load("tiny")
+    model = add_lora(model, rank=4)
+    adapted = Policy(model, tokenizer, slots=12)
+    asked = requests(policy, 12)
+    plain = [e.completion_ids for e in policy.sample(asked, Sampling(0))]
+    assert [e.completion_ids for e in adapted.sample(asked, Sampling(0))] == plain  # LoRA starts at nothing
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.05)
+    adapted.refresh()
+    stops = frozenset(np.flatnonzero(adapted.engine.stops).tolist())
+    changed = [e.completion_ids for e in adapted.sample(asked, Sampling(0))]
+    assert changed == [greedy_alone(model, r, stops) for r in asked]
+    assert changed != plain
+    with model.disable_adapter():
+        adapted.refresh()
+        assert [e.completion_ids for e in adapted.sample(asked, Sampling(0))] == plain
