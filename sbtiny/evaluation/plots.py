@@ -196,7 +196,7 @@ def draw_promise(stage: str, rows: Sequence[Row], levels: Sequence[int], extent:
     ax.set(xlabel="tokens announced", ylabel="tokens used")
     for axis in (ax.xaxis, ax.yaxis):
         axis.set(major_locator=FixedLocator(TICKS), minor_locator=NullLocator(), major_formatter=FuncFormatter(short))
-    ax.set_title(STAGES[stage], color=COLOURS[stage], weight="bold")
+    ax.set_title(STAGES[stage], color=COLOURS[stage], weight="bold", pad=7)
     name_levels(levels, ax)
 
 

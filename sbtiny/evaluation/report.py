@@ -73,8 +73,9 @@ def read(folder: Path) -> Evidence:
     run = read_json(folder / "run.json")
     places = stage_folders(folder, run)
     sweep, config = folder / "sweep.json", folder / "config.yaml"
+    start = next((f for f in starting_points(folder, run) if (f / "run.json").is_file()), None)
     settings = read_settings(config)
-    if start := places["sft"]:
+    if start:
         settings |= {
             key: value for key, value in read_settings(start / "config.yaml").items() if key in ("data", "sft")
         }
@@ -92,13 +93,19 @@ def read(folder: Path) -> Evidence:
 
 def stage_folders(folder: Path, run: Row) -> dict[str, Path | None]:
     """Where each stage was evaluated: beside or inside the run, or in the run it went on from."""
-    parent = [Path(run["parent"])] if run.get("parent") else []
-    starts = [folder] if run.get("kind") == "sft" else [folder / "sft", *parent]
+    starts = starting_points(folder, run)
     return {
         "base": evaluated([folder / "base", *(start / "base" for start in starts)]),
         "sft": evaluated(starts),
         "grpo": None if run.get("kind") == "sft" else folder,
     }
+
+
+def starting_points(folder: Path, run: Row) -> list[Path]:
+    """Where the cold start may lie, the likeliest first."""
+    if run.get("kind") == "sft":
+        return [folder]
+    return [folder / "sft", *([Path(run["parent"])] if run.get("parent") else [])]
 
 
 def evaluated(folders: Sequence[Path]) -> Path | None:
@@ -181,7 +188,11 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def percent(rate: float | None, digits: int = 1) -> str:
-    return NONE if rate is None else f"{100 * rate:.{digits}f}"
+    """A rate in percent; what is not all is not rounded to 100."""
+    if rate is None:
+        return NONE
+    text = f"{100 * rate:.{digits}f}"
+    return percent(rate, digits + 1) if rate < 1 and float(text) == 100 and digits < 4 else text
 
 
 def tokens(value: float | None) -> str:
