@@ -1,9 +1,11 @@
 """The verbs. Everything heavy is imported inside them, so that help answers at once."""
 
+import errno
 import json
 import logging
 import os
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,6 +25,8 @@ app = typer.Typer(
 )
 data_app = typer.Typer(no_args_is_help=True, help="Build and look at cold-start data.")
 TRAIN, USE, HELP = "Train", "Use and measure", "Look"
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # what the user can mend by writing elsewhere
+INTERRUPTED = 130
 app.add_typer(data_app, name="data", rich_help_panel=TRAIN)
 
 Config = Annotated[Path | None, typer.Option("-c", "--config", help="Settings file (YAML).")]
@@ -45,11 +49,37 @@ FourBit = Annotated[
 
 
 def settings_from(config: Path | None, preset: str | None, extra: list[str] | None, **flags: Any) -> Any:
-    """Settings from file, preset and flags; `flags` are dotted keys with two underscores for the dot."""
+    """Settings from file, preset and flags; `flags` are dotted keys with two underscores for the dot, None is not given."""
     from sbtiny.config import load, parse_assignment
 
-    given = [(key.replace("__", "."), value) for key, value in flags.items()]
+    given = [(key.replace("__", "."), value) for key, value in flags.items() if value is not None]
     return load(config, preset, [*map(parse_assignment, extra or []), *given])
+
+
+def look_ahead(section: Any, task: str) -> None:
+    """Find a wrong verifier or file of questions before torch is imported (seconds) and weights are read (minutes)."""
+    from sbtiny.tasks.sources import HUBS, load_questions
+    from sbtiny.tasks.verify import load_verifier
+
+    load_verifier(section.verifier)
+    if task not in HUBS:
+        load_questions(task, "train", section.limit)
+
+
+def resumed(config: Path | None, output: Path | None) -> Path:
+    """The settings to go on with: those the run in `output` was made with, unless another file is given."""
+    if output is None or not (output / "run.json").is_file():
+        raise InputError("--resume needs --output with the folder of the run to go on with")
+    return config or output / "config.yaml"
+
+
+def existing(name: str) -> Path:
+    """The folder of a run that the user named."""
+    from sbtiny import runs
+
+    if folder := runs.find(name):
+        return folder
+    raise InputError(f"no run {name!r}: give a run folder or its name under {runs.ROOT}/")
 
 
 def out(value: Any, as_json: bool) -> None:
@@ -59,15 +89,11 @@ def out(value: Any, as_json: bool) -> None:
     else:
         import yaml
 
-        Console().print(
-            yaml.safe_dump(value, sort_keys=False, allow_unicode=True).rstrip(), highlight=False, markup=False
-        )
+        print(yaml.safe_dump(value, sort_keys=False, allow_unicode=True).rstrip())  # rich would break long paths
 
 
 def show(settings: Any, sections: tuple[str, ...], as_json: bool) -> None:
     """--dry-run: the resolved settings, with what the model's name stands for."""
-    from dataclasses import asdict
-
     from sbtiny.models.aliases import resolve
 
     everything = asdict(settings)
@@ -89,11 +115,18 @@ def demo(
 
     Example: [b]sbtiny demo[/b]
     """
-    from sbtiny import runs, stages
+    from sbtiny import runs
+    from sbtiny.models.aliases import resolve
+
+    settings, folder = settings_from(config, preset, extra, seed=seed), output or runs.ROOT / "demo"
+    resolve(settings.model)
+    for section in (settings.data, settings.grpo, settings.eval):
+        look_ahead(section, section.task)
+    runs.check_writable(folder / "report.json")
+    from sbtiny import stages
     from sbtiny.evaluation import report
 
-    folder = output or runs.ROOT / "demo"
-    result = stages.demo(settings_from(config, preset, extra, seed=seed), folder)
+    result = stages.demo(settings, folder)
     if as_json:
         out(result, True)
     else:
@@ -121,8 +154,12 @@ def data_build(
 
     Example: [b]sbtiny data build rows.jsonl --model qwen-1.5b --task gsm8k[/b]
     """
-    from sbtiny import stages
+    from sbtiny import runs
+    from sbtiny.models.aliases import resolve
+    from sbtiny.tasks.sources import read_traces
 
+    if len([given for given in (task, questions, traces) if given]) > 1:
+        raise InputError("--task, --questions and --traces exclude each other: give one of them")
     settings = settings_from(
         config,
         preset,
@@ -133,6 +170,13 @@ def data_build(
         data__task=questions or task,
         data__limit=limit,
     )
+    resolve(settings.model)
+    if traces:
+        read_traces(traces, settings.data.limit)
+    look_ahead(settings.data, "arithmetic" if traces else settings.data.task)
+    runs.check_writable(file)
+    from sbtiny import stages
+
     harvest = stages.build_data(settings, file, traces)
     out(
         {
@@ -182,8 +226,12 @@ def sft(
 
     Example: [b]sbtiny sft --model qwen-1.5b --data rows.jsonl[/b]
     """
+    from sbtiny import runs
+    from sbtiny.models.aliases import resolve
+    from sbtiny.tasks.sources import read_rows
+
     settings = settings_from(
-        config,
+        resumed(config, output) if resume else config,
         preset,
         extra,
         model=model,
@@ -196,10 +244,16 @@ def sft(
     )
     if dry_run:
         return show(settings, ("data", "sft"), as_json)
+    resolve(settings.model)
+    if settings.sft.data:
+        read_rows(settings.sft.data)
+    else:
+        look_ahead(settings.data, settings.data.task)
+    if not resume:
+        runs.check_free(output or runs.ROOT / "sft")
     from sbtiny import stages
 
-    folder = stages.run_sft(settings, resumable(output, resume), resume)
-    return done("sft", folder, as_json)
+    return done("sft", stages.run_sft(settings, output, resume), as_json)
 
 
 @app.command(rich_help_panel=TRAIN)
@@ -226,7 +280,7 @@ def grpo(
     from sbtiny import runs
 
     settings = settings_from(
-        config,
+        resumed(config, output) if resume else config,
         preset,
         extra,
         seed=seed,
@@ -236,22 +290,19 @@ def grpo(
         grpo__steps=steps,
         grpo__save_steps=save_steps,
     )
+    if resume and output and not run:
+        run = runs.read_run(output).get("parent")
+    if run or not dry_run:
+        start = existing(run) if run else runs.newest("sft")
+        settings = replace(settings, model=runs.read_run(start)["model"])
     if dry_run:
         return show(settings, ("grpo",), as_json)
-    start = runs.find(run) if run else runs.newest("sft")
-    if start is None:
-        raise InputError(f"no run {run!r}: give a run folder or its name under runs/")
+    look_ahead(settings.grpo, settings.grpo.data or settings.grpo.task)
+    if not resume:
+        runs.check_free(output or runs.ROOT / "grpo")
     from sbtiny import stages
 
-    folder = stages.run_grpo(settings, start, resumable(output, resume), resume)
-    return done("grpo", folder, as_json)
-
-
-def resumable(output: Path | None, resume: bool) -> Path | None:
-    """Where to go on: --resume needs a folder with a run in it."""
-    if resume and (output is None or not (output / "run.json").is_file()):
-        raise InputError("--resume needs --output with the folder of the run to go on with")
-    return output
+    return done("grpo", stages.run_grpo(settings, start, output, resume), as_json)
 
 
 def done(verb: str, folder: Path, as_json: bool) -> None:
@@ -278,15 +329,20 @@ def evaluate(
 
     Example: [b]sbtiny eval runs/demo --budget 0.5x --limit 200[/b]
     """
-    from sbtiny import runs, stages
-    from sbtiny.budget.protocol import parse_budget_option
-    from sbtiny.evaluation import report
+    from sbtiny import runs
+    from sbtiny.models.aliases import resolve
 
     settings = settings_from(
         config, preset, extra, seed=seed, four_bit=four_bit, eval__task=task, eval__budget=budget, eval__limit=limit
     )
-    parse_budget_option(settings.eval.budget)
-    folder = output or runs.find(name) or runs.ROOT / f"eval-{Path(name).name}"
+    run = runs.find(name)
+    folder = output or run or runs.ROOT / f"eval-{Path(name).name}"
+    resolve(runs.read_run(run)["model"] if run else name)
+    look_ahead(settings.eval, settings.eval.task)
+    runs.check_writable(folder / "eval.json")
+    from sbtiny import stages
+    from sbtiny.evaluation import report
+
     result = stages.run_eval(name, settings, folder, sweep)
     if as_json:
         out(result, True)
@@ -324,12 +380,9 @@ def report_(
 
     Example: [b]sbtiny report runs/demo[/b]
     """
-    from sbtiny import runs
+    folder = existing(name)
     from sbtiny.evaluation import report
 
-    folder = runs.find(name)
-    if folder is None:
-        raise InputError(f"no run {name!r}: give a run folder or its name under runs/")
     result = report.write(folder)
     if as_json:
         out(result, True)
@@ -378,26 +431,28 @@ def main() -> None:
     debug = "--debug" in sys.argv
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     try:
-        code = app(args=arguments, standalone_mode=False)
-    except typer.Exit as stop:
-        code = stop.exit_code
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        code = 130
-    except (typer.Abort, EOFError):
-        code = 130
-    except (InputError, Failed) as error:
+        code = app(args=arguments, prog_name="sbtiny", standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort, EOFError):
+        code = INTERRUPTED
+    except Exception as error:
         if debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
-        code = 2 if isinstance(error, InputError) else 1
-    except Exception as error:
-        if debug or not hasattr(error, "format_message"):
-            if debug:
-                raise
-            print(f"error: {type(error).__name__}: {error} (--debug shows where)", file=sys.stderr)
-            code = 1
-        else:  # a usage error of typer: unknown option, missing argument
-            print(f"error: {error.format_message()}", file=sys.stderr)
-            code = 2
+        code, message = explain(error)
+        print(message, end="", file=sys.stderr)
+    if code == INTERRUPTED:  # typer turns Ctrl-C into this code and says nothing
+        print("interrupted", file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def explain(error: Exception) -> tuple[int, str]:
+    """Exit code and one line for what went wrong, the user's to mend (2) or not (1)."""
+    text = " ".join(str(error).split())
+    if isinstance(error, InputError | Failed):
+        return (2 if isinstance(error, InputError) else 1), f"error: {text}\n"
+    if hasattr(error, "format_message"):  # typer's usage errors: unknown option, missing argument
+        usage = " ".join(error.format_message().split())
+        where = error.ctx.command_path if getattr(error, "ctx", None) else "sbtiny"
+        return 2, f"error: {usage} ({where} --help lists what there is)\n" if usage else ""  # help was printed already
+    if isinstance(error, OSError) and error.errno in DISK:
+        return 2, f"error: cannot write: {text}; free space or choose another --output\n"
+    return 1, f"error: {type(error).__name__}: {text} (--debug shows where)\n"

@@ -4,19 +4,34 @@ A file has one section a stage (`data`, `sft`, `grpo`, `eval`) beside `model`, `
 `--set grpo.lr=3e-4`. A key that does not exist is an error that names the nearest one.
 """
 
+import math
 import types
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
+from functools import cache
 from importlib.resources import files
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
+from sbtiny.budget.protocol import parse_budget_option
 from sbtiny.errors import InputError
 
 PRESETS = ("cpu", "t4", "rtx4090")
+Assignment = tuple[str, Any, str]  # dotted key, value, where it was said
+AT_LEAST_1 = (
+    *("data.limit", "data.samples", "data.max_tokens", "data.slots"),
+    *("sft.batch", "sft.micro_batch", "sft.max_length", "sft.lora_rank", "sft.lora_alpha"),
+    *("grpo.limit", "grpo.steps", "grpo.prompts", "grpo.micro_batch", "grpo.max_tokens", "grpo.sample_steps"),
+    *("grpo.slots", "eval.limit", "eval.max_tokens", "eval.slots"),
+)
+AT_LEAST_0 = ("data.temperature", "sft.steps", "sft.save_steps", "grpo.save_steps", "grpo.beta", "eval.temperature")
+ABOVE_0 = ("sft.epochs", "sft.lr", "grpo.lr")
+SHARES = ("sft.warmup", "grpo.warmup", "grpo.user_share")
+TYPES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,27 +122,28 @@ class Settings:
     eval: EvalSettings = field(default_factory=EvalSettings)
 
     def __post_init__(self) -> None:
+        for keys, holds, wanted in (
+            (AT_LEAST_1, lambda value: value >= 1, "1 or more"),
+            (AT_LEAST_0, lambda value: value >= 0, "0 or more"),
+            (ABOVE_0, lambda value: value > 0, "a number above 0"),
+            (SHARES, lambda value: 0 <= value <= 1, "a share from 0 to 1"),
+        ):
+            for key in keys:
+                value = attrgetter(key)(self)
+                need(holds(value), key, value, wanted)
         g, s = self.grpo, self.sft
+        need(0 <= self.seed < 2**32, "seed", self.seed, "a whole number from 0 to below 2**32")
         need(g.group >= 2, "grpo.group", g.group, "a group of 2 or more (the paper's is 5)")
-        need(0 <= g.hindsight < g.group, "grpo.hindsight", g.hindsight, "fewer than grpo.group")
+        need(0 <= g.hindsight < g.group, "grpo.hindsight", g.hindsight, "0 or more and fewer than grpo.group")
         need(g.alpha_start >= g.alpha_end > 0, "grpo.alpha_end", g.alpha_end, "above 0 and at most grpo.alpha_start")
-        need(0 <= g.user_share <= 1, "grpo.user_share", g.user_share, "a share from 0 to 1")
         need(0 <= g.alpha_hold < 1, "grpo.alpha_hold", g.alpha_hold, "a share from 0 to below 1")
         need(g.temperature > 0, "grpo.temperature", g.temperature, "above 0: equal answers teach nothing")
-        need(
-            g.prompts * g.group % min(g.micro_batch, g.prompts * g.group) == 0,
-            "grpo.micro_batch",
-            g.micro_batch,
-            f"a divisor of prompts x group = {g.prompts * g.group}",
-        )
+        need(0 < self.eval.top_p <= 1, "eval.top_p", self.eval.top_p, "above 0 and at most 1 (1 is off)")
+        answers = g.prompts * g.group
+        wanted = f"a divisor of prompts x group = {answers}"
+        need(answers % min(g.micro_batch, answers) == 0, "grpo.micro_batch", g.micro_batch, wanted)
         need(s.batch % s.micro_batch == 0, "sft.micro_batch", s.micro_batch, f"a divisor of sft.batch = {s.batch}")
-        for name, value in (
-            ("grpo.steps", g.steps),
-            ("grpo.prompts", g.prompts),
-            ("sft.batch", s.batch),
-            ("sft.lora_rank", s.lora_rank),
-        ):
-            need(value >= 1, name, value, "1 or more")
+        parse_budget_option(self.eval.budget)
 
     def as_yaml(self) -> str:
         return yaml.safe_dump(asdict(self), sort_keys=False)
@@ -139,40 +155,59 @@ def need(condition: bool, name: str, value: Any, wanted: str) -> None:
 
 
 def load(file: Path | None = None, preset: str | None = None, overrides: Iterable[tuple[str, Any]] = ()) -> Settings:
-    """Settings from preset, file and flags, in rising order. `overrides` are (dotted key, value); None values are skipped.
+    """Settings from preset, file and flags, in rising order. `overrides` are (dotted key, value), the last one wins.
 
-    Raises InputError for a missing file, broken YAML, unknown keys and wrong types.
+    Raises InputError for a missing file, broken YAML, unknown keys, wrong types and values out of range.
     """
-    merged: dict[str, Any] = {}
-    for source, text in texts(file, preset):
-        for key, value in flatten(parse_yaml(text, source)):
-            merged[key] = (value, source)
-    merged.update({key: (value, "command line") for key, value in overrides if value is not None})
+    merged: dict[str, tuple[Any, str]] = {}
+    for key, value, source in assignments(file, preset, overrides):
+        if value is None and key in known_keys():
+            continue  # a section whose lines are all commented out
+        check_key(key, value, source)
+        merged[key] = (value, source)
     return build(Settings, "", merged)
 
 
-def texts(file: Path | None, preset: str | None) -> Iterable[tuple[str, str]]:
+def assignments(file: Path | None, preset: str | None, overrides: Iterable[tuple[str, Any]]) -> Iterator[Assignment]:
+    for source, text in texts(file, preset):
+        for key, value in flatten(parse_yaml(text, source)):
+            yield key, value, source
+    for key, value in overrides:
+        yield key, value, "the command line"
+
+
+def texts(file: Path | None, preset: str | None) -> Iterator[tuple[str, str]]:
     if preset is not None:
         if preset not in PRESETS:
             raise InputError(f"unknown preset {preset!r}{nearest(preset, PRESETS)}: choose from {', '.join(PRESETS)}")
-        yield f"preset {preset}", files("sbtiny").joinpath(f"presets/{preset}.yaml").read_text()
+        yield f"preset {preset}", files("sbtiny").joinpath(f"presets/{preset}.yaml").read_text(encoding="utf-8")
     if file is not None:
         if not file.is_file():
             raise InputError(f"no settings file {file}: check the path given to -c")
-        yield str(file), file.read_text()
+        try:
+            yield str(file), file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"cannot read {file}: {error}; save it as UTF-8 text") from error
 
 
 def parse_yaml(text: str, source: str) -> dict[str, Any]:
-    try:
-        found = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise InputError(f"{source} is no valid YAML: {' '.join(str(error).split())}") from error
+    found = read_yaml(text, source) or {}
     if not isinstance(found, dict):
         raise InputError(f"{source} must hold key: value lines, not a {type(found).__name__}")
     return found
 
 
-def flatten(tree: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+def read_yaml(text: str, source: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        reason = " ".join(str(problem or error).split())
+        raise InputError(f"{source}{where}: no valid YAML ({reason}): write key: value lines") from error
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in tree.items():
         if isinstance(value, dict):
             yield from flatten(value, f"{prefix}{key}.")
@@ -185,30 +220,49 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     key, sign, value = text.partition("=")
     if not sign or not key:
         raise InputError(f"--set {text}: write it as section.key=value, for example --set grpo.lr=3e-4")
-    return key, yaml.safe_load(value)
+    return key, read_yaml(value, f"--set {text}")
+
+
+@cache
+def known_keys() -> dict[str | None, tuple[str, ...]]:
+    """The dotted keys of Settings by section; those of no section under None."""
+    hints = get_type_hints(Settings)
+    sections = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
+    plain = tuple(name for name in hints if name not in sections)
+    return {None: plain} | {name: tuple(f"{name}.{f.name}" for f in fields(kind)) for name, kind in sections.items()}
+
+
+def check_key(key: str, value: Any, source: str) -> None:
+    known = known_keys()
+    if key in known:
+        raise InputError(f"{key} in {source} is {value!r}: it is a section, set its keys, such as {known[key][0]}")
+    keys = [each for section in known.values() for each in section]
+    if key not in keys:
+        near = nearest(key, keys)
+        mend = "" if near else ": sbtiny sft --dry-run and sbtiny grpo --dry-run show the keys there are"
+        raise InputError(f"unknown key {key!r} in {source}{near}{mend}")
 
 
 def build(kind: type, prefix: str, values: dict[str, tuple[Any, str]]) -> Any:
-    """An instance of the settings class `kind` from dotted keys that start with `prefix`."""
+    """An instance of the settings class `kind` from the dotted keys that start with `prefix`."""
     hints, arguments = get_type_hints(kind), {}
-    names = {f.name for f in fields(kind)}
-    for key, (_, source) in values.items():
-        head = key.removeprefix(prefix).split(".")[0]
-        section = head in names and is_dataclass(hints[head])
-        if head not in names or section != ("." in key.removeprefix(prefix)):
-            raise InputError(f"unknown key {key!r} in {source}{nearest(head, names, prefix)}")
-    for name in names:
-        if is_dataclass(hints[name]):
-            inner = f"{prefix}{name}."
-            arguments[name] = build(hints[name], inner, {k: v for k, v in values.items() if k.startswith(inner)})
-        elif prefix + name in values:
-            arguments[name] = coerce(prefix + name, *values[prefix + name], hints[name])
+    for item in fields(kind):
+        key = prefix + item.name
+        if is_dataclass(hints[item.name]):
+            arguments[item.name] = build(hints[item.name], f"{key}.", values)
+        elif key in values:
+            arguments[item.name] = coerce(key, *values[key], hints[item.name])
     return kind(**arguments)
 
 
-def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
-    found = get_close_matches(name, sorted(known), n=1, cutoff=0.5)
-    return f"; did you mean {prefix + found[0]!r}?" if found else ""
+def nearest(name: str, known: Sequence[str]) -> str:
+    """The known name that was probably meant: the same key of another section, else one of its section spelt like it."""
+    section, _, last = name.rpartition(".")
+    same = [key for key in known if key.rpartition(".")[2] == last]
+    own = [key for key in known if key.rpartition(".")[0] == section] or known
+    by_last = {key.rpartition(".")[2]: key for key in own}
+    found = same or [by_last[key] for key in get_close_matches(last, by_last, n=1)]
+    return f" (did you mean {' or '.join(map(repr, found))}?)" if found else ""
 
 
 def coerce(key: str, value: Any, source: str, wanted: Any) -> Any:
@@ -224,13 +278,13 @@ def coerce(key: str, value: Any, source: str, wanted: Any) -> Any:
         if option in (int, float) and not isinstance(value, bool):
             try:
                 number = float(value)
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 continue
-            if option is float or number == int(number):
+            if math.isfinite(number) and (option is float or number == int(number)):
                 return option(number)
         elif option in (str, bool) and isinstance(value, option):
             return value
         elif option is str and isinstance(value, int | float) and not isinstance(value, bool):
             return str(value)
-    shown = " or ".join("nothing" if option is type(None) else option.__name__ for option in options)
-    raise InputError(f"{key} in {source} is {value!r}: it must be {shown}")
+    wanted = " or ".join(TYPES[option] for option in options)
+    raise InputError(f"{key} in {source} is {value!r}: it must be {wanted}")

@@ -25,7 +25,7 @@ from sbtiny.evaluation.report import (
     sweep_grid,
 )
 
-PROMISE = "This model first writes how many tokens its answer will take, then keeps to that number."
+PROMISE = "This model first writes how many tokens its answer will take, and is trained to keep to that number."
 FIGURES = {
     "accuracy_tokens": (
         "As right, and shorter?",
@@ -35,7 +35,7 @@ FIGURES = {
     "predicted_used": (
         "Does it keep its word?",
         "Each dot is an answer: the number it announced, and the tokens it then used. On the diagonal the promise was kept exactly; in "
-        "the light band it was kept within 50 %, in the dark one within 10 %. Larger dots are several answers.",
+        "the wide band it was kept within 50 %, in the narrow one within 10 %. Larger dots are several answers.",
     ),
     "tokens_by_level": (
         "Does it think longer about harder questions?",
@@ -78,7 +78,7 @@ td:first-child { font-weight: 600 }
 .base { color: var(--base) } .sft { color: var(--sft) } .grpo { color: var(--grpo) }
 figure { margin: 0 0 1em }
 .panels { display: grid; gap: 14px 20px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 270px), 1fr)); margin-top: .8em }
-.panels.one { max-width: 700px }
+.panels.one { max-width: 680px }
 svg { display: block; width: 100%; height: auto }
 svg text { font-family: system-ui, -apple-system, "Segoe UI", sans-serif !important }
 .triple { display: grid; gap: 12px; margin: 1em 0 1.6em; align-items: start;
@@ -112,10 +112,12 @@ def render(evidence: Evidence, result: dict[str, Any], svgs: dict[str, list[str]
     parts = [
         f'<p class="kicker">{kicker(evidence)}</p>',
         f"<h1>{headline(evidence, result)}</h1>",
-        f"<p>{PROMISE} {interval(result)}</p>",
+        f"<p>{PROMISE} {sureness(evidence, result)}</p>",
         html_table(comparison(evidence.evals), list(evidence.evals.values())),
-        paragraph("tokens, p90, budget: length of an answer (mean, and what nine in ten stay below) and the mean number it announced. "
-                  "Format: announced a number as it should. Within: used tokens differ from that number by at most so much."),
+        paragraph(
+            "tokens, p90, budget: length of an answer (mean, and what nine in ten stay below) and the mean number it announced. "
+            "Format: announced a number as it should. Within: used tokens differ from that number by at most so much."
+        ),
         *missing(evidence),
         *(figure(name, svgs[name]) for name in ("accuracy_tokens", "predicted_used")),
         f"<h2>Told to use another number</h2>{html_table(grid) if grid[1] else paragraph(hint)}",
@@ -157,26 +159,40 @@ def headline(evidence: Evidence, result: dict[str, Any]) -> str:
     return ", ".join(claims) or escape(f"Run {run_name(evidence)}")
 
 
-def interval(result: dict[str, Any]) -> str:
+def sureness(evidence: Evidence, result: dict[str, Any]) -> str:
     """How sure the change of accuracy is, and whether the number follows the difficulty."""
     words = []
     if result["accuracy_change_ci95"]:
-        lo, hi = result["accuracy_change_ci95"]
-        words.append(f"The change of accuracy lies between {points(lo)} and {points(hi)} points (95 % interval, same questions).")
+        lo, hi = map(points, result["accuracy_change_ci95"])
+        both = len(paired(evidence.samples["base"], evidence.samples["grpo"]))
+        words.append(
+            f"The change of accuracy lies between {lo} and {hi} points (95 % interval, {both:,} questions answered by both)."
+        )
     if (rank := result["spearman_budget_level"]) is not None:
-        words.append(f"Harder questions get larger numbers: rank correlation {rank:.2f}, where 1 is perfect order.")
+        words.append(
+            f"Rank correlation of the number with the question's level: {rank:.2f} (1: harder always means larger)."
+        )
     return " ".join(words)
 
 
 def missing(evidence: Evidence) -> list[str]:
     """One line for each evaluation that is not there, with the command that adds it."""
     lines = []
-    if evidence.evals["base"] is None:
+    base, grpo = evidence.evals["base"], evidence.evals["grpo"]
+    if base and grpo and base["task"] != grpo["task"]:
+        words = f"The base was evaluated on {base['task']}, this run on {grpo['task']}: nothing can be said about what was saved."
+        lines.append(escape(words))
+    if base is None:
         command = f"sbtiny eval {evidence.run.get('model', 'MODEL')} --output {evidence.folder / 'base'}"
-        lines.append(f"The base model was not evaluated, so nothing can be said about what was saved: <code>{escape(command)}</code>.")
+        lines.append(
+            f"The base model was not evaluated, so nothing can be said about what was saved: <code>{escape(command)}</code>."
+        )
     if evidence.evals["sft"] is None:
-        lines.append(f"The cold start was not evaluated: <code>sbtiny eval {escape(str(evidence.start or 'SFT_RUN'))}</code>.")
-    if evidence.evals["grpo"] is None:
+        command = (
+            f": <code>sbtiny eval {escape(str(evidence.start))}</code>" if evidence.start else ", or its folder is gone"
+        )
+        lines.append(f"The cold start was not evaluated{command}.")
+    if grpo is None:
         lines.append("This run is a cold start; GRPO has not followed it.")
     return [paragraph(line) for line in lines]
 
@@ -190,7 +206,7 @@ def html_table(grid: Grid, shown: Sequence[Any] = ()) -> str:
     classes = [stage for stage, e in zip(STAGES, shown, strict=False) if e] or [""] * len(grid[1])
     cells = [f"<th>{escape(text).replace(chr(10), '<br>')}</th>" for text in grid[0]]
     rows = [
-        "<tr>" + "".join(f'<td{css if i == 0 else ""}>{escape(text)}</td>' for i, text in enumerate(row)) + "</tr>"
+        "<tr>" + "".join(f"<td{css if i == 0 else ''}>{escape(text)}</td>" for i, text in enumerate(row)) + "</tr>"
         for row, css in zip(grid[1], (f' class="{name}"' if name else "" for name in classes), strict=True)
     ]
     return f'<div class="scroll"><table><thead><tr>{"".join(cells)}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
@@ -216,13 +232,17 @@ def answers(evidence: Evidence) -> str:
         f"{answer('base', before)}{answer('grpo', after)}</div>"
         for before, after in chosen
     ]
-    levels = "of the lowest, a middle and the highest level" if pairs[0][1].get("level") is not None else "of the evaluation"
+    levels = (
+        "of the lowest, a middle and the highest level" if pairs[0][1].get("level") is not None else "of the evaluation"
+    )
     return paragraph(f"The first questions {levels}, whatever came of them.") + "".join(shown)
 
 
 def spaced(pairs: list[tuple[Row, Row]]) -> list[tuple[Row, Row]]:
     """The first pair of the lowest, the middle and the highest level; without levels the first three."""
-    levels = sorted({pair[1]["level"] for pair in pairs if pair[1].get("level") is not None}, key=lambda x: (isinstance(x, str), x))
+    levels = sorted(
+        {pair[1]["level"] for pair in pairs if pair[1].get("level") is not None}, key=lambda x: (isinstance(x, str), x)
+    )
     if len(levels) < 3:
         return pairs[:3]
     wanted = (levels[0], levels[len(levels) // 2], levels[-1])
@@ -248,12 +268,16 @@ def shortened(text: str) -> str:
 def made(evidence: Evidence, result: dict[str, Any]) -> str:
     """Settings, seed and time."""
     seconds = result["seconds"] or {}
-    rows = [[stage, duration(value)] for stage, value in seconds.items()] + [["in all", duration(sum(seconds.values()))]]
-    time = html_table((["stage", "time"], rows)) if seconds else paragraph("The time of the stages was not recorded.")
-    full = escape(yaml.safe_dump(evidence.settings, sort_keys=False)) if evidence.settings else "no config.yaml in this run"
-    lines = "".join(f"<li>{escape(line)}</li>" for line in recipe(evidence))
+    stages = ", ".join(f"{stage} {duration(value)}" for stage, value in seconds.items())
+    time = f"time: {duration(sum(seconds.values()))} in all ({stages})" if seconds else "time: not recorded"
+    full = (
+        escape(yaml.safe_dump(evidence.settings, sort_keys=False))
+        if evidence.settings
+        else "no config.yaml in this run"
+    )
+    lines = "".join(f"<li>{escape(line)}</li>" for line in [*recipe(evidence), time])
     folded = f"<details><summary>All settings (config.yaml)</summary><pre>{full}</pre></details>"
-    return f"<h2>How it was made</h2><ul>{lines}</ul>{time}{folded}"
+    return f"<h2>How it was made</h2><ul>{lines}</ul>{folded}"
 
 
 def recipe(evidence: Evidence) -> list[str]:
@@ -281,7 +305,9 @@ def limits(evidence: Evidence) -> list[str]:
         f"Measured on {escape(str(e['task']))} alone: how well the number is kept elsewhere is not known.",
     ]
     if e.get("budget", "auto") != "auto":
-        lines.insert(0, f"The run was evaluated with budgets given to it ({escape(str(e['budget']))}), not with its own numbers.")
+        lines.insert(
+            0, f"The run was evaluated with budgets given to it ({escape(str(e['budget']))}), not with its own numbers."
+        )
     if evidence.run.get("model") == "tiny":
         lines.insert(0, "The bundled model over-thinks by construction: its training data repeat the whole working a random number of "
                         "times. A large saving on it shows that the method works, not what it would save on a real model.")  # fmt: skip
@@ -295,7 +321,7 @@ def card(evidence: Evidence, result: dict[str, Any]) -> str:
     started = f" on {evidence.run['started'].split()[0]}" if evidence.run.get("started") else ""
     return f"""# {name}
 
-A LoRA adapter for `{evidence.run.get('model', 'unknown')}`, trained with sbtiny{started} by the method of SelfBudgeter (arXiv 2505.11274).
+A LoRA adapter for `{evidence.run.get("model", "unknown")}`, trained with sbtiny{started} by the method of SelfBudgeter (arXiv 2505.11274).
 {PROMISE}
 
 {markdown_table(comparison(evidence.evals))}
@@ -314,5 +340,8 @@ figures; `config.yaml` every setting.
 
 
 def markdown_table(grid: Grid) -> str:
-    lines = [" | ".join(text.replace("\n", " ") for text in grid[0]), " | ".join(["---", *["---:"] * (len(grid[0]) - 1)])]
+    lines = [
+        " | ".join(text.replace("\n", " ") for text in grid[0]),
+        " | ".join(["---", *["---:"] * (len(grid[0]) - 1)]),
+    ]
     return "\n".join(f"| {line} |" for line in [*lines, *(" | ".join(row) for row in grid[1])])

@@ -14,6 +14,7 @@ from functools import partial
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
 
@@ -44,6 +45,8 @@ STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "sbtiny",  # the same run draws the same bytes
 }
+# Blue to amber, of middling lightness: the ends of the usual maps vanish on a dark or on a light page.
+LEVELS = LinearSegmentedColormap.from_list("levels", ["#5266d9", "#1f9e96", "#cf9d0c"])
 MOST_MARKS = 3000  # above it a scatter becomes an image inside the SVG
 TICKS = [m * 10**k for k in range(7) for m in (1, 2, 5)]
 
@@ -61,7 +64,7 @@ def figures(evidence: Evidence) -> dict[str, list[Panel]]:
     """The panels of each figure by name; none where the run lacks what it shows."""
     evals = {stage: e for stage, e in evidence.evals.items() if e}
     levels = list(next(reversed(evals.values()))["by_level"])
-    wide = (5.6, 3.7)
+    wide = (5.2, 3.6)
     trade = Panel("accuracy and mean tokens", wide, partial(draw_trade, evals, evidence.sweep))
     by_level = Panel("mean tokens by level", wide, partial(draw_levels, evals, levels))
     return {
@@ -112,16 +115,14 @@ def draw_trade(evals: dict[str, Eval], sweep: Sequence[Eval], ax: Axes) -> None:
     most = max(e["mean_tokens"] for e in shown)
     edges = [edge for e in shown for edge in e["accuracy_ci95"]]
     middle, half = (max(edges) + min(edges)) / 2, max(0.04, 0.68 * (max(edges) - min(edges)))
+    last = list(evals.values())[-1]["mean_tokens"]
+    crowd = [e["mean_tokens"] for e in evals.values() if abs(e["mean_tokens"] - last) < most / 3]
     if sweep:
-        draw_sweep(sweep, (0.06 * most, 0.1 * half), ax)
+        draw_sweep(sweep, (0.06 * most, 0.1 * half), last if len(crowd) == 1 else 0, ax)
     for stage, e in evals.items():
-        lo, hi = e["accuracy_ci95"]
-        ax.plot([e["mean_tokens"]] * 2, [lo, hi], color=COLOURS[stage], linewidth=1.6, solid_capstyle="round")
+        ax.plot([e["mean_tokens"]] * 2, e["accuracy_ci95"], color=COLOURS[stage], linewidth=1.6, solid_capstyle="round")
         ax.plot(e["mean_tokens"], e["accuracy"], "o", color=COLOURS[stage], markersize=8)
-        crowded = stage == "grpo" and any(
-            abs(x["mean_tokens"] - e["mean_tokens"]) < most / 3 for x in evals.values() if x is not e
-        )
-        label_stage(stage, e, crowded, ax)
+        label_stage(stage, e, min(crowd) if stage == "grpo" and len(crowd) > 1 else None, ax)
     if "base" in evals and "grpo" in evals:
         ends = [(evals[stage]["mean_tokens"], evals[stage]["accuracy"]) for stage in ("grpo", "base")]
         style = {"arrowstyle": "-|>", "color": MUTED, "linewidth": 0.9, "shrinkA": 9, "shrinkB": 9}
@@ -133,20 +134,24 @@ def draw_trade(evals: dict[str, Eval], sweep: Sequence[Eval], ax: Axes) -> None:
     ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
 
 
-def label_stage(stage: str, e: Eval, crowded: bool, ax: Axes) -> None:
-    """The stage's name above its interval; the cold start's, which often lies on the base, below; in a crowd, at the left."""
+def label_stage(stage: str, e: Eval, left_of: float | None, ax: Axes) -> None:
+    """The stage's name above its interval; the cold start's, which often lies on the base, below; or left of a crowd."""
     x, (lo, hi) = e["mean_tokens"], e["accuracy_ci95"]
     at, offset, across, along = (x, hi), (0, 5), "center", "bottom"
     if stage == "sft":
         at, offset, along = (x, lo), (0, -5), "top"
-    elif crowded:
-        at, offset, across, along = (x, e["accuracy"]), (-8, 0), "right", "center"
+    elif left_of is not None:
+        at, offset, across, along = (left_of, e["accuracy"]), (-8, 0), "right", "center"
     style = {"color": COLOURS[stage], "weight": "bold", "ha": across, "va": along}
     ax.annotate(f"{STAGES[stage]}: {tokens(x)} tokens", at, offset, textcoords="offset points", **style)
 
 
-def draw_sweep(sweep: Sequence[Eval], near: tuple[float, float], ax: Axes) -> None:
-    """The run told to use other budgets; points closer than `near` (tokens, accuracy) share a label."""
+def draw_sweep(sweep: Sequence[Eval], near: tuple[float, float], left: float, ax: Axes) -> None:
+    """The run told to use other budgets.
+
+    Points closer than `near` (tokens, accuracy) share a label. Labels of points up to `left` tokens stand at the left,
+    for the arrow from the base comes from the right.
+    """
     ordered = sorted(sweep, key=lambda e: e["mean_tokens"])
     xs, ys = [e["mean_tokens"] for e in ordered], [e["accuracy"] for e in ordered]
     ax.plot(xs, ys, "-o", color=COLOURS["grpo"], alpha=0.55, linewidth=1.2, markersize=4)
@@ -158,9 +163,10 @@ def draw_sweep(sweep: Sequence[Eval], near: tuple[float, float], ax: Axes) -> No
         else:
             groups.append([i])
     for group in groups:
-        at = (max(xs[i] for i in group), min(ys[i] for i in group))
+        at = (xs[group[-1]], min(ys[i] for i in group))
         text = ", ".join(str(ordered[i].get("budget", "")) for i in group)
-        ax.annotate(text, at, (4, -3), textcoords="offset points", ha="left", va="top", color=COLOURS["grpo"], size=8)
+        side, offset = ("right", (-5, -3)) if at[0] < left + near[0] else ("left", (4, -3))
+        ax.annotate(text, at, offset, textcoords="offset points", ha=side, va="top", color=COLOURS["grpo"], size=8)
 
 
 def promise_panels(samples: dict[str, list[Row]]) -> list[Panel]:
@@ -208,8 +214,7 @@ def short(x: float, _: int) -> str:
 def level_colour(level: int | str | None, levels: Sequence[int], stage: str) -> str | tuple[float, ...]:
     if len(levels) < 2 or level not in levels:
         return COLOURS[stage]
-    # The ends of viridis vanish on a dark and on a light page.
-    return matplotlib.colormaps["viridis"](0.15 + 0.7 * levels.index(level) / (len(levels) - 1))
+    return LEVELS(levels.index(level) / (len(levels) - 1))
 
 
 def name_levels(levels: Sequence[int], ax: Axes) -> None:
@@ -292,7 +297,7 @@ def draw_training(title: str, keys: dict[str, tuple[str, str]], series: dict[str
     ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     if keys.keys() & {"accuracy", "within_50", "malformed"}:
         ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
-        ax.set_ylim(0, max(0.05, 1.1 * max(values)) if "malformed" in keys else 1)
+        ax.set_ylim(0, min(1.0, max(0.05, 1.1 * max(values))) if "malformed" in keys else 1)
     elif "tokens" in keys:
         ax.set_ylim(bottom=0)
     elif "alpha" in keys:

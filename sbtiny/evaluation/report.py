@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from sbtiny.budget.metrics import compression, paired_difference
+from sbtiny.config import parse_yaml
 from sbtiny.errors import InputError
 from sbtiny.runs import read_json, write_json, write_text
 from sbtiny.tasks.sources import read_rows
@@ -131,7 +131,7 @@ def rows_of(path: Path) -> list[Row]:
 
 
 def read_settings(path: Path) -> Row:
-    return yaml.safe_load(path.read_text(encoding="utf-8")) or {} if path.is_file() else {}
+    return parse_yaml(path.read_text(encoding="utf-8"), str(path)) if path.is_file() else {}
 
 
 def build(evidence: Evidence, seconds: dict[str, float] | None) -> dict[str, Any]:
@@ -276,10 +276,13 @@ def sweep_grid(sweep: Sequence[Eval] | None) -> Grid:
 def findings(result: dict[str, Any]) -> list[tuple[str, str]]:
     """What follows from the comparison: (name, words). Says so where the base is missing."""
     lines = []
-    if result["compression"] is None:
-        lines.append(("compression", "unknown: the base model was not evaluated on this task in this run"))
+    saved = result["compression"]
+    if saved is None:
+        lines.append(("compression", "unknown: base and GRPO were not both evaluated on one task in this run"))
     else:
-        lines.append(("compression", f"{percent(result['compression'])} % of the base's tokens saved"))
+        lines.append(
+            ("compression", f"{percent(abs(saved))} % {'fewer' if saved >= 0 else 'more'} tokens than the base")
+        )
     if result["accuracy_change"] is not None:
         low_high = result["accuracy_change_ci95"]
         interval = f" (95 %: {points(low_high[0])} to {points(low_high[1])})" if low_high else " (not paired)"
@@ -299,12 +302,16 @@ def table(result: dict[str, Any]) -> None:
     console.print(rich_table(comparison(evals)))
     if "model" in result:
         if result["model"]["by_level"]:
+            console.print()
             console.print(rich_table(level_grid(evals)))
         return
+    console.print()
     for name, words in findings(result):
         console.print(f"{name}: {words}", markup=False, highlight=False)
     if result["sweep"]:
+        console.print("\ntold to use a multiple of its own number:", highlight=False)
         console.print(rich_table(sweep_grid(result["sweep"])))
+        console.print()
     if "page" in result:
         console.print(f"report: {result['page']}", markup=False, highlight=False, soft_wrap=True)
 

@@ -1,7 +1,7 @@
 """Cold-start data: the model's own correct answers, each labelled with its own token count (paper section 2).
 
 A row is one line of JSON: `id, question, answer, level, response, budget` where `budget` counts the tokens of `response`. Rows of wrong
-answers are dropped; the questions they came from keep b_max = infinity (`correct: false` in the b_max file beside).
+answers are dropped; the questions they came from keep b_max = infinity.
 """
 
 import time
@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sbtiny.budget.protocol import parse, prefill
+from sbtiny.budget.protocol import SOLUTION_CLOSE, TAG, prefill
 from sbtiny.config import DataSettings
 from sbtiny.errors import Failed, InputError
 from sbtiny.progress import bar
@@ -17,8 +17,6 @@ from sbtiny.rollout.episode import Episode
 from sbtiny.rollout.policy import Policy
 from sbtiny.rollout.sampling import Sampling
 from sbtiny.tasks.sources import Question, Trace
-
-CLOSE = "</solution>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +61,13 @@ def harvest(
     for question, episode in zip(asked, episodes, strict=True):
         if episode.stop_reason != "end":
             cut += 1
-        elif not verify(episode.solution, question):
-            wrong += 1
+        elif TAG.search(episode.solution) or not verify(episode.solution, question):
+            wrong += 1  # a tag inside a body could not be read back
         else:
             rows.append(label(policy, question, episode.solution))
     if not rows:
         raise Failed(
-            f"no usable answer in {len(episodes)}: {wrong} wrong, {cut} cut at {data.max_tokens} tokens; check --task or --max-tokens"
+            f"no usable answer in {len(episodes)}: {wrong} wrong, {cut} cut at {data.max_tokens} tokens; check --task or data.max_tokens"
         )
     return Harvest(rows, len(episodes), cut, wrong)
 
@@ -94,8 +92,8 @@ def label_traces(policy: Policy, traces: Sequence[Trace], verify: Callable[[str,
             cut += 1
         elif not (verify(trace.response, question) if trace.correct is None else trace.correct):
             wrong += 1
-        elif parse(trace.response).budget is not None:
-            raise InputError(f"trace {trace.id} already holds a budget tag: give the plain answers")
+        elif tag := TAG.search(trace.response):
+            raise InputError(f"trace {trace.id} already holds the tag {tag.group()}: give the plain answers")
         else:
             rows.append(label(policy, question, trace.response))
     if not rows:
@@ -107,12 +105,14 @@ def tokenized(policy: Policy, row: dict[str, Any], turn_end: int, prompt: Sequen
     """`input_ids` and `completion_mask` of a row: prompt, tags, the answer's own tokens, turn end.
 
     The parts are tokenised apart, so that the label is exactly the number of body tokens the model is trained to write.
-    Raises InputError when the label is not that number (labelled for another tokenizer).
+    Raises InputError when the label is not that number (labelled for another tokenizer), or when the answer holds tags itself.
     """
+    if tag := TAG.search(row["response"]):
+        raise InputError(f"row {row['id']}: the response holds the tag {tag.group()}: give the plain answer")
     body = policy.encode(row["response"])
     if len(body) != row["budget"]:
         raise InputError(
             f"row {row['id']}: budget {row['budget']} but {len(body)} tokens for this model's tokenizer; rebuild it with sbtiny data build"
         )
-    completion = [*policy.encode(prefill(row["budget"])), *body, *policy.encode(CLOSE), turn_end]
+    completion = [*policy.encode(prefill(row["budget"])), *body, *policy.encode(SOLUTION_CLOSE), turn_end]
     return {"input_ids": [*prompt, *completion], "completion_mask": [0] * len(prompt) + [1] * len(completion)}

@@ -52,7 +52,10 @@ def test_retelling_changes_the_number_and_nothing_else(policy):
     body = policy.encode("a)+1=2\n\\boxed{2}")
     assert (old.budget, new.budget) == (321, 12)
     assert old.length == new.length == len(body)
-    assert new.completion_ids == [*policy.encode(prefill(12)), *old.completion_ids[-len(body) - len(policy.encode("</solution>")) - 1 :]]
+    assert new.completion_ids == [
+        *policy.encode(prefill(12)),
+        *old.completion_ids[-len(body) - len(policy.encode("</solution>")) - 1 :],
+    ]
     assert new.stop_reason == "end"
 
 

@@ -1,0 +1,5 @@
+"""`python -m sbtiny`."""
+
+from sbtiny.cli import main
+
+main()

@@ -1,0 +1,443 @@
+"""The command line: what is wrong is told in one line before anything is done, what is right leaves JSON alone on stdout."""
+
+import errno
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from test_runs import full_disk, listing
+
+import sbtiny
+from sbtiny import cli, runs
+from sbtiny.config import PRESETS, Settings, load
+from sbtiny.errors import Failed, InputError
+from sbtiny.models.aliases import ALIASES
+
+HEAVY = ("torch", "peft", "transformers", "trl", "datasets", "numpy", "matplotlib", "sympy")
+VERBS = [command.name or command.callback.__name__ for command in cli.app.registered_commands]
+DATA_VERBS = [f"data {command.name}" for command in cli.data_app.registered_commands]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    code: int
+    out: str
+    err: str
+
+
+Sbtiny = Callable[[str], Result]
+
+
+@pytest.fixture
+def sbtiny_(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Sbtiny:
+    """Runs a command line in this process, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(line: str) -> Result:
+        monkeypatch.setattr(sys, "argv", ["sbtiny", *shlex.split(line)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        return Result(stop.value.code, *capsys.readouterr())
+
+    return call
+
+
+def rows(count: int = 12) -> str:
+    """Answers written elsewhere, as `data build --traces` takes them."""
+    lines = [
+        {
+            "question": f"Tom has {n} coins.\na) finds 4\nHow many coins?",
+            "answer": n + 4,
+            "response": f"\\boxed{{{n + 4}}}",
+        }
+        for n in range(count)
+    ]
+    return "".join(json.dumps(line) + "\n" for line in lines)
+
+
+FILES = {
+    "good.jsonl": '{"question": "1 + 1?", "answer": "2"}\n',
+    "broken.jsonl": '{"question": "1 + 1?", "answer": "2"}\n{"question": \n',
+    "half.jsonl": '{"question": "1 + 1?", "answer": "2"}\n\n{"question": "2 + 2?"}\n',
+    "empty.jsonl": "",
+    "traces.jsonl": rows(),
+    "labelled.jsonl": '{"id": "a", "question": "1 + 1?", "response": "2", "budget": 1}\n',
+    "unknown.yaml": "grpo: {lrr: 1}\n",
+    "broken.yaml": "grpo: [1\n",
+    "check.py": "def check(response):\n    return True\n",
+}
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, bytes]:
+    """The files that the wrong commands below are about, and a finished run; returns the listing of it all."""
+    for name, content in FILES.items():
+        (tmp_path / name).write_text(content)
+    for name in ("done", "stopped"):
+        runs.new("sft", tmp_path / name, Settings())
+    (tmp_path / "done" / "adapter").mkdir()
+    (tmp_path / "stopped" / "checkpoint-5").mkdir()
+    return listing(tmp_path)
+
+
+# ---- wrong input -----------------------------------------------------------------------------------------------------
+
+WRONG = {
+    # the command line itself
+    "nosuch": "No such command 'nosuch'",
+    "sft --nosuch": "sft --help",
+    "sft --steps": "requires an argument",
+    "sft --steps many": "'--steps'",
+    "sft --steps 0": "'--steps'",
+    "eval": "Missing argument 'RUN|MODEL'",
+    "data show": "sbtiny data show --help",
+    "reward traces.jsonl --alpha x": "'--alpha'",
+    "data build out --task gsm8k --traces traces.jsonl": "exclude each other",
+    "data build out --task gsm8k --questions good.jsonl": "exclude each other",
+    # models
+    "sft --model nosuch -o out": "unknown model 'nosuch'",
+    "sft --model qwen-1.5 -o out": "did you mean 'qwen-1.5b'?",
+    "sft --model none.gguf -o out": "no file none.gguf",
+    "sft --model . -o out": "holds no config.json",
+    "sft --model nosuch --dry-run": "unknown model 'nosuch'",
+    "data build out.jsonl -m nosuch": "unknown model 'nosuch'",
+    "eval nosuch": "unknown model 'nosuch'",
+    "eval runs/nosuch/deeper": "unknown model",
+    "demo --set model=nosuch": "unknown model 'nosuch'",
+    # settings
+    "sft -c none.yaml -o out": "no settings file none.yaml",
+    "sft -c broken.yaml -o out": "broken.yaml, line 2",
+    "sft -c unknown.yaml -o out": "unknown key 'grpo.lrr' in unknown.yaml (did you mean 'grpo.lr'?)",
+    "sft --set grpo.lrr=1 -o out": "did you mean 'grpo.lr'?",
+    "sft --set grpo.lr -o out": "--set grpo.lr=3e-4",
+    "sft --set sft.lr=fast -o out": "sft.lr in the command line is 'fast'",
+    "sft --preset t5 -o out": "choose from cpu, t4, rtx4090",
+    "sft --limit 0 -o out": "data.limit is 0",
+    "sft --seed -1 -o out": "seed is -1",
+    "grpo --preset t5": "unknown preset 't5'",
+    "eval tiny --limit -1": "eval.limit is -1",
+    "eval tiny --budget lots": "--budget 'lots' is not understood",
+    "eval tiny --budget 0": "--budget '0'",
+    "eval tiny --budget -0.5x": "--budget '-0.5x'",
+    "demo --set eval.budget=lots": "--budget 'lots'",
+    # files of questions and rows
+    "data build out.jsonl --questions none.jsonl": "no file none.jsonl",
+    "data build out.jsonl --questions broken.jsonl": "broken.jsonl, line 2",
+    "data build out.jsonl --questions half.jsonl": "half.jsonl, line 3 has no 'answer'",
+    "data build out.jsonl --questions empty.jsonl": "empty.jsonl is empty",
+    "data build out.jsonl --task arithmetik": "did you mean 'arithmetic'?",
+    "data build out.jsonl --traces none.jsonl": "no file none.jsonl",
+    "data build out.jsonl --traces broken.jsonl": "broken.jsonl, line 2",
+    "data build out.jsonl --traces good.jsonl": "has no 'response'",
+    "data build out.jsonl --set data.verifier=nosuch": "unknown verifier 'nosuch'",
+    "data build out.jsonl --set data.verifier=check.py": "must take (response, question, answer)",
+    "sft --data none.jsonl -o out": "no file none.jsonl",
+    "sft --data broken.jsonl -o out": "broken.jsonl, line 2",
+    "sft --set data.task=half.jsonl -o out": "half.jsonl, line 3",
+    "sft --set data.verifier=nosuch -o out": "unknown verifier 'nosuch'",
+    "grpo --run done --data none.jsonl -o out": "no file none.jsonl",
+    "grpo --run done --data half.jsonl -o out": "half.jsonl, line 3",
+    "grpo --run done --set grpo.verifier=nosuch -o out": "unknown verifier",
+    "eval tiny --task none.jsonl": "no file none.jsonl",
+    "eval tiny --task half.jsonl": "half.jsonl, line 3",
+    "eval tiny --set eval.verifier=nosuch": "unknown verifier",
+    "demo --set grpo.task=half.jsonl": "half.jsonl, line 3",
+    "reward none.jsonl": "no file none.jsonl",
+    "reward broken.jsonl": "broken.jsonl, line 2",
+    "reward good.jsonl": "has no 'budget'",
+    # runs
+    "grpo -o out": "run `sbtiny sft` first",
+    "grpo --run nosuch -o out": "no run 'nosuch'",
+    "grpo --run nosuch --dry-run": "no run 'nosuch'",
+    "report nosuch": "no run 'nosuch'",
+    "sft --resume": "--resume needs --output",
+    "sft --resume -o nosuch": "--resume needs --output",
+    "grpo --resume -o nosuch": "--resume needs --output",
+    # where to write
+    "sft -o done": "already holds a finished run",
+    "sft -o stopped": "go on with --resume",
+    "grpo --run done -o done": "already holds a finished run",
+    "sft -o good.jsonl/out": "cannot write good.jsonl/out",
+    "sft -o good.jsonl": "cannot write good.jsonl",
+    "sft -o /proc/sbtiny": "cannot write /proc/sbtiny",
+    "grpo --run done -o /proc/sbtiny": "cannot write /proc/sbtiny",
+    "eval tiny -o /proc/sbtiny": "cannot write /proc/sbtiny",
+    "demo -o /proc/sbtiny": "cannot write /proc/sbtiny",
+    "demo -o good.jsonl": "cannot write good.jsonl",
+    "data build good.jsonl/out.jsonl": "cannot write good.jsonl/out.jsonl",
+    "data build /proc/out.jsonl": "cannot write /proc/out.jsonl",
+    "data build done": "it is a folder",
+}
+
+
+@pytest.mark.parametrize("line", WRONG)
+def test_wrong_input_is_told_in_one_line_and_nothing_is_left_behind(
+    line: str, sbtiny_: Sbtiny, files: dict[str, bytes], tmp_path: Path
+) -> None:
+    found = sbtiny_(line)
+    assert (found.code, found.out) == (2, "")
+    assert re.fullmatch(r"error: [^\n]+\n", found.err)
+    assert WRONG[line] in found.err
+    assert listing(tmp_path) == files
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "runs").exists()
+
+
+def test_wrong_input_is_found_before_torch_is_imported(files: dict[str, bytes], tmp_path: Path) -> None:
+    lines = [*WRONG, "--help", "sft --dry-run", "grpo --dry-run", "models", "--version", "nosuch --debug"]
+    script = f"""
+import shlex, sys
+from sbtiny import cli
+for line in {lines!r}:
+    sys.argv = ["sbtiny", *shlex.split(line)]
+    try:
+        cli.main()
+    except BaseException:
+        pass
+    if found := [name for name in {HEAVY!r} if name in sys.modules]:
+        sys.exit(f"{{line}} imported {{found}}")
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-300:]
+
+
+def test_bare_commands_show_their_help(sbtiny_: Sbtiny) -> None:
+    for line, word in (("", "grpo"), ("data", "build")):
+        found = sbtiny_(line)
+        assert (found.code, found.err) == (2, "")
+        assert "Usage: sbtiny" in found.out
+        assert word in found.out
+
+
+# ---- help, version, dry runs -----------------------------------------------------------------------------------------
+
+
+def test_help_imports_nothing_heavy_and_starts_in_a_blink(tmp_path: Path) -> None:
+    before = os.times()
+    command = [sys.executable, "-X", "importtime", "-m", "sbtiny", "--help"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    after = os.times()
+    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
+    assert done.returncode == 0
+    assert "Usage: sbtiny" in done.stdout
+    assert {"sbtiny", "typer"} <= imported
+    assert not imported & set(HEAVY)
+    assert (
+        after.children_user - before.children_user < 1.5
+    )  # seconds of CPU; 0.2 on a free machine, torch alone takes 3
+
+
+@pytest.mark.parametrize("verb", [*VERBS, *DATA_VERBS])
+def test_every_verb_has_help_with_an_example(verb: str, sbtiny_: Sbtiny) -> None:
+    found = sbtiny_(f"{verb} --help")
+    assert (found.code, found.err) == (0, "")
+    assert f"sbtiny {verb} [OPTIONS]" in " ".join(found.out.split())
+    assert verb == "models" or f"sbtiny {verb}" in found.out.partition("Example:")[2]
+
+
+def test_the_version(sbtiny_: Sbtiny) -> None:
+    assert sbtiny_("--version") == Result(0, f"sbtiny {sbtiny.__version__}\n", "")
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a dry run went online")
+
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    monkeypatch.setattr("socket.getaddrinfo", refuse)
+
+
+@pytest.mark.usefixtures("offline")
+def test_a_dry_run_prints_the_resolved_settings_and_makes_nothing(sbtiny_: Sbtiny, tmp_path: Path) -> None:
+    found = sbtiny_("sft --model qwen-1.5b --dry-run")
+    assert (found.code, found.err) == (0, "")
+    assert "ref: deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B" in found.out
+    assert f"lr: {Settings().sft.lr}" in found.out
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("verb", ["sft", "grpo"])
+def test_a_dry_run_shows_what_a_preset_comes_to(verb: str, preset: str, sbtiny_: Sbtiny) -> None:
+    found = sbtiny_(f"{verb} --preset {preset} --steps 7 --set {verb}.lr=3e-4 --json --dry-run")
+    shown, settings = json.loads(found.out), load(preset=preset)
+    assert (found.code, found.err) == (0, "")
+    assert (shown["model"], shown["four_bit"]) == (settings.model, settings.four_bit)
+    assert (shown[verb]["steps"], shown[verb]["lr"]) == (7, 3e-4)
+    assert shown[verb]["slots" if verb == "grpo" else "max_length"] == (
+        settings.grpo.slots if verb == "grpo" else settings.sft.max_length
+    )
+
+
+def test_a_dry_run_of_grpo_shows_the_model_of_its_run(sbtiny_: Sbtiny) -> None:
+    runs.new("sft", Path("mine"), Settings(model="smollm2-135m"))
+    assert json.loads(sbtiny_("grpo --run mine --dry-run --json").out)["model"] == "smollm2-135m"
+
+
+def test_long_values_stay_on_their_line(sbtiny_: Sbtiny) -> None:
+    name = "/".join(["a-rather-long-folder"] * 8)
+    assert f"data: {name}.jsonl" in sbtiny_(f"sft --data {name}.jsonl --dry-run").out
+
+
+def test_models_lists_every_alias(sbtiny_: Sbtiny) -> None:
+    assert [row["name"] for row in json.loads(sbtiny_("models --json").out)] == [alias.name for alias in ALIASES]
+    assert all(alias.name in sbtiny_("models").out for alias in ALIASES)
+
+
+# ---- exit codes ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ending(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], None]:
+    """Lets `sbtiny sft` end as told instead of training."""
+    from sbtiny import stages
+
+    return lambda end: monkeypatch.setattr(stages, "run_sft", lambda *_: end())
+
+
+def raising(error: BaseException) -> Callable[[], None]:
+    def end() -> None:
+        raise error
+
+    return end
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (InputError("wrong: mend it"), 2, "error: wrong: mend it\n"),
+        (InputError("two\n  lines"), 2, "error: two lines\n"),
+        (Failed("the loss is NaN"), 1, "error: the loss is NaN\n"),
+        (RuntimeError("CUDA\nout of memory"), 1, "error: RuntimeError: CUDA out of memory (--debug shows where)\n"),
+        (KeyError("kind"), 1, "error: KeyError: 'kind' (--debug shows where)\n"),
+        (OSError(errno.ENOSPC, "No space left on device", "x"), 2, "No space left on device: 'x'; free space"),
+        (OSError(errno.EROFS, "Read-only file system", "x"), 2, "Read-only file system: 'x'; free space"),
+        (OSError(errno.EIO, "Input/output error"), 1, "(--debug shows where)\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+        (EOFError(), 130, "interrupted\n"),
+    ],
+)
+def test_every_end_has_its_code_and_one_line(error: BaseException, code: int, said: str, sbtiny_, ending) -> None:
+    ending(raising(error))
+    found = sbtiny_("sft --json")
+    assert (found.code, found.out) == (code, "")
+    assert said in found.err
+    assert found.err.strip().count("\n") == 0
+    assert "Traceback" not in found.err
+
+
+def test_done_is_code_0_and_says_what_is_next(sbtiny_: Sbtiny, ending) -> None:
+    ending(lambda: Path("runs/mine"))
+    assert sbtiny_("sft") == Result(0, "run: runs/mine\nnext: sbtiny grpo --run runs/mine\n", "")
+    assert json.loads(sbtiny_("sft --json").out) == {"run": "runs/mine", "next": "sbtiny grpo --run runs/mine"}
+
+
+def test_ctrl_c_is_code_130(sbtiny_: Sbtiny, ending) -> None:
+    ending(lambda: signal.raise_signal(signal.SIGINT))  # a real one: Python turns it into KeyboardInterrupt
+    assert sbtiny_("sft") == Result(130, "", "interrupted\n")
+
+
+@pytest.mark.parametrize("line", ["--debug sft", "sft --debug"])
+def test_debug_shows_the_traceback(line: str, monkeypatch: pytest.MonkeyPatch, ending) -> None:
+    ending(raising(InputError("wrong")))
+    monkeypatch.setattr(sys, "argv", ["sbtiny", *line.split()])
+    with pytest.raises(InputError, match="wrong"):
+        cli.main()
+
+
+@pytest.mark.slow
+def test_ctrl_c_while_sampling_ends_at_once_and_writes_no_file(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "sbtiny", "data", "build", "rows.jsonl", "--limit", "100000", "--json"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    time.sleep(15)  # it has imported torch and is sampling
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out) == (130, "")
+    assert err.rstrip().endswith("interrupted")
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- what the verbs hand on ------------------------------------------------------------------------------------------
+
+
+def test_resuming_takes_the_settings_and_the_start_of_the_run(
+    sbtiny_: Sbtiny, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from sbtiny import stages
+
+    given: list[tuple] = []
+    monkeypatch.setattr(stages, "run_grpo", lambda *arguments: given.append(arguments) or arguments[2])
+    first = runs.new("sft", Path("first"), Settings())
+    other = runs.new("sft", runs.ROOT / "newer", Settings())
+    (other / "adapter").mkdir()
+    made_with = load(overrides=[("grpo.lr", 5e-5), ("seed", 9)])
+    runs.new("grpo", Path("mine"), made_with, parent=str(first))
+    assert sbtiny_("grpo --resume -o mine").code == 0
+    assert given == [(made_with, first, Path("mine"), True)]
+    assert sbtiny_("grpo --resume -o mine --steps 200").code == 0
+    assert given[1][0].grpo.steps == 200
+    assert sbtiny_("grpo -o fresh").code == 0
+    assert given[2] == (Settings(), other, Path("fresh"), False)
+
+
+def test_the_reward_of_given_samples(sbtiny_: Sbtiny) -> None:
+    Path("s.jsonl").write_text(
+        '{"budget": 100, "length": 90, "correct": true}\n{"budget": null, "length": 9, "correct": false}\n'
+    )
+    found = sbtiny_("reward s.jsonl --alpha 0.1 --json")
+    assert (found.code, found.err) == (0, "")
+    assert [row["total"] for row in json.loads(found.out)] == pytest.approx([1.0, -1.0])
+    assert "1.0000" in sbtiny_("reward s.jsonl").out
+
+
+# ---- the real thing --------------------------------------------------------------------------------------------------
+
+
+def test_from_traces_to_an_evaluated_run_with_json_alone_on_stdout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("traces.jsonl").write_text(rows())
+
+    def call(line: str) -> dict:
+        monkeypatch.setattr(sys, "argv", ["sbtiny", *shlex.split(line)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        out, err = capfd.readouterr()
+        assert stop.value.code == 0, err
+        return json.loads(out)  # the descriptor itself: what libraries print counts too
+
+    built = call("data build rows.jsonl --traces traces.jsonl --set data.limit=10 --json")
+    assert built == {"file": "rows.jsonl", "rows": 10, "sampled": 10, "wrong": 0, "cut": 0}
+    trained = call("sft --data rows.jsonl --steps 1 -o run --seed 4 --json")
+    assert trained == {"run": "run", "next": "sbtiny grpo --run run"}
+    assert load(Path("run/config.yaml")).seed == 4
+    assert runs.find("run") == Path("run")
+    result = call("eval run --limit 2 --set eval.max_tokens=20 --json")
+    assert result == runs.read_json(Path("run/eval.json"))
+    assert (result["questions"], result["task"]) == (2, "arithmetic")
+    assert not [path for path in Path().rglob(".*") if path.is_file()]  # no temporary file
+
+
+def test_a_full_disk_keeps_the_earlier_file_whole(sbtiny_: Sbtiny, tmp_path: Path) -> None:
+    (tmp_path / "traces.jsonl").write_text(rows(100))
+    (tmp_path / "rows.jsonl").write_text("earlier\n")
+    before = listing(tmp_path)
+    with full_disk(room=8192):
+        found = sbtiny_("data build rows.jsonl --traces traces.jsonl --json")
+    assert (found.code, found.out) == (2, "")
+    assert re.fullmatch(r"\s*error: cannot write rows.jsonl: [^\n]+\n", found.err)
+    assert listing(tmp_path) == before

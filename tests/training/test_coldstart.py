@@ -1,0 +1,204 @@
+"""Cold-start rows: the label is the number of body tokens that is trained, and the one the decode loop will count."""
+
+from collections.abc import Sequence
+
+import pytest
+
+from sbtiny.budget.protocol import SOLUTION_CLOSE, parse, prefill
+from sbtiny.config import DataSettings
+from sbtiny.errors import Failed, InputError
+from sbtiny.models.load import prompt_ids
+from sbtiny.rollout.episode import Episode, Request, read_episode
+from sbtiny.rollout.policy import Policy
+from sbtiny.tasks import arithmetic
+from sbtiny.tasks.sources import Question, Trace
+from sbtiny.tasks.verify import auto
+from sbtiny.training.coldstart import harvest, label, label_traces, sample_answers, tokenized
+
+SUM = Question("q1", "Tom has 3 coins.\na) finds 4\nHow many coins?", "7", 1)
+RESPONSES = (
+    "a) 3 + 4 = 7\n\\boxed{7}",
+    "7",
+    "  white space around, and\n\nempty lines\n",
+    "Wait, <think>numbers like 33 and 1,000,000 and 99</think> so 7",
+    "naïve – 数学 🙂",
+)
+DATA = DataSettings(max_tokens=600, slots=8)
+
+
+def example(policy: Policy, row: dict) -> dict[str, list[int]]:
+    return tokenized(policy, row, policy.tokenizer.eos_token_id, prompt_ids(policy.tokenizer, row["question"]))
+
+
+def says(*texts: str, stop: str = "end"):
+    """A `Policy.sample` that answers every request with the next of these texts."""
+
+    def sample(self: Policy, requests: Sequence[Request], *_: object) -> list[Episode]:
+        endings = [self.tokenizer.eos_token_id] if stop == "end" else []
+        told = [[*self.encode(text), *endings] for text in texts]
+        return [read_episode(r, ids, self.engine.pieces, stop) for r, ids in zip(requests, told, strict=True)]
+
+    return sample
+
+
+# ---- tokens ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("response", RESPONSES)
+def test_the_label_is_the_number_of_tokens_between_the_tags(policy: Policy, response: str) -> None:
+    row = label(policy, SUM, response)
+    found, prompt = example(policy, row), prompt_ids(policy.tokenizer, SUM.question)
+    completion = found["input_ids"][len(prompt) :]
+    opening, closing = policy.encode(prefill(row["budget"])), policy.encode(SOLUTION_CLOSE)
+    assert found["input_ids"][: len(prompt)] == prompt
+    assert completion[: len(opening)] == opening
+    assert completion[-1] == policy.tokenizer.eos_token_id
+    assert completion[-1 - len(closing) : -1] == closing
+    body = completion[len(opening) : -1 - len(closing)]
+    assert len(body) == row["budget"] > 0
+    assert body == policy.encode(response)
+
+
+@pytest.mark.parametrize("response", RESPONSES)
+def test_the_decode_loop_would_count_the_same(policy: Policy, response: str) -> None:
+    row = label(policy, SUM, response)
+    prompt = prompt_ids(policy.tokenizer, SUM.question)
+    ids = example(policy, row)["input_ids"][len(prompt) :]
+    episode = read_episode(Request(tuple(prompt), 999), ids, policy.engine.pieces, "end")
+    assert episode.parsed.ok
+    assert episode.budget == episode.length == row["budget"]
+
+
+def test_a_prefilled_request_is_the_beginning_of_the_trained_row(policy: Policy) -> None:
+    row = label(policy, SUM, RESPONSES[0])
+    asked = policy.request(SUM.question, 50, seed=0, budget=row["budget"]).prompt_ids
+    assert tuple(example(policy, row)["input_ids"][: len(asked)]) == asked
+
+
+def test_the_prompt_is_masked_and_everything_else_is_trained_the_turn_end_too(policy: Policy) -> None:
+    found = example(policy, label(policy, SUM, RESPONSES[0]))
+    prompt = len(prompt_ids(policy.tokenizer, SUM.question))
+    assert len(found["completion_mask"]) == len(found["input_ids"])
+    assert found["completion_mask"][:prompt] == [0] * prompt
+    assert set(found["completion_mask"][prompt:]) == {1}
+    assert found["input_ids"][-1] == policy.tokenizer.eos_token_id
+
+
+def test_the_trained_text_reads_back_as_the_promise(policy: Policy) -> None:
+    row = label(policy, SUM, RESPONSES[0])
+    ids = example(policy, row)["input_ids"][len(prompt_ids(policy.tokenizer, SUM.question)) :]
+    parsed = parse(policy.tokenizer.decode(ids[:-1]))
+    assert parsed.ok
+    assert (parsed.budget, parsed.body) == (row["budget"], RESPONSES[0])
+
+
+@pytest.mark.parametrize("off", [-1, 1, 100])
+def test_a_label_of_another_tokenizer_is_refused(policy: Policy, off: int) -> None:
+    row = label(policy, SUM, RESPONSES[0])
+    with pytest.raises(InputError, match=r"row q1: budget \d+ but \d+ tokens .* rebuild it with sbtiny data build"):
+        example(policy, row | {"budget": row["budget"] + off})
+
+
+@pytest.mark.parametrize("tag", ["<budget>", "</budget>", "<solution>", "</solution>"])
+def test_an_answer_with_a_tag_in_it_is_refused(policy: Policy, tag: str) -> None:
+    row = label(policy, SUM, f"so {tag} 7")
+    with pytest.raises(InputError, match=f"row q1: the response holds the tag {tag}"):
+        example(policy, row)
+
+
+def test_a_row_keeps_what_is_known_of_the_question(policy: Policy) -> None:
+    row = label(policy, SUM, "7")
+    assert row == {
+        "id": "q1",
+        "question": SUM.question,
+        "answer": "7",
+        "level": 1,
+        "response": "7",
+        "budget": len(policy.encode("7")),
+    }
+
+
+# ---- the model's own answers -----------------------------------------------------------------------------------------
+
+
+def test_every_question_is_asked_as_often_as_told_and_in_order(policy: Policy) -> None:
+    asked = arithmetic.questions("train", 3, seed=5)
+    episodes = sample_answers(policy, asked, DataSettings(samples=2, max_tokens=12), seed=1)
+    prompts = [tuple(prompt_ids(policy.tokenizer, question.question)) for question in asked for _ in range(2)]
+    assert [episode.request.prompt_ids for episode in episodes] == prompts
+    assert len({episode.request.seed for episode in episodes}) == 6
+    again = sample_answers(policy, asked, DataSettings(samples=2, max_tokens=12), seed=1)
+    assert [e.completion_ids for e in again] == [e.completion_ids for e in episodes]
+
+
+def test_a_real_harvest_adds_up_and_every_row_can_be_trained(policy: Policy) -> None:
+    asked = arithmetic.questions("train", 12, seed=5)
+    found = harvest(policy, asked, lambda text, question: question.level % 2 == 0, DATA, seed=0)
+    assert found.sampled == 12 == len(found.rows) + found.wrong + found.cut
+    assert {row["id"] for row in found.rows} <= {q.id for q in asked if q.level % 2 == 0}
+    for row in found.rows:
+        assert sum(example(policy, row)["completion_mask"]) > row["budget"]
+
+
+def test_only_finished_correct_plain_answers_are_kept(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = [SUM] * 4
+    texts = (
+        "it is \\boxed{7}",
+        "it is \\boxed{8}",
+        "stray </budget> \\boxed{7}",
+        f"{prefill(9)}\\boxed{{7}}</solution>",
+    )
+    monkeypatch.setattr(Policy, "sample", says(*texts))
+    found = harvest(policy, asked, auto, DATA, seed=0)
+    assert [row["response"] for row in found.rows] == [texts[0], "\\boxed{7}"]  # a promised answer without its promise
+    assert (found.sampled, found.wrong, found.cut) == (4, 2, 0)
+
+
+def test_nothing_right_is_a_failure_that_says_why(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Policy, "sample", says("\\boxed{8}", "\\boxed{9}"))
+    with pytest.raises(Failed, match="no usable answer in 2: 2 wrong, 0 cut"):
+        harvest(policy, [SUM] * 2, auto, DATA, seed=0)
+    monkeypatch.setattr(Policy, "sample", says("\\boxed{7}", stop="length"))
+    with pytest.raises(Failed, match="no usable answer in 1: 0 wrong, 1 cut at 600 tokens"):
+        harvest(policy, [SUM], auto, DATA, seed=0)
+
+
+# ---- answers written elsewhere ---------------------------------------------------------------------------------------
+
+
+def trace(name: str, response: str, correct: bool | None = None, finished: bool = True) -> Trace:
+    return Trace(name, SUM.question, "7", response, correct, finished, 1)
+
+
+def test_traces_that_are_unfinished_or_wrong_are_dropped(policy: Policy) -> None:
+    traces = [
+        trace("right", "\\boxed{7}"),
+        trace("wrong", "\\boxed{8}"),
+        trace("cut", "\\boxed{7}", finished=False),
+        trace("cut, published as right", "\\boxed{7}", correct=True, finished=False),
+        trace("published as right", "seven", correct=True),
+        trace("published as wrong", "\\boxed{7}", correct=False),
+    ]
+    found = label_traces(policy, traces, auto)
+    assert [row["id"] for row in found.rows] == ["right", "published as right"]
+    assert (found.sampled, found.wrong, found.cut) == (6, 2, 2)
+    assert all(row["budget"] == len(policy.encode(row["response"])) for row in found.rows)
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        f"{prefill(40)}it is \\boxed{{7}}</solution>",
+        "first words <budget>40</budget> \\boxed{7}",
+        "<budget>forty</budget><solution>\\boxed{7}</solution>",
+        "<solution>\\boxed{7}</solution>",
+    ],
+)
+def test_a_trace_with_budget_tags_is_refused(policy: Policy, response: str) -> None:
+    with pytest.raises(InputError, match=r"trace t2 already holds the tag <\w+>: give the plain answers"):
+        label_traces(policy, [trace("t1", "\\boxed{7}"), trace("t2", response)], auto)
+
+
+def test_traces_without_one_to_use_are_a_failure(policy: Policy) -> None:
+    with pytest.raises(Failed, match="no usable trace in 2: 1 wrong, 1 unfinished"):
+        label_traces(policy, [trace("a", "\\boxed{8}"), trace("b", "\\boxed{7}", finished=False)], auto)
