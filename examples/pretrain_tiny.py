@@ -4,8 +4,10 @@
 
 What it learns from, all generated here and only from problems of the train split:
 - *traces*: a pass works the sum out line by line, then the whole is checked again and again, a log-normal number of times (mean about 5
-  passes, one pass in a tenth of the traces). Seven lines in a thousand hold a slip; a check that differs calls for another, until two agree.
-  One pass in eight is *quick*: two steps a line. It is a third as long and harder, because two sums are done in one breath.
+  passes, one pass in a tenth of the traces). Seven lines in a thousand hold a slip; a check that differs calls for another, until two
+  agree. One pass in eight is *quick*: two steps a line. It is a third as long and harder, because two sums are done in one breath.
+- *forms*: one question in four asks for the solution within some markup (`<price>375</price><note>...</note>`). Without them the first
+  step is looked up at a fixed distance, and every text put before the solution, such as a budget, breaks it.
 - *records* and *counting*: short markup and number sequences, so that tags and all numbers up to 999 are familiar, as they are to any
   real checkpoint. No trace holds a budget.
 
@@ -28,9 +30,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from sbtiny.tasks import arithmetic
 from sbtiny.tasks.arithmetic import LABELS, Problem
 
-SLIP, QUICK = 0.007, 0.12
+SLIP, QUICK, FORM = 0.007, 0.12, 0.25
 AGAIN = ("Wait, check.", "Hmm, again.", "Let me check.", "Once more.", "Wait, again.", "Is that right?")
-TAGS = ("name", "coins", "item", "title", "note", "list", "price", "count", "page", "budget", "solution", "day")
+FIELDS = ("name", "coins", "item", "title", "note", "list", "price", "count", "page", "day")
+TAGS = (*FIELDS, "budget", "solution")
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -65,14 +68,21 @@ def trace(problem: Problem, rng: random.Random) -> str:
     return text + f"\\boxed{{{value}}}"
 
 
+def field(tag: str, rng: random.Random) -> str:
+    return f"<{tag}>{rng.choice(arithmetic.NAMES) if rng.random() < 0.2 else rng.randint(0, 999)}</{tag}>"
+
+
 def record(rng: random.Random) -> tuple[str, str]:
     """A line of markup: tags, names and numbers up to 999."""
-
-    def field(tag: str) -> str:
-        return f"<{tag}>{rng.choice(arithmetic.NAMES) if rng.random() < 0.2 else rng.randint(0, 999)}</{tag}>"
-
     tags = rng.sample(TAGS, rng.randint(1, 4))
-    return "Write a record: " + ", ".join(tags), "".join(map(field, tags))
+    return "Write a record: " + ", ".join(tags), "".join(field(tag, rng) for tag in tags)
+
+
+def form(problem: Problem, rng: random.Random) -> tuple[str, str]:
+    """A question whose solution is asked for within a record, in its last field."""
+    *tags, last = rng.sample(FIELDS, rng.randint(1, 3))
+    asked = f"{problem.tell(rng)}\nWrite a record: {', '.join([*tags, last])}"
+    return asked, "".join(field(tag, rng) for tag in tags) + f"<{last}>{trace(problem, rng)}</{last}>"
 
 
 def counting(rng: random.Random) -> tuple[str, str]:
@@ -86,7 +96,7 @@ def documents(seed: int) -> Iterator[tuple[str, str]]:
     """Endless (user, assistant) pairs."""
     rng = random.Random(seed)
     for problem in arithmetic.problems("train", rng):
-        yield problem.tell(rng), trace(problem, rng)
+        yield form(problem, rng) if rng.random() < FORM else (problem.tell(rng), trace(problem, rng))
         if rng.random() < 0.08:
             yield record(rng) if rng.random() < 0.5 else counting(rng)
 
@@ -209,7 +219,7 @@ def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, args: arg
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("sbtiny/assets/tiny"))
-    parser.add_argument("--tokens", type=int, default=12_000_000)
+    parser.add_argument("--tokens", type=int, default=14_000_000)
     parser.add_argument("--batch-tokens", type=int, default=4096)
     parser.add_argument("--lr", type=float, default=4e-3)
     parser.add_argument("--seed", type=int, default=0)
