@@ -6,7 +6,7 @@ What it learns from, all generated here and only from problems of the train spli
 - *traces*: a pass works the sum out line by line, then the whole is checked again and again, a log-normal number of times (mean about 5
   passes, one pass in a tenth of the traces). Seven lines in a thousand hold a slip; a check that differs calls for another, until two
   agree. One pass in eight is *quick*: two steps a line. It is a third as long and harder, because two sums are done in one breath.
-- *forms*: one question in four asks for the solution within some markup (`<price>375</price><note>...</note>`). Without them the first
+- *forms*: four questions in ten ask for the solution within some markup (`<price>375</price><note>...</note>`). Without them the first
   step is looked up at a fixed distance, and every text put before the solution, such as a budget, breaks it.
 - *records* and *counting*: short markup and number sequences, so that tags and all numbers up to 999 are familiar, as they are to any
   real checkpoint. No trace holds a budget.
@@ -30,10 +30,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from sbtiny.tasks import arithmetic
 from sbtiny.tasks.arithmetic import LABELS, Problem
 
-SLIP, QUICK, FORM = 0.007, 0.12, 0.25
+SLIP, QUICK, FORM = 0.007, 0.12, 0.4
 AGAIN = ("Wait, check.", "Hmm, again.", "Let me check.", "Once more.", "Wait, again.", "Is that right?")
-FIELDS = ("name", "coins", "item", "title", "note", "list", "price", "count", "page", "day")
-TAGS = (*FIELDS, "budget", "solution")
+NUMBERS = ("coins", "price", "count", "page", "day")  # what these tags hold is a number, as a budget is
+WORDS = ("name", "item", "title", "note", "list")
+TAGS = (*NUMBERS, *WORDS, "budget", "solution")
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -69,7 +70,7 @@ def trace(problem: Problem, rng: random.Random) -> str:
 
 
 def field(tag: str, rng: random.Random) -> str:
-    return f"<{tag}>{rng.choice(arithmetic.NAMES) if rng.random() < 0.2 else rng.randint(0, 999)}</{tag}>"
+    return f"<{tag}>{rng.choice(arithmetic.NAMES + arithmetic.NOUNS) if tag in WORDS else rng.randint(1, 999)}</{tag}>"
 
 
 def record(rng: random.Random) -> tuple[str, str]:
@@ -80,7 +81,8 @@ def record(rng: random.Random) -> tuple[str, str]:
 
 def form(problem: Problem, rng: random.Random) -> tuple[str, str]:
     """A question whose solution is asked for within a record, in its last field."""
-    *tags, last = rng.sample(FIELDS, rng.randint(1, 3))
+    last = rng.choice(("solution", *WORDS))
+    tags = [tag for tag in rng.sample((*NUMBERS, *WORDS), rng.randint(0, 3)) if tag != last]
     asked = f"{problem.tell(rng)}\nWrite a record: {', '.join([*tags, last])}"
     return asked, "".join(field(tag, rng) for tag in tags) + f"<{last}>{trace(problem, rng)}</{last}>"
 
