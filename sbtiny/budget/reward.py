@@ -4,11 +4,10 @@
     well formed          P_B(b, b_max) + PreB(s_min, s_max, l, b, a, b_best)
 
 l is the length and b the budget in tokens, a (alpha) the half width of the window |l - b| <= a b. Two pieces beyond the
-paper, `slope` and `centre`, answer the dead zone that `adaptive_alpha` describes and are off unless asked for.
+paper, `slope` and `centre`, answer its dead zone (flat outside the window, the peak on its edge) and are off unless asked for.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sbtiny.errors import InputError
@@ -120,22 +119,3 @@ def linear_alpha(step: int, total_steps: int, start: float = 6.0, end: float = 0
     """The paper's schedule: from `start` at step 0 to `end` at `total_steps`, exact at both and clamped beyond."""
     done = min(1.0, max(0.0, step / total_steps)) if total_steps > 0 else 1.0
     return start * (1 - done) + end * done
-
-
-def adaptive_alpha(alpha: float, linear: float, mismatches: Sequence[float], quantile: float = 0.5) -> float:
-    """The next alpha: the linear value, but never so low that it leaves most of the latest batch outside the window.
-
-    `mismatches` are |l - b| / b of that batch's well-formed, self-set episodes; alpha stays where a share `quantile` of
-    them lies inside. It never rises above `alpha`, the previous value, unless `linear` does, and is kept when there are
-    no mismatches. Raises ValueError for a quantile outside (0, 1].
-
-    Why: for a correct answer of length l the reward peaks at the far edge, b = l / (1 - a), so a policy that sits on
-    the peak is the first to fall out when alpha moves. Outside, the paper's reward is flat at s_min: a schedule that
-    runs past a whole group leaves nothing to pull its budgets back to the lengths (the dead zone).
-    """
-    if not 0 < quantile <= 1:
-        raise ValueError(f"quantile {quantile}: not above 0 and at most 1")
-    if not mismatches:
-        return max(linear, alpha)
-    needed = math.ceil(quantile * len(mismatches) - ROUNDING)
-    return max(linear, min(alpha, sorted(mismatches)[max(needed, 1) - 1]))

@@ -30,10 +30,8 @@ from sbtiny.runs import append_jsonl
 from sbtiny.tasks.sources import Question
 
 Verify = Callable[[str, Question], bool]
-USER_FACTORS = (
-    0.5,
-    4.0,
-)  # a prefilled budget is drawn between these multiples of the model's own, evenly in the logarithm
+# A prefilled budget is drawn between these multiples of the model's own, evenly in the logarithm.
+USER_FACTORS = (0.5, 4.0)
 USER_ALPHA = 0.5  # width of the window for prefilled budgets while alpha is wider
 
 
@@ -158,12 +156,14 @@ class Rollouts:
         )
 
     def _retell(self, scored: list[Scored], group: range) -> None:
-        """Replace the number of those `hindsight` correct self-set answers that missed theirs most by the one they needed."""
-        able = [
-            i for i in group if scored[i].correct and scored[i].episode.budget and scored[i].episode.source == "self"
-        ]
-        able = [i for i in able if scored[i].mismatch > self.g.alpha_end]
-        for i in sorted(able, key=lambda i: -scored[i].mismatch)[: self.g.hindsight]:
+        """Replace the number of the `hindsight` shortest correct self-set answers, where it was missed, by the one they needed.
+
+        The shortest, because their length is what the question takes; the longest would teach the number of a waste.
+        """
+        told = [i for i in group if scored[i].correct and scored[i].episode.budget]
+        own = [i for i in told if scored[i].episode.source == "self"]
+        shortest = sorted(own, key=lambda i: scored[i].episode.length)[: self.g.hindsight]
+        for i in (i for i in shortest if scored[i].mismatch > self.g.alpha_end):
             old = scored[i]
             episode = retold(self.policy, old.episode, needed(old.episode.length, self.g.alpha_end))
             reward = score(

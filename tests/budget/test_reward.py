@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sbtiny.budget.reward import Reward, RewardConfig, adaptive_alpha, linear_alpha, log_distance, preb, score
+from sbtiny.budget.reward import Reward, RewardConfig, linear_alpha, log_distance, preb, score
 from sbtiny.errors import InputError
 
 # (correct, l / b): the totals at a = 6, 1 and 0.1 with b <= b_max
@@ -169,29 +169,3 @@ def test_linear_alpha_is_exact_at_the_ends_and_clamped():
     assert linear_alpha(50, 100) == pytest.approx(3.05)
     assert linear_alpha(1, 4, start=1.0, end=0.2) == pytest.approx(0.8)
     assert linear_alpha(0, 0) == 0.1
-
-
-def test_adaptive_alpha_by_hand():
-    batch = [0.9, 0.1, 0.6, 0.2]
-    assert adaptive_alpha(6.0, 0.1, batch) == 0.2  # half of four are within 0.2
-    assert adaptive_alpha(6.0, 0.1, batch, quantile=0.75) == 0.6
-    assert adaptive_alpha(6.0, 3.0, batch) == 3.0  # the linear value is a lower bound
-    assert adaptive_alpha(0.15, 0.1, batch) == 0.15  # never rises
-    assert adaptive_alpha(0.7, 0.1, []) == 0.7
-
-
-@given(alphas, st.lists(st.floats(0, 10), min_size=1), st.floats(0.01, 1), st.data())
-def test_adaptive_alpha_keeps_the_share_inside(
-    alpha: float, mismatches: list[float], quantile: float, data: st.DataObject
-):
-    linear = data.draw(st.floats(0.01, alpha))
-    chosen = adaptive_alpha(alpha, linear, mismatches, quantile)
-    assert linear <= chosen <= alpha
-    if chosen < alpha:
-        assert sum(m <= chosen for m in mismatches) >= quantile * len(mismatches) - 1e-6
-
-
-@pytest.mark.parametrize("quantile", [0.0, 1.1, math.nan])
-def test_adaptive_alpha_refuses_a_bad_share(quantile: float):
-    with pytest.raises(ValueError, match="quantile"):
-        adaptive_alpha(1.0, 0.1, [0.5], quantile)

@@ -59,19 +59,29 @@ def test_retelling_changes_the_number_and_nothing_else(policy):
     assert new.stop_reason == "end"
 
 
-def test_only_correct_self_set_answers_that_missed_are_retold(policy, rollouts):
+def test_the_shortest_correct_answer_is_retold_when_it_missed(policy, rollouts):
     question = QUESTIONS[0]
     right, wrong = f"\\boxed{{{question.answer}}}", "\\boxed{-1}"
-    far = episode(policy, question, "300", right)
-    farther = episode(policy, question, "400", right)
-    close = episode(policy, question, str(needed(far.length, 0.1)), right)
+    longer = episode(policy, question, "400", f"a)+1=2\n{right}")
+    short = episode(policy, question, "300", right)
     bad = episode(policy, question, "900", wrong)
-    scored = [rollouts._score(question, e, 0.5) for e in (far, farther, close, bad)]
+    scored = [rollouts._score(question, e, 0.5) for e in (longer, short, bad)]
     rollouts.metrics = {"alpha": 0.5}
-    rollouts._retell(scored, range(4))
-    assert [s.retold for s in scored] == [False, True, False, False]
-    assert scored[1].episode.budget == needed(far.length, 0.1)
+    rollouts._retell(scored, range(3))
+    assert [s.retold for s in scored] == [False, True, False]
+    assert scored[1].episode.budget == needed(short.length, 0.1)
     assert scored[1].reward.total > scored[0].reward.total
+
+
+def test_nothing_is_retold_when_the_shortest_correct_answer_kept_its_number(policy, rollouts):
+    question = QUESTIONS[0]
+    right = f"\\boxed{{{question.answer}}}"
+    longer = episode(policy, question, "400", f"a)+1=2\n{right}")
+    close = episode(policy, question, str(needed(len(policy.encode(right)), 0.1)), right)
+    scored = [rollouts._score(question, e, 0.5) for e in (longer, close)]
+    rollouts.metrics = {"alpha": 0.5}
+    rollouts._retell(scored, range(2))
+    assert not any(s.retold for s in scored)
 
 
 def test_a_budget_of_the_user_is_scored_without_b_max_and_in_a_narrow_window(policy, rollouts):
