@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Its modification time says when the environment was last brought up to date.
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test test-slow gpu-check lint docs clean
+.PHONY: setup demo test test-slow gpu-check lint docs data clean
 
 setup: $(STAMP)
 
@@ -37,6 +37,11 @@ lint: setup
 
 docs: setup
 	$(BIN)/python docs/generate.py
+
+# Again whenever the bundled model changes: the labels count its tokens.
+data: setup
+	$(BIN)/python data/generate.py
+	$(BIN)/sbtiny data build data/labelled.jsonl --model tiny --no-4bit --limit 12
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build *.egg-info

@@ -1,0 +1,44 @@
+"""The sample files in data/ are what their README says: readable, checkable, and as their commands make them."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+from sbtiny.rollout.policy import Policy
+from sbtiny.tasks.sources import read_questions, read_traces
+from sbtiny.tasks.verify import load_verifier
+from sbtiny.training.sft import read_labelled
+
+DATA = Path(__file__).parent.parent / "data"
+FILES = sorted(path.name for path in DATA.glob("*.jsonl"))
+
+
+def test_the_readme_names_every_file() -> None:
+    readme = (DATA / "README.md").read_text()
+    assert FILES
+    assert [name for name in FILES if name not in readme] == []
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_answer_is_one_the_verifier_can_check(name: str) -> None:
+    verify = load_verifier("auto")
+    for question in read_questions(str(DATA / name)):
+        assert verify(f"so \\boxed{{{question.answer}}}", question), question
+        assert not verify("\\boxed{no}", question), question
+
+
+def test_the_generated_questions_are_what_the_generator_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["generate.py", str(tmp_path / "questions.jsonl")])
+    runpy.run_path(str(DATA / "generate.py"), run_name="__main__")
+    assert (tmp_path / "questions.jsonl").read_text() == (DATA / "arithmetic_questions.jsonl").read_text()
+
+
+def test_the_labelled_rows_are_right_and_count_the_tokens_of_the_bundled_model(policy: Policy) -> None:
+    file = str(DATA / "labelled.jsonl")
+    counted = {row["id"]: len(policy.encode(row["response"])) for row in read_labelled(file)}
+    assert {row["id"]: row["budget"] for row in read_labelled(file)} == counted, "the model has changed: run make data"
+    verify = load_verifier("auto")
+    for trace, question in zip(read_traces(file), read_questions(file), strict=True):
+        assert verify(trace.response, question), trace.id
