@@ -1,0 +1,116 @@
+"""The examples are what their texts say: files that can be read, a verifier that decides rightly, commands that exist."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import typer
+
+from sbtiny import cli
+from sbtiny.config import load
+from sbtiny.tasks.sources import Question, read_questions
+from sbtiny.tasks.verify import Verifier, load_verifier
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+OWN = EXAMPLES / "own_data"
+COMMANDS = re.findall(r"^    sbtiny (.+)$", (OWN / "README.md").read_text(), re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def check() -> Verifier:
+    return load_verifier(f"{OWN / 'verifier.py'}:check")
+
+
+def test_the_verifier_takes_every_reference_answer(check: Verifier) -> None:
+    questions = read_questions(str(OWN / "questions.jsonl"))
+    assert len(questions) == 20
+    for question in questions:
+        assert check(f"so \\boxed{{{question.answer}}}", question), question
+        assert not check("\\boxed{none}", question), question
+
+
+@pytest.mark.parametrize(
+    ("response", "answer", "right"),
+    [
+        ("It ends at \\boxed{21:35}", "21:35", True),
+        ("The answer is 9:35 p.m.", "21:35", True),
+        ("19:45 plus 110 minutes is 21:35", "21:35", True),
+        ("\\boxed{06:15}", "6:15", True),
+        ("12:05 am", "0:05", True),
+        ("\\boxed{9:35}", "21:35", False),
+        ("21:35, or rather 21:40", "21:35", False),
+        ("\\boxed{121:35}", "21:35", False),
+        ("\\boxed{2135}", "21:35", False),
+        ("", "21:35", False),
+        ("The answer is 5.60 euros.", "5.6", True),
+        ("\\boxed{B}", "B", True),
+    ],
+)
+def test_the_verifier_reads_times_of_day(response: str, answer: str, right: bool, check: Verifier) -> None:
+    assert check(response, Question("q", "When?", answer)) is right
+
+
+def test_the_settings_name_the_verifier_for_every_stage() -> None:
+    settings = load(OWN / "settings.yaml", "rtx4090")
+    assert {settings.data.verifier, settings.grpo.verifier, settings.eval.verifier} == {"verifier.py:check"}
+
+
+def parse(line: str) -> None:
+    """Raises a usage error for a verb or an option that does not exist."""
+    command, rest, context = typer.main.get_command(cli.app), shlex.split(line), None
+    while hasattr(command, "resolve_command"):
+        context = typer.Context(command, parent=context)
+        _, command, rest = command.resolve_command(context, rest)
+    command.make_context(command.name, rest, parent=context)
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_the_commands_of_the_walk_through_exist(line: str) -> None:
+    parse(line)
+
+
+SBTINY = """#!/usr/bin/env bash
+echo "$*" >> "$LOG"
+[[ "$*" == *"$FAILS"* ]] && exit 1
+exit 0
+"""
+
+
+def speedrun(folder: Path, *arguments: str, fails: str = "nothing") -> tuple[int, list[str]]:
+    """Exit code and the commands given, with a sbtiny that only notes them down."""
+    for place in ("examples", ".venv/bin", "out"):
+        (folder / place).mkdir(parents=True, exist_ok=True)
+    shutil.copy(EXAMPLES / "speedrun.sh", folder / "examples")
+    (folder / ".venv/bin/sbtiny").write_text(SBTINY)
+    (folder / ".venv/bin/sbtiny").chmod(0o755)
+    log = folder / "log"
+    log.unlink(missing_ok=True)
+    script = ["bash", str(folder / "examples/speedrun.sh"), *arguments]
+    code = subprocess.run(script, env={**os.environ, "LOG": str(log), "FAILS": fails}, cwd=folder).returncode
+    return code, log.read_text().splitlines()
+
+
+def test_the_speedrun_gives_commands_that_exist_in_their_order(tmp_path: Path) -> None:
+    code, commands = speedrun(tmp_path)
+    assert code == 0
+    assert [line.split()[0] for line in commands] == ["data", "sft", "grpo", "eval", "eval", "eval", "report"]
+    assert all("--preset rtx4090" in line for line in commands[:-1])
+    for line in commands:
+        parse(line)
+
+
+def test_the_speedrun_stops_where_a_stage_fails_and_goes_on_from_there(tmp_path: Path) -> None:
+    code, commands = speedrun(tmp_path, "out", "--preset", "t4", fails="grpo --run")
+    assert code == 1
+    assert [line.split()[0] for line in commands] == ["data", "sft", "grpo"]
+    assert all("--preset t4" in line for line in commands)
+    for made in ("rows.jsonl", "sft/adapter", "grpo/checkpoint-25"):
+        (tmp_path / "out" / made).mkdir(parents=True)
+    code, commands = speedrun(tmp_path, "out", "--preset", "t4")
+    assert code == 0
+    assert commands[0].startswith("grpo --run out/sft")
+    assert commands[0].endswith("--output out/grpo --resume")
