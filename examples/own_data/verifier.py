@@ -6,8 +6,9 @@ whether the response is right. It must not evaluate what the model wrote.
 
 import re
 
+from sbtiny.tasks.answers import given_answer
 from sbtiny.tasks.sources import Question
-from sbtiny.tasks.verify import auto, given_answer
+from sbtiny.tasks.verify import auto
 
 CLOCK = re.compile(r"(?<![\d:])([01]?\d|2[0-3]):([0-5]\d)(?![\d:])(?:\s?([ap])\.?m\b)?", re.IGNORECASE | re.ASCII)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sbtiny.errors import InputError
+from sbtiny.tasks.answers import given_answer
 
 SPLITS = ("train", "val", "test")
 VAL_EVERY = 20  # one row in twenty of a hub dataset's train split is the val split
@@ -181,8 +182,6 @@ def to_question(row: Row, where: str, default_id: str) -> Question:
 
 def from_messages(row: Row, where: str) -> Row:
     """question and, unless the row has one, answer."""
-    from sbtiny.tasks.verify import given_answer  # verify needs Question
-
     turns = row["messages"]
     shaped = isinstance(turns, list) and all(isinstance(turn, dict) and "role" in turn for turn in turns)
     if not shaped:
