@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sbtiny.errors import InputError
 
 SUPPORTED = ("llama", "qwen2", "qwen3")
+CHANGING_ROPE = ("dynamic", "longrope")  # their frequencies depend on how long the sequence has become
 
 
 def folded(module: nn.Module, dtype: torch.dtype) -> Tensor:
@@ -78,7 +79,7 @@ def read_layer(layer: nn.Module, dtype: torch.dtype) -> Layer:
 class Weights:
     """A folded copy of a causal language model (Llama, Qwen2 or Qwen3 architecture), with or without a PEFT adapter.
 
-    Raises InputError for other architectures.
+    Raises InputError for other architectures and for rotary embeddings that change with the length.
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype | None = None) -> None:
@@ -86,6 +87,8 @@ class Weights:
         config = plain.config
         if config.model_type not in SUPPORTED:
             raise InputError(f"the rollout engine knows {', '.join(SUPPORTED)} models, not {config.model_type!r}")
+        if (rope_type := config.rope_parameters["rope_type"]) in CHANGING_ROPE:
+            raise InputError(f"the rollout engine knows no {rope_type!r} rotary embedding: give a model without it")
         self.dtype = dtype or plain.get_input_embeddings().weight.dtype
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // self.heads
@@ -110,7 +113,11 @@ class Weights:
         self._read_ends()
 
     def rope(self, length: int) -> tuple[Tensor, Tensor]:
-        """cos and sin (length, head_dim) of the model's own rotary embedding, scaling included."""
-        positions = torch.arange(length, device=self.embed.device)[None]
-        cos, sin = self.rotary(self.embed[:1].float(), positions)
-        return cos[0].to(self.dtype), sin[0].to(self.dtype)
+        """cos and sin (length, head_dim) of the model's own rotary embedding, scaling included.
+
+        Computed from what the module holds, in float32: unsloth's replacement holds the same but is called otherwise.
+        """
+        positions = torch.arange(length, device=self.embed.device).float()
+        turns = torch.outer(positions, self.rotary.inv_freq.to(positions))
+        angles, scale = torch.cat((turns, turns), -1), self.rotary.attention_scaling
+        return (angles.cos() * scale).to(self.dtype), (angles.sin() * scale).to(self.dtype)
