@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from sbtiny.budget.metrics import Sample, compression, paired_difference, summarise
-from sbtiny.budget.protocol import BudgetChoice, prefill
+from sbtiny.budget.protocol import MAX_BUDGET, BudgetChoice, prefill
 from sbtiny.config import EvalSettings
 from sbtiny.progress import bar
 from sbtiny.rollout.episode import Episode, Request
@@ -38,13 +38,13 @@ def own_budgets(policy: Policy, questions: Sequence[Question], sampling: Samplin
 def budgets_given(
     policy: Policy, questions: Sequence[Question], choice: BudgetChoice, sampling: Sampling, seed: int
 ) -> list[int | None]:
-    """The budget to prefill for each question: none, the same number, or a multiple of the model's own."""
+    """The budget to prefill for each question: none, the same number, or a multiple of the model's own, from 1 to MAX_BUDGET."""
     if choice.mode == "auto":
         return [None] * len(questions)
     if choice.mode == "fixed":
         return [int(choice.value)] * len(questions)
     own = own_budgets(policy, questions, sampling, seed)
-    return [None if b is None else max(1, round(b * choice.value)) for b in own]
+    return [None if b is None else min(MAX_BUDGET, max(1, round(b * choice.value))) for b in own]
 
 
 def evaluate(

@@ -1,0 +1,39 @@
+"""The budget that is prefilled for each question."""
+
+import pytest
+
+from sbtiny.budget.protocol import MAX_BUDGET, BudgetChoice, parse_budget_option, prefill
+from sbtiny.evaluation import evaluate
+from sbtiny.evaluation.evaluate import budgets_given
+from sbtiny.rollout.policy import Policy
+from sbtiny.rollout.sampling import Sampling
+from sbtiny.tasks import arithmetic
+
+ASKED = arithmetic.questions("val", 4)
+GREEDY = Sampling(temperature=0.0)
+
+
+def test_the_models_own_number_is_left_to_the_model(policy: Policy) -> None:
+    assert budgets_given(policy, ASKED, BudgetChoice("auto"), GREEDY, seed=0) == [None] * 4
+
+
+def test_a_fixed_number_is_the_same_for_every_question(policy: Policy) -> None:
+    assert budgets_given(policy, ASKED, BudgetChoice("fixed", 120.0), GREEDY, seed=0) == [120] * 4
+
+
+@pytest.mark.parametrize(
+    ("option", "given"),
+    [
+        ("0.5x", [20, 500_000, None, 1]),
+        ("4x", [160, MAX_BUDGET, None, 4]),
+        ("9999999x", [MAX_BUDGET, MAX_BUDGET, None, MAX_BUDGET]),
+        ("0.000000001x", [1, 1, None, 1]),
+    ],
+)
+def test_a_scaled_number_stays_within_what_can_be_said(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch, option: str, given: list[int | None]
+) -> None:
+    monkeypatch.setattr(evaluate, "own_budgets", lambda *_: [40, MAX_BUDGET, None, 1])
+    found = budgets_given(policy, ASKED, parse_budget_option(option), GREEDY, seed=0)
+    assert found == given
+    assert all(prefill(budget) for budget in found if budget is not None)
