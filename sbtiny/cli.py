@@ -200,9 +200,11 @@ def data_show(
 
     Example: [b]sbtiny data show rows.jsonl --row 3[/b]
     """
-    from sbtiny import stages
+    from sbtiny.models.aliases import resolve
+    from sbtiny.training.show import show_row
 
-    stages.show_row(file, model or "tiny", row)
+    resolve(model or "tiny")
+    show_row(file, model or "tiny", row)
 
 
 @app.command(rich_help_panel=TRAIN)

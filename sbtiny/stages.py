@@ -24,6 +24,7 @@ from sbtiny.rollout.policy import Policy
 from sbtiny.tasks.sources import Question, load_questions, read_traces
 from sbtiny.tasks.verify import load_verifier
 from sbtiny.training import coldstart, grpo, rollouts, sft
+from sbtiny.training.rows import read_labelled
 
 SWEEP = ("0.5x", "1x", "2x", "4x")
 quieten_libraries()
@@ -92,7 +93,7 @@ def run_sft(settings: Settings, output: Path | None, resume: bool = False) -> Pa
     Everything that can be wrong is read before the folder is made.
     """
     given = settings.sft.data or (resume and output and str(output / "data.jsonl"))
-    rows = sft.read_labelled(given) if given else []
+    rows = read_labelled(given) if given else []
     questions = [] if given else load_questions(settings.data.task, "train", 1, settings.seed)
     policy = open_policy(settings.model, settings, settings.data.slots, trainable=True)
     dataset = sft.prepare(policy, rows, settings.sft.max_length) if rows else None

@@ -152,6 +152,11 @@ WRONG = {
     "eval tiny --task half.jsonl": "half.jsonl, line 3",
     "eval tiny --set eval.verifier=nosuch": "unknown verifier",
     "demo --set grpo.task=half.jsonl": "half.jsonl, line 3",
+    "data show none.jsonl": "no file none.jsonl",
+    "data show good.jsonl": "has no 'id'",
+    "data show labelled.jsonl --row 2": "labelled.jsonl has no row 2: give --row 1 to 1",
+    "data show labelled.jsonl --row 0": "'--row'",
+    "data show labelled.jsonl -m nosuch": "unknown model 'nosuch'",
     "reward none.jsonl": "no file none.jsonl",
     "reward broken.jsonl": "broken.jsonl, line 2",
     "reward good.jsonl": "has no 'budget'",
@@ -401,6 +406,14 @@ def test_the_reward_of_given_samples(sbtiny_: Sbtiny) -> None:
     assert (found.code, found.err) == (0, "")
     assert [row["total"] for row in json.loads(found.out)] == pytest.approx([1.0, -1.0])
     assert "1.0000" in sbtiny_("reward s.jsonl").out
+
+
+def test_a_labelled_row_is_shown_in_tokens(sbtiny_: Sbtiny) -> None:
+    Path("labelled.jsonl").write_text(FILES["labelled.jsonl"])
+    found = sbtiny_("data show labelled.jsonl")
+    assert (found.code, found.err) == (0, "")
+    assert "</▏solution▏>" in found.out
+    assert re.search(r"\n\d+ prompt tokens, \d+ trained tokens, budget 1\n$", found.out)
 
 
 # ---- the real thing --------------------------------------------------------------------------------------------------

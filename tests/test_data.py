@@ -9,7 +9,7 @@ import pytest
 from sbtiny.rollout.policy import Policy
 from sbtiny.tasks.sources import read_questions, read_traces
 from sbtiny.tasks.verify import load_verifier
-from sbtiny.training.sft import read_labelled
+from sbtiny.training.rows import read_labelled
 
 DATA = Path(__file__).parent.parent / "data"
 FILES = sorted(path.name for path in DATA.glob("*.jsonl"))

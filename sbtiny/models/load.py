@@ -53,12 +53,29 @@ def load(
     if start_backend(backend) == "unsloth":
         model, tokenizer = _with_unsloth(source, four_bit, dtype)
     else:
-        model, tokenizer = _with_transformers(source, four_bit, dtype)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+        model, tokenizer = _with_transformers(source, four_bit, dtype), load_tokenizer(name)
     if adapter is not None:
         model = load_adapter(model, adapter, trainable)
     return model, tokenizer
+
+
+def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
+    """Tokenizer, able to pad, of an alias, folder, .gguf file or hub id, without the weights.
+
+    Raises InputError when it cannot be had.
+    """
+    from transformers import AutoTokenizer
+
+    source = resolve(name)
+    ref = _files(source)
+    with _reading(source):
+        return _padding(AutoTokenizer.from_pretrained(ref))
+
+
+def _padding(tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedTokenizerBase":
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
 def start_backend(backend: Backend = "auto") -> Literal["transformers", "unsloth"]:
@@ -82,8 +99,8 @@ def start_backend(backend: Backend = "auto") -> Literal["transformers", "unsloth
 # ---- transformers ----------------------------------------------------------------------------------------------------
 
 
-def _with_transformers(source: Source, four_bit: bool, dtype: Dtype | None) -> "Loaded":
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+def _with_transformers(source: Source, four_bit: bool, dtype: Dtype | None) -> "PreTrainedModel":
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     ref = _files(source)
     with _reading(source):
@@ -97,9 +114,8 @@ def _with_transformers(source: Source, four_bit: bool, dtype: Dtype | None) -> "
             device_map={"": 0} if hardware.device == "cuda" else None,
             quantization_config=_nf4(kind) if four_bit else None,
         )
-        tokenizer = AutoTokenizer.from_pretrained(ref)
     keep_4bit_gradients(model)
-    return model, tokenizer
+    return model
 
 
 def _files(source: Source) -> str:
@@ -170,7 +186,7 @@ def _with_unsloth(source: Source, four_bit: bool, dtype: Dtype | None) -> "Loade
     ref = _files(source)
     with _reading(source):
         positions = AutoConfig.from_pretrained(ref).max_position_embeddings
-        return FastLanguageModel.from_pretrained(
+        model, tokenizer = FastLanguageModel.from_pretrained(
             model_name=ref,
             max_seq_length=min(positions, UNSLOTH_CONTEXT),
             dtype=getattr(torch, dtype or detect().dtype),
@@ -178,6 +194,7 @@ def _with_unsloth(source: Source, four_bit: bool, dtype: Dtype | None) -> "Loade
             fast_inference=False,
             use_exact_model_name=True,  # else a 4-bit load takes unsloth's own checkpoint of like name
         )
+    return model, _padding(tokenizer)
 
 
 def _is_unsloth(model: nn.Module) -> bool:

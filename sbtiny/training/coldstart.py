@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sbtiny.budget.protocol import SOLUTION_CLOSE, TAG, prefill
+from sbtiny.budget.protocol import TAG
 from sbtiny.config import DataSettings
 from sbtiny.errors import Failed, InputError
 from sbtiny.progress import bar
@@ -99,20 +99,3 @@ def label_traces(policy: Policy, traces: Sequence[Trace], verify: Callable[[str,
     if not rows:
         raise Failed(f"no usable trace in {len(traces)}: {wrong} wrong, {cut} unfinished")
     return Harvest(rows, len(traces), cut, wrong)
-
-
-def tokenized(policy: Policy, row: dict[str, Any], turn_end: int, prompt: Sequence[int]) -> dict[str, list[int]]:
-    """`input_ids` and `completion_mask` of a row: prompt, tags, the answer's own tokens, turn end.
-
-    The parts are tokenised apart, so that the label is exactly the number of body tokens the model is trained to write.
-    Raises InputError when the label is not that number (labelled for another tokenizer), or when the answer holds tags itself.
-    """
-    if tag := TAG.search(row["response"]):
-        raise InputError(f"row {row['id']}: the response holds the tag {tag.group()}: give the plain answer")
-    body = policy.encode(row["response"])
-    if len(body) != row["budget"]:
-        raise InputError(
-            f"row {row['id']}: budget {row['budget']} but {len(body)} tokens for this model's tokenizer; rebuild it with sbtiny data build"
-        )
-    completion = [*policy.encode(prefill(row["budget"])), *body, *policy.encode(SOLUTION_CLOSE), turn_end]
-    return {"input_ids": [*prompt, *completion], "completion_mask": [0] * len(prompt) + [1] * len(completion)}

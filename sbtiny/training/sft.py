@@ -12,24 +12,10 @@ from sbtiny.config import Settings
 from sbtiny.errors import InputError
 from sbtiny.models.load import prompt_ids
 from sbtiny.rollout.policy import Policy
-from sbtiny.tasks.sources import read_rows
 from sbtiny.training import head
 from sbtiny.training.arguments import common
-from sbtiny.training.coldstart import tokenized
+from sbtiny.training.rows import tokenized
 from sbtiny.training.watch import Watch
-
-KEYS = ("id", "question", "response", "budget")
-
-
-def read_labelled(path: str) -> list[dict[str, Any]]:
-    """Rows made by `sbtiny data build`; raises InputError for a row without the keys or with a budget that is no positive whole number."""
-    rows = read_rows(path)
-    for number, row in enumerate(rows, 1):
-        if missing := [key for key in KEYS if key not in row]:
-            raise InputError(f"{path} line {number} has no {missing[0]!r}: labelled rows come from sbtiny data build")
-        if not isinstance(row["budget"], int) or isinstance(row["budget"], bool) or row["budget"] < 1:
-            raise InputError(f"{path} line {number}: budget {row['budget']!r} is no positive whole number")
-    return rows
 
 
 def prepare(policy: Policy, rows: Sequence[dict[str, Any]], max_length: int) -> Dataset:
@@ -37,7 +23,7 @@ def prepare(policy: Policy, rows: Sequence[dict[str, Any]], max_length: int) -> 
     turn_end = policy.tokenizer.eos_token_id
     ready = []
     for row in rows:
-        example = tokenized(policy, row, turn_end, prompt_ids(policy.tokenizer, row["question"]))
+        example = tokenized(policy.encode, row, turn_end, prompt_ids(policy.tokenizer, row["question"]))
         if len(example["input_ids"]) > max_length:
             raise InputError(
                 f"row {row['id']} has {len(example['input_ids'])} tokens, over sft.max_length {max_length}: raise it or drop the row"

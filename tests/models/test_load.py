@@ -17,7 +17,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from sbtiny.errors import InputError
-from sbtiny.models.load import add_lora, load, load_adapter, prompt_ids, start_backend, stop_ids
+from sbtiny.models.load import add_lora, load, load_adapter, load_tokenizer, prompt_ids, start_backend, stop_ids
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="what a machine without CUDA says")
 LINEAR = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
@@ -44,6 +44,16 @@ def test_a_folder_loads_as_it_was_saved(small: Path) -> None:
     assert tokenizer.pad_token_id == tokenizer.eos_token_id == 0
     ids = tokenizer.encode("What is the sum?")
     torch.testing.assert_close(logits(model, ids), logits(AutoModelForCausalLM.from_pretrained(small), ids))
+
+
+def test_the_tokenizer_loads_without_the_weights(small: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(small, tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors"))
+    found, expected = load_tokenizer(str(folder)), load(str(small))[1]
+    assert found.get_vocab() == expected.get_vocab()
+    assert found.pad_token_id == expected.pad_token_id == 0
+    (folder / "tokenizer.json").write_text("{")
+    with pytest.raises(InputError, match="cannot load"):
+        load_tokenizer(str(folder))
 
 
 def test_dtype_can_be_chosen(small: Path) -> None:

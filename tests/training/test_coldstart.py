@@ -13,7 +13,8 @@ from sbtiny.rollout.policy import Policy
 from sbtiny.tasks import arithmetic
 from sbtiny.tasks.sources import Question, Trace
 from sbtiny.tasks.verify import auto
-from sbtiny.training.coldstart import harvest, label, label_traces, sample_answers, tokenized
+from sbtiny.training.coldstart import harvest, label, label_traces, sample_answers
+from sbtiny.training.rows import tokenized
 
 SUM = Question("q1", "Tom has 3 coins.\na) finds 4\nHow many coins?", "7", 1)
 RESPONSES = (
@@ -27,7 +28,7 @@ DATA = DataSettings(max_tokens=600, slots=8)
 
 
 def example(policy: Policy, row: dict) -> dict[str, list[int]]:
-    return tokenized(policy, row, policy.tokenizer.eos_token_id, prompt_ids(policy.tokenizer, row["question"]))
+    return tokenized(policy.encode, row, policy.tokenizer.eos_token_id, prompt_ids(policy.tokenizer, row["question"]))
 
 
 def says(*texts: str, stop: str = "end"):
