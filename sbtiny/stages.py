@@ -17,14 +17,17 @@ from sbtiny import runs
 from sbtiny.budget.protocol import BudgetChoice, parse_budget_option
 from sbtiny.config import Settings
 from sbtiny.errors import InputError
-from sbtiny.evaluation import evaluate
-from sbtiny.models.load import add_lora, load
+from sbtiny.models.load import add_lora, load, start_backend
 from sbtiny.progress import console, quieten_libraries
-from sbtiny.rollout.policy import Policy
 from sbtiny.tasks.sources import Question, load_questions, read_traces
 from sbtiny.tasks.verify import load_verifier
-from sbtiny.training import coldstart, grpo, rollouts, sft
 from sbtiny.training.rows import read_labelled
+
+start_backend()  # unsloth patches trl, transformers and peft; what follows imports them, so it must come first
+
+from sbtiny.evaluation import evaluate  # noqa: E402
+from sbtiny.rollout.policy import Policy  # noqa: E402
+from sbtiny.training import coldstart, grpo, rollouts, sft  # noqa: E402
 
 SWEEP = ("0.5x", "1x", "2x", "4x")
 quieten_libraries()

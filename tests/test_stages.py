@@ -1,0 +1,35 @@
+"""What the stages need before they can start."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+UNSLOTH = """
+import sys
+import torch
+print("early:", sorted({"trl", "transformers", "peft"} & set(sys.modules)))
+torch.cuda.is_available = lambda: False  # the other libraries must not take this machine for one with a GPU
+"""
+STAGES = """
+import sys
+import torch
+torch.cuda.is_available = lambda: {gpu}
+import sbtiny.stages
+print("imported:", sorted({{"trl", "transformers", "peft", "unsloth"}} & set(sys.modules)))
+"""
+
+
+@pytest.mark.parametrize(
+    ("gpu", "said"),
+    [
+        (True, "early: []\nimported: ['peft', 'transformers', 'trl', 'unsloth']\n"),
+        (False, "imported: ['peft', 'transformers', 'trl']\n"),
+    ],
+)
+def test_unsloth_comes_before_what_it_patches_and_only_with_a_gpu(gpu: bool, said: str, tmp_path: Path) -> None:
+    (tmp_path / "unsloth.py").write_text(UNSLOTH)
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r})" + STAGES.format(gpu=gpu)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, said), done.stderr[-500:]
