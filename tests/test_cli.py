@@ -18,13 +18,14 @@ from test_runs import full_disk, listing
 
 import sbtiny
 from sbtiny import cli, runs
+from sbtiny.cli.data import data_app
 from sbtiny.config import PRESETS, Settings, load
 from sbtiny.errors import Failed, InputError
 from sbtiny.models.aliases import ALIASES
 
 HEAVY = ("torch", "peft", "transformers", "trl", "datasets", "numpy", "matplotlib", "sympy")
 VERBS = [command.name or command.callback.__name__ for command in cli.app.registered_commands]
-DATA_VERBS = [f"data {command.name}" for command in cli.data_app.registered_commands]
+DATA_VERBS = [f"data {command.name}" for command in data_app.registered_commands]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,100 @@
+"""Verbs about cold-start data: data build, data show."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sbtiny.cli.app import app
+from sbtiny.cli.options import (
+    TRAIN,
+    AsJson,
+    Config,
+    FourBit,
+    Limit,
+    Model,
+    Preset,
+    Seed,
+    Set,
+    look_ahead,
+    out,
+    settings_from,
+)
+from sbtiny.errors import InputError
+
+data_app = typer.Typer(no_args_is_help=True, help="Build and look at cold-start data.")
+app.add_typer(data_app, name="data", rich_help_panel=TRAIN)
+
+
+@data_app.command("build")
+def data_build(
+    file: Annotated[Path, typer.Argument(help="JSONL to write.")] = Path("data.jsonl"),
+    task: Annotated[str | None, typer.Option(help="arithmetic, gsm8k, math, or a JSONL file of questions.")] = None,
+    questions: Annotated[str | None, typer.Option(help="Own questions (JSONL with question and answer).")] = None,
+    traces: Annotated[
+        str | None, typer.Option(help="Answers written elsewhere (JSONL with question, answer, response).")
+    ] = None,
+    config: Config = None,
+    preset: Preset = None,
+    model: Model = None,
+    seed: Seed = None,
+    limit: Limit = None,
+    extra: Set = None,
+    four_bit: FourBit = None,
+    as_json: AsJson = False,
+) -> None:
+    """Sample the model's own answers, keep the correct ones, label each with its own token count.
+
+    Example: [b]sbtiny data build rows.jsonl --model qwen-1.5b --task gsm8k[/b]
+    """
+    from sbtiny import runs
+    from sbtiny.models.aliases import resolve
+    from sbtiny.tasks.sources import read_traces
+
+    if len([given for given in (task, questions, traces) if given]) > 1:
+        raise InputError("--task, --questions and --traces exclude each other: give one of them")
+    settings = settings_from(
+        config,
+        preset,
+        extra,
+        model=model,
+        seed=seed,
+        four_bit=four_bit,
+        data__task=questions or task,
+        data__limit=limit,
+    )
+    resolve(settings.model)
+    if traces:
+        read_traces(traces, settings.data.limit)
+    look_ahead(settings.data, "arithmetic" if traces else settings.data.task)
+    runs.check_writable(file)
+    from sbtiny import stages
+
+    harvest = stages.build_data(settings, file, traces)
+    out(
+        {
+            "file": str(file),
+            "rows": len(harvest.rows),
+            "sampled": harvest.sampled,
+            "wrong": harvest.wrong,
+            "cut": harvest.cut,
+        },
+        as_json,
+    )
+
+
+@data_app.command("show")
+def data_show(
+    file: Annotated[str, typer.Argument(help="Labelled JSONL.")],
+    model: Model = "tiny",
+    row: Annotated[int, typer.Option(min=1)] = 1,
+) -> None:
+    """Show one row as the model meets it: trained tokens in green, the prompt dimmed.
+
+    Example: [b]sbtiny data show rows.jsonl --row 3[/b]
+    """
+    from sbtiny.models.aliases import resolve
+    from sbtiny.training.show import show_row
+
+    resolve(model or "tiny")
+    show_row(file, model or "tiny", row)

@@ -1,0 +1,104 @@
+"""Verbs that measure: eval, reward, report."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from sbtiny.cli.app import app
+from sbtiny.cli.options import (
+    USE,
+    AsJson,
+    Config,
+    FourBit,
+    Limit,
+    Output,
+    Preset,
+    Seed,
+    Set,
+    existing,
+    look_ahead,
+    out,
+    settings_from,
+)
+
+
+@app.command("eval", rich_help_panel=USE)
+def evaluate(
+    name: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="A run folder, its name under runs/, or a model.")],
+    task: Annotated[str | None, typer.Option(help="arithmetic, gsm8k, math, or a JSONL file of questions.")] = None,
+    budget: Annotated[str | None, typer.Option(help="auto (its own number), N tokens, or 0.5x its own number.")] = None,
+    sweep: Annotated[bool, typer.Option("--sweep", help="Also at 0.5x, 1x, 2x and 4x of its own number.")] = False,
+    config: Config = None,
+    preset: Preset = None,
+    output: Output = None,
+    seed: Seed = None,
+    limit: Limit = None,
+    extra: Set = None,
+    four_bit: FourBit = None,
+    as_json: AsJson = False,
+) -> None:
+    """Accuracy, length and how well the number is kept, on held-out questions.
+
+    Example: [b]sbtiny eval runs/demo --budget 0.5x --limit 200[/b]
+    """
+    from sbtiny import runs
+    from sbtiny.models.aliases import resolve
+
+    settings = settings_from(
+        config, preset, extra, seed=seed, four_bit=four_bit, eval__task=task, eval__budget=budget, eval__limit=limit
+    )
+    run = runs.find(name)
+    folder = output or run or runs.ROOT / f"eval-{Path(name).name}"
+    resolve(runs.read_run(run)["model"] if run else name)
+    look_ahead(settings.eval, settings.eval.task)
+    runs.check_writable(folder / "eval.json")
+    from sbtiny import stages
+    from sbtiny.evaluation import report
+
+    result = stages.run_eval(name, settings, folder, sweep)
+    if as_json:
+        out(result, True)
+    else:
+        report.table({"model": result})
+
+
+@app.command(rich_help_panel=USE)
+def reward(
+    file: Annotated[str, typer.Argument(help="JSONL with budget, length, correct and, if known, b_max.")],
+    alpha: Annotated[
+        float, typer.Option(min=0.001, help="Width of the window, 6.0 at the start of training, 0.1 at its end.")
+    ] = 0.1,
+    as_json: AsJson = False,
+) -> None:
+    """The reward of given samples, part by part.
+
+    Example: [b]sbtiny reward samples.jsonl --alpha 0.5[/b]
+    """
+    from sbtiny.evaluation.rewards import reward_rows, reward_table
+
+    rows = reward_rows(file, alpha)
+    if as_json:
+        out(rows, True)
+    else:
+        Console().print(reward_table(rows))
+
+
+@app.command("report", rich_help_panel=USE)
+def report_(
+    name: Annotated[str, typer.Argument(metavar="RUN", help="A run folder or its name under runs/.")],
+    as_json: AsJson = False,
+) -> None:
+    """Draw the plots and write report.html of a run again.
+
+    Example: [b]sbtiny report runs/demo[/b]
+    """
+    folder = existing(name)
+    from sbtiny.evaluation import report
+
+    result = report.write(folder)
+    if as_json:
+        out(result, True)
+    else:
+        report.table(result)

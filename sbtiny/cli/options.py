@@ -1,0 +1,84 @@
+"""What the verbs share: their options, and the way from options to settings. Imports nothing heavy."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sbtiny.errors import InputError
+
+TRAIN, USE, HELP = "Train", "Use and measure", "Look"  # panels of the help
+
+Config = Annotated[Path | None, typer.Option("-c", "--config", help="Settings file (YAML).")]
+Preset = Annotated[str | None, typer.Option(help="cpu, t4 or rtx4090.")]
+Model = Annotated[
+    str | None, typer.Option("--model", "-m", help="Alias, hub id, folder or .gguf file (sbtiny models lists aliases).")
+]
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="Run folder to write.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of everything random.")]
+Limit = Annotated[int | None, typer.Option(help="Number of questions to read.")]
+Set = Annotated[list[str] | None, typer.Option("--set", "-s", help="Any setting, as section.key=value.")]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON alone on stdout.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings and stop.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --output.")]
+Steps = Annotated[int | None, typer.Option(min=1, help="Number of updates.")]
+SaveSteps = Annotated[int | None, typer.Option(min=0, help="Checkpoint every so many updates; 0 for none.")]
+FourBit = Annotated[
+    bool | None, typer.Option("--4bit/--no-4bit", help="NF4 base weights (default: where there is a GPU).")
+]
+
+
+def settings_from(config: Path | None, preset: str | None, extra: list[str] | None, **flags: Any) -> Any:
+    """Settings from file, preset and flags; `flags` are dotted keys with two underscores for the dot, None is not given."""
+    from sbtiny.config import load, parse_assignment
+
+    given = [(key.replace("__", "."), value) for key, value in flags.items() if value is not None]
+    return load(config, preset, [*map(parse_assignment, extra or []), *given])
+
+
+def look_ahead(section: Any, task: str) -> None:
+    """Find a wrong verifier or file of questions before torch is imported (seconds) and weights are read (minutes)."""
+    from sbtiny.tasks.sources import HUBS, load_questions
+    from sbtiny.tasks.verify import load_verifier
+
+    load_verifier(section.verifier)
+    if task not in HUBS:
+        load_questions(task, "train", section.limit)
+
+
+def resumed(config: Path | None, output: Path | None) -> Path:
+    """The settings to go on with: those the run in `output` was made with, unless another file is given."""
+    if output is None or not (output / "run.json").is_file():
+        raise InputError("--resume needs --output with the folder of the run to go on with")
+    return config or output / "config.yaml"
+
+
+def existing(name: str) -> Path:
+    """The folder of a run that the user named."""
+    from sbtiny import runs
+
+    if folder := runs.find(name):
+        return folder
+    raise InputError(f"no run {name!r}: give a run folder or its name under {runs.ROOT}/")
+
+
+def out(value: Any, as_json: bool) -> None:
+    """A result on stdout: JSON alone, or YAML-like lines for a person."""
+    if as_json:
+        print(json.dumps(value, ensure_ascii=False))
+    else:
+        import yaml
+
+        print(yaml.safe_dump(value, sort_keys=False, allow_unicode=True).rstrip())  # rich would break long paths
+
+
+def show(settings: Any, sections: tuple[str, ...], as_json: bool) -> None:
+    """--dry-run: the resolved settings, with what the model's name stands for."""
+    from sbtiny.models.aliases import resolve
+
+    everything = asdict(settings)
+    chosen = {key: everything[key] for key in ("model", "seed", "four_bit", *sections)}
+    source = resolve(settings.model)
+    out({"source": {"kind": source.kind, "ref": str(source.ref)}, **chosen}, as_json)

@@ -1,0 +1,167 @@
+"""Verbs that train: demo, sft, grpo."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sbtiny.cli.app import app
+from sbtiny.cli.options import (
+    TRAIN,
+    AsJson,
+    Config,
+    DryRun,
+    FourBit,
+    Limit,
+    Model,
+    Output,
+    Preset,
+    Resume,
+    SaveSteps,
+    Seed,
+    Set,
+    Steps,
+    existing,
+    look_ahead,
+    out,
+    resumed,
+    settings_from,
+    show,
+)
+
+
+@app.command(rich_help_panel=TRAIN)
+def demo(
+    config: Config = None,
+    preset: Preset = "cpu",
+    output: Output = None,
+    seed: Seed = None,
+    extra: Set = None,
+    as_json: AsJson = False,
+) -> None:
+    """The whole pipeline on the bundled model: base, cold start, GRPO, a report. Minutes on two CPU cores.
+
+    Example: [b]sbtiny demo[/b]
+    """
+    from sbtiny import runs
+    from sbtiny.models.aliases import resolve
+
+    settings, folder = settings_from(config, preset, extra, seed=seed), output or runs.ROOT / "demo"
+    resolve(settings.model)
+    for section in (settings.data, settings.grpo, settings.eval):
+        look_ahead(section, section.task)
+    runs.check_writable(folder / "report.json")
+    from sbtiny import stages
+    from sbtiny.evaluation import report
+
+    result = stages.demo(settings, folder)
+    if as_json:
+        out(result, True)
+    else:
+        report.table(result)
+
+
+@app.command(rich_help_panel=TRAIN)
+def sft(
+    data: Annotated[str | None, typer.Option(help="Labelled rows; without it they are sampled first.")] = None,
+    config: Config = None,
+    preset: Preset = None,
+    model: Model = None,
+    output: Output = None,
+    seed: Seed = None,
+    limit: Limit = None,
+    steps: Steps = None,
+    save_steps: SaveSteps = None,
+    extra: Set = None,
+    four_bit: FourBit = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Cold start: teach the model to say its number, on its own correct answers.
+
+    Example: [b]sbtiny sft --model qwen-1.5b --data rows.jsonl[/b]
+    """
+    from sbtiny import runs
+    from sbtiny.models.aliases import resolve
+    from sbtiny.tasks.sources import read_rows
+
+    settings = settings_from(
+        resumed(config, output) if resume else config,
+        preset,
+        extra,
+        model=model,
+        seed=seed,
+        four_bit=four_bit,
+        data__limit=limit,
+        sft__data=data,
+        sft__steps=steps,
+        sft__save_steps=save_steps,
+    )
+    if dry_run:
+        return show(settings, ("data", "sft"), as_json)
+    resolve(settings.model)
+    if settings.sft.data:
+        read_rows(settings.sft.data)
+    else:
+        look_ahead(settings.data, settings.data.task)
+    if not resume:
+        runs.check_free(output or runs.ROOT / "sft")
+    from sbtiny import stages
+
+    return done("sft", stages.run_sft(settings, output, resume), as_json)
+
+
+@app.command(rich_help_panel=TRAIN)
+def grpo(
+    run: Annotated[str | None, typer.Option(help="Cold-start run to go on from (default: the newest).")] = None,
+    data: Annotated[str | None, typer.Option(help="Questions (JSONL with question and answer).")] = None,
+    config: Config = None,
+    preset: Preset = None,
+    output: Output = None,
+    seed: Seed = None,
+    limit: Limit = None,
+    steps: Steps = None,
+    save_steps: SaveSteps = None,
+    extra: Set = None,
+    four_bit: FourBit = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Budget-guided GRPO: reward right answers that keep to their number.
+
+    Example: [b]sbtiny grpo --run runs/sft-20261124-101500 --steps 300[/b]
+    """
+    from sbtiny import runs
+
+    settings = settings_from(
+        resumed(config, output) if resume else config,
+        preset,
+        extra,
+        seed=seed,
+        four_bit=four_bit,
+        grpo__limit=limit,
+        grpo__data=data,
+        grpo__steps=steps,
+        grpo__save_steps=save_steps,
+    )
+    if resume and output and not run:
+        run = runs.read_run(output).get("parent")
+    if run or not dry_run:
+        start = existing(run) if run else runs.newest("sft")
+        settings = replace(settings, model=runs.read_run(start)["model"])
+    if dry_run:
+        return show(settings, ("grpo",), as_json)
+    look_ahead(settings.grpo, settings.grpo.data or settings.grpo.task)
+    if not resume:
+        runs.check_free(output or runs.ROOT / "grpo")
+    from sbtiny import stages
+
+    return done("grpo", stages.run_grpo(settings, start, output, resume), as_json)
+
+
+def done(verb: str, folder: Path, as_json: bool) -> None:
+    following = {"sft": f"sbtiny grpo --run {folder}", "grpo": f"sbtiny eval {folder}"}[verb]
+    out({"run": str(folder), "next": following}, as_json)
