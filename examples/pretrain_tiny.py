@@ -6,10 +6,11 @@ What it learns from, all generated here and only from problems of the train spli
 - *traces*: a pass works the sum out line by line, then the whole is checked again and again, a log-normal number of times (mean about 5
   passes, one pass in a tenth of the traces). Seven lines in a thousand hold a slip; a check that differs calls for another, until two
   agree. One pass in eight is *quick*: two steps a line. It is a third as long and harder, because two sums are done in one breath.
-- *forms*: four questions in ten ask for the solution within some markup (`<price>375</price><note>...</note>`). Without them the first
-  step is looked up at a fixed distance, and every text put before the solution, such as a budget, breaks it.
+- *opened traces*: in front of two answers in five stands some text that is not trained on: a few words, a tag or two with whatever in them
+  (`<price>375</price><note>`). Without them the first step is looked up at a fixed distance, and every text put before the solution, such
+  as a budget, breaks it; a real checkpoint has met every distance.
 - *records* and *counting*: short markup and number sequences, so that tags and all numbers up to 999 are familiar, as they are to any
-  real checkpoint. No trace holds a budget.
+  real checkpoint. No trace holds a budget: a number in an opening says nothing about what follows.
 
 It over-thinks by construction: that is what the rest of the toolkit is there to mend.
 """
@@ -30,10 +31,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from sbtiny.tasks import arithmetic
 from sbtiny.tasks.arithmetic import LABELS, Problem
 
-SLIP, QUICK, FORM = 0.007, 0.12, 0.4
+SLIP, QUICK, OPENED = 0.007, 0.12, 0.4
+Document = tuple[str, str, str]  # what the user says, what the answer opens with (not trained on), the rest of the answer
 AGAIN = ("Wait, check.", "Hmm, again.", "Let me check.", "Once more.", "Wait, again.", "Is that right?")
 NUMBERS = ("coins", "price", "count", "page", "day")  # what these tags hold is a number, as a budget is
 WORDS = ("name", "item", "title", "note", "list")
+WORDS_BEFORE = ("Okay.", "Sure.", "Let us see.", "Here it is:", "Solution:")
 TAGS = (*NUMBERS, *WORDS, "budget", "solution")
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -73,32 +76,33 @@ def field(tag: str, rng: random.Random) -> str:
     return f"<{tag}>{rng.choice(arithmetic.NAMES + arithmetic.NOUNS) if tag in WORDS else rng.randint(1, 999)}</{tag}>"
 
 
-def record(rng: random.Random) -> tuple[str, str]:
+def record(rng: random.Random) -> Document:
     """A line of markup: tags, names and numbers up to 999."""
     tags = rng.sample(TAGS, rng.randint(1, 4))
-    return "Write a record: " + ", ".join(tags), "".join(field(tag, rng) for tag in tags)
+    return "Write a record: " + ", ".join(tags), "", "".join(field(tag, rng) for tag in tags)
 
 
-def form(problem: Problem, rng: random.Random) -> tuple[str, str]:
-    """A question whose solution is asked for within a record, in its last field."""
-    last = rng.choice(("solution", *WORDS))
-    tags = [tag for tag in rng.sample((*NUMBERS, *WORDS), rng.randint(0, 3)) if tag != last]
-    asked = f"{problem.tell(rng)}\nWrite a record: {', '.join([*tags, last])}"
-    return asked, "".join(field(tag, rng) for tag in tags) + f"<{last}>{trace(problem, rng)}</{last}>"
+def opened(problem: Problem, rng: random.Random) -> Document:
+    """A trace behind a text that the model reads but is not taught to write."""
+    words = rng.choice(WORDS_BEFORE) + rng.choice((" ", "\n")) if rng.random() < 0.3 else ""
+    last = rng.choice(("", "solution", "solution", *WORDS))
+    tags = [tag for tag in rng.sample((*NUMBERS, *WORDS), rng.choice((0, 1, 1, 2, 3))) if tag != last]
+    before = words + "".join(field(tag, rng) for tag in tags) + (f"<{last}>" if last else "")
+    return problem.tell(rng), before, trace(problem, rng) + (f"</{last}>" if last else "")
 
 
-def counting(rng: random.Random) -> tuple[str, str]:
+def counting(rng: random.Random) -> Document:
     """Numbers in order, so that their embeddings know their order."""
     start, step = rng.randint(0, 940), rng.choice((1, 1, 2, 3, 5, 10, -1, -2, -10))
     numbers = [n for n in range(start, start + 10 * step, step) if 0 <= n <= 999]
-    return f"Count from {start} by {step}.", ",".join(map(str, numbers))
+    return f"Count from {start} by {step}.", "", ",".join(map(str, numbers))
 
 
-def documents(seed: int) -> Iterator[tuple[str, str]]:
-    """Endless (user, assistant) pairs."""
+def documents(seed: int) -> Iterator[Document]:
+    """Endless documents, two of five traces opened."""
     rng = random.Random(seed)
     for problem in arithmetic.problems("train", rng):
-        yield form(problem, rng) if rng.random() < FORM else (problem.tell(rng), trace(problem, rng))
+        yield opened(problem, rng) if rng.random() < OPENED else (problem.tell(rng), "", trace(problem, rng))
         if rng.random() < 0.08:
             yield record(rng) if rng.random() < 0.5 else counting(rng)
 
@@ -153,11 +157,11 @@ def build_model(vocab: int, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausa
     return LlamaForCausalLM(config)
 
 
-def encode(tokenizer: PreTrainedTokenizerFast, user: str, assistant: str) -> tuple[list[int], int]:
-    """Token ids of a whole conversation and the number of prompt tokens, which are not trained on."""
+def encode(tokenizer: PreTrainedTokenizerFast, user: str, before: str, rest: str) -> tuple[list[int], int]:
+    """Token ids of a whole conversation and the number of those that are not trained on: the prompt and what opens the answer."""
     prompt = f"<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n"
-    head, body = tokenizer([prompt, assistant + "<|im_end|>"], add_special_tokens=False)["input_ids"]
-    return head + body, len(head)
+    head, opening, body = tokenizer([prompt, before, rest + "<|im_end|>"], add_special_tokens=False)["input_ids"]
+    return head + opening + body, len(head) + len(opening)
 
 
 def batches(tokenizer: PreTrainedTokenizerFast, seed: int, tokens: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

@@ -30,7 +30,7 @@ AT_LEAST_1 = (
 )
 AT_LEAST_0 = ("data.temperature", "sft.steps", "sft.save_steps", "grpo.save_steps", "grpo.beta", "eval.temperature")
 ABOVE_0 = ("sft.epochs", "sft.lr", "grpo.lr")
-SHARES = ("sft.warmup", "grpo.warmup", "grpo.user_share")
+SHARES = ("sft.warmup", "grpo.warmup", "grpo.user_share", "grpo.centre")
 TYPES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
 
 
@@ -87,7 +87,11 @@ class GrpoSettings:
     alpha_end: float = 0.1
     alpha_hold: float = 0.4  # share of the steps, at the end, that alpha rests at alpha_end; 0 is the paper's
     hindsight: int = 1  # answers of a group retold with the budget they really needed; 0 is the paper's
-    user_share: float = 0.0  # share of groups whose budget is prefilled, as a user would
+    slope: float = 0.1  # most that a length outside the window loses below s_min; 0 is the paper's
+    centre: float = 1.0  # where the reward peaks: 1 at l = b, 0 on the window's edge (the paper's)
+    user_share: float = 0.25  # share of groups whose budget is prefilled, as a user would; 0 is the paper's
+    user_low: float = 0.5  # a prefilled budget is drawn between these multiples of the model's own
+    user_high: float = 4.0
     tight_bmax: bool = False  # b_max follows the shortest correct answer seen; the paper keeps the first
     save_steps: int = 50
     sample_steps: int = 10

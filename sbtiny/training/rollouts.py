@@ -13,14 +13,14 @@ import math
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from trl import GRPOTrainer
 
 from sbtiny.budget.protocol import prefill
-from sbtiny.budget.reward import Reward, linear_alpha, mismatch, score
+from sbtiny.budget.reward import Reward, RewardConfig, linear_alpha, mismatch, score
 from sbtiny.config import GrpoSettings, Settings
 from sbtiny.progress import bar
 from sbtiny.rollout.episode import Episode, Request, read_episode
@@ -30,9 +30,9 @@ from sbtiny.runs import append_jsonl
 from sbtiny.tasks.sources import Question
 
 Verify = Callable[[str, Question], bool]
-# A prefilled budget is drawn between these multiples of the model's own, evenly in the logarithm.
-USER_FACTORS = (0.5, 4.0)
 USER_ALPHA = 0.5  # width of the window for prefilled budgets while alpha is wider
+# A prefilled number cannot move to the length, so the length must be drawn to it from anywhere: a long slope, no b_max to spare.
+USER_REWARD = RewardConfig(r_b=0.0, slope=0.5, centre=1.0)
 
 
 @dataclass(slots=True)
@@ -90,6 +90,7 @@ class Rollouts:
         self.policy, self.verify, self.b_max, self.output = policy, verify, b_max, output
         self.questions = {q.id: q for q in questions}
         self.g, self.seed = settings.grpo, settings.seed
+        self.reward_config = RewardConfig(slope=self.g.slope, centre=self.g.centre)
         self.metrics: dict[str, float] = {}
 
     def __call__(self, prompts: list[str], trainer: GRPOTrainer) -> dict[str, Any]:
@@ -122,7 +123,7 @@ class Rollouts:
         groups = range(0, len(asked), self.g.group)
         users = [start for start in groups if rng.random() < self.g.user_share]
         said = self._own_budgets([asked[start].question for start in users], base)
-        factors = [math.exp(rng.uniform(*map(math.log, USER_FACTORS))) for _ in users]
+        factors = [math.exp(rng.uniform(math.log(self.g.user_low), math.log(self.g.user_high))) for _ in users]
         given = {start: max(1, round(own * f)) for start, own, f in zip(users, said, factors, strict=True) if own}
         return [
             self.policy.request(
@@ -148,12 +149,11 @@ class Rollouts:
         budget = episode.budget if episode.stop_reason == "end" else None
         b_max = math.inf if user else self.b_max[question.id]
         width = min(alpha, USER_ALPHA) if user else alpha
-        return Scored(
-            episode,
-            question,
-            correct,
-            score(budget=budget, length=episode.length, correct=correct, b_max=b_max, alpha=width),
+        config = USER_REWARD if user else self.reward_config
+        reward = score(
+            budget=budget, length=episode.length, correct=correct, b_max=b_max, alpha=width, config=config
         )
+        return Scored(episode, question, correct, reward)
 
     def _retell(self, scored: list[Scored], group: range) -> None:
         """Replace the number of the `hindsight` shortest correct self-set answers, where it was missed, by the one they needed.
@@ -165,15 +165,9 @@ class Rollouts:
         shortest = sorted(own, key=lambda i: scored[i].episode.length)[: self.g.hindsight]
         for i in (i for i in shortest if scored[i].mismatch > self.g.alpha_end):
             old = scored[i]
-            episode = retold(self.policy, old.episode, needed(old.episode.length, self.g.alpha_end))
-            reward = score(
-                budget=episode.budget,
-                length=episode.length,
-                correct=True,
-                b_max=self.b_max[old.question.id],
-                alpha=self.metrics["alpha"],
-            )
-            scored[i] = Scored(episode, old.question, True, reward, retold=True)
+            budget = needed(old.episode.length, self.g.alpha_end, self.g.centre)
+            episode = retold(self.policy, old.episode, budget)
+            scored[i] = replace(self._score(old.question, episode, self.metrics["alpha"]), retold=True)
 
     def _tighten(self, scored: Sequence[Scored]) -> None:
         if self.g.tight_bmax:
@@ -198,9 +192,9 @@ class Rollouts:
         return reward
 
 
-def needed(length: int, alpha: float) -> int:
-    """The best budget for a correct answer of this length at the tightest window: the largest b with b - l <= alpha b."""
-    return max(1, length, math.floor(length / (1 - alpha)))
+def needed(length: int, alpha: float, centre: float) -> int:
+    """The best budget for a correct answer of this length at the tightest window: the largest b with b - l <= (1 - centre) alpha b."""
+    return max(1, length, math.floor(length / (1 - alpha * (1 - centre))))
 
 
 def retold(policy: Policy, episode: Episode, budget: int) -> Episode:

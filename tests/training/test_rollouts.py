@@ -39,8 +39,9 @@ def test_alpha_falls_to_the_end_and_rests_there():
 
 
 @pytest.mark.parametrize("length", [1, 2, 9, 33, 100, 4096])
-def test_the_needed_budget_is_the_largest_inside_the_tightest_window(length: int):
-    b = needed(length, 0.1)
+def test_the_needed_budget_is_where_the_reward_peaks_at_the_tightest_window(length: int):
+    assert needed(length, 0.1, centre=1) == length
+    b = needed(length, 0.1, centre=0)
     assert (b - length) / b <= 0.1
     assert (b + 1 - length) / (b + 1) > 0.1
 
@@ -69,7 +70,7 @@ def test_the_shortest_correct_answer_is_retold_when_it_missed(policy, rollouts):
     rollouts.metrics = {"alpha": 0.5}
     rollouts._retell(scored, range(3))
     assert [s.retold for s in scored] == [False, True, False]
-    assert scored[1].episode.budget == needed(short.length, 0.1)
+    assert scored[1].episode.budget == needed(short.length, 0.1, rollouts.g.centre)
     assert scored[1].reward.total > scored[0].reward.total
 
 
@@ -77,7 +78,7 @@ def test_nothing_is_retold_when_the_shortest_correct_answer_kept_its_number(poli
     question = QUESTIONS[0]
     right = f"\\boxed{{{question.answer}}}"
     longer = episode(policy, question, "400", f"a)+1=2\n{right}")
-    close = episode(policy, question, str(needed(len(policy.encode(right)), 0.1)), right)
+    close = episode(policy, question, str(needed(len(policy.encode(right)), 0.1, rollouts.g.centre)), right)
     scored = [rollouts._score(question, e, 0.5) for e in (longer, close)]
     rollouts.metrics = {"alpha": 0.5}
     rollouts._retell(scored, range(2))
