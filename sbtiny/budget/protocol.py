@@ -115,7 +115,7 @@ def parse(text: str) -> Parsed:
         return Parsed(outcome, budget)
     start = opened + len(SOLUTION_OPEN)
     closed = text.find(SOLUTION_CLOSE, start)
-    end = closed if closed >= 0 else len(text) - _partial(text[start:], SOLUTION_CLOSE)
+    end = closed if closed >= 0 else len(text) - partial(text[start:], SOLUTION_CLOSE)
     return Parsed(outcome, budget, text[start:end], start, end)
 
 
@@ -182,7 +182,7 @@ def _read_number(field: str) -> tuple[Outcome | None, int | None]:
 
 def _read_open_number(field: str) -> Outcome:
     """The outcome of a text that ends inside the budget tag: CUT when a legal number may still come of it."""
-    closing = _partial(field, BUDGET_CLOSE)
+    closing = partial(field, BUDGET_CLOSE)
     word = field[: len(field) - closing].lstrip()
     may_grow = not closing and word == word.rstrip()
     fault, _ = _read_number(word)
@@ -211,6 +211,6 @@ def _read_solution(text: str, tags: list[re.Match[str]]) -> Outcome:
     return Outcome.TEXT_OUTSIDE if text[tags[3].end() :].strip() else Outcome.OK
 
 
-def _partial(text: str, tag: str) -> int:
+def partial(text: str, tag: str) -> int:
     """How many characters at the end of `text` are the beginning of `tag`, short of all of it."""
     return next((n for n in range(len(tag) - 1, 0, -1) if text.endswith(tag[:n])), 0)

@@ -5,7 +5,6 @@ next request in the same step, the cache is allocated once, and the prompt of a 
 """
 
 import math
-from collections import Counter, deque
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -14,11 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sbtiny.errors import InputError
-from sbtiny.rollout.episode import Episode, Request, read_episode
+from sbtiny.rollout.batch import Batch
+from sbtiny.rollout.episode import Episode, Request
 from sbtiny.rollout.sampling import Sampling, sample, uniforms
 from sbtiny.rollout.weights import Layer, Weights
-
-STAGED = 32  # prompts computed together, ahead of the slots they will take
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -123,17 +121,13 @@ class Engine:
         """
         self._check(requests)
         self._reserve(max(len(r.prompt_ids) + r.max_tokens for r in requests))
-        batch = Batch(self, requests)
+        batch = Batch(self, requests, on_episode)
         while batch.refill():
             n = batch.active
             logits = self._decode(*batch.inputs())
             draws = uniforms(batch.seeds[:n], batch.counts[:n].astype(np.uint64))
             tokens, logprobs = sample(logits, sampling, draws)
-            for index, episode in batch.accept(
-                tokens.cpu().numpy(), None if logprobs is None else logprobs.cpu().numpy()
-            ):
-                if on_episode:
-                    on_episode(index, episode)
+            batch.accept(tokens.cpu().numpy(), None if logprobs is None else logprobs.cpu().numpy())
         return [episode for episode in batch.episodes if episode is not None]
 
     def _check(self, requests: Sequence[Request]) -> None:
@@ -145,98 +139,9 @@ class Engine:
                     f"a prompt of {len(request.prompt_ids)} tokens and {request.max_tokens} to write exceed the model's "
                     f"{self.weights.max_positions} positions: lower --max-tokens"
                 )
-
-
-class Batch:
-    """The state of one run: which request sits in which slot, what it has written, who waits. Active slots are always the first ones."""
-
-    def __init__(self, engine: Engine, requests: Sequence[Request]) -> None:
-        self.engine, self.requests, self.active = engine, requests, 0
-        order = sorted(range(len(requests)), key=lambda i: -requests[i].expected)  # long ones first: a short tail
-        self.queue, self.staged = deque(order), {}
-        self.waiting = Counter(r.prompt_ids for r in requests)
-        self.episodes: list[Episode | None] = [None] * len(requests)
-        slots, longest = engine.slots, max(r.max_tokens for r in requests)
-        self.index, self.tokens, self.positions, self.counts, self.limits = (
-            np.zeros(slots, dtype=np.int64) for _ in range(5)
-        )
-        self.seeds = np.zeros(slots, dtype=np.uint64)
-        self.written = np.zeros((slots, longest), dtype=np.int64)
-        self.logprobs = np.zeros((slots, longest), dtype=np.float32)
-
-    def refill(self) -> bool:
-        """Fill free slots from the queue; False when nothing is left to decode."""
-        while self.queue and self.active < self.engine.slots:
-            self._admit(self.queue.popleft())
-        return self.active > 0
-
-    def _admit(self, index: int) -> None:
-        request, slot = self.requests[index], self.active
-        prompt = request.prompt_ids
-        if prompt not in self.staged:
-            self._stage(prompt)
-        state, last = self.staged[prompt], len(prompt) - 1
-        cache = self.engine.cache[:, :, slot]
-        cache[..., last:, :] = 0  # what the last tenant left is read masked, and 0 x NaN would still be NaN
-        cache[..., :last, :] = state
-        self.waiting[prompt] -= 1
-        if not self.waiting[prompt]:
-            del self.staged[prompt], self.waiting[prompt]
-        self.index[slot], self.tokens[slot], self.positions[slot] = index, prompt[-1], last
-        self.counts[slot], self.limits[slot], self.seeds[slot] = 0, request.max_tokens, request.seed % 2**64
-        self.active += 1
-
-    def _stage(self, prompt: tuple[int, ...]) -> None:
-        """Compute this prompt together with the next ones of the queue: one call for many small products."""
-        coming = [self.requests[i].prompt_ids for i in list(self.queue)[: 4 * STAGED]]
-        fresh = list(dict.fromkeys([prompt, *(p for p in coming if p not in self.staged)]))[:STAGED]
-        self.staged.update(zip(fresh, self.engine._prefill(fresh), strict=True))
-
-    def inputs(self) -> tuple[Tensor, Tensor, int]:
-        n, device = self.active, self.engine.cache.device
-        span = int(self.positions[:n].max()) + 1
-        return torch.from_numpy(self.tokens[:n]).to(device), torch.from_numpy(self.positions[:n]).to(device), span
-
-    def accept(self, tokens: np.ndarray, logprobs: np.ndarray | None) -> list[tuple[int, Episode]]:
-        """Take one sampled token per active slot; the episodes that ended with it leave their slots."""
-        n, rows = self.active, np.arange(self.active)
-        self.written[rows, self.counts[:n]] = tokens
-        if logprobs is not None:
-            self.logprobs[rows, self.counts[:n]] = logprobs
-        self.counts[:n] += 1
-        self.positions[:n] += 1
-        self.tokens[:n] = tokens
-        stopped = self.engine.stops[tokens]
-        ended = stopped | (self.counts[:n] >= self.limits[:n])
-        done = [
-            (int(self.index[slot]), self._read(slot, bool(stopped[slot]), logprobs is not None))
-            for slot in np.flatnonzero(ended)
-        ]
-        for slot in np.flatnonzero(ended)[::-1]:  # from the back, so that the slot moved in is never one that ended
-            self._vacate(int(slot))
-        for index, episode in done:
-            self.episodes[index] = episode
-        return done
-
-    def _read(self, slot: int, stopped: bool, with_logprobs: bool) -> Episode:
-        count = int(self.counts[slot])
-        ids = self.written[slot, :count].tolist()
-        logprobs = self.logprobs[slot, :count].tolist() if with_logprobs else None
-        return read_episode(
-            self.requests[self.index[slot]], ids, self.engine.pieces, "end" if stopped else "length", logprobs
-        )
-
-    def _vacate(self, slot: int) -> None:
-        """Move the last active slot into this one, so that a step's rows stay contiguous."""
-        last = self.active = self.active - 1
-        if slot != last:
-            used = int(self.positions[last])
-            cache = self.engine.cache
-            cache[:, :, slot, :, used:] = 0
-            cache[:, :, slot, :, :used] = cache[:, :, last, :, :used]
-            for state in (self.index, self.tokens, self.positions, self.counts, self.limits, self.seeds):
-                state[slot] = state[last]
-            self.written[slot], self.logprobs[slot] = self.written[last], self.logprobs[last]
+        for token in {token for r in requests if r.limits for token in r.limits.wrap_up}:
+            if not 0 <= token < len(self.stops) or self.stops[token]:
+                raise InputError(f"token {token} of the wrap-up text is a stop token or outside the vocabulary: reword it")
 
 
 def token_pieces(tokenizer: object, size: int) -> list[str]:

@@ -1,12 +1,14 @@
 """A model with its tokenizer, ready to be asked: how a question becomes a request, with or without a budget set by the user."""
 
 from collections.abc import Callable, Sequence
+from threading import Event
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from sbtiny.budget.protocol import prefill
 from sbtiny.models.load import prompt_ids, stop_ids
+from sbtiny.rollout.control import Limits
 from sbtiny.rollout.engine import Engine, token_pieces
 from sbtiny.rollout.episode import Episode, Request
 from sbtiny.rollout.sampling import Sampling
@@ -29,7 +31,14 @@ class Policy:
         return self.tokenizer.encode(text, add_special_tokens=False)
 
     def request(
-        self, question: str, max_tokens: int, seed: int, budget: int | None = None, expected: int = 0
+        self,
+        question: str,
+        max_tokens: int,
+        seed: int,
+        budget: int | None = None,
+        expected: int = 0,
+        limits: Limits | None = None,
+        interrupt: Event | None = None,
     ) -> Request:
         """A request for one answer; a `budget` is prefilled, so that the model finds it already written.
 
@@ -37,7 +46,7 @@ class Policy:
         """
         said = "" if budget is None else prefill(budget)
         ids = (*prompt_ids(self.tokenizer, question), *self.encode(said))
-        return Request(ids, max_tokens, seed, said, expected or budget or 0)
+        return Request(ids, max_tokens, seed, said, expected or budget or 0, limits, interrupt)
 
     def sample(
         self, requests: Sequence[Request], sampling: Sampling, on_episode: OnEpisode | None = None
