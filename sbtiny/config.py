@@ -23,14 +23,15 @@ from sbtiny.errors import InputError
 PRESETS = ("cpu", "t4", "rtx4090")
 Assignment = tuple[str, Any, str]  # dotted key, value, where it was said
 AT_LEAST_1 = (
+    "reserve",
     *("data.limit", "data.samples", "data.max_tokens", "data.slots"),
     *("sft.batch", "sft.micro_batch", "sft.max_length", "sft.lora_rank", "sft.lora_alpha"),
     *("grpo.limit", "grpo.steps", "grpo.prompts", "grpo.micro_batch", "grpo.max_tokens", "grpo.sample_steps"),
     *("grpo.slots", "eval.limit", "eval.max_tokens", "eval.slots"),
 )
-AT_LEAST_0 = ("data.temperature", "sft.steps", "sft.save_steps", "grpo.save_steps", "grpo.beta", "eval.temperature")
+AT_LEAST_0 = ("eval.cut", "data.temperature", "sft.steps", "sft.save_steps", "grpo.save_steps", "grpo.beta", "eval.temperature")
 ABOVE_0 = ("sft.epochs", "sft.lr", "grpo.lr")
-SHARES = ("sft.warmup", "grpo.warmup", "grpo.user_share", "grpo.centre")
+SHARES = ("sft.warmup", "grpo.warmup", "grpo.user_share", "grpo.cut_share", "grpo.centre")
 TYPES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
 
 
@@ -86,11 +87,13 @@ class GrpoSettings:
     alpha_start: float = 6.0
     alpha_end: float = 0.1
     alpha_hold: float = 0.4  # share of the steps, at the end, that alpha rests at alpha_end; 0 is the paper's
-    hindsight: int = 1  # answers of a group retold with the budget they really needed; 0 is the paper's
+    hindsight: int = 1  # answers of a self-set group retold with the budget they really needed; 0 is the paper's
+    user_hindsight: int = 2  # the same in groups with a user's budget
     slope: float = 0.1  # most that a length outside the window loses below s_min; 0 is the paper's
     centre: float = 1.0  # where the reward peaks: 1 at l = b, 0 on the window's edge (the paper's)
     user_share: float = 0.25  # share of groups whose budget is prefilled, as a user would; 0 is the paper's
-    user_low: float = 0.5  # a prefilled budget is drawn between these multiples of the model's own
+    cut_share: float = 0.0  # share of groups that are cut below their own number and learn to finish
+    user_low: float = 0.3  # a prefilled budget is drawn between these multiples of the model's own
     user_high: float = 4.0
     tight_bmax: bool = False  # b_max follows the shortest correct answer seen; the paper keeps the first
     save_steps: int = 50
@@ -108,6 +111,7 @@ class EvalSettings:
     budget: str = "auto"  # auto | N | 0.5x
     temperature: float = 0.7
     top_p: float = 1.0
+    cut: float = 0.0  # cut the body at this share of its number and wrap it up; 0 is off
     max_tokens: int = 900
     verifier: str = "auto"
     slots: int = 64
@@ -120,6 +124,8 @@ class Settings:
     model: str = "tiny"
     seed: int = 0
     four_bit: bool | None = None  # None: 4-bit where there is a GPU
+    wrap_up: str = "\n\nTime is up. \\boxed{"  # put into a body that has reached its ceiling
+    reserve: int = 32  # tokens for the wrap-up and the answer after it
     data: DataSettings = field(default_factory=DataSettings)
     sft: SftSettings = field(default_factory=SftSettings)
     grpo: GrpoSettings = field(default_factory=GrpoSettings)
@@ -138,6 +144,9 @@ class Settings:
         g, s = self.grpo, self.sft
         need(0 <= self.seed < 2**32, "seed", self.seed, "a whole number from 0 to below 2**32")
         need(g.group >= 2, "grpo.group", g.group, "a group of 2 or more (the paper's is 5)")
+        need(g.user_share + g.cut_share <= 1, "grpo.cut_share", g.cut_share, "at most 1 - grpo.user_share")
+        need(0 < g.user_low <= g.user_high, "grpo.user_low", g.user_low, "above 0 and at most grpo.user_high")
+        need(0 <= g.user_hindsight < g.group, "grpo.user_hindsight", g.user_hindsight, "0 or more and fewer than grpo.group")
         need(0 <= g.hindsight < g.group, "grpo.hindsight", g.hindsight, "0 or more and fewer than grpo.group")
         need(g.alpha_start >= g.alpha_end > 0, "grpo.alpha_end", g.alpha_end, "above 0 and at most grpo.alpha_start")
         need(0 <= g.alpha_hold < 1, "grpo.alpha_hold", g.alpha_hold, "a share from 0 to below 1")

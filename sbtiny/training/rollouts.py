@@ -1,12 +1,6 @@
 """The rollouts of budget-guided GRPO: which requests a step makes, what each answer earns, and which answers are retold.
 
-The reward is the paper's (section 3). The dead zone (section 8 of the notes on it) and the way out: PreB is flat outside
-|l - b| <= a b, and as alpha falls the window closes on budgets that are far from the length; every answer of a group then earns
-the same and nothing pulls the number to the truth. So once alpha is below 1, some correct answers of a group are *retold*: the
-number in front of them is replaced by the one they really needed (hindsight relabelling, Andrychowicz et al. 2017). The reward
-stays as it is; every group then holds an answer inside the window, whatever the policy says, and the advantage does the rest.
-The retold number may be one the policy would never have sampled, which is the point: its gradient is that of a policy-gradient
-step with the probability taken under the present policy.
+The reward is the paper's (section 3); its dead zone is answered in `hindsight`.
 """
 
 import math
@@ -23,11 +17,14 @@ from sbtiny.budget.protocol import prefill
 from sbtiny.budget.reward import Reward, RewardConfig, linear_alpha, mismatch, score
 from sbtiny.config import GrpoSettings, Settings
 from sbtiny.progress import bar
-from sbtiny.rollout.episode import Episode, Request, read_episode
+from sbtiny.rollout.control import Limits
+from sbtiny.rollout.episode import Episode, Request
 from sbtiny.rollout.policy import Policy
 from sbtiny.rollout.sampling import Sampling
 from sbtiny.runs import append_jsonl
 from sbtiny.tasks.sources import Question
+from sbtiny.training.groups import Group, Kind, deal, kinds
+from sbtiny.training.hindsight import needed, retold
 
 Verify = Callable[[str, Question], bool]
 USER_ALPHA = 0.5  # width of the window for prefilled budgets while alpha is wider
@@ -41,6 +38,7 @@ class Scored:
 
     episode: Episode
     question: Question
+    kind: Kind
     correct: bool
     reward: Reward
     retold: bool = False
@@ -90,7 +88,8 @@ class Rollouts:
         self.policy, self.verify, self.b_max, self.output = policy, verify, b_max, output
         self.questions = {q.id: q for q in questions}
         self.g, self.seed = settings.grpo, settings.seed
-        self.reward_config = RewardConfig(slope=self.g.slope, centre=self.g.centre)
+        self.paper = RewardConfig(slope=self.g.slope, centre=self.g.centre)
+        self.wrap_up, self.reserve = tuple(policy.encode(settings.wrap_up)), settings.reserve
         self.metrics: dict[str, float] = {}
 
     def __call__(self, prompts: list[str], trainer: GRPOTrainer) -> dict[str, Any]:
@@ -98,39 +97,42 @@ class Rollouts:
         step, started = trainer.state.global_step, time.perf_counter()
         self.policy.refresh()
         alpha = alpha_at(step, self.g)
-        asked = [self.questions[name] for name in prompts]
-        requests = self._requests(asked, step)
+        asked = [self.questions[name] for name in prompts[:: self.g.group]]
+        groups = self._groups(asked, step)
+        first = random.Random(f"{self.seed}/{step}/seeds").getrandbits(63)
+        rows = [(q, group) for q, group in zip(asked, groups, strict=True) for _ in range(self.g.group)]
+        requests = [self._request(q, group, first + i) for i, (q, group) in enumerate(rows)]
         episodes = self.policy.sample(requests, Sampling(temperature=self.g.temperature))
-        scored = [self._score(q, e, alpha) for q, e in zip(asked, episodes, strict=True)]
+        scored = [self._score(q, e, alpha, group.kind) for (q, group), e in zip(rows, episodes, strict=True)]
         self.metrics = summary(scored, alpha, time.perf_counter() - started)
         if step % self.g.sample_steps == 0:
             self._keep(step, scored)
-        if alpha < 1:
-            for start in range(0, len(scored), self.g.group):
-                self._retell(scored, range(start, start + self.g.group))
+        for start in range(0, len(scored), self.g.group):
+            self._retell(scored, range(start, start + self.g.group), alpha)
         self._tighten(scored)
         return {
             "prompt_ids": [list(s.episode.request.prompt_ids) for s in scored],
             "completion_ids": [s.episode.completion_ids for s in scored],
             "logprobs": None,
+            "env_mask": [trained(s) for s in scored],
             "reward": [s.reward.total for s in scored],
         }
 
-    def _requests(self, asked: Sequence[Question], step: int) -> list[Request]:
-        """One request an answer; in `user_share` of the groups the budget is prefilled, around the number the model itself would say."""
+    def _groups(self, asked: Sequence[Question], step: int) -> list[Group]:
+        """What each group is asked; a user's number lies around the one the model itself would say."""
         rng = random.Random(f"{self.seed}/{step}")
-        base = rng.getrandbits(63)
-        groups = range(0, len(asked), self.g.group)
-        users = [start for start in groups if rng.random() < self.g.user_share]
-        said = self._own_budgets([asked[start].question for start in users], base)
-        factors = [math.exp(rng.uniform(math.log(self.g.user_low), math.log(self.g.user_high))) for _ in users]
-        given = {start: max(1, round(own * f)) for start, own, f in zip(users, said, factors, strict=True) if own}
+        dealt = kinds(len(asked), self.g, rng)
+        led = [q.question for q, kind in zip(asked, dealt, strict=True) if kind != "self"]
+        said = iter(self._own_budgets(led, rng.getrandbits(63)))
         return [
-            self.policy.request(
-                q.question, self.g.max_tokens, base + i, given.get(i - i % self.g.group), int(self.b_max_of(q))
-            )
-            for i, q in enumerate(asked)
+            deal(kind, None if kind == "self" else next(said), self.b_max_of(q), self.g, rng)
+            for q, kind in zip(asked, dealt, strict=True)
         ]
+
+    def _request(self, question: Question, group: Group, seed: int) -> Request:
+        limits = None if group.ceiling is None else Limits(group.ceiling, None, self.wrap_up, self.reserve)
+        expected = group.ceiling or group.budget or int(self.b_max_of(question))
+        return self.policy.request(question.question, self.g.max_tokens, seed, group.budget, expected, limits)
 
     def b_max_of(self, question: Question) -> float:
         value = self.b_max[question.id]
@@ -142,32 +144,46 @@ class Rollouts:
         requests = [self.policy.request(q, room, seed - 1 - i) for i, q in enumerate(questions)]
         return [e.parsed.budget for e in self.policy.sample(requests, Sampling(self.g.temperature))] if requests else []
 
-    def _score(self, question: Question, episode: Episode, alpha: float) -> Scored:
-        """The paper's reward; a budget the user set is not measured against b_max, and its window is narrow from the start."""
-        user = episode.source == "user"
-        correct = episode.stop_reason == "end" and self.verify(episode.solution, question)
-        budget = episode.budget if episode.stop_reason == "end" else None
-        b_max = math.inf if user else self.b_max[question.id]
-        width = min(alpha, USER_ALPHA) if user else alpha
-        config = USER_REWARD if user else self.reward_config
-        reward = score(
-            budget=budget, length=episode.length, correct=correct, b_max=b_max, alpha=width, config=config
-        )
-        return Scored(episode, question, correct, reward)
+    def _score(self, question: Question, episode: Episode, alpha: float, kind: Kind) -> Scored:
+        """The paper's reward; a budget the user set is not measured against b_max, and its window is narrow from the start.
 
-    def _retell(self, scored: list[Scored], group: range) -> None:
-        """Replace the number of the `hindsight` shortest correct self-set answers, where it was missed, by the one they needed.
-
-        The shortest, because their length is what the question takes; the longest would teach the number of a waste.
+        An answer that was cut earns by being right alone: how long it would have been was not its choice.
         """
-        told = [i for i in group if scored[i].correct and scored[i].episode.budget]
-        own = [i for i in told if scored[i].episode.source == "self"]
-        shortest = sorted(own, key=lambda i: scored[i].episode.length)[: self.g.hindsight]
-        for i in (i for i in shortest if scored[i].mismatch > self.g.alpha_end):
-            old = scored[i]
-            budget = needed(old.episode.length, self.g.alpha_end, self.g.centre)
-            episode = retold(self.policy, old.episode, budget)
-            scored[i] = replace(self._score(old.question, episode, self.metrics["alpha"]), retold=True)
+        correct = episode.ended and self.verify(episode.solution, question)
+        budget = episode.budget if episode.ended else None
+        if kind == "cut":
+            reward = finish(budget, correct)
+        elif kind == "user":
+            width = min(alpha, USER_ALPHA)
+            reward = score(
+                budget=budget, length=episode.length, correct=correct, b_max=math.inf, alpha=width, config=USER_REWARD
+            )
+        else:
+            b_max = self.b_max[question.id]
+            reward = score(
+                budget=budget, length=episode.length, correct=correct, b_max=b_max, alpha=alpha, config=self.paper
+            )
+        return Scored(episode, question, kind, correct, reward)
+
+    def _retell(self, scored: list[Scored], group: range, alpha: float) -> None:
+        """Tell some correct answers of a group again behind the number they needed, where they missed the one they had.
+
+        Self-set: the shortest, because their length is what the question takes; the longest would teach the number of a waste; and
+        only once alpha is below 1, where a window has an upper edge. A user's: any, so that all lengths are met.
+        """
+        kind = scored[group.start].kind
+        right = [i for i in group if scored[i].correct and scored[i].episode.budget]
+        if kind == "self" and alpha < 1:
+            chosen = sorted(right, key=lambda i: scored[i].episode.length)[: self.g.hindsight]
+            chosen = [i for i in chosen if scored[i].mismatch > self.g.alpha_end]
+        elif kind == "user":
+            chosen = [i for i in right if scored[i].mismatch > self.g.alpha_end][: self.g.user_hindsight]
+        else:
+            chosen = []
+        for i in chosen:
+            budget = needed(scored[i].episode.length, self.g.alpha_end, self.g.centre if kind == "self" else 1.0)
+            episode = retold(self.policy, scored[i].episode, budget)
+            scored[i] = replace(self._score(scored[i].question, episode, alpha, kind), retold=True)
 
     def _tighten(self, scored: Sequence[Scored]) -> None:
         if self.g.tight_bmax:
@@ -192,24 +208,26 @@ class Rollouts:
         return reward
 
 
-def needed(length: int, alpha: float, centre: float) -> int:
-    """The best budget for a correct answer of this length at the tightest window: the largest b with b - l <= (1 - centre) alpha b."""
-    return max(1, length, math.floor(length / (1 - alpha * (1 - centre))))
+def finish(budget: int | None, correct: bool) -> Reward:
+    """The reward of an answer that may have been cut: 1 for a right one, 0 for a wrong one, r_f when malformed."""
+    if budget is None:
+        return score(budget=None, length=0, correct=False, b_max=math.inf, alpha=1.0)
+    return Reward(float(correct), 0.0, 0.0, float(correct), True)
 
 
-def retold(policy: Policy, episode: Episode, budget: int) -> Episode:
-    """The same answer behind another number; tokens of the body and after it are kept as they were sampled."""
-    pieces, at, seen = policy.engine.pieces, 0, 0
-    while seen < episode.parsed.start:
-        seen += len(pieces[episode.completion_ids[at]])
-        at += 1
-    ids = [*policy.encode(prefill(budget)), *episode.completion_ids[at:]]
-    return read_episode(episode.request, ids, pieces, episode.stop_reason)
+def trained(scored: Scored) -> list[int]:
+    """TRL's env_mask, 1 for each completion token that is trained on: not the injected ones, and of an answer that was cut only
+    what follows them, for nothing before the cut could know of it."""
+    injected = scored.episode.injected
+    if True not in injected:
+        return [1] * len(injected)
+    last = len(injected) - 1 - injected[::-1].index(True)
+    return [int(i > last) for i in range(len(injected))]
 
 
 def summary(scored: Sequence[Scored], alpha: float, seconds: float) -> dict[str, float]:
     """The figures of a step, self-set answers only for those about the number; retelling comes after."""
-    own = [s for s in scored if s.episode.source == "self"] or list(scored)
+    own = [s for s in scored if s.kind == "self"] or list(scored)
     fine = [s for s in own if s.episode.budget]
     tokens = sum(len(s.episode.completion_ids) for s in scored)
 
@@ -224,7 +242,8 @@ def summary(scored: Sequence[Scored], alpha: float, seconds: float) -> dict[str,
         "within_50": mean([s.mismatch <= 0.5 for s in own]),
         "malformed": mean([s.episode.budget is None for s in own]),
         "self_reward": mean([s.reward.total for s in own]),
-        "user_within_50": mean([s.mismatch <= 0.5 for s in scored if s.episode.source == "user"]),
+        "user_within_50": mean([s.mismatch <= 0.5 for s in scored if s.kind == "user"]),
+        "cut_accuracy": mean([s.correct for s in scored if s.kind == "cut"]),
         "generate_seconds": seconds,
         "tokens_per_second": tokens / max(seconds, 1e-9),
     }

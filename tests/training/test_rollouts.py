@@ -9,9 +9,12 @@ import pytest
 from sbtiny.budget.protocol import prefill
 from sbtiny.config import GrpoSettings, Settings
 from sbtiny.rollout.episode import read_episode
+from sbtiny.rollout.sampling import Sampling
 from sbtiny.tasks import arithmetic
 from sbtiny.tasks.verify import auto
-from sbtiny.training.rollouts import Rollouts, alpha_at, needed, retold, summary
+from sbtiny.training.groups import Group
+from sbtiny.training.hindsight import needed
+from sbtiny.training.rollouts import Rollouts, alpha_at, summary, trained
 
 QUESTIONS = arithmetic.questions("train", 8, seed=3)
 
@@ -38,37 +41,14 @@ def test_alpha_falls_to_the_end_and_rests_there():
     assert alpha_at(99, GrpoSettings(steps=100, alpha_hold=0.0)) == pytest.approx(6 - 5.9 * 0.99)
 
 
-@pytest.mark.parametrize("length", [1, 2, 9, 33, 100, 4096])
-def test_the_needed_budget_is_where_the_reward_peaks_at_the_tightest_window(length: int):
-    assert needed(length, 0.1, centre=1) == length
-    b = needed(length, 0.1, centre=0)
-    assert (b - length) / b <= 0.1
-    assert (b + 1 - length) / (b + 1) > 0.1
-
-
-def test_retelling_changes_the_number_and_nothing_else(policy):
-    question = QUESTIONS[0]
-    old = episode(policy, question, "321", "a)+1=2\n\\boxed{2}")
-    new = retold(policy, old, 12)
-    body = policy.encode("a)+1=2\n\\boxed{2}")
-    assert (old.budget, new.budget) == (321, 12)
-    assert old.length == new.length == len(body)
-    assert new.completion_ids == [
-        *policy.encode(prefill(12)),
-        *old.completion_ids[-len(body) - len(policy.encode("</solution>")) - 1 :],
-    ]
-    assert new.stop_reason == "end"
-
-
 def test_the_shortest_correct_answer_is_retold_when_it_missed(policy, rollouts):
     question = QUESTIONS[0]
     right, wrong = f"\\boxed{{{question.answer}}}", "\\boxed{-1}"
     longer = episode(policy, question, "400", f"a)+1=2\n{right}")
     short = episode(policy, question, "300", right)
     bad = episode(policy, question, "900", wrong)
-    scored = [rollouts._score(question, e, 0.5) for e in (longer, short, bad)]
-    rollouts.metrics = {"alpha": 0.5}
-    rollouts._retell(scored, range(3))
+    scored = [rollouts._score(question, e, 0.5, "self") for e in (longer, short, bad)]
+    rollouts._retell(scored, range(3), 0.5)
     assert [s.retold for s in scored] == [False, True, False]
     assert scored[1].episode.budget == needed(short.length, 0.1, rollouts.g.centre)
     assert scored[1].reward.total > scored[0].reward.total
@@ -79,9 +59,8 @@ def test_nothing_is_retold_when_the_shortest_correct_answer_kept_its_number(poli
     right = f"\\boxed{{{question.answer}}}"
     longer = episode(policy, question, "400", f"a)+1=2\n{right}")
     close = episode(policy, question, str(needed(len(policy.encode(right)), 0.1, rollouts.g.centre)), right)
-    scored = [rollouts._score(question, e, 0.5) for e in (longer, close)]
-    rollouts.metrics = {"alpha": 0.5}
-    rollouts._retell(scored, range(2))
+    scored = [rollouts._score(question, e, 0.5, "self") for e in (longer, close)]
+    rollouts._retell(scored, range(2), 0.5)
     assert not any(s.retold for s in scored)
 
 
@@ -89,8 +68,8 @@ def test_a_budget_of_the_user_is_scored_without_b_max_and_in_a_narrow_window(pol
     question = QUESTIONS[0]
     right = f"\\boxed{{{question.answer}}}"
     rollouts.b_max[question.id] = 1.0
-    own = rollouts._score(question, episode(policy, question, "300", right), 6.0)
-    given = rollouts._score(question, episode(policy, question, "", right, budget=300), 6.0)
+    own = rollouts._score(question, episode(policy, question, "300", right), 6.0, "self")
+    given = rollouts._score(question, episode(policy, question, "", right, budget=300), 6.0, "user")
     assert own.reward.budget_penalty == -0.4
     assert given.reward.budget_penalty == 0.0
     assert own.reward.inside
@@ -99,8 +78,8 @@ def test_a_budget_of_the_user_is_scored_without_b_max_and_in_a_narrow_window(pol
 
 def test_an_unfinished_answer_is_malformed(policy, rollouts):
     e = episode(policy, QUESTIONS[0], "300", "\\boxed{1}")
-    e.stop_reason = "length"
-    assert rollouts._score(QUESTIONS[0], e, 6.0).reward.total == -1
+    e.stop_reason, e.ended = "length", False
+    assert [rollouts._score(QUESTIONS[0], e, 6.0, kind).reward.total for kind in ("self", "user", "cut")] == [-1, -1, -1]
 
 
 def test_a_step_returns_what_trl_needs_and_repeats_itself(rollouts):
@@ -119,18 +98,30 @@ def test_user_share_prefills_whole_groups(policy, tmp_path: Path):
     settings = Settings(grpo=GrpoSettings(prompts=2, group=4, user_share=1.0, micro_batch=8, max_tokens=60))
     rollouts = Rollouts(policy, QUESTIONS, auto, {q.id: math.inf for q in QUESTIONS}, settings, tmp_path)
     rollouts._own_budgets = lambda questions, seed: [50, None]
-    requests = rollouts._requests([q for q in QUESTIONS[:2] for _ in range(4)], step=0)
-    assert len({r.prefill for r in requests[:4]}) == 1
-    assert requests[0].prefill.startswith("<budget>")
-    assert {r.prefill for r in requests[4:]} == {""}  # no number of its own to start from
-    assert len({r.seed for r in requests}) == 8
+    given, own = rollouts._groups(QUESTIONS[:2], step=0)
+    assert (given.kind, own) == ("user", Group("self"))  # a model without a number of its own is asked for one
+    assert rollouts._request(QUESTIONS[0], given, 7).prefill == prefill(given.budget)
+    assert rollouts._request(QUESTIONS[1], own, 8).prefill == ""
+
+
+def test_a_cut_answer_learns_only_what_follows_the_wrap_up(policy, tmp_path: Path):
+    settings = Settings(grpo=GrpoSettings(prompts=2, group=4, user_share=0, cut_share=1.0, micro_batch=8, max_tokens=90))
+    rollouts = Rollouts(policy, QUESTIONS, auto, {q.id: math.inf for q in QUESTIONS}, settings, tmp_path)
+    request = rollouts._request(QUESTIONS[0], Group("cut", budget=40, ceiling=6), seed=1)
+    episode = policy.sample([request], Sampling())[0]
+    scored = rollouts._score(QUESTIONS[0], episode, 0.5, "cut")
+    injected = len(rollouts.wrap_up)
+    assert episode.stop_reason == "ceiling"
+    assert episode.injected[6 : 6 + injected] == [True] * injected
+    assert trained(scored) == [0] * (6 + injected) + [1] * (len(episode.completion_ids) - 6 - injected)
+    assert scored.reward.total == (float(scored.correct) if episode.ended and episode.budget else -1)
 
 
 def test_summary_counts_malformed_as_not_within(policy, rollouts):
     question = QUESTIONS[0]
     scored = [
-        rollouts._score(question, episode(policy, question, "5", f"\\boxed{{{question.answer}}}"), 1.0),
-        rollouts._score(question, episode(policy, question, "five", "x"), 1.0),
+        rollouts._score(question, episode(policy, question, "5", f"\\boxed{{{question.answer}}}"), 1.0, "self"),
+        rollouts._score(question, episode(policy, question, "five", "x"), 1.0, "self"),
     ]
     s = summary(scored, 1.0, 2.0)
     assert s["malformed"] == 0.5
