@@ -20,10 +20,11 @@ import yaml
 from sbtiny.budget.protocol import parse_budget_option
 from sbtiny.errors import InputError
 
+WRAP_UP = "\n\nTime is up. \\boxed{"
 PRESETS = ("cpu", "t4", "rtx4090")
 Assignment = tuple[str, Any, str]  # dotted key, value, where it was said
 AT_LEAST_1 = (
-    "reserve",
+    *("grpo.reserve", "eval.reserve"),
     *("data.limit", "data.samples", "data.max_tokens", "data.slots"),
     *("sft.batch", "sft.micro_batch", "sft.max_length", "sft.lora_rank", "sft.lora_alpha"),
     *("grpo.limit", "grpo.steps", "grpo.prompts", "grpo.micro_batch", "grpo.max_tokens", "grpo.sample_steps"),
@@ -93,6 +94,8 @@ class GrpoSettings:
     centre: float = 1.0  # where the reward peaks: 1 at l = b, 0 on the window's edge (the paper's)
     user_share: float = 0.25  # share of groups whose budget is prefilled, as a user would; 0 is the paper's
     cut_share: float = 0.0  # share of groups that are cut below their own number and learn to finish
+    wrap_up: str = WRAP_UP  # put into a body that has reached its ceiling
+    reserve: int = 32  # tokens for the wrap-up and the answer after it
     user_low: float = 0.3  # a prefilled budget is drawn between these multiples of the model's own
     user_high: float = 4.0
     tight_bmax: bool = False  # b_max follows the shortest correct answer seen; the paper keeps the first
@@ -112,6 +115,8 @@ class EvalSettings:
     temperature: float = 0.7
     top_p: float = 1.0
     cut: float = 0.0  # cut the body at this share of its number and wrap it up; 0 is off
+    wrap_up: str = WRAP_UP  # put into a body that has reached its ceiling
+    reserve: int = 32  # tokens for the wrap-up and the answer after it
     max_tokens: int = 900
     verifier: str = "auto"
     slots: int = 64
@@ -124,8 +129,6 @@ class Settings:
     model: str = "tiny"
     seed: int = 0
     four_bit: bool | None = None  # None: 4-bit where there is a GPU
-    wrap_up: str = "\n\nTime is up. \\boxed{"  # put into a body that has reached its ceiling
-    reserve: int = 32  # tokens for the wrap-up and the answer after it
     data: DataSettings = field(default_factory=DataSettings)
     sft: SftSettings = field(default_factory=SftSettings)
     grpo: GrpoSettings = field(default_factory=GrpoSettings)

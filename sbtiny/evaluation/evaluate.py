@@ -8,6 +8,7 @@ from sbtiny.budget.metrics import Sample, compression, paired_difference, summar
 from sbtiny.budget.protocol import MAX_BUDGET, BudgetChoice, prefill
 from sbtiny.config import EvalSettings
 from sbtiny.progress import bar
+from sbtiny.rollout.control import Limits
 from sbtiny.rollout.episode import Episode, Request
 from sbtiny.rollout.policy import Policy
 from sbtiny.rollout.sampling import Sampling
@@ -58,9 +59,18 @@ def evaluate(
 ) -> tuple[list[Episode], list[Sample]]:
     """One answer to each question, and what the metrics need to know of it."""
     sampling = Sampling(settings.temperature, settings.top_p)
+    if settings.cut and choice.mode == "auto":  # where to cut follows from the number, so that is asked for first
+        choice = BudgetChoice("scaled", 1.0)
     given = budgets_given(policy, questions, choice, sampling, seed)
+    wrap_up = tuple(policy.encode(settings.wrap_up))
+
+    def limits(budget: int | None) -> Limits | None:
+        if not settings.cut or budget is None:
+            return None
+        return Limits(max(1, int(settings.cut * budget)), None, wrap_up, settings.reserve)
+
     requests = [
-        policy.request(q.question, settings.max_tokens, seed * 1_000_003 + i, budget)
+        policy.request(q.question, settings.max_tokens, seed * 1_000_003 + i, budget, limits=limits(budget))
         for i, (q, budget) in enumerate(zip(questions, given, strict=True))
     ]
     episodes = answer(policy, requests, sampling, title)
@@ -68,7 +78,7 @@ def evaluate(
 
 
 def judge(question: Question, episode: Episode, verify: Verify) -> Sample:
-    ended = episode.stop_reason == "end"
+    ended = episode.ended  # by its own end token, after a wrap-up too
     return Sample(
         correct=ended and verify(episode.solution, question),
         ok=ended and episode.parsed.ok,
@@ -81,7 +91,8 @@ def judge(question: Question, episode: Episode, verify: Verify) -> Sample:
 def record(samples: Sequence[Sample], model: str, settings: EvalSettings, seed: int) -> dict[str, Any]:
     """The content of eval.json (design.md section 5)."""
     head = {"model": model, "task": settings.task, "questions": len(samples), "seed": seed}
-    return head | {"temperature": settings.temperature, "budget": settings.budget} | summarise(samples)
+    asked = {"temperature": settings.temperature, "budget": settings.budget, "cut": settings.cut}
+    return head | asked | summarise(samples)
 
 
 def compare(before: Sequence[Sample], after: Sequence[Sample]) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def initial_lengths(
             episodes = policy.sample(requests, Sampling(settings.data.temperature), lambda *_: advance())
     policy.refresh()
     pairs = zip(questions, episodes, strict=True)
-    return {q.id: float(e.length) if e.stop_reason == "end" and verify(e.solution, q) else math.inf for q, e in pairs}
+    return {q.id: float(e.length) if e.ended and verify(e.solution, q) else math.inf for q, e in pairs}
 
 
 class Rollouts:
@@ -89,7 +89,7 @@ class Rollouts:
         self.questions = {q.id: q for q in questions}
         self.g, self.seed = settings.grpo, settings.seed
         self.paper = RewardConfig(slope=self.g.slope, centre=self.g.centre)
-        self.wrap_up, self.reserve = tuple(policy.encode(settings.wrap_up)), settings.reserve
+        self.wrap_up, self.reserve = tuple(policy.encode(settings.grpo.wrap_up)), settings.grpo.reserve
         self.metrics: dict[str, float] = {}
 
     def __call__(self, prompts: list[str], trainer: GRPOTrainer) -> dict[str, Any]:
