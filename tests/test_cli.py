@@ -274,6 +274,51 @@ def test_a_dry_run_prints_the_resolved_settings_and_makes_nothing(sbtiny_: Sbtin
 
 
 @pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize("preset", [*PRESETS, "auto"])
+@pytest.mark.parametrize("alias", [alias.name for alias in ALIASES])
+def test_a_dry_run_shows_the_plan_of_every_alias_with_every_preset(alias: str, preset: str, sbtiny_: Sbtiny) -> None:
+    found = sbtiny_(f"sft --model {alias} --preset {preset} --json --dry-run")
+    shown = json.loads(found.out)["plan"]
+    assert (found.code, found.err) == (0, "")
+    assert shown["fits"] == (shown["peak_gb"] <= shown["free_gb"])
+    everything = json.loads(sbtiny_(f"plan --model {alias} --preset {preset} --json").out)
+    assert everything["stages"]["sft"] == shown | {"free_gb": everything["stages"]["sft"]["free_gb"]} or preset == "auto"
+
+
+@pytest.mark.usefixtures("offline")
+def test_the_plan_is_a_table_of_the_stages(sbtiny_: Sbtiny) -> None:
+    found = sbtiny_("plan --model qwen-1.5b --preset t4")
+    assert (found.code, found.err) == (0, "")
+    assert "Tesla T4 (not this machine), float16, 4-bit" in " ".join(found.out.split())
+    for word in ("kv slots", "lora and adam", "activations", "peak", "largest micro batch", "tokens trained, at most"):
+        assert word in found.out
+
+
+def test_a_model_whose_shape_only_its_weights_tell_has_no_plan(sbtiny_: Sbtiny) -> None:
+    shown = json.loads(sbtiny_("sft --model org/model --dry-run --json").out)
+    assert "shape of org/model is not known" in shown["plan"]["unknown"]
+    assert sbtiny_("plan --model org/model").code == 2
+
+
+def test_the_probe_adds_hours_to_the_plan(sbtiny_: Sbtiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sbtiny.models import probe
+
+    monkeypatch.setattr(probe, "SECONDS", 0.01)
+    monkeypatch.setattr(probe.measure, "__defaults__", (0.01,))
+    stages = json.loads(sbtiny_("plan --probe --json").out)["stages"]
+    assert stages["grpo"]["hours_at_least"] > stages["eval"]["hours_at_least"] >= 0
+
+
+def test_the_doctor_is_well_and_says_so_to_machines_too(sbtiny_: Sbtiny) -> None:
+    found = sbtiny_("doctor --json")
+    said = json.loads(found.out)
+    assert (found.code, found.err, said["ok"]) == (0, "", True)
+    assert said["versions"]["torch"]["state"] in ("ok", "note")
+    assert "preset" in said["device"]
+    assert "torch" in sbtiny_("doctor").out
+
+
+@pytest.mark.usefixtures("offline")
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("verb", ["sft", "grpo"])
 def test_a_dry_run_shows_what_a_preset_comes_to(verb: str, preset: str, sbtiny_: Sbtiny) -> None:

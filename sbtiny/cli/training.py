@@ -23,6 +23,7 @@ from sbtiny.cli.options import (
     Set,
     Steps,
     existing,
+    fit,
     look_ahead,
     out,
     resumed,
@@ -99,8 +100,9 @@ def sft(
         sft__steps=steps,
         sft__save_steps=save_steps,
     )
+    settings = fit(settings, "sft", preset)
     if dry_run:
-        return show(settings, ("data", "sft"), as_json)
+        return show(settings, ("data", "sft"), preset, as_json)
     resolve(settings.model)
     if settings.sft.data:
         read_rows(settings.sft.data)
@@ -152,8 +154,9 @@ def grpo(
     if run or not dry_run:
         start = existing(run) if run else runs.newest("sft")
         settings = replace(settings, model=runs.read_run(start)["model"])
+    settings = fit(settings, "grpo", preset)
     if dry_run:
-        return show(settings, ("grpo",), as_json)
+        return show(settings, ("grpo",), preset, as_json)
     look_ahead(settings.grpo, settings.grpo.data or settings.grpo.task)
     if not resume:
         runs.check_free(output or runs.ROOT / "grpo")
