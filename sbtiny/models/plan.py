@@ -22,9 +22,10 @@ PROMPT = 256  # tokens allowed for the question
 HEAD_CHUNK = 1024  # tokens whose logits exist at once (training/head.py)
 LOGIT = 18  # bytes a logit at the worst moment: the score in 16 bits, then float32 score, log-probability, gradient, a spare
 STAGED = 32  # prompts that are computed together
-PROCESS = {"cuda": 0.7, "cpu": 0.55}  # GiB: a CUDA context, not measured; Python with torch, trl and peft, measured
+PROCESS = {"cuda": 0.7, "cpu": 0.87}  # GiB: a CUDA context, not measured; Python with torch, trl and peft, measured
 SAVED_16 = {"width": 18, "feed_forward": 8, "q": 6, "kv": 4, "rank": 14, "heads": 6}  # bytes a token and layer
 SAVED_32 = {"width": 16, "feed_forward": 16, "q": 8, "kv": 8, "rank": 28, "heads": 6}
+REPEATED = 2  # with padding in the micro-batch, keys and values are copied for every head of queries
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +140,7 @@ class Size:
             "decode_copy": s.linear * number,  # adapters folded in, q/k/v and gate/up fused
             "lora_and_adam": s.lora(self.settings.sft.lora_rank) * ADAPTER if self.rows else 0,
             "kv_slots": self.slots * -(-(PROMPT + self.answer) // 64) * 64 * s.layers * 2 * s.kv * number,
-            "activations": tokens * self.saved(),
+            "activations": tokens * self.saved() + tokens * self.longest * number,  # and the mask of a padded batch
             "logits": min(HEAD_CHUNK, tokens) * s.vocabulary * LOGIT,
             "decoding": (self.slots * s.vocabulary + STAGED * PROMPT * s.feed_forward) * LOGIT if self.decodes else 0,
         }
@@ -152,9 +153,9 @@ class Size:
         counts = SAVED_16 if half else SAVED_32
         sizes = {name: getattr(s, name) for name in ("width", "feed_forward", "q", "kv", "heads")}
         layer = sum(counts[name] * size for name, size in (sizes | {"rank": self.settings.sft.lora_rank}).items())
-        if self.target.device == "cpu":
-            return s.layers * layer
-        return s.layers * s.width * (2 if half else 4) + layer
+        number = 2 if half else 4
+        layer += REPEATED * s.q * number
+        return s.layers * layer if self.target.device == "cpu" else s.layers * s.width * number + layer
 
     def tokens(self) -> dict[str, int]:
         """The most tokens that the stage may sample and train, were every answer as long as it may be."""
