@@ -20,6 +20,9 @@ Output = Annotated[Path | None, typer.Option("--output", "-o", help="Run folder 
 Seed = Annotated[int | None, typer.Option(help="Seed of everything random.")]
 Limit = Annotated[int | None, typer.Option(help="Number of questions to read.")]
 Set = Annotated[list[str] | None, typer.Option("--set", "-s", help="Any setting, as section.key=value.")]
+Verifier = Annotated[
+    str | None, typer.Option(help="auto, numeric, math, choice, exact, regex, or a function of your own: my.py:check.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON alone on stdout.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings and stop.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --output.")]
@@ -43,11 +46,11 @@ def settings_from(config: Path | None, preset: str | None, extra: list[str] | No
 
 def look_ahead(section: Any, task: str) -> None:
     """Find a wrong verifier or file of questions before torch is imported (seconds) and weights are read (minutes)."""
-    from sbtiny.tasks.sources import HUBS, load_questions
+    from sbtiny.tasks.sources import HUB_TASKS, load_questions
     from sbtiny.tasks.verify import load_verifier
 
     load_verifier(section.verifier)
-    if task not in HUBS:
+    if task not in HUB_TASKS:
         load_questions(task, "train", section.limit)
 
 
