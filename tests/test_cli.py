@@ -492,7 +492,7 @@ def test_from_traces_to_an_evaluated_run_with_json_alone_on_stdout(
     assert (every["level"], every["rows"], every["accepted"]) == ("all", 10, 1.0)
     assert 0 < every["p10"] <= every["p50"] <= every["p100"]
     assert built == {"file": "rows.jsonl", "rows": 10, "sampled": 10, "wrong": 0, "cut": 0, "leaked": 0}
-    Path("held.jsonl").write_text(rows(1).upper().replace('"QUESTION"', '"question"').replace('"ANSWER"', '"answer"'))
+    Path("held.jsonl").write_text('{"question": "TOM has 0 coins; a) finds 4. How many coins?", "answer": "4"}\n')
     apart = call("data build apart.jsonl --traces traces.jsonl --set eval.task=held.jsonl --json")
     assert (apart["rows"], apart["sampled"], apart["leaked"]) == (11, 11, 1)
     trained = call("sft --data rows.jsonl --steps 1 -o run --seed 4 --json")
