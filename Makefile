@@ -29,8 +29,9 @@ test: setup
 test-slow: setup
 	$(BIN)/python -m pytest -m "slow and not gpu"
 
+# Without a network: carry the wheels and set PIP_NO_INDEX=1 PIP_FIND_LINKS=their folder. Prints memory, speed and the plan's estimate.
 gpu-check: setup
-	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python -m pytest -m gpu -s
 
 lint: setup
 	$(BIN)/ruff check .

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.table import Table
 
 from sbtiny import runs
 from sbtiny.budget.protocol import BudgetChoice, parse_budget_option
@@ -19,6 +20,7 @@ from sbtiny.config import Settings
 from sbtiny.errors import InputError
 from sbtiny.models.load import add_lora, load, start_backend
 from sbtiny.progress import console, quieten_libraries
+from sbtiny.tasks.leaks import Item, without_heldout
 from sbtiny.tasks.sources import Question, load_questions, read_traces
 from sbtiny.tasks.verify import load_verifier
 from sbtiny.training.rows import read_labelled
@@ -53,20 +55,44 @@ def open_policy(name: str, settings: Settings, slots: int, trainable: bool = Fal
 def build_data(
     settings: Settings, file: Path, traces: str | None = None, policy: Policy | None = None
 ) -> coldstart.Harvest:
-    """Label the model's own correct answers, or those of a trace file, and write them as JSONL."""
+    """Label the model's own correct answers, or those of a trace file, and write them as JSONL; evaluation questions are left out.
+
+    Stopped, it goes on from `file`.part where it was.
+    """
     d = settings.data
+    source = read_traces(traces, d.limit) if traces else load_questions(d.task, "train", d.limit, settings.seed)
+    source, leaked = trainable(source, traces or d.task, settings)
     policy = policy or open_policy(settings.model, settings, d.slots)
     verify = load_verifier(d.verifier)
     if traces:
-        harvest = coldstart.label_traces(policy, read_traces(traces, d.limit), verify)
+        found = coldstart.label_traces(policy, source, verify)
     else:
-        questions = load_questions(d.task, "train", d.limit, settings.seed)
-        harvest = coldstart.harvest(policy, questions, verify, d, settings.seed)
+        found = coldstart.harvest(policy, source, verify, d, settings.seed, file, settings.model)
+    harvest = replace(found, leaked=leaked)
     runs.write_jsonl(file, harvest.rows)
-    console.print(
-        f"{len(harvest.rows)} labelled rows of {harvest.sampled} in {file} ({harvest.wrong} wrong, {harvest.cut} cut)"
-    )
+    file.with_name(f"{file.name}.part").unlink(missing_ok=True)
+    told(harvest, file)
     return harvest
+
+
+def told(harvest: coldstart.Harvest, file: Path) -> None:
+    """What came of it, on stderr: rows, what was dropped and why, lengths by level."""
+    why = {"wrong": harvest.wrong, "cut": harvest.cut, "evaluation questions": harvest.leaked}
+    dropped = ", ".join(f"{count} {name}" for name, count in why.items() if count) or "none"
+    console.print(f"{len(harvest.rows)} labelled rows of {harvest.sampled} answers in {file}; dropped: {dropped}")
+    table = Table("level", "rows", "accepted", "p10", "p50", "p90", "longest", box=None, title="tokens by level")
+    for row in harvest.levels():
+        lengths = ("-" if row[key] is None else f"{row[key]:.0f}" for key in ("p10", "p50", "p90", "p100"))
+        table.add_row(str(row["level"]), str(row["rows"]), f"{row['accepted']:.1%}", *lengths)
+    console.print(table)
+
+
+def trainable(items: list[Item], source: str, settings: Settings) -> tuple[list[Item], int]:
+    """The items that no evaluation asks, and how many it does; the generated task keeps its splits apart by itself."""
+    e = settings.eval
+    if e.split == "train" or source == e.task == "arithmetic":
+        return items, 0
+    return without_heldout(items, e.task, e.split, lambda said: console.print(said, markup=False, style="yellow"))
 
 
 @contextmanager
@@ -115,6 +141,9 @@ def training_questions(settings: Settings) -> list[Question]:
     """The questions GRPO will meet, in their order: as many as its steps need, seeded, drawn again when there are too few."""
     g = settings.grpo
     found = load_questions(g.data or g.task, "train", g.limit, settings.seed + 1)
+    found, leaked = trainable(found, g.data or g.task, settings)
+    if leaked:
+        console.print(f"{leaked} evaluation questions of {settings.eval.task} left out")
     random.Random(settings.seed).shuffle(found)
     return found[: g.steps * g.prompts]
 

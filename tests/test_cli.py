@@ -141,7 +141,7 @@ WRONG = {
     "data build out.jsonl --traces broken.jsonl": "broken.jsonl, line 2",
     "data build out.jsonl --traces good.jsonl": "has no 'response'",
     "data build out.jsonl --set data.verifier=nosuch": "unknown verifier 'nosuch'",
-    "data build out.jsonl --set data.verifier=check.py": "must take (response, question, answer)",
+    "data build out.jsonl --verifier check.py": "must take (question, completion), or (response, question, answer)",
     "sft --data none.jsonl -o out": "no file none.jsonl",
     "sft --data broken.jsonl -o out": "broken.jsonl, line 2",
     "sft --set data.task=half.jsonl -o out": "half.jsonl, line 3",
@@ -274,6 +274,51 @@ def test_a_dry_run_prints_the_resolved_settings_and_makes_nothing(sbtiny_: Sbtin
 
 
 @pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize("preset", [*PRESETS, "auto"])
+@pytest.mark.parametrize("alias", [alias.name for alias in ALIASES])
+def test_a_dry_run_shows_the_plan_of_every_alias_with_every_preset(alias: str, preset: str, sbtiny_: Sbtiny) -> None:
+    found = sbtiny_(f"sft --model {alias} --preset {preset} --json --dry-run")
+    shown = json.loads(found.out)["plan"]
+    assert (found.code, found.err) == (0, "")
+    assert shown["fits"] == (shown["peak_gb"] <= shown["free_gb"])
+    everything = json.loads(sbtiny_(f"plan --model {alias} --preset {preset} --json").out)
+    assert everything["stages"]["sft"] == shown | {"free_gb": everything["stages"]["sft"]["free_gb"]} or preset == "auto"
+
+
+@pytest.mark.usefixtures("offline")
+def test_the_plan_is_a_table_of_the_stages(sbtiny_: Sbtiny) -> None:
+    found = sbtiny_("plan --model qwen-1.5b --preset t4")
+    assert (found.code, found.err) == (0, "")
+    assert "Tesla T4 (not this machine), float16, 4-bit" in " ".join(found.out.split())
+    for word in ("kv slots", "lora and adam", "activations", "peak", "largest micro batch", "tokens trained, at most"):
+        assert word in found.out
+
+
+def test_a_model_whose_shape_only_its_weights_tell_has_no_plan(sbtiny_: Sbtiny) -> None:
+    shown = json.loads(sbtiny_("sft --model org/model --dry-run --json").out)
+    assert "shape of org/model is not known" in shown["plan"]["unknown"]
+    assert sbtiny_("plan --model org/model").code == 2
+
+
+def test_the_probe_adds_hours_to_the_plan(sbtiny_: Sbtiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sbtiny.models import probe
+
+    monkeypatch.setattr(probe, "SECONDS", 0.01)
+    monkeypatch.setattr(probe.measure, "__defaults__", (0.01,))
+    stages = json.loads(sbtiny_("plan --probe --json").out)["stages"]
+    assert stages["grpo"]["hours_at_least"] > stages["eval"]["hours_at_least"] >= 0
+
+
+def test_the_doctor_is_well_and_says_so_to_machines_too(sbtiny_: Sbtiny) -> None:
+    found = sbtiny_("doctor --json")
+    said = json.loads(found.out)
+    assert (found.code, found.err, said["ok"]) == (0, "", True)
+    assert said["versions"]["torch"]["state"] in ("ok", "note")
+    assert "preset" in said["device"]
+    assert "torch" in sbtiny_("doctor").out
+
+
+@pytest.mark.usefixtures("offline")
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("verb", ["sft", "grpo"])
 def test_a_dry_run_shows_what_a_preset_comes_to(verb: str, preset: str, sbtiny_: Sbtiny) -> None:
@@ -364,16 +409,24 @@ def test_debug_shows_the_traceback(line: str, monkeypatch: pytest.MonkeyPatch, e
 
 
 @pytest.mark.slow
-def test_ctrl_c_while_sampling_ends_at_once_and_writes_no_file(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "sbtiny", "data", "build", "rows.jsonl", "--limit", "100000", "--json"]
+def test_ctrl_c_while_sampling_ends_at_once_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "sbtiny", "data", "build", "rows.jsonl", "--limit", "400", "--json"]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    time.sleep(15)  # it has imported torch and is sampling
+    part = tmp_path / "rows.jsonl.part"
+    while process.poll() is None and (not part.exists() or len(part.read_text().splitlines()) < 40):
+        time.sleep(0.2)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (130, "")
+    assert "the same command goes on from rows.jsonl.part" in err
     assert err.rstrip().endswith("interrupted")
     assert "Traceback" not in err
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [part]
+    done = len(part.read_text().splitlines()) - 1
+    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert f"{done} answers are there" in " ".join(again.stderr.split())
+    assert json.loads(again.stdout)["sampled"] == 400
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
 
 
 # ---- what the verbs hand on ------------------------------------------------------------------------------------------
@@ -435,7 +488,13 @@ def test_from_traces_to_an_evaluated_run_with_json_alone_on_stdout(
         return json.loads(out)  # the descriptor itself: what libraries print counts too
 
     built = call("data build rows.jsonl --traces traces.jsonl --set data.limit=10 --json")
-    assert built == {"file": "rows.jsonl", "rows": 10, "sampled": 10, "wrong": 0, "cut": 0}
+    every = built.pop("levels")[-1]
+    assert (every["level"], every["rows"], every["accepted"]) == ("all", 10, 1.0)
+    assert 0 < every["p10"] <= every["p50"] <= every["p100"]
+    assert built == {"file": "rows.jsonl", "rows": 10, "sampled": 10, "wrong": 0, "cut": 0, "leaked": 0}
+    Path("held.jsonl").write_text('{"question": "TOM has 0 coins; a) finds 4. How many coins?", "answer": "4"}\n')
+    apart = call("data build apart.jsonl --traces traces.jsonl --set eval.task=held.jsonl --json")
+    assert (apart["rows"], apart["sampled"], apart["leaked"]) == (11, 11, 1)
     trained = call("sft --data rows.jsonl --steps 1 -o run --seed 4 --json")
     assert trained == {"run": "run", "next": "sbtiny grpo --run run"}
     assert load(Path("run/config.yaml")).seed == 4

@@ -1,5 +1,6 @@
 """Verbs about cold-start data: data build, data show."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,7 @@ from sbtiny.cli.options import (
     Preset,
     Seed,
     Set,
+    Verifier,
     look_ahead,
     out,
     settings_from,
@@ -29,7 +31,7 @@ app.add_typer(data_app, name="data", rich_help_panel=TRAIN)
 @data_app.command("build")
 def data_build(
     file: Annotated[Path, typer.Argument(help="JSONL to write.")] = Path("data.jsonl"),
-    task: Annotated[str | None, typer.Option(help="arithmetic, gsm8k, math, or a JSONL file of questions.")] = None,
+    task: Annotated[str | None, typer.Option(help="arithmetic, gsm8k, math, still3, s1k, or a JSONL file of questions.")] = None,
     questions: Annotated[str | None, typer.Option(help="Own questions (JSONL with question and answer).")] = None,
     traces: Annotated[
         str | None, typer.Option(help="Answers written elsewhere (JSONL with question, answer, response).")
@@ -37,6 +39,7 @@ def data_build(
     config: Config = None,
     preset: Preset = None,
     model: Model = None,
+    verifier: Verifier = None,
     seed: Seed = None,
     limit: Limit = None,
     extra: Set = None,
@@ -62,6 +65,7 @@ def data_build(
         four_bit=four_bit,
         data__task=questions or task,
         data__limit=limit,
+        data__verifier=verifier,
     )
     resolve(settings.model)
     if traces:
@@ -70,7 +74,12 @@ def data_build(
     runs.check_writable(file)
     from sbtiny import stages
 
-    harvest = stages.build_data(settings, file, traces)
+    try:
+        harvest = stages.build_data(settings, file, traces)
+    except KeyboardInterrupt:
+        if file.with_name(f"{file.name}.part").exists():
+            print(f"\nstopped; the same command goes on from {file}.part", file=sys.stderr)
+        raise
     out(
         {
             "file": str(file),
@@ -78,6 +87,8 @@ def data_build(
             "sampled": harvest.sampled,
             "wrong": harvest.wrong,
             "cut": harvest.cut,
+            "leaked": harvest.leaked,
+            "levels": harvest.levels(),
         },
         as_json,
     )

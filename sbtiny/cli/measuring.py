@@ -17,6 +17,7 @@ from sbtiny.cli.options import (
     Preset,
     Seed,
     Set,
+    Verifier,
     existing,
     look_ahead,
     out,
@@ -27,12 +28,13 @@ from sbtiny.cli.options import (
 @app.command("eval", rich_help_panel=USE)
 def evaluate(
     name: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="A run folder, its name under runs/, or a model.")],
-    task: Annotated[str | None, typer.Option(help="arithmetic, gsm8k, math, or a JSONL file of questions.")] = None,
+    task: Annotated[str | None, typer.Option(help="arithmetic, gsm8k, math, math500, aime25, or a JSONL file of questions.")] = None,
     budget: Annotated[str | None, typer.Option(help="auto (its own number), N tokens, or 0.5x its own number.")] = None,
     sweep: Annotated[bool, typer.Option("--sweep", help="Also at 0.5x, 1x, 2x and 4x of its own number.")] = False,
     config: Config = None,
     preset: Preset = None,
     output: Output = None,
+    verifier: Verifier = None,
     seed: Seed = None,
     limit: Limit = None,
     extra: Set = None,
@@ -47,7 +49,15 @@ def evaluate(
     from sbtiny.models.aliases import resolve
 
     settings = settings_from(
-        config, preset, extra, seed=seed, four_bit=four_bit, eval__task=task, eval__budget=budget, eval__limit=limit
+        config,
+        preset,
+        extra,
+        seed=seed,
+        four_bit=four_bit,
+        eval__task=task,
+        eval__budget=budget,
+        eval__limit=limit,
+        eval__verifier=verifier,
     )
     run = runs.find(name)
     folder = output or run or runs.ROOT / f"eval-{Path(name).name}"

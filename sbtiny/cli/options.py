@@ -12,7 +12,7 @@ from sbtiny.errors import InputError
 TRAIN, USE, HELP = "Train", "Use and measure", "Look"  # panels of the help
 
 Config = Annotated[Path | None, typer.Option("-c", "--config", help="Settings file (YAML).")]
-Preset = Annotated[str | None, typer.Option(help="cpu, t4 or rtx4090.")]
+Preset = Annotated[str | None, typer.Option(help="cpu, t4, rtx4090, or auto: by what is here.")]
 Model = Annotated[
     str | None, typer.Option("--model", "-m", help="Alias, hub id, folder or .gguf file (sbtiny models lists aliases).")
 ]
@@ -20,6 +20,9 @@ Output = Annotated[Path | None, typer.Option("--output", "-o", help="Run folder 
 Seed = Annotated[int | None, typer.Option(help="Seed of everything random.")]
 Limit = Annotated[int | None, typer.Option(help="Number of questions to read.")]
 Set = Annotated[list[str] | None, typer.Option("--set", "-s", help="Any setting, as section.key=value.")]
+Verifier = Annotated[
+    str | None, typer.Option(help="auto, numeric, math, choice, exact, regex, or a function of your own: my.py:check.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON alone on stdout.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings and stop.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --output.")]
@@ -33,18 +36,21 @@ FourBit = Annotated[
 def settings_from(config: Path | None, preset: str | None, extra: list[str] | None, **flags: Any) -> Any:
     """Settings from file, preset and flags; `flags` are dotted keys with two underscores for the dot, None is not given."""
     from sbtiny.config import load, parse_assignment
+    from sbtiny.models.hardware import glance, pick_preset
 
+    if preset == "auto":
+        preset = pick_preset(glance())
     given = [(key.replace("__", "."), value) for key, value in flags.items() if value is not None]
     return load(config, preset, [*map(parse_assignment, extra or []), *given])
 
 
 def look_ahead(section: Any, task: str) -> None:
     """Find a wrong verifier or file of questions before torch is imported (seconds) and weights are read (minutes)."""
-    from sbtiny.tasks.sources import HUBS, load_questions
+    from sbtiny.tasks.sources import HUB_TASKS, load_questions
     from sbtiny.tasks.verify import load_verifier
 
     load_verifier(section.verifier)
-    if task not in HUBS:
+    if task not in HUB_TASKS:
         load_questions(task, "train", section.limit)
 
 
@@ -74,11 +80,34 @@ def out(value: Any, as_json: bool) -> None:
         print(yaml.safe_dump(value, sort_keys=False, allow_unicode=True).rstrip())  # rich would break long paths
 
 
-def show(settings: Any, sections: tuple[str, ...], as_json: bool) -> None:
-    """--dry-run: the resolved settings, with what the model's name stands for."""
+def show(settings: Any, stages: tuple[str, ...], preset: str | None, as_json: bool) -> None:
+    """--dry-run: the resolved settings, what the model's name stands for, and the memory that the last stage will take."""
     from sbtiny.models.aliases import resolve
 
     everything = asdict(settings)
-    chosen = {key: everything[key] for key in ("model", "seed", "four_bit", *sections)}
+    chosen = {key: everything[key] for key in ("model", "seed", "four_bit", *stages)}
     source = resolve(settings.model)
-    out({"source": {"kind": source.kind, "ref": str(source.ref)}, **chosen}, as_json)
+    named = {"kind": source.kind, "ref": str(source.ref)}
+    out({"source": named, **chosen, "plan": planned(settings, stages[-1], preset)}, as_json)
+
+
+def planned(settings: Any, stage: str, preset: str | None) -> dict[str, Any]:
+    """The plan of a stage; for a model whose shape only its weights tell, why there is none."""
+    from sbtiny.models.hardware import glance
+    from sbtiny.models.plan import plan
+    from sbtiny.models.shapes import shape_of
+
+    try:
+        shape = shape_of(settings.model)
+    except InputError as error:
+        return {"unknown": str(error)}
+    return plan(stage, settings, shape, glance(), preset).record()
+
+
+def fit(settings: Any, stage: str, preset: str | None) -> Any:
+    """With --preset auto, the largest micro-batch that fits what is free here; else the settings as they are."""
+    from sbtiny.models.hardware import glance
+    from sbtiny.models.plan import fitted
+    from sbtiny.models.shapes import shape_of
+
+    return fitted(settings, stage, shape_of(settings.model), glance()) if preset == "auto" else settings

@@ -22,7 +22,9 @@ from sbtiny.cli.options import (
     Seed,
     Set,
     Steps,
+    Verifier,
     existing,
+    fit,
     look_ahead,
     out,
     resumed,
@@ -69,6 +71,7 @@ def sft(
     preset: Preset = None,
     model: Model = None,
     output: Output = None,
+    verifier: Verifier = None,
     seed: Seed = None,
     limit: Limit = None,
     steps: Steps = None,
@@ -95,12 +98,14 @@ def sft(
         seed=seed,
         four_bit=four_bit,
         data__limit=limit,
+        data__verifier=verifier,
         sft__data=data,
         sft__steps=steps,
         sft__save_steps=save_steps,
     )
+    settings = fit(settings, "sft", preset)
     if dry_run:
-        return show(settings, ("data", "sft"), as_json)
+        return show(settings, ("data", "sft"), preset, as_json)
     resolve(settings.model)
     if settings.sft.data:
         read_rows(settings.sft.data)
@@ -120,6 +125,7 @@ def grpo(
     config: Config = None,
     preset: Preset = None,
     output: Output = None,
+    verifier: Verifier = None,
     seed: Seed = None,
     limit: Limit = None,
     steps: Steps = None,
@@ -143,6 +149,7 @@ def grpo(
         seed=seed,
         four_bit=four_bit,
         grpo__limit=limit,
+        grpo__verifier=verifier,
         grpo__data=data,
         grpo__steps=steps,
         grpo__save_steps=save_steps,
@@ -152,8 +159,9 @@ def grpo(
     if run or not dry_run:
         start = existing(run) if run else runs.newest("sft")
         settings = replace(settings, model=runs.read_run(start)["model"])
+    settings = fit(settings, "grpo", preset)
     if dry_run:
-        return show(settings, ("grpo",), as_json)
+        return show(settings, ("grpo",), preset, as_json)
     look_ahead(settings.grpo, settings.grpo.data or settings.grpo.task)
     if not resume:
         runs.check_free(output or runs.ROOT / "grpo")

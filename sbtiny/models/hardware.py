@@ -3,6 +3,8 @@
 import os
 import platform
 import re
+import shutil
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,6 +13,7 @@ Device = Literal["cuda", "cpu"]
 Dtype = Literal["bfloat16", "float16", "float32"]
 
 CPUINFO = Path("/proc/cpuinfo")
+MEMINFO = Path("/proc/meminfo")
 SMALL = 50_000_000  # parameters under which a CPU gains nothing from 16 bits
 CPU_BF16 = {"avx512_bf16", "amx_bf16"}
 
@@ -24,6 +27,34 @@ class Hardware:
     memory_gb: float
     dtype: Dtype
     threads: int
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What can be told of the device without torch: memory in GiB, `capability` of a GPU, `driver` of NVIDIA."""
+
+    device: Device
+    name: str
+    memory_gb: float
+    free_gb: float
+    capability: tuple[int, int] = (0, 0)
+    cpu_bf16: bool = False
+    driver: str = ""
+
+
+# The card that a preset is made for: memory as CUDA reports it for such cards, less what a desktop or Colab takes.
+CARDS = {
+    "t4": Seen("cuda", "Tesla T4", 14.7, 14.5, (7, 5)),
+    "rtx4090": Seen("cuda", "RTX 4090", 23.6, 23.0, (8, 9)),
+}
+LARGE_CARD = 20  # GiB from which on the preset of the 24 GB card is meant
+
+
+def pick_preset(seen: Seen) -> str:
+    """What `--preset auto` stands for on this machine."""
+    if seen.device == "cpu":
+        return "cpu"
+    return "rtx4090" if seen.memory_gb >= LARGE_CARD else "t4"
 
 
 def pick_dtype(
@@ -53,6 +84,36 @@ def detect(parameters: int | None = None) -> Hardware:
     dtype = pick_dtype("cpu", parameters, cpu_bf16=bool(CPU_BF16 & cpu_flags(cpuinfo)))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return Hardware("cpu", cpu_name(cpuinfo), round(memory, 1), dtype, threads)
+
+
+def glance() -> Seen:
+    """The device as the system tells of it, in milliseconds and without torch: the first NVIDIA GPU, else the processor."""
+    if found := glance_gpu():
+        return found
+    cpuinfo = CPUINFO.read_text() if CPUINFO.is_file() else ""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    free = re.search(r"^MemAvailable:\s*(\d+) kB", MEMINFO.read_text() if MEMINFO.is_file() else "", re.MULTILINE)
+    free_gb = int(free[1]) / 2**20 if free else total
+    bf16 = bool(CPU_BF16 & cpu_flags(cpuinfo))
+    return Seen("cpu", cpu_name(cpuinfo), round(total, 1), round(free_gb, 1), cpu_bf16=bf16)
+
+
+def glance_gpu() -> Seen | None:
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return None
+    query = "--query-gpu=name,memory.total,memory.free,compute_cap,driver_version"
+    done = subprocess.run([tool, query, "--format=csv,noheader,nounits"], capture_output=True, text=True, timeout=20)
+    return read_gpu(done.stdout) if done.returncode == 0 else None
+
+
+def read_gpu(lines: str) -> Seen | None:
+    """The first line of nvidia-smi's answer: name, MiB in all, MiB free, capability, driver; None where it is no such line."""
+    found = re.match(r"(.+), *(\d+), *(\d+), *(\d+)\.(\d+), *(\S+)", lines)
+    if not found:
+        return None
+    total, free = (round(int(number) / 1024, 1) for number in found.group(2, 3))
+    return Seen("cuda", found[1], total, free, (int(found[4]), int(found[5])), driver=found[6])
 
 
 def cpu_flags(cpuinfo: str) -> set[str]:

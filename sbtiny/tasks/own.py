@@ -1,45 +1,101 @@
-"""A verifier of the user's own: a function `check(response, question, answer) -> bool` in a Python file."""
+"""A verifier of the user's own: `check(question, completion) -> bool | float` in a Python file.
+
+`question` is the Question (its text, answer, level and id), `completion` the text of an answer. A function of three parameters
+gets (completion, question text, reference answer) instead. A number from 0 to 1 is right from 0.5 on.
+"""
 
 import inspect
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import module_from_spec, spec_from_file_location
+from numbers import Real
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
 
 from sbtiny.errors import InputError
+from sbtiny.progress import console
 from sbtiny.tasks.sources import Question
 
+SECONDS = 5.0  # for one answer
+RIGHT = 0.5  # from which number on an answer is right
+ALL_FAILED = 20  # failures, and nothing else, after which the verifier itself must be wrong
+SHOWN = 5  # failures that are told; of the rest only the number
 
-def own_verifier(path: Path, function: str) -> Callable[[str, Question], bool]:
-    """The user's function as a verifier; what goes wrong inside is an InputError with file, question and reason."""
-    check = own_function(path, function)
 
-    def verifier(response: str, question: Question) -> bool:
-        where = f"verifier {path}:{function} on question {question.id}"
+class OwnVerifier:
+    """The user's function as a verifier. A failure inside counts as a wrong answer, is told with its question, and stops nothing;
+
+    only one that fails from the start on every answer is an InputError.
+    """
+
+    def __init__(self, path: Path, function: str) -> None:
+        self.path, self.name = path, f"{path}:{function}"
+        self.check, self.shape = own_function(path, function)
+        self.failed = self.worked = 0
+
+    def __call__(self, completion: str, question: Question) -> bool:
+        arguments = (question, completion) if self.shape == 2 else (completion, question.question, question.answer)
         try:
-            verdict = check(response, question.question, question.answer)
-        except Exception as error:  # the user's code may raise anything: said again with the place, never swallowed
-            raise InputError(f"{where} raised {told(error, path)}") from error
-        if type(verdict).__name__ not in ("bool", "bool_"):  # bool_ is numpy's
-            raise InputError(f"{where} returned {verdict!r}: return True or False")
-        return bool(verdict)
+            with time_limit(SECONDS):
+                verdict = self.check(*arguments)
+        except Exception as error:  # the user's code may raise anything: told with the place, never swallowed
+            return self.wrong(question, f"raised {told(error, self.path)}", error)
+        if type(verdict).__name__ in ("bool", "bool_"):  # bool_ is numpy's
+            self.worked += 1
+            return bool(verdict)
+        if isinstance(verdict, Real) and 0 <= verdict <= 1:
+            self.worked += 1
+            return bool(verdict >= RIGHT)
+        return self.wrong(question, f"returned {verdict!r}: return True, False or a number from 0 to 1")
 
-    return verifier
+    def wrong(self, question: Question, what: str, cause: Exception | None = None) -> bool:
+        self.failed += 1
+        line = f"verifier {self.name} on question {question.id} {what}"
+        if self.failed >= ALL_FAILED and not self.worked:
+            raise InputError(f"{line}; it failed on each of the first {self.failed} answers") from cause
+        if self.failed <= SHOWN:
+            more = " (further failures are counted as wrong too, and not shown)" if self.failed == SHOWN else ""
+            console.print(f"{line}; counted as wrong{more}", markup=False, highlight=False, soft_wrap=True)
+        return False
 
 
-def own_function(path: Path, function: str) -> Callable[[str, str, str], bool]:
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError inside when it takes longer. Needs the main thread of a system with alarms; elsewhere there is no limit."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def stop(_: int, __: FrameType | None) -> None:
+        raise TimeoutError(f"took longer than {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def own_function(path: Path, function: str) -> tuple[Callable[..., bool | float], int]:
+    """The function and how many arguments it takes, 2 or 3. Raises InputError when it is not there or takes others."""
     if not path.is_file():
         raise InputError(f"no verifier file {path}: give it as my.py:check")
     check = getattr(own_module(path), function, None)
     if not callable(check):
-        raise InputError(f"{path} has no function {function!r}: define {function}(response, question, answer) -> bool")
-    try:
-        inspect.signature(check).bind("response", "question", "answer")
-    except TypeError as error:
-        raise InputError(f"{path}:{function} must take (response, question, answer): {error}") from error
-    return check
+        raise InputError(f"{path} has no function {function!r}: define {function}(question, completion) -> bool")
+    for arguments in (("question", "completion"), ("response", "question", "answer")):
+        try:
+            inspect.signature(check).bind(*arguments)
+        except TypeError:
+            continue
+        return check, len(arguments)
+    raise InputError(f"{path}:{function} must take (question, completion), or (response, question, answer)")
 
 
 def own_module(path: Path) -> ModuleType:

@@ -1,4 +1,4 @@
-"""Where questions come from: JSON Lines told by their keys, recorded traces, hub datasets, the generated task.
+"""Where questions come from: JSON Lines told by their keys, recorded traces, the hub's sets, the generated task.
 
 A file is used whole, whatever the split. `data.jsonl#1000` is a sample of 1000 rows: drawn with seed 0, kept in the
 file's order.
@@ -17,7 +17,8 @@ from sbtiny.errors import InputError
 from sbtiny.tasks.answers import given_answer
 
 SPLITS = ("train", "val", "test")
-VAL_EVERY = 20  # one row in twenty of a hub dataset's train split is the val split
+HUB_TASKS = ("gsm8k", "math", "math500", "aime25", "still3", "s1k")  # tasks/hub.py
+TASKS = ("arithmetic", *HUB_TASKS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,27 +45,12 @@ class Trace:
     level: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class Hub:
-    """A dataset of the Hugging Face hub, and its names for our keys."""
-
-    path: str
-    name: str | None
-    question: str
-    answer: str
-
-
-HUBS = {
-    "gsm8k": Hub("openai/gsm8k", "main", "question", "answer"),
-    "math": Hub("nlile/hendrycks-MATH-benchmark", None, "problem", "answer"),
-}
-TASKS = ("arithmetic", *HUBS)
 Row = dict[str, Any]
 Item = TypeVar("Item")
 
 
 def load_questions(task: str, split: str, limit: int | None = None, seed: int = 0) -> list[Question]:
-    """Questions of `arithmetic`, `gsm8k`, `math`, or of a JSON Lines file.
+    """Questions of `arithmetic`, of a named set of the hub, or of a JSON Lines file.
 
     `limit` takes the first rows of a file, and of a hub dataset a sample drawn with `seed`. Raises InputError for an
     unknown task or split, a file that cannot be used, and a hub that cannot be reached.
@@ -75,8 +61,10 @@ def load_questions(task: str, split: str, limit: int | None = None, seed: int = 
         from sbtiny.tasks import arithmetic
 
         return arithmetic.questions(split, limit, seed)
-    if task in HUBS:
-        return sample(hub_questions(task, hub_rows(task, split), split), limit, seed)
+    if task in HUB_TASKS:
+        from sbtiny.tasks import hub
+
+        return sample(hub.questions(task, split), limit, seed)
     if not Path(task).exists() and not re.search(r"[/\\#]|\.jsonl?$", task):
         near = suggestion(task, [*TASKS, *(path.name for path in Path().glob("*.jsonl"))])
         raise InputError(f"unknown task {task!r}{near}: choose from {', '.join(TASKS)}, or give a JSON Lines file")
@@ -230,30 +218,6 @@ def level(row: Row, where: str) -> int | None:
     if value is None or (isinstance(value, int | float) and not isinstance(value, bool) and value % 1 == 0):
         return None if value is None else int(value)
     raise InputError(f"{where}: 'level' is {json.dumps(value)[:40]}: it must be a whole number")
-
-
-def hub_rows(task: str, split: str) -> Iterable[Row]:
-    """All rows of the hub's split that holds ours. Raises InputError where the dataset cannot be had."""
-    from datasets import load_dataset
-
-    hub = HUBS[task]
-    try:
-        return load_dataset(hub.path, hub.name, split="test" if split == "test" else "train")
-    except (OSError, ValueError) as error:  # no connection and no cached copy; a dataset that changed its shape
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
-        mend = "go online, or give a JSON Lines file of questions in its place"
-        raise InputError(f"cannot get {hub.path} from the hub ({reason}): {mend}") from error
-
-
-def hub_questions(task: str, rows: Iterable[Row], split: str) -> list[Question]:
-    """Hub rows as questions; every twentieth row of the hub's train split is our val split, and not in train."""
-    hub, found = HUBS[task], []
-    for index, row in enumerate(rows):
-        if split == "test" or (split == "val") == (index % VAL_EVERY == 0):
-            name = f"{task}-{'test' if split == 'test' else 'train'}-{index:05d}"
-            renamed = row | {"id": name, "question": row[hub.question], "answer": row[hub.answer], "source": task}
-            found.append(to_question(renamed, f"{hub.path}, row {index}", name))
-    return found
 
 
 def sample(items: list[Item], size: int | None, seed: int) -> list[Item]:

@@ -16,7 +16,7 @@ from sbtiny.errors import InputError
 from sbtiny.tasks.algebra import math_process, squeezed
 from sbtiny.tasks.answers import boxed_answer, final_answer, given_answer, last_line
 from sbtiny.tasks.numbers import EQUALS, LONE_NUMBER, LONGEST_NUMBER, parse_number
-from sbtiny.tasks.own import own_verifier
+from sbtiny.tasks.own import OwnVerifier
 from sbtiny.tasks.sources import Question
 
 Verifier = Callable[[str, Question], bool]
@@ -110,7 +110,7 @@ BUILT_IN = {check.__name__: check for check in (auto, numeric, math, choice, exa
 
 
 def load_verifier(spec: str | None) -> Verifier:
-    """A verifier by name, or the function `check(response, question, answer) -> bool` of a user's file: `my.py:check`.
+    """A verifier by name, or the function `check(question, completion) -> bool | float` of a user's file: `my.py:check`.
 
     Raises InputError for an unknown name and for a file or function that is missing, broken or takes other parameters.
     """
@@ -121,4 +121,4 @@ def load_verifier(spec: str | None) -> Verifier:
         near = get_close_matches(spec, BUILT_IN, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise InputError(f"unknown verifier {spec!r}{hint}: choose from {', '.join(BUILT_IN)}, or give my.py:check")
-    return own_verifier(Path(match[1]).expanduser(), match[2] or "check")
+    return OwnVerifier(Path(match[1]).expanduser(), match[2] or "check")

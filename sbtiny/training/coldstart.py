@@ -6,70 +6,155 @@ answers are dropped; the questions they came from keep b_max = infinity.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from hashlib import blake2b
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from sbtiny import runs
 from sbtiny.budget.protocol import TAG
 from sbtiny.config import DataSettings
 from sbtiny.errors import Failed, InputError
-from sbtiny.progress import bar
-from sbtiny.rollout.episode import Episode
+from sbtiny.progress import bar, console
+from sbtiny.rollout.episode import Episode, Request
 from sbtiny.rollout.policy import Policy
 from sbtiny.rollout.sampling import Sampling
-from sbtiny.tasks.sources import Question, Trace
+from sbtiny.tasks.sources import Question, Trace, read_rows
+
+Verify = Callable[[str, Question], bool]
 
 
 @dataclass(frozen=True, slots=True)
 class Harvest:
-    """Labelled rows and what was left out: answers cut at the limit and wrong ones."""
+    """Labelled rows and what was left out: answers cut at the limit, wrong ones, and evaluation questions (`leaked`)."""
 
     rows: list[dict[str, Any]]
     sampled: int
     cut: int
     wrong: int
+    leaked: int = 0
+    asked: dict[int | None, int] = field(default_factory=dict)  # answers looked at, by level
+
+    def levels(self) -> list[dict[str, Any]]:
+        """For each level, and over all: rows, the share accepted, and percentiles of their length in tokens."""
+        found = sorted(self.asked, key=lambda level: (level is None, level))
+        groups = [(level, [r["budget"] for r in self.rows if r["level"] == level], self.asked[level]) for level in found]
+        every = ("all", [r["budget"] for r in self.rows], self.sampled)
+        return [
+            {"level": level, "rows": len(lengths), "accepted": round(len(lengths) / looked, 4)} | percentiles(lengths)
+            for level, lengths, looked in [*groups, every]
+        ]
 
 
-def sample_answers(policy: Policy, questions: Sequence[Question], data: DataSettings, seed: int) -> list[Episode]:
-    """`data.samples` answers to each question, in order, as the model gives them today."""
-    requests = [
+def percentiles(lengths: Sequence[int]) -> dict[str, float | None]:
+    points = (10, 50, 90, 100)
+    values = np.percentile(lengths, points).tolist() if lengths else [None] * len(points)
+    return {f"p{point}": value for point, value in zip(points, values, strict=True)}
+
+
+class Partial:
+    """What was sampled so far, beside the file it will become: one line an answer, in the order they ended.
+
+    The first line says what was asked, so that a build of other settings does not go on with it.
+    """
+
+    def __init__(self, file: Path, of: str) -> None:
+        self.path = file.with_name(f"{file.name}.part")
+        if not self.path.exists():
+            self.done: dict[int, dict[str, Any]] = {}
+            runs.append_jsonl(self.path, {"of": of})
+            return
+        first, *found = read_rows(str(self.path))
+        if first.get("of") != of:
+            raise InputError(f"{self.path} was begun with other settings, model or questions: remove it, or give those again")
+        self.done = {line["answer"]: line for line in found}
+        console.print(f"going on with {self.path}: {len(self.done)} answers are there")
+
+    def add(self, answer: int, kind: str, row: dict[str, Any] | None) -> None:
+        self.done[answer] = {"answer": answer, "kind": kind, "row": row}
+        runs.append_jsonl(self.path, self.done[answer])
+
+
+def requests_for(policy: Policy, questions: Sequence[Question], data: DataSettings, seed: int) -> list[Request]:
+    """`data.samples` requests for each question, in order; the seed of each depends on its place alone."""
+    return [
         policy.request(question.question, data.max_tokens, seed=seed * 1_000_003 + number * data.samples + copy)
         for number, question in enumerate(questions)
         for copy in range(data.samples)
     ]
+
+
+def sample_answers(
+    policy: Policy, requests: Sequence[Request], temperature: float, each: Callable[[int, Episode], None]
+) -> list[Episode]:
+    """The answers as the model gives them today, in order; `each` is called as one ends."""
     started, tokens = time.perf_counter(), 0
     with bar("sampling own answers", len(requests)) as advance:
 
-        def count(_: int, episode: Episode) -> None:
+        def count(index: int, episode: Episode) -> None:
             nonlocal tokens
             tokens += len(episode.completion_ids)
+            each(index, episode)
             advance(note=f"{tokens / (time.perf_counter() - started):.0f} tok/s")
 
-        return policy.sample(requests, Sampling(temperature=data.temperature), count)
+        return policy.sample(requests, Sampling(temperature=temperature), count)
 
 
 def harvest(
-    policy: Policy,
-    questions: Sequence[Question],
-    verify: Callable[[str, Question], bool],
-    data: DataSettings,
-    seed: int,
+    policy: Policy, questions: Sequence[Question], verify: Verify, data: DataSettings, seed: int, file: Path, name: str
 ) -> Harvest:
-    """Sample, keep the correct, label. Raises Failed when the model got nothing right: there is nothing to learn from."""
-    episodes = sample_answers(policy, questions, data, seed)
+    """Sample, keep the correct, label; what is done stands in `file`.part and is not asked again. `name` is the model's.
+
+    Raises Failed when the model got nothing right: there is nothing to learn from.
+    """
+    requests = requests_for(policy, questions, data, seed)
     asked = [question for question in questions for _ in range(data.samples)]
-    rows, cut, wrong = [], 0, 0
-    for question, episode in zip(asked, episodes, strict=True):
-        if episode.stop_reason != "end":
-            cut += 1
-        elif TAG.search(episode.solution) or not verify(episode.solution, question):
-            wrong += 1  # a tag inside a body could not be read back
-        else:
-            rows.append(label(policy, question, episode.solution))
+    partial = Partial(file, digest(name, questions, data, seed))
+    todo = [i for i in range(len(requests)) if i not in partial.done]
+
+    def each(index: int, episode: Episode) -> None:
+        answer = todo[index]
+        kind = judged(episode, asked[answer], verify)
+        partial.add(answer, kind, label(policy, asked[answer], episode.solution) if kind == "row" else None)
+
+    if todo:
+        sample_answers(policy, [requests[i] for i in todo], data.temperature, each)
+    found = [partial.done[i] for i in range(len(requests))]
+    rows = with_b_max([line["row"] for line in found if line["row"]])
+    cut, wrong = (sum(line["kind"] == kind for line in found) for kind in ("cut", "wrong"))
     if not rows:
-        raise Failed(
-            f"no usable answer in {len(episodes)}: {wrong} wrong, {cut} cut at {data.max_tokens} tokens; check --task or data.max_tokens"
-        )
-    return Harvest(rows, len(episodes), cut, wrong)
+        partial.path.unlink()
+        limit = f"cut at {data.max_tokens} tokens; check --task or data.max_tokens"
+        raise Failed(f"no usable answer in {len(found)}: {wrong} wrong, {cut} {limit}")
+    return Harvest(rows, len(found), cut, wrong, asked=by_level(asked))
+
+
+def digest(name: str, questions: Sequence[Question], data: DataSettings, seed: int) -> str:
+    """What an answer depends on; neither the number of slots nor the name of the task is part of it."""
+    told = (name, seed, data.samples, data.temperature, data.max_tokens, data.verifier, [asdict(q) for q in questions])
+    return blake2b(repr(told).encode(), digest_size=8).hexdigest()
+
+
+def judged(episode: Episode, question: Question, verify: Verify) -> str:
+    if episode.stop_reason != "end":
+        return "cut"
+    unusable = TAG.search(episode.solution) or not episode.solution.strip()  # a tag inside a body could not be read back
+    return "wrong" if unusable or not verify(episode.solution, question) else "row"
+
+
+def with_b_max(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each row with its question's b_max: the length of the model's own first correct answer (paper section 3)."""
+    first: dict[str, int] = {}
+    for row in rows:
+        first.setdefault(row["id"], row["budget"])
+    return [row | {"b_max": first[row["id"]]} for row in rows]
+
+
+def by_level(items: Sequence[Question | Trace]) -> dict[int | None, int]:
+    levels = [item.level for item in items]
+    return {level: levels.count(level) for level in dict.fromkeys(levels)}
 
 
 def label(policy: Policy, question: Question | Trace, response: str) -> dict[str, Any]:
@@ -83,7 +168,7 @@ def label(policy: Policy, question: Question | Trace, response: str) -> dict[str
     }
 
 
-def label_traces(policy: Policy, traces: Sequence[Trace], verify: Callable[[str, Question], bool]) -> Harvest:
+def label_traces(policy: Policy, traces: Sequence[Trace], verify: Verify) -> Harvest:
     """Rows from answers written elsewhere: finished ones that are correct, as published or, where that is not said, as verified."""
     rows, cut, wrong = [], 0, 0
     for trace in traces:
@@ -98,4 +183,4 @@ def label_traces(policy: Policy, traces: Sequence[Trace], verify: Callable[[str,
             rows.append(label(policy, question, trace.response))
     if not rows:
         raise Failed(f"no usable trace in {len(traces)}: {wrong} wrong, {cut} unfinished")
-    return Harvest(rows, len(traces), cut, wrong)
+    return Harvest(rows, len(traces), cut, wrong, asked=by_level(traces))

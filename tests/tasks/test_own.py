@@ -1,9 +1,11 @@
 import re
+import signal
 from pathlib import Path
 
 import pytest
 
 from sbtiny.errors import InputError
+from sbtiny.tasks import own as own_module
 from sbtiny.tasks.sources import Question
 from sbtiny.tasks.verify import load_verifier
 
@@ -31,7 +33,7 @@ def test_own_verifier(tmp_path: Path) -> None:
     [
         ("def chekc(response, question, answer): ...", "has no function 'check'"),
         ("check = 5", "has no function 'check'"),
-        ("def check(response): ...", "must take (response, question, answer)"),
+        ("def check(response): ...", "must take (question, completion), or (response, question, answer)"),
         ("def check(:", "does not load: SyntaxError"),
         ("import nowhere_to_be", "does not load: ModuleNotFoundError: No module named 'nowhere_to_be' (my.py, line 1)"),
     ],
@@ -50,12 +52,42 @@ def test_a_missing_own_file(tmp_path: Path) -> None:
     ("body", "words"),
     [
         ("    return 1 / 0", "raised ZeroDivisionError: division by zero (my.py, line 2)"),
-        ("    pass", "returned None: return True or False"),
-        ("    return 0.5", "returned 0.5: return True or False"),
+        ("    pass", "returned None: return True, False or a number from 0 to 1"),
+        ("    return 1.5", "returned 1.5: return True, False or a number from 0 to 1"),
+        ("    while True: pass", "raised TimeoutError: took longer than 0.05 s (my.py, line 2)"),
     ],
 )
-def test_own_mistakes_name_file_and_question(body: str, words: str, tmp_path: Path) -> None:
-    spec = own(tmp_path, f"def check(response, question, answer):\n{body}\n")
-    with pytest.raises(InputError) as caught:
-        load_verifier(spec)("5", ask("5"))
-    assert f"verifier {spec} on question q1 {words}" == str(caught.value)
+def test_a_failure_is_told_with_its_row_and_stops_nothing_else(
+    body: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(own_module, "SECONDS", 0.05)
+    spec = own(tmp_path, f"def check(question, completion):\n    if completion == 'fine': return True\n{body}\n")
+    words = words.replace("line 2", "line 3")
+    check = load_verifier(spec)
+    assert check("5", ask("5")) is False
+    assert capsys.readouterr().err.strip() == f"verifier {spec} on question q1 {words}; counted as wrong"
+    assert check("fine", ask("5")) is True
+    for _ in range(30):
+        assert check("5", ask("5")) is False
+    assert capsys.readouterr().err.count("on question q1") == 4
+
+
+def test_a_verifier_that_only_fails_is_the_users_to_mend(tmp_path: Path) -> None:
+    check = load_verifier(own(tmp_path, "def check(question, completion):\n    return question.anwser == completion\n"))
+    assert not any(check("5", ask("5")) for _ in range(19))
+    with pytest.raises(InputError, match=r"no attribute 'anwser'.* failed on each of the first 20 answers"):
+        check("5", ask("5"))
+
+
+def test_two_parameters_get_the_question_and_the_completion_and_may_return_a_share(tmp_path: Path) -> None:
+    body = "def check(question, completion):\n    return float(completion) if question.answer == '5' else 0\n"
+    check = load_verifier(own(tmp_path, body))
+    assert [check(text, ask("5")) for text in ("0", "0.49", "0.5", "1")] == [False, False, True, True]
+    assert check("1", ask("6")) is False
+
+
+def test_an_alarm_of_the_caller_is_put_back(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGALRM)
+    load_verifier(own(tmp_path, "def check(question, completion):\n    return True\n"))("5", ask("5"))
+    assert signal.getsignal(signal.SIGALRM) is before
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sbtiny.errors import InputError
-from sbtiny.tasks.sources import Question, hub_questions, load_questions, read_questions, read_rows, read_traces
+from sbtiny.tasks.sources import Question, load_questions, read_questions, read_rows, read_traces
 
 MATH_ROW = {"problem": "2+2?", "solution": "It is \\boxed{4}.", "answer": "4", "level": 2, "subject": "Algebra"}
 
@@ -217,31 +217,6 @@ def test_unknown_tasks_and_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         load_questions("houldout.jsonl", "test", 5, 0)
     with pytest.raises(InputError, match=r"unknown split 'tests' \(did you mean 'test'\?\)"):
         load_questions("arithmetic", "tests", 5, 0)
-
-
-def test_hub_rows_become_questions_in_disjoint_splits() -> None:
-    rows = [{"question": f"{n}?", "answer": f"work\n#### {n}"} for n in range(100)]
-    train, val, test = (hub_questions("gsm8k", rows, split) for split in ("train", "val", "test"))
-    assert (len(train), len(val), len(test)) == (95, 5, 100)
-    assert not {q.id for q in train} & {q.id for q in val}
-    assert test[42] == Question("gsm8k-test-00042", "42?", "42", None, "gsm8k")
-    assert hub_questions("math", [MATH_ROW], "test") == [Question("math-test-00000", "2+2?", "4", 2, "math")]
-
-
-@pytest.mark.parametrize("task", ["gsm8k", "math"])
-def test_offline_the_hub_is_an_input_error(task: str, tmp_path: Path) -> None:
-    code = f"""
-from sbtiny.errors import InputError
-from sbtiny.tasks.sources import load_questions
-try:
-    load_questions({task!r}, "test", 5, 0)
-except InputError as error:
-    print(error)
-"""
-    offline = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
-    told = subprocess.run([sys.executable, "-c", code], env=offline, capture_output=True, text=True, check=True).stdout
-    assert "cannot get" in told
-    assert "JSON Lines file" in told
 
 
 def test_reading_questions_imports_nothing_heavy() -> None:

@@ -1,6 +1,8 @@
 """Cold-start rows: the label is the number of body tokens that is trained, and the one the decode loop will count."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 
@@ -13,7 +15,7 @@ from sbtiny.rollout.policy import Policy
 from sbtiny.tasks import arithmetic
 from sbtiny.tasks.sources import Question, Trace
 from sbtiny.tasks.verify import auto
-from sbtiny.training.coldstart import harvest, label, label_traces, sample_answers
+from sbtiny.training.coldstart import Harvest, harvest, label, label_traces, requests_for, sample_answers
 from sbtiny.training.rows import tokenized
 
 SUM = Question("q1", "Tom has 3 coins.\na) finds 4\nHow many coins?", "7", 1)
@@ -34,10 +36,13 @@ def example(policy: Policy, row: dict) -> dict[str, list[int]]:
 def says(*texts: str, stop: str = "end"):
     """A `Policy.sample` that answers every request with the next of these texts."""
 
-    def sample(self: Policy, requests: Sequence[Request], *_: object) -> list[Episode]:
+    def sample(self: Policy, requests: Sequence[Request], _: object, each: Callable[[int, Episode], None]) -> list[Episode]:
         endings = [self.tokenizer.eos_token_id] if stop == "end" else []
         told = [[*self.encode(text), *endings] for text in texts]
-        return [read_episode(r, ids, self.engine.pieces, stop) for r, ids in zip(requests, told, strict=True)]
+        found = [read_episode(r, ids, self.engine.pieces, stop) for r, ids in zip(requests, told, strict=True)]
+        for index, episode in enumerate(found):
+            each(index, episode)
+        return found
 
     return sample
 
@@ -122,27 +127,72 @@ def test_a_row_keeps_what_is_known_of_the_question(policy: Policy) -> None:
 # ---- the model's own answers -----------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def gather(policy: Policy, tmp_path: Path):
+    """A harvest into a file of this test."""
+
+    def run(asked: Sequence[Question], verify: Callable = auto, data: DataSettings = DATA, seed: int = 0) -> Harvest:
+        return harvest(policy, asked, verify, data, seed, tmp_path / "rows.jsonl", "tiny")
+
+    return run
+
+
 def test_every_question_is_asked_as_often_as_told_and_in_order(policy: Policy) -> None:
-    asked = arithmetic.questions("train", 3, seed=5)
-    episodes = sample_answers(policy, asked, DataSettings(samples=2, max_tokens=12), seed=1)
+    asked, data = arithmetic.questions("train", 3, seed=5), DataSettings(samples=2, max_tokens=12)
+    requests = requests_for(policy, asked, data, seed=1)
     prompts = [tuple(prompt_ids(policy.tokenizer, question.question)) for question in asked for _ in range(2)]
-    assert [episode.request.prompt_ids for episode in episodes] == prompts
-    assert len({episode.request.seed for episode in episodes}) == 6
-    again = sample_answers(policy, asked, DataSettings(samples=2, max_tokens=12), seed=1)
-    assert [e.completion_ids for e in again] == [e.completion_ids for e in episodes]
+    assert [request.prompt_ids for request in requests] == prompts
+    assert len({request.seed for request in requests}) == 6
+    first, again = (sample_answers(policy, requests, 0.7, lambda *_: None) for _ in range(2))
+    assert [e.completion_ids for e in again] == [e.completion_ids for e in first]
 
 
-def test_a_real_harvest_adds_up_and_every_row_can_be_trained(policy: Policy) -> None:
+def test_a_real_harvest_adds_up_and_every_row_can_be_trained(policy: Policy, gather) -> None:
     asked = arithmetic.questions("train", 12, seed=5)
-    found = harvest(policy, asked, lambda text, question: question.level % 2 == 0, DATA, seed=0)
+    found = gather(asked, lambda text, question: question.level % 2 == 0)
     assert found.sampled == 12 == len(found.rows) + found.wrong + found.cut
     assert {row["id"] for row in found.rows} <= {q.id for q in asked if q.level % 2 == 0}
     for row in found.rows:
         assert sum(example(policy, row)["completion_mask"]) > row["budget"]
+        assert row["b_max"] == row["budget"]
+    *levels, every = found.levels()
+    assert sum(level["rows"] for level in levels) == every["rows"] == len(found.rows)
+    assert sum(level["accepted"] for level in levels if level["level"] % 2) == 0
+    assert every["p100"] == max(row["budget"] for row in found.rows)
 
 
-def test_only_finished_correct_plain_answers_are_kept(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = [SUM] * 4
+def test_b_max_is_the_first_correct_answer_of_the_question(gather, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Policy, "sample", says("\\boxed{8}", "so it is \\boxed{7}", "\\boxed{7}"))
+    rows = gather([SUM], data=DataSettings(samples=3)).rows
+    assert rows[0]["budget"] > rows[1]["budget"]
+    assert [row["b_max"] for row in rows] == [rows[0]["budget"]] * 2
+
+
+def test_a_stopped_harvest_goes_on_where_it_was(
+    policy: Policy, gather, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, part, kept = arithmetic.questions("train", 12, seed=5), tmp_path / "rows.jsonl.part", []
+    whole = gather(asked)
+    part.unlink()
+
+    def stopping(text: str, question: Question) -> bool:
+        if len(part.read_text().splitlines()) > 5:
+            raise KeyboardInterrupt
+        return auto(text, question)
+
+    with pytest.raises(KeyboardInterrupt):
+        gather(asked, stopping)
+    done = {json.loads(line)["answer"] for line in part.read_text().splitlines()[1:]}
+    assert len(done) == 5
+    real = Policy.sample
+    monkeypatch.setattr(Policy, "sample", lambda self, requests, *more: kept.extend(requests) or real(self, requests, *more))
+    assert gather(asked).rows == whole.rows
+    assert len(kept) == 12 - len(done)
+    with pytest.raises(InputError, match=r"rows.jsonl.part was begun with other settings"):
+        gather(asked, seed=1)
+
+
+def test_only_finished_correct_plain_answers_are_kept(gather, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = (
         "it is \\boxed{7}",
         "it is \\boxed{8}",
@@ -150,18 +200,19 @@ def test_only_finished_correct_plain_answers_are_kept(policy: Policy, monkeypatc
         f"{prefill(9)}\\boxed{{7}}</solution>",
     )
     monkeypatch.setattr(Policy, "sample", says(*texts))
-    found = harvest(policy, asked, auto, DATA, seed=0)
+    found = gather([SUM] * 4)
     assert [row["response"] for row in found.rows] == [texts[0], "\\boxed{7}"]  # a promised answer without its promise
     assert (found.sampled, found.wrong, found.cut) == (4, 2, 0)
 
 
-def test_nothing_right_is_a_failure_that_says_why(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_right_is_a_failure_that_says_why(gather, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Policy, "sample", says("\\boxed{8}", "\\boxed{9}"))
     with pytest.raises(Failed, match="no usable answer in 2: 2 wrong, 0 cut"):
-        harvest(policy, [SUM] * 2, auto, DATA, seed=0)
+        gather([SUM] * 2)
+    assert list(tmp_path.iterdir()) == []
     monkeypatch.setattr(Policy, "sample", says("\\boxed{7}", stop="length"))
     with pytest.raises(Failed, match="no usable answer in 1: 0 wrong, 1 cut at 600 tokens"):
-        harvest(policy, [SUM], auto, DATA, seed=0)
+        gather([SUM])
 
 
 # ---- answers written elsewhere ---------------------------------------------------------------------------------------

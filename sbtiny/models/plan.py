@@ -1,0 +1,170 @@
+"""What a stage will take, by arithmetic alone: memory part by part against what is free, the largest micro-batch, tokens. No torch.
+
+Training holds for each token and layer what its backward pass needs. The counts below were taken with saved-tensor hooks on a
+Llama with LoRA under autocast (dev/LOG.md); with gradient checkpointing, which a GPU gets, a layer keeps only its input and one
+layer at a time is computed again.
+"""
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, get_args
+
+from sbtiny.config import Settings
+from sbtiny.models.hardware import CARDS, Device, Dtype, Seen, pick_dtype
+from sbtiny.models.shapes import Shape
+
+Stage = Literal["data", "sft", "grpo", "eval"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+GB = 2**30
+BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)  # bytes a weight: 4 bits, an 8-bit scale for 64, a float32 scale for 256 of those
+ADAPTER = 16  # bytes a LoRA weight, all in float32: itself, its gradient, the two moments of Adam
+PROMPT = 256  # tokens allowed for the question
+HEAD_CHUNK = 1024  # tokens whose logits exist at once (training/head.py)
+LOGIT = 18  # bytes a logit at the worst moment: the score in 16 bits, then float32 score, log-probability, gradient, a spare
+STAGED = 32  # prompts that are computed together
+PROCESS = {"cuda": 0.7, "cpu": 0.87}  # GiB: a CUDA context, not measured; Python with torch, trl and peft, measured
+SAVED_16 = {"width": 18, "feed_forward": 8, "q": 6, "kv": 4, "rank": 14, "heads": 6}  # bytes a token and layer
+SAVED_32 = {"width": 16, "feed_forward": 16, "q": 8, "kv": 8, "rank": 28, "heads": 6}
+REPEATED = 2  # with padding in the micro-batch, keys and values are copied for every head of queries
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Memory in GiB by part. Weights, decode copy, adapter and cache stay; of training and decoding only the larger counts."""
+
+    stage: Stage
+    device: str
+    device_kind: Device
+    here: bool
+    dtype: Dtype
+    four_bit: bool
+    slots: int
+    micro_batch: int
+    largest_micro_batch: int
+    parts: dict[str, float]
+    peak_gb: float
+    free_gb: float
+    tokens: dict[str, int]
+
+    @property
+    def fits(self) -> bool:
+        return self.peak_gb <= self.free_gb
+
+    def record(self) -> dict[str, Any]:
+        return asdict(self) | {"fits": self.fits}
+
+
+def plan(stage: Stage, settings: Settings, shape: Shape, seen: Seen, preset: str | None = None) -> Plan:
+    """The plan of a stage on the GPU that is here, else on the card the preset is made for, else on this machine's processor."""
+    card = CARDS.get(preset or "") if seen.device == "cpu" else None
+    target = card or seen
+    dtype = pick_dtype(target.device, shape.parameters, target.capability, target.cpu_bf16)
+    four_bit = target.device == "cuda" if settings.four_bit is None else settings.four_bit
+    size = Size(stage, settings, shape, target, dtype, four_bit)
+    micro, free = size.micro_batch, target.free_gb
+    largest = max((m for m in size.divisors() if size.peak(m) <= free), default=0)
+    parts = {name: round(value, 3) for name, value in size.parts(micro).items()}
+    place = (target.name, target.device, card is None, dtype, four_bit)
+    return Plan(stage, *place, size.slots, micro, largest, parts, round(size.peak(micro), 2), free, size.tokens())
+
+
+def fitted(settings: Settings, stage: Stage, shape: Shape, seen: Seen) -> Settings:
+    """The settings with the largest micro-batch that fits what is free here, at most the one they name; unchanged when none does."""
+    found = plan(stage, settings, shape, seen)
+    if stage not in ("sft", "grpo") or found.largest_micro_batch == 0:
+        return settings
+    section = getattr(settings, stage)
+    smaller = replace(section, micro_batch=min(found.micro_batch, found.largest_micro_batch))
+    return replace(settings, **{stage: smaller})
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """The arithmetic of one stage on one device."""
+
+    stage: Stage
+    settings: Settings
+    shape: Shape
+    target: Seen
+    dtype: Dtype
+    four_bit: bool
+
+    @property
+    def slots(self) -> int:
+        section = {"sft": "data"}.get(self.stage, self.stage)  # the cold start may sample its own rows first
+        return getattr(self.settings, section).slots if self.decodes else 0
+
+    @property
+    def decodes(self) -> bool:
+        return self.stage != "sft" or not self.settings.sft.data
+
+    @property
+    def answer(self) -> int:
+        """Tokens that an answer may have."""
+        section = {"sft": "data"}.get(self.stage, self.stage)
+        return getattr(self.settings, section).max_tokens
+
+    @property
+    def micro_batch(self) -> int:
+        s = self.settings
+        return {"sft": s.sft.micro_batch, "grpo": min(s.grpo.micro_batch, self.rows)}.get(self.stage, 0)
+
+    @property
+    def rows(self) -> int:
+        """Rows an update."""
+        s = self.settings
+        return {"sft": s.sft.batch, "grpo": s.grpo.prompts * s.grpo.group}.get(self.stage, 0)
+
+    def divisors(self) -> list[int]:
+        return [n for n in range(1, self.rows + 1) if self.rows % n == 0]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row in training."""
+        return self.settings.sft.max_length if self.stage == "sft" else PROMPT + self.answer
+
+    def peak(self, micro_batch: int) -> float:
+        """GiB at the worst moment."""
+        parts = self.parts(micro_batch)
+        training = parts.pop("activations") + parts.pop("logits")
+        decoding = parts.pop("decoding")
+        return sum(parts.values()) + max(training, decoding)
+
+    def parts(self, micro_batch: int) -> dict[str, float]:
+        """GiB of each part; `activations` and `logits` are of training, `decoding` of sampling."""
+        s, number = self.shape, BYTES[self.dtype]
+        tokens = micro_batch * self.longest
+        found = {
+            "process": PROCESS[self.target.device] * GB,
+            "weights": s.linear * (NF4 if self.four_bit else number) + (s.parameters - s.linear) * number,
+            "decode_copy": s.linear * number,  # adapters folded in, q/k/v and gate/up fused
+            "lora_and_adam": s.lora(self.settings.sft.lora_rank) * ADAPTER if self.rows else 0,
+            "kv_slots": self.slots * -(-(PROMPT + self.answer) // 64) * 64 * s.layers * 2 * s.kv * number,
+            "activations": tokens * self.saved() + tokens * self.longest * number,  # and the mask of a padded batch
+            "logits": min(HEAD_CHUNK, tokens) * s.vocabulary * LOGIT,
+            "decoding": (self.slots * s.vocabulary + STAGED * PROMPT * s.feed_forward) * LOGIT if self.decodes else 0,
+        }
+        return {name: value / GB for name, value in found.items()}
+
+    def saved(self) -> float:
+        """Bytes a token keeps for the backward pass."""
+        s = self.shape
+        half = self.target.device == "cuda" or self.target.cpu_bf16  # autocast, whatever the weights are
+        counts = SAVED_16 if half else SAVED_32
+        sizes = {name: getattr(s, name) for name in ("width", "feed_forward", "q", "kv", "heads")}
+        layer = sum(counts[name] * size for name, size in (sizes | {"rank": self.settings.sft.lora_rank}).items())
+        number = 2 if half else 4
+        layer += REPEATED * s.q * number
+        return s.layers * layer if self.target.device == "cpu" else s.layers * s.width * number + layer
+
+    def tokens(self) -> dict[str, int]:
+        """The most tokens that the stage may sample and train, were every answer as long as it may be."""
+        s = self.settings
+        if self.stage == "grpo":
+            each = s.grpo.steps * self.rows
+            return {"sampled": each * self.answer, "trained": each * self.longest}
+        if self.stage == "sft":
+            rows = s.sft.steps * s.sft.batch or round(s.data.limit * s.data.samples * s.sft.epochs)
+            return {"sampled": s.data.limit * s.data.samples * self.answer * self.decodes, "trained": rows * self.longest}
+        answers = s.eval.limit if self.stage == "eval" else s.data.limit * s.data.samples
+        return {"sampled": answers * self.answer, "trained": 0}
