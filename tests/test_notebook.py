@@ -28,7 +28,7 @@ def commands() -> list[str]:
 
 
 def test_a_setup_cell_comes_first_and_no_output_is_kept() -> None:
-    assert SETUP == CELLS[:1]
+    assert CELLS[:1] == SETUP
     assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in CELLS)
 
 
