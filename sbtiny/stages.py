@@ -4,6 +4,8 @@ data build -> sft -> grpo -> eval -> report
 """
 
 import random
+import re
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +33,8 @@ from sbtiny.evaluation import evaluate  # noqa: E402
 from sbtiny.rollout.policy import Policy  # noqa: E402
 from sbtiny.training import coldstart, grpo, rollouts, sft  # noqa: E402
 
+# As the system and safetensors say it; torch.save names its own file where it could not write.
+DISK = re.compile("No space left on device|Disk quota exceeded|File too large|Read-only file system|inline_container")
 SWEEP = ("0.5x", "1x", "2x", "4x")
 quieten_libraries()
 
@@ -97,23 +101,44 @@ def trainable(items: list[Item], source: str, settings: Settings) -> tuple[list[
 
 @contextmanager
 def keeping(folder: Path, verb: str) -> Iterator[None]:
-    """Say how to go on after Ctrl-C."""
+    """Say how to go on after Ctrl-C, and leave nothing half-written: a full disk is the user's to mend."""
     try:
         yield
     except KeyboardInterrupt:
-        saved = [path.name for path in folder.glob("checkpoint-*")]
-        console.print(f"\nstopped; {folder} keeps metrics and samples", "and " + saved[-1] if saved else "")
+        tidy(folder)
+        saved = whole_checkpoints(folder)
+        console.print(f"\nstopped; {folder} keeps metrics and samples", f"and {saved[-1].name}" if saved else "")
         if saved:
             console.print(f"go on with: sbtiny {verb} --resume --output {folder}")
         raise
+    except Exception as error:  # what the libraries raise when they cannot write is of no common kind
+        tidy(folder)
+        if reason := DISK.search(str(error)):
+            why = "torch could not write all of a file" if reason[0] == "inline_container" else reason[0]
+            raise InputError(f"cannot write {folder}: {why}; free space or choose another --output") from error
+        raise
+
+
+def tidy(folder: Path) -> None:
+    """Remove what was being written: an adapter, checkpoints without their last file."""
+    whole = whole_checkpoints(folder)
+    for path in (folder / ".adapter.tmp", *folder.glob("checkpoint-*")):
+        if path not in whole:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def whole_checkpoints(folder: Path) -> list[Path]:
+    """In their order; trainer_state.json is written last."""
+    whole = [path for path in folder.glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
+    return sorted(whole, key=lambda path: int(path.name.split("-")[1]))
 
 
 def last_checkpoint(folder: Path) -> Path:
     """The newest whole checkpoint of a run; raises InputError when there is none."""
-    whole = [path for path in folder.glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
+    whole = whole_checkpoints(folder)
     if not whole:
         raise InputError(f"no checkpoint in {folder}: start without --resume (checkpoints need save_steps)")
-    return max(whole, key=lambda path: int(path.name.split("-")[1]))
+    return whole[-1]
 
 
 def run_sft(settings: Settings, output: Path | None, resume: bool = False) -> Path:

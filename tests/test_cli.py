@@ -514,3 +514,19 @@ def test_a_full_disk_keeps_the_earlier_file_whole(sbtiny_: Sbtiny, tmp_path: Pat
     assert (found.code, found.out) == (2, "")
     assert re.fullmatch(r"\s*error: cannot write rows.jsonl: [^\n]+\n", found.err)
     assert listing(tmp_path) == before
+
+
+@pytest.mark.parametrize("more", ["", " --save-steps 1"])
+def test_a_disk_that_fills_while_training_leaves_no_half_adapter_and_no_half_checkpoint(
+    more: str, sbtiny_: Sbtiny, tmp_path: Path
+) -> None:
+    (tmp_path / "traces.jsonl").write_text(rows())
+    assert sbtiny_("data build rows.jsonl --traces traces.jsonl --json").code == 0
+    with full_disk(room=100_000):  # an adapter is 0.7 MB
+        found = sbtiny_(f"sft --data rows.jsonl --steps 1 -o run --json{more}")
+    assert (found.code, found.out) == (2, "")
+    assert re.search(r"error: cannot write run: [^\n]+; free space or choose another --output\n$", found.err)
+    assert "Traceback" not in found.err
+    left = {path.name for path in (tmp_path / "run").iterdir()}
+    assert left <= {"config.yaml", "run.json", "metrics.jsonl", "README.md"}
+    assert sbtiny_("sft --data rows.jsonl --steps 1 -o run --json").code == 0  # the same place can be used again

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -80,18 +80,13 @@ def data_build(
         if file.with_name(f"{file.name}.part").exists():
             print(f"\nstopped; the same command goes on from {file}.part", file=sys.stderr)
         raise
-    out(
-        {
-            "file": str(file),
-            "rows": len(harvest.rows),
-            "sampled": harvest.sampled,
-            "wrong": harvest.wrong,
-            "cut": harvest.cut,
-            "leaked": harvest.leaked,
-            "levels": harvest.levels(),
-        },
-        as_json,
-    )
+    out(summary(file, harvest), as_json)
+
+
+def summary(file: Path, harvest: Any) -> dict[str, Any]:
+    """What came of a build: counts, and lengths by level."""
+    counts = {name: getattr(harvest, name) for name in ("sampled", "wrong", "cut", "leaked")}
+    return {"file": str(file), "rows": len(harvest.rows), **counts, "levels": harvest.levels()}
 
 
 @data_app.command("show")

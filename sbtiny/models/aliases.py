@@ -38,7 +38,7 @@ class Source:
 
 
 ALIASES = (
-    Alias("tiny", None, 1_173_760, 2048, "bundled, for CPUs: running sums; the default where there is no GPU"),
+    Alias("tiny", None, 1_177_344, 2048, "bundled, for CPUs: running sums; the default where there is no GPU"),
     Alias("qwen-1.5b", "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", 1_777_088_000, 131_072, "the paper's"),
     Alias("qwen-7b", "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", 7_615_616_512, 131_072, "the paper's larger one"),
     Alias("qwen3-1.7b", "Qwen/Qwen3-1.7B", 1_720_574_976, 40_960, "thinks in <think> tags"),

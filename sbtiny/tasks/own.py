@@ -27,9 +27,10 @@ SHOWN = 5  # failures that are told; of the rest only the number
 
 
 class OwnVerifier:
-    """The user's function as a verifier. A failure inside counts as a wrong answer, is told with its question, and stops nothing;
+    """The user's function as a verifier.
 
-    only one that fails from the start on every answer is an InputError.
+    A failure inside counts as a wrong answer, is told with its question, and stops nothing; only a function that fails
+    from the start on every answer is an InputError.
     """
 
     def __init__(self, path: Path, function: str) -> None:

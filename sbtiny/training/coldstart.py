@@ -64,7 +64,7 @@ class Partial:
         self.path = file.with_name(f"{file.name}.part")
         if not self.path.exists():
             self.done: dict[int, dict[str, Any]] = {}
-            runs.append_jsonl(self.path, {"of": of})
+            runs.write_jsonl(self.path, [{"of": of}])
             return
         first, *found = read_rows(str(self.path))
         if first.get("of") != of:

@@ -1,0 +1,112 @@
+"""Thirty kinds of broken rows and files: each is told with its file and row, exit 2, and nothing is written."""
+
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+from test_runs import listing
+
+from sbtiny import cli
+
+GOOD = b'{"question": "1 + 1?", "answer": "2"}\n'
+TRACE = {"question": "1 + 1?", "answer": "2", "response": "It is \\boxed{2}."}
+ROW = {"id": "a", "question": "1 + 1?", "response": "2", "budget": 1}
+
+
+def row(**changes: object) -> bytes:
+    """A good question with changes; None takes a key away."""
+    found = {"question": "2 + 2?", "answer": "4"} | changes
+    return json.dumps({key: value for key, value in found.items() if value is not None}).encode() + b"\n"
+
+
+# name -> (second line of the file, what is said besides file and line)
+QUESTIONS = {
+    "no question": (row(question=None), "has no 'question'"),
+    "no answer": (row(answer=None), "has no 'answer'"),
+    "misspelt key": (row(question=None, questoin="x"), "did you mean 'questoin'?"),
+    "empty answer": (row(answer=""), "'answer'"),
+    "blank question": (row(question="  \n "), "'question'"),
+    "answer is a list": (row(answer=[4]), "must be text"),
+    "answer is an object": (row(answer={"value": 4}), "must be text"),
+    "answer is true": (row(answer=True), "must be text"),
+    "answer is no number": (b'{"question": "2 + 2?", "answer": NaN}\n', "'answer'"),
+    "nothing after ####": (row(answer="work ####"), "nothing follows ####"),
+    "duplicate id": (row(id="q-00001"), "id 'q-00001' too"),
+    "level is a list": (row(level=[1]), "'level'"),
+    "level is a half": (row(level=1.5), "'level'"),
+    "a list": (b"[1, 2]\n", "not an object"),
+    "a number": (b"17\n", "not an object"),
+    "cut JSON": (b'{"question": "2 + 2?", \n', "broken JSON"),
+    "single quotes": (b"{'question': '2 + 2?'}\n", "broken JSON"),
+    "two objects on a line": (row().strip() + row(), "broken JSON"),
+    "not UTF-8": ('{"question": "2 + 2\u20ac?", "answer": "4"}\n'.encode("cp1252"), "not UTF-8"),
+    "UTF-16": (row().decode().encode("utf-16-le"), ""),
+    "lone surrogate": (b'{"question": "2 + \\ud800?", "answer": "4"}\n', "lone surrogate"),
+    "10 MB without an end": (b'{"question": "' + b"x" * 10_000_000 + b"\n", "broken JSON"),
+    "deep brackets": (b"[" * 200_000 + b"\n", "unusable JSON"),
+    "messages without a user": (row(messages=[{"role": "assistant", "content": "4"}]), "no user turn"),
+    "messages that are text": (row(messages="2 + 2?"), "'messages' must be a list"),
+    "rows to train on": (b'{"prompt": "2 + 2?", "completion": "4"}\n', "prompt and completion"),
+}
+FILES = {
+    "empty file": ("data build out.jsonl --questions q.jsonl", b"", "is empty"),
+    "blank lines": ("data build out.jsonl --questions q.jsonl", b"\n \n", "is empty"),
+    "sample of nothing": ("data build out.jsonl --questions q.jsonl#0", GOOD, "above 0"),
+    "sample of some": ("data build out.jsonl --questions q.jsonl#some", GOOD, "q.jsonl#1000"),
+    "evaluation questions": ("data build out.jsonl --questions q.jsonl --set eval.task=q.jsonl", GOOD, "evaluation question"),
+    "trace without response": ("data build out.jsonl --traces q.jsonl", GOOD, "line 1 has no 'response'"),
+    "trace with a tag": (
+        "data build out.jsonl --traces q.jsonl",
+        json.dumps(TRACE | {"response": "<budget>9</budget>\\boxed{2}"}).encode(),
+        "holds the tag",
+    ),
+    "correct is text": ("data build out.jsonl --traces q.jsonl", json.dumps(TRACE | {"correct": "yes"}).encode(), "'correct'"),
+    "budget is text": ("sft --data q.jsonl -o out", json.dumps(ROW | {"budget": "1"}).encode(), "line 1: budget '1'"),
+    "budget of another model": ("sft --data q.jsonl -o out", json.dumps(ROW | {"budget": 9}).encode(), "row a: budget 9"),
+    "a row too long": (
+        "sft --data q.jsonl -o out --set sft.max_length=8",
+        json.dumps(ROW).encode(),
+        "row a has",
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture
+def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
+    """Runs a command over q.jsonl of this content; checks code, stdout and what was left; returns the error's line."""
+
+    def run(line: str, content: bytes) -> str:
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "q.jsonl").write_bytes(content)
+        before = listing(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["sbtiny", *shlex.split(line)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        out, err = capfd.readouterr()
+        assert (stop.value.code, out) == (2, ""), err
+        assert listing(tmp_path) == before
+        errors = re.findall(r"^error: .*$", err, re.MULTILINE)
+        assert len(errors) == 1
+        assert "Traceback" not in err
+        assert len(errors[0]) < 600
+        return errors[0]
+
+    return run
+
+
+@pytest.mark.parametrize("kind", QUESTIONS)
+def test_a_broken_row_is_told_with_its_file_and_line(kind: str, told) -> None:
+    content, said = QUESTIONS[kind]
+    line = told("data build out.jsonl --questions q.jsonl", GOOD + content)
+    assert "q.jsonl, line 2" in line
+    assert said in line
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_a_file_that_cannot_be_used_is_told(kind: str, told) -> None:
+    command, content, said = FILES[kind]
+    assert said in told(command, content)
