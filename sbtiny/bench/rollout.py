@@ -1,0 +1,200 @@
+"""Decoding speed: ours, `generate` called the way TRL calls it, and transformers' continuous batching, on the same work.
+
+Every answer has a length given beforehand, so that each engine makes the same tokens; stop tokens do not stop.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedTokenizerBase
+from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList
+from trl.trainer.utils import pad
+
+from sbtiny.bench.machine import forget_peak, machine, peak_mb
+from sbtiny.bench.work import ratio, spread
+from sbtiny.errors import Failed
+from sbtiny.models.load import prompt_ids
+from sbtiny.progress import bar
+from sbtiny.rollout.engine import Engine
+from sbtiny.rollout.episode import Request
+from sbtiny.rollout.sampling import Sampling
+from sbtiny.tasks import arithmetic
+
+BLIND = 0.3  # how far off, in the logarithm, our engine's guess of a length is: about what a stated budget is worth
+Clock = Callable[[], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Prompts, and the number of tokens to write after each."""
+
+    prompts: list[list[int]]
+    lengths: list[int]
+    slots: int
+    seed: int
+
+
+@dataclass(slots=True)
+class Timing:
+    seconds: float
+    first: float  # seconds to the first finished answer
+    tokens: int
+    peak_mb: float | None
+
+
+class PerRow(StoppingCriteria):
+    """Ends each row after its own number of tokens."""
+
+    def __init__(self, prompt: int, lengths: Sequence[int], device: torch.device) -> None:
+        self.ends = torch.tensor(lengths, device=device) + prompt
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
+        return self.ends <= input_ids.shape[1]
+
+
+class Ours:
+    def __init__(self, model: nn.Module, slots: int) -> None:
+        vocabulary = model.get_input_embeddings().weight.shape[0]
+        self.engine = Engine(model, [""] * vocabulary, frozenset(), slots)
+
+    def __call__(self, job: Job, clock: Clock) -> tuple[float, int]:
+        guess = np.exp(np.random.default_rng(job.seed).normal(0, BLIND, len(job.lengths))) * job.lengths
+        requests = [
+            Request(tuple(prompt), length, seed=job.seed + i, expected=int(guess[i]))
+            for i, (prompt, length) in enumerate(zip(job.prompts, job.lengths, strict=True))
+        ]
+        first: list[float] = []
+        episodes = self.engine.run(requests, Sampling(), lambda *_: first or first.append(clock()))
+        return first[0], sum(len(e.completion_ids) for e in episodes)
+
+
+class Generate:
+    """Batches of `slots` rows, padded on the left, sampled at temperature 1: what TRL does without vLLM."""
+
+    def __init__(self, model: nn.Module, pad_id: int) -> None:
+        self.model, self.pad_id = model, pad_id
+
+    @torch.no_grad()
+    def __call__(self, job: Job, clock: Clock) -> tuple[float, int]:
+        first: list[float] = []
+        for start in range(0, len(job.prompts), job.slots):
+            rows = [torch.tensor(p) for p in job.prompts[start : start + job.slots]]
+            lengths = job.lengths[start : start + job.slots]
+            ids = pad(rows, padding_value=self.pad_id, padding_side="left").to(self.model.device)
+            mask = pad([torch.ones_like(row) for row in rows], padding_value=0, padding_side="left").to(ids.device)
+            config = GenerationConfig(
+                max_new_tokens=max(lengths), do_sample=True, pad_token_id=self.pad_id, eos_token_id=-1, top_k=0
+            )
+            ends = StoppingCriteriaList([PerRow(ids.shape[1], lengths, ids.device)])
+            out = self.model.generate(
+                input_ids=ids, attention_mask=mask, generation_config=config, stopping_criteria=ends
+            )
+            if out.shape[1] != ids.shape[1] + max(lengths):
+                raise Failed(f"generate wrote {out.shape[1] - ids.shape[1]} tokens, not {max(lengths)}")
+            first.append(clock())
+        return first[0], sum(job.lengths)
+
+
+class Continuous:
+    """transformers' own continuous batching, with a length for each request."""
+
+    def __init__(self, model: nn.Module, pad_id: int) -> None:
+        self.model, self.pad_id = model, pad_id
+
+    @torch.no_grad()
+    def __call__(self, job: Job, clock: Clock) -> tuple[float, int]:
+        config = GenerationConfig(
+            max_new_tokens=max(job.lengths), do_sample=True, pad_token_id=self.pad_id, eos_token_id=-1, top_k=0
+        )
+        widest = max(len(p) + n for p, n in zip(job.prompts, job.lengths, strict=True))
+        blocks = job.slots * (-(-widest // 256))
+        batching = ContinuousBatchingConfig(
+            num_blocks=blocks, max_batch_tokens=max(256, job.slots), max_requests_per_batch=job.slots
+        )
+        attention = self.model.config._attn_implementation
+        first, tokens, waiting = 0.0, 0, len(job.prompts)
+        with self.model.continuous_batching_context_manager(
+            generation_config=config, continuous_batching_config=batching, block=True, timeout=5
+        ) as manager:
+            for prompt, length in zip(job.prompts, job.lengths, strict=True):
+                manager.add_request(list(prompt), max_new_tokens=length, eos_token_id=-1)
+            while waiting:
+                result = manager.get_result(timeout=1)
+                if result is not None and result.is_finished():
+                    first = first or clock()
+                    tokens, waiting = tokens + len(result.generated_tokens), waiting - 1
+                elif result is None and not manager.is_running():
+                    raise Failed("transformers' continuous batching ended before its work: leave it out of --engine")
+        self.model.set_attn_implementation(attention)  # it switches to a paged one
+        return first, tokens
+
+
+def job(tokenizer: PreTrainedTokenizerBase, lengths: list[int], slots: int, group: int, seed: int) -> Job:
+    """One question for each `group` answers, as GRPO asks."""
+    asked = arithmetic.questions("val", -(-len(lengths) // group))
+    prompts = [prompt_ids(tokenizer, asked[i // group].question) for i in range(len(lengths))]
+    return Job(prompts, lengths, slots, seed)
+
+
+def timed(engine: Callable[[Job, Clock], tuple[float, int]], work: Job) -> Timing:
+    forget_peak()
+    started = time.perf_counter()
+    first, tokens = engine(work, lambda: time.perf_counter() - started)
+    if tokens != sum(work.lengths):
+        raise Failed(f"{type(engine).__name__} wrote {tokens} tokens, not {sum(work.lengths)}: its figure would be wrong")
+    return Timing(time.perf_counter() - started, first, tokens, peak_mb())
+
+
+def compare(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, work: Job, names: Sequence[str], rounds: int
+) -> dict[str, Any]:
+    """Useful tokens a second of each engine, interleaved over the rounds; a short run of each comes before, to warm up."""
+    makers = {
+        "ours": lambda: Ours(model, work.slots),
+        "generate": lambda: Generate(model, tokenizer.pad_token_id),
+        "continuous": lambda: Continuous(model, tokenizer.pad_token_id),
+    }
+    engines = {name: makers[name]() for name in names}
+    timings: dict[str, list[Timing]] = {name: [] for name in names}
+    warm = Job(work.prompts[:4], [4] * 4, work.slots, work.seed)
+    with bar("bench", len(names) * (rounds + 1)) as advance:
+        for turn in range(rounds + 1):
+            for name, engine in engines.items():
+                timing = timed(engine, work if turn else warm)
+                if turn:
+                    timings[name].append(timing)
+                advance(note=f"{name} {timing.tokens / timing.seconds:.0f} tok/s")
+    return report(model, work, timings)
+
+
+def report(model: nn.Module, work: Job, timings: dict[str, list[Timing]]) -> dict[str, Any]:
+    rates = {name: [t.tokens / t.seconds for t in found] for name, found in timings.items()}
+    result: dict[str, Any] = {
+        "machine": machine(),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "requests": len(work.lengths),
+        "slots": work.slots,
+        "mean_length": sum(work.lengths) / len(work.lengths),
+        "longest": max(work.lengths),
+        "engines": {
+            name: {
+                "tokens_per_second": spread(rates[name]),
+                "first_seconds": spread([t.first for t in found]),
+                "peak_mb": max((t.peak_mb for t in found if t.peak_mb is not None), default=None),
+            }
+            for name, found in timings.items()
+        },
+    }
+    for name in ("generate", "continuous"):
+        if name in rates and "ours" in rates:
+            compared = ratio(rates["ours"], rates[name])
+            result[f"ratio_{name}"], result[f"ratio_{name}_range"] = (
+                compared["median"],
+                [compared["low"], compared["high"]],
+            )
+    return result

@@ -1,0 +1,80 @@
+"""The verb that measures speed: bench rollout, bench grpo."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sbtiny.cli.app import app
+from sbtiny.cli.options import USE, AsJson, FourBit, out
+from sbtiny.errors import InputError
+
+bench = typer.Typer(no_args_is_help=True, help="Speed against other engines and trainers, on the same work.")
+app.add_typer(bench, name="bench", rich_help_panel=USE)
+
+ENGINES = ("ours", "generate", "continuous")
+Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16 (default: what suits the machine).")]
+ModelName = Annotated[str, typer.Option("--model", "-m", help="Alias, hub id, folder or .gguf file.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads (default: what torch takes).")]
+Rounds = Annotated[int, typer.Option(min=1, help="Each is measured so often, by turns.")]
+Lengths = Annotated[Path | None, typer.Option(help="Answer lengths: one a line, or JSONL rows with length.")]
+Mean = Annotated[int, typer.Option(min=2, help="Mean answer length of the draw, in tokens.")]
+Longest = Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer of the draw.")]
+Slots = Annotated[int, typer.Option(min=1, help="Answers decoded at a time.")]
+SeedOf = Annotated[int, typer.Option("--seed", min=0, help="Seed of the draw.")]
+
+
+def chosen(names: str) -> list[str]:
+    """The engines of `--engine all` or `--engine ours,generate`."""
+    wanted = list(ENGINES) if names == "all" else names.split(",")
+    if unknown := [name for name in wanted if name not in ENGINES]:
+        raise InputError(f"--engine {unknown[0]!r} is unknown: choose all, or from {', '.join(ENGINES)}")
+    return wanted
+
+
+def lengths_of(file: Path | None, count: int, mean: int, longest: int, seed: int) -> list[int]:
+    from sbtiny.bench.work import draw_lengths, read_lengths
+
+    return read_lengths(file, count) if file else draw_lengths(count, mean, longest, seed)
+
+
+def check_dtype(dtype: str | None) -> None:
+    if dtype not in (None, "float32", "bfloat16", "float16"):
+        raise InputError(f"--dtype {dtype} is unknown: choose float32, bfloat16 or float16")
+
+
+@bench.command()
+def rollout(
+    model: ModelName = "tiny",
+    engine: Annotated[str, typer.Option(help="all, or some of ours,generate,continuous.")] = "all",
+    requests: Annotated[int, typer.Option(min=1, help="Answers to write.")] = 128,
+    slots: Slots = 32,
+    group: Annotated[int, typer.Option(min=1, help="Answers to each question.")] = 8,
+    mean: Mean = 44,
+    longest: Longest = 192,
+    lengths: Lengths = None,
+    rounds: Rounds = 3,
+    threads: Threads = None,
+    dtype: Dtype = None,
+    four_bit: FourBit = None,
+    seed: SeedOf = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Useful tokens a second of our decode loop, of generate, and of transformers' continuous batching.
+
+    Example: [b]sbtiny bench rollout --model smollm2-135m --dtype bfloat16[/b]
+    """
+    names, work = chosen(engine), lengths_of(lengths, requests, mean, longest, seed)
+    check_dtype(dtype)
+    import torch
+
+    if threads:
+        torch.set_num_threads(threads)
+    from sbtiny.models.load import load
+    from sbtiny.progress import quieten_libraries
+
+    quieten_libraries()
+    weights, tokenizer = load(model, four_bit=bool(four_bit), dtype=dtype)
+    from sbtiny.bench.rollout import compare, job
+
+    out(compare(weights, tokenizer, job(tokenizer, work, slots, group, seed), names, rounds), as_json)
