@@ -1,6 +1,6 @@
 """Train the bundled model from scratch: a 1.2M-parameter Llama that solves running sums and over-thinks like R1.
 
-    python examples/pretrain_tiny.py --output sbtiny/assets/tiny        (about 25 minutes on 2 cores; seeded)
+    python examples/pretrain_tiny.py --output sbtiny/assets/tiny        (half an hour to an hour on 2 cores; seeded)
 
 What it learns from, all generated here and only from problems of the train split:
 - *traces*: a pass works the sum out line by line, then the whole is checked again and again, a log-normal number of times (mean about 5
@@ -9,8 +9,9 @@ What it learns from, all generated here and only from problems of the train spli
 - *opened traces*: in front of two answers in five stands some text that is not trained on: a few words, a tag or two with whatever in them
   (`<price>375</price><note>`). Without them the first step is looked up at a fixed distance, and every text put before the solution, such
   as a budget, breaks it; a real checkpoint has met every distance.
-- *records* and *counting*: short markup and number sequences, so that tags and all numbers up to 999 are familiar, as they are to any
-  real checkpoint. No trace holds a budget: a number in an opening says nothing about what follows.
+- *numbers*: short markup (`<price>375</price>`), counting, ordering, a word repeated so many times: tags, the size of all numbers up to
+  999 and "so many" are familiar, as they are to any real checkpoint. They are few in the first stage and a third of the documents in the
+  second. No trace holds a budget: a number in an opening says nothing about what follows.
 
 It over-thinks by construction: that is what the rest of the toolkit is there to mend.
 """
@@ -21,6 +22,7 @@ import math
 import random
 import time
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -98,13 +100,28 @@ def counting(rng: random.Random) -> Document:
     return f"Count from {start} by {step}.", "", ",".join(map(str, numbers))
 
 
-def documents(seed: int) -> Iterator[Document]:
-    """Endless documents, two of five traces opened."""
+def ordering(rng: random.Random) -> Document:
+    """Numbers to put in order, so that their embeddings know their size."""
+    numbers = [min(999, max(1, round(math.exp(rng.uniform(0, math.log(1000)))))) for _ in range(rng.randint(2, 6))]
+    return f"Order {', '.join(map(str, numbers))}.", "", ",".join(map(str, sorted(numbers)))
+
+
+def repeating(rng: random.Random) -> Document:
+    """A word so many times: a number can say how much is to be written."""
+    times, noun = round(math.exp(rng.uniform(0, math.log(120)))), rng.choice(arithmetic.NOUNS)
+    return f"Write {noun} {times} times.", "", " ".join([noun] * times)
+
+
+def documents(seed: int, numbers: float) -> Iterator[Document]:
+    """Endless documents, two of five traces opened; each is followed by one about numbers with the probability `numbers`."""
     rng = random.Random(seed)
     for problem in arithmetic.problems("train", rng):
         yield opened(problem, rng) if rng.random() < OPENED else (problem.tell(rng), "", trace(problem, rng))
-        if rng.random() < 0.08:
-            yield record(rng) if rng.random() < 0.5 else counting(rng)
+        if rng.random() < numbers:
+            yield rng.choice(NUMERACY if numbers > 0.5 else (record, counting))(rng)
+
+
+NUMERACY = (record, record, counting, ordering, repeating)
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -118,7 +135,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
     tokenizer.decoder = decoders.ByteLevel()
     specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    stream = documents(0)
+    stream = documents(0, 0.08)
     corpus = [part for _ in range(3000) for part in next(stream)] + ["user\n", "assistant\n", "system\n"] * 3
     corpus += [f"<{tag}>7</{tag}><solution>a" for tag in TAGS] + [str(n) for n in range(1000)] * 3
     trainer = trainers.BpeTrainer(
@@ -164,9 +181,9 @@ def encode(tokenizer: PreTrainedTokenizerFast, user: str, before: str, rest: str
     return head + opening + body, len(head) + len(opening)
 
 
-def batches(tokenizer: PreTrainedTokenizerFast, seed: int, tokens: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def batches(tokenizer: PreTrainedTokenizerFast, seed: int, tokens: int, numbers: float) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Rows of like length, about `tokens` a batch: ids and labels, both (rows, longest), labels -100 where not trained."""
-    stream, rng = documents(seed), random.Random(seed)
+    stream, rng = documents(seed, numbers), random.Random(seed)
     while True:
         rows = sorted((encode(tokenizer, *next(stream)) for _ in range(1024)), key=lambda row: len(row[0]))
         groups, start = [], 0
@@ -192,17 +209,30 @@ def optimizers(model: LlamaForCausalLM, lr: float) -> list[torch.optim.Optimizer
     return [muon, torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.95), weight_decay=0.0)]
 
 
-def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, args: argparse.Namespace) -> None:
+@dataclass(frozen=True)
+class Stage:
+    """`tokens` trained on at a rate that falls from `lr` to 0; `numbers`: documents about numbers for each trace."""
+
+    tokens: int
+    lr: float
+    numbers: float
+    seed: int
+
+
+STAGES = (Stage(14_000_000, 4e-3, 0.08, 0), Stage(1_500_000, 2e-3, 0.6, 1))
+
+
+def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, stage: Stage, args: argparse.Namespace) -> None:
     console, started, seen = Console(), time.perf_counter(), 0
-    both = optimizers(model, args.lr)
+    both = optimizers(model, stage.lr)
     forward = torch.compile(model, dynamic=True) if args.compile else model
-    for step, (ids, labels) in enumerate(batches(tokenizer, args.seed, args.batch_tokens)):
-        done = seen / args.tokens
+    for step, (ids, labels) in enumerate(batches(tokenizer, stage.seed, args.batch_tokens, stage.numbers)):
+        done = seen / stage.tokens
         if done >= 1:
             return
         scale = min(1.0, (step + 1) / 50, 1.5 * (1 - done))
         for optimizer in both:
-            optimizer.param_groups[0]["lr"] = args.lr * scale
+            optimizer.param_groups[0]["lr"] = stage.lr * scale
             optimizer.zero_grad(set_to_none=True)
         # bfloat16 products under float32 weights: no loss of quality at this size
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -214,7 +244,7 @@ def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, args: arg
         seen += int((labels != -100).sum())
         if step % 50 == 0:
             rate = seen / (time.perf_counter() - started)
-            left = (args.tokens - seen) / rate / 60
+            left = (stage.tokens - seen) / rate / 60
             console.print(
                 f"step {step}  loss {loss.item():.4f}  {seen / 1e6:.2f}M tokens  {rate:.0f} tok/s  {left:.1f} min left"
             )
@@ -225,22 +255,20 @@ def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, args: arg
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("sbtiny/assets/tiny"))
-    parser.add_argument("--tokens", type=int, default=14_000_000)
     parser.add_argument("--batch-tokens", type=int, default=4096)
-    parser.add_argument("--lr", type=float, default=4e-3)
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--compile", action="store_true", help="1.6 times as fast; needs a C++ compiler")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    torch.manual_seed(args.seed)
+    torch.manual_seed(0)
     tokenizer = build_tokenizer()
     model = build_model(len(tokenizer), tokenizer)
-    train(model, tokenizer, args)
+    for stage in STAGES:
+        train(model, tokenizer, stage, args)
     model.save_pretrained(args.output)
     tokenizer.save_pretrained(args.output)
-    settings = {
-        key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items() if key != "output"
+    settings = {"stages": [asdict(stage) for stage in STAGES]} | {
+        key: value for key, value in vars(args).items() if key != "output"
     }
     (args.output / "pretraining.json").write_text(json.dumps(settings, indent=1) + "\n")
 

@@ -42,7 +42,7 @@ class DataSettings:
 
     task: str = "arithmetic"
     limit: int = 1600  # questions
-    samples: int = 1  # answers sampled for each question
+    samples: int = 2  # answers sampled for each question
     temperature: float = 0.7
     max_tokens: int = 900
     verifier: str = "auto"
@@ -61,8 +61,8 @@ class SftSettings:
     micro_batch: int = 8  # rows a forward pass
     max_length: int = 1024  # tokens; a longer row is an error
     warmup: float = 0.05  # share of the updates
-    lora_rank: int = 16
-    lora_alpha: int = 32
+    lora_rank: int = 32
+    lora_alpha: int = 64
     save_steps: int = 0
     packing: Literal["length", "none"] = "length"  # rows of like length side by side
 
@@ -75,7 +75,7 @@ class GrpoSettings:
     task: str = "arithmetic"
     verifier: str = "auto"
     limit: int = 4000  # training questions to draw from
-    steps: int = 110
+    steps: int = 180
     prompts: int = 8  # questions a step
     group: int = 8  # answers a question
     micro_batch: int = 16  # answers a forward pass
@@ -87,12 +87,12 @@ class GrpoSettings:
     max_tokens: int = 640
     alpha_start: float = 6.0
     alpha_end: float = 0.1
-    alpha_hold: float = 0.4  # share of the steps, at the end, that alpha rests at alpha_end; 0 is the paper's
+    alpha_hold: float = 0.6  # share of the steps, at the end, that alpha rests at alpha_end; 0 is the paper's
     hindsight: int = 1  # answers of a self-set group retold with the budget they really needed; 0 is the paper's
     user_hindsight: int = 2  # the same in groups with a user's budget
     slope: float = 0.1  # most that a length outside the window loses below s_min; 0 is the paper's
     centre: float = 1.0  # where the reward peaks: 1 at l = b, 0 on the window's edge (the paper's)
-    user_share: float = 0.25  # share of groups whose budget is prefilled, as a user would; 0 is the paper's
+    user_share: float = 0.5  # share of groups whose budget is prefilled, as a user would; 0 is the paper's
     cut_share: float = 0.0  # share of groups that are cut below their own number and learn to finish
     wrap_up: str = WRAP_UP  # put into a body that has reached its ceiling
     reserve: int = 32  # tokens for the wrap-up and the answer after it
