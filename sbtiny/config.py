@@ -31,7 +31,7 @@ AT_LEAST_1 = (
     *("grpo.slots", "eval.limit", "eval.max_tokens", "eval.slots"),
 )
 AT_LEAST_0 = ("eval.cut", "data.temperature", "sft.steps", "sft.save_steps", "grpo.save_steps", "grpo.beta", "eval.temperature")
-ABOVE_0 = ("sft.epochs", "sft.lr", "grpo.lr")
+ABOVE_0 = ("sft.epochs", "sft.lr", "grpo.lr", "grpo.clip")
 SHARES = ("sft.warmup", "grpo.warmup", "grpo.user_share", "grpo.cut_share", "grpo.centre")
 TYPES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
 
@@ -79,7 +79,9 @@ class GrpoSettings:
     prompts: int = 8  # questions a step
     group: int = 8  # answers a question
     micro_batch: int = 16  # answers a forward pass
-    lr: float = 1e-3
+    lr: float = 7e-4
+    decay: Literal["cosine", "constant_with_warmup"] = "cosine"  # of the learning rate
+    clip: float = 0.1  # largest norm of an update's gradient
     warmup: float = 0.03
     beta: float = 0.0  # KL weight; 0 needs no reference model
     loss: Literal["dapo", "grpo", "dr_grpo", "bnpo"] = "dapo"
