@@ -41,8 +41,8 @@ class DataSettings:
     """Cold-start data: the model's own correct answers."""
 
     task: str = "arithmetic"
-    limit: int = 1600  # questions
-    samples: int = 2  # answers sampled for each question
+    limit: int = 3200  # questions
+    samples: int = 1  # answers sampled for each question
     temperature: float = 0.7
     max_tokens: int = 900
     verifier: str = "auto"
