@@ -78,3 +78,42 @@ def rollout(
     from sbtiny.bench.rollout import compare, job
 
     out(compare(weights, tokenizer, job(tokenizer, work, slots, group, seed), names, rounds), as_json)
+
+
+@bench.command()
+def grpo(
+    model: ModelName = "tiny",
+    prompts: Annotated[int, typer.Option(min=1, help="Questions a step.")] = 8,
+    group: Annotated[int, typer.Option(min=2, help="Answers to each question.")] = 8,
+    micro_batch: Annotated[int, typer.Option(min=1, help="Answers a forward pass.")] = 8,
+    steps: Annotated[int, typer.Option(min=1, help="Steps measured each time, after one to warm up.")] = 2,
+    mean: Mean = 44,
+    longest: Longest = 192,
+    lengths: Lengths = None,
+    rounds: Rounds = 2,
+    threads: Threads = None,
+    dtype: Dtype = None,
+    four_bit: FourBit = None,
+    seed: SeedOf = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Seconds a GRPO step, against plain trl.GRPOTrainer at the same work.
+
+    Example: [b]sbtiny bench grpo --model smollm2-135m[/b]
+    """
+    if prompts * group % micro_batch:
+        raise InputError(f"--micro-batch {micro_batch} must divide prompts x group = {prompts * group}")
+    work = lengths_of(lengths, prompts * group, mean, longest, seed)
+    check_dtype(dtype)
+    import torch
+
+    if threads:
+        torch.set_num_threads(threads)
+    from sbtiny.models.load import start_backend
+
+    start_backend()  # unsloth, where it is, patches what follows
+    from sbtiny.bench.grpo import Plan, compare
+    from sbtiny.progress import quieten_libraries
+
+    quieten_libraries()
+    out(compare(Plan(model, dtype, bool(four_bit), prompts, group, micro_batch, work, steps, seed), rounds), as_json)

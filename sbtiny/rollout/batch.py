@@ -29,7 +29,7 @@ class Batch:
         self.queue, self.staged = deque(order), {}
         self.waiting = Counter(r.prompt_ids for r in requests)
         self.episodes: list[Episode | None] = [None] * len(requests)
-        slots, longest = engine.slots, max(r.max_tokens for r in requests)
+        slots, longest = engine.rows, max(r.max_tokens for r in requests)
         self.index, self.tokens, self.positions, self.counts, self.limits = (
             np.zeros(slots, dtype=np.int64) for _ in range(5)
         )
@@ -39,7 +39,7 @@ class Batch:
 
     def refill(self) -> bool:
         """Fill free slots from the queue; False when nothing is left to decode."""
-        while self.queue and self.active < self.engine.slots:
+        while self.queue and self.active < self.engine.rows:
             index = self.queue.popleft()
             request = self.requests[index]
             if request.interrupt is not None and request.interrupt.is_set():

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from sbtiny.errors import InputError
 from sbtiny.rollout.batch import Batch
 from sbtiny.rollout.episode import Episode, Request
+from sbtiny.rollout.memory import slots_within
 from sbtiny.rollout.sampling import Sampling, sample, uniforms
 from sbtiny.rollout.weights import Layer, Weights
 
@@ -28,12 +29,21 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class Engine:
     """Samples requests with a model's folded weights in at most `slots` rows of `capacity` tokens each.
 
-    `pieces[i]` is the text of token i (see `token_pieces`), `stop_ids` the tokens that end an answer.
+    `pieces[i]` is the text of token i (see `token_pieces`), `stop_ids` the tokens that end an answer. `kv_gb` limits the cache in GiB
+    (default: most of what is free when it is allocated); fewer slots are used where not all of them fit.
     """
 
-    def __init__(self, model: nn.Module, pieces: Sequence[str], stop_ids: frozenset[int], slots: int = 64) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        pieces: Sequence[str],
+        stop_ids: frozenset[int],
+        slots: int = 64,
+        kv_gb: float | None = None,
+    ) -> None:
         self.weights = Weights(model)
-        self.pieces, self.slots, self.capacity = pieces, slots, 0
+        self.pieces, self.slots, self.capacity, self.kv_gb = pieces, slots, 0, kv_gb
+        self.rows, self.cache = 0, None
         self.stops = np.zeros(len(self.weights.embed), dtype=bool)
         if outside := [i for i in stop_ids if i >= len(self.stops)]:
             raise InputError(
@@ -47,11 +57,14 @@ class Engine:
         """Cache for `capacity` tokens a slot: (layers, 2, slots, kv heads, capacity, head_dim), zeros: unwritten memory is read masked."""
         if capacity <= self.capacity:
             return
-        w = self.weights
-        self.capacity = math.ceil(capacity / 64) * 64
-        shape = (len(w.layers), 2, self.slots, w.kv_heads, self.capacity, w.head_dim)
+        w, self.cache, self.capacity = self.weights, None, 0  # the old cache goes before the new one comes
+        capacity = math.ceil(capacity / 64) * 64
+        slot = len(w.layers) * 2 * w.kv_heads * capacity * w.head_dim * w.embed.element_size()
+        self.rows = slots_within(slot, self.slots, self.kv_gb, w.embed.device)
+        shape = (len(w.layers), 2, self.rows, w.kv_heads, capacity, w.head_dim)
         self.cache = torch.zeros(shape, dtype=w.dtype, device=w.embed.device)
-        self.cos, self.sin = w.rope(self.capacity)
+        self.cos, self.sin = w.rope(capacity)
+        self.capacity = capacity
 
     def _project(self, layer: Layer, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys (rotated) and values of x (..., width): each (..., heads, head_dim)."""
@@ -134,6 +147,8 @@ class Engine:
         for request in requests:
             if not request.prompt_ids:
                 raise InputError("an empty prompt: the chat template rendered nothing")
+            if request.max_tokens < 1:
+                raise InputError(f"a request for {request.max_tokens} tokens: ask for 1 or more")
             if len(request.prompt_ids) + request.max_tokens > self.weights.max_positions:
                 raise InputError(
                     f"a prompt of {len(request.prompt_ids)} tokens and {request.max_tokens} to write exceed the model's "

