@@ -280,7 +280,7 @@ def stop_ids(model: nn.Module, tokenizer: "PreTrainedTokenizerBase") -> frozense
     """
     configured = model.generation_config.eos_token_id
     configured = configured if isinstance(configured, list) else [configured]
-    found = {*configured, tokenizer.eos_token_id, _turn_end(tokenizer)} - {None}
+    found = {*configured, tokenizer.eos_token_id, turn_end(tokenizer)} - {None}
     vocabulary = model.get_input_embeddings().weight.shape[0]
     if not found:
         raise InputError("this model names no end token: set eos_token_id in its generation_config.json")
@@ -289,7 +289,7 @@ def stop_ids(model: nn.Module, tokenizer: "PreTrainedTokenizerBase") -> frozense
     return frozenset(found)
 
 
-def _turn_end(tokenizer: "PreTrainedTokenizerBase") -> int | None:
+def turn_end(tokenizer: "PreTrainedTokenizerBase") -> int | None:
     """The special token the chat template puts right after an assistant's answer, if it puts one."""
     if not tokenizer.chat_template:
         return None
