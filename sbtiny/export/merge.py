@@ -6,7 +6,7 @@ trained. `original` merges onto the 16-bit weights the 4 bits were made of. Noth
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,13 +132,17 @@ def shards(merged: Merged, dtype: torch.dtype) -> Iterator[dict[str, Tensor]]:
     yield group
 
 
-def save_weights(merged: Merged, folder: Path, dtype: torch.dtype) -> None:
-    """model.safetensors, or numbered parts with their index, as transformers, vLLM and SGLang read them."""
+def save_weights(merged: Merged, folder: Path, dtype: torch.dtype, advance: Callable[[int], None]) -> None:
+    """model.safetensors, or numbered parts with their index, as transformers, vLLM and SGLang read them.
+
+    `advance` is told how many tensors have been written.
+    """
     names: list[list[str]] = []
     total = 0
     for group in shards(merged, dtype):
         save_file(group, folder / f"part-{len(names)}.safetensors", metadata={"format": "pt"})
         names.append(list(group))
+        advance(len(group))
         total += sum(tensor.nbytes for tensor in group.values())
     if len(names) == 1:
         (folder / "part-0.safetensors").rename(folder / "model.safetensors")
