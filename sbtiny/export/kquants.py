@@ -15,7 +15,7 @@ TOOL = "llama-quantize"
 def check_tool() -> None:
     """Raises InputError, with the line that mends it, when neither the Python module nor the program is there."""
     if not find_spec("llama_cpp") and not shutil.which(TOOL):
-        raise InputError(f"{', '.join(KINDS)} are made by llama.cpp: pip install llama-cpp-python, or put {TOOL} on PATH")
+        raise InputError(f"{', '.join(KINDS)} are made by llama.cpp: pip install 'sbtiny[llama]', or put {TOOL} on PATH")
 
 
 def quantize(source: Path, target: Path, kind: str) -> None:

@@ -21,7 +21,6 @@ from sbtiny.rollout.guard import Guard
 from sbtiny.rollout.policy import Policy
 from sbtiny.rollout.sampling import Sampling, sample, uniforms
 
-INSTALL = "pip install llama-cpp-python"
 PAD = 256  # llama.cpp rounds a sequence's cache up to so many tokens
 
 
