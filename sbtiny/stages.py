@@ -20,6 +20,7 @@ from sbtiny import runs
 from sbtiny.budget.protocol import BudgetChoice, parse_budget_option
 from sbtiny.config import Settings
 from sbtiny.errors import InputError
+from sbtiny.models.aliases import resolve
 from sbtiny.models.load import add_lora, load, start_backend
 from sbtiny.progress import console, quieten_libraries
 from sbtiny.tasks.leaks import Item, without_heldout
@@ -30,6 +31,7 @@ from sbtiny.training.rows import read_labelled
 start_backend()  # unsloth patches trl, transformers and peft; what follows imports them, so it must come first
 
 from sbtiny.evaluation import evaluate  # noqa: E402
+from sbtiny.rollout import llama_cpp  # noqa: E402
 from sbtiny.rollout.policy import Policy  # noqa: E402
 from sbtiny.training import coldstart, grpo, rollouts, sft  # noqa: E402
 
@@ -40,9 +42,14 @@ quieten_libraries()
 
 
 def open_policy(name: str, settings: Settings, slots: int, trainable: bool = False) -> Policy:
-    """A run's policy (base model and adapter) or a plain model. Tiny models run faster on one thread than on many."""
+    """A run's policy (base model and adapter) or a plain model. Tiny models run faster on one thread than on many.
+
+    A .gguf file is decoded by llama.cpp where its module is installed, else unpacked and decoded as any model.
+    """
     folder = runs.find(name)
     torch.manual_seed(settings.seed)
+    if folder is None and name.endswith(".gguf") and not trainable and llama_cpp.available():
+        return llama_cpp.GgufPolicy(Path(resolve(name).ref), slots)
     model_name = runs.read_json(folder / "run.json")["model"] if folder else name
     adapter = folder / "adapter" if folder else None
     if adapter and not adapter.is_dir():

@@ -139,17 +139,24 @@ def read_tokenizer(reader: "GGUFReader", file: Path) -> "PreTrainedTokenizerBase
     )
 
 
-def _byte_pairs(tokens: list[str], reader: "GGUFReader", split: str) -> Any:
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+def splitter(split: str) -> Any:
+    """What cuts text into words under one of llama.cpp's names, a key of SPLITS."""
+    from tokenizers import Regex, pre_tokenizers
 
-    patterns, ignore_merges = SPLITS[split]
+    words = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in SPLITS[split][0]]
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return pre_tokenizers.Sequence([*words, to_bytes])
+
+
+def _byte_pairs(tokens: list[str], reader: "GGUFReader", split: str) -> Any:
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
+
+    ignore_merges = SPLITS[split][1]
     merges = [tuple(merge.split(" ")) for merge in field(reader, "tokenizer.ggml.merges")]
     tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges, ignore_merges=ignore_merges))
     if "qwen" in split:
         tokenizer.normalizer = normalizers.NFC()
-    words = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in patterns]
-    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*words, to_bytes])
+    tokenizer.pre_tokenizer = splitter(split)
     tokenizer.decoder = decoders.ByteLevel()
     types = field(reader, "tokenizer.ggml.token_type")
     for token, kind in zip(tokens, types, strict=True):

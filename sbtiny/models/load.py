@@ -23,7 +23,7 @@ from sbtiny.models.hardware import Dtype, detect
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import BitsAndBytesConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     Loaded = tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]
 
@@ -125,6 +125,17 @@ def _files(source: Source) -> str:
     if source.kind == "bundled" and not Path(source.ref, "config.json").is_file():
         raise InputError(f"the bundled model is missing from {source.ref}: install sbtiny again")
     return source.ref
+
+
+def base_folder(source: Source) -> Path:
+    """The folder of a model's files; a hub model's are downloaded into the hub's cache. Raises InputError when it cannot be had."""
+    ref = _files(source)
+    if source.kind != "hub":
+        return Path(ref)
+    from huggingface_hub import snapshot_download
+
+    with _reading(source):
+        return Path(snapshot_download(ref, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "README.md"]))
 
 
 def _parameters(config: Any) -> int:
@@ -278,10 +289,16 @@ def stop_ids(model: nn.Module, tokenizer: "PreTrainedTokenizerBase") -> frozense
 
     Raises InputError when there is none or one lies outside the vocabulary.
     """
-    configured = model.generation_config.eos_token_id
+    return stop_ids_of(model.generation_config, tokenizer, model.get_input_embeddings().weight.shape[0])
+
+
+def stop_ids_of(
+    generation: "GenerationConfig", tokenizer: "PreTrainedTokenizerBase", vocabulary: int
+) -> frozenset[int]:
+    """`stop_ids` of a model whose weights are not at hand; `vocabulary` is the number of rows of its embedding."""
+    configured = generation.eos_token_id
     configured = configured if isinstance(configured, list) else [configured]
-    found = {*configured, tokenizer.eos_token_id, _turn_end(tokenizer)} - {None}
-    vocabulary = model.get_input_embeddings().weight.shape[0]
+    found = {*configured, tokenizer.eos_token_id, turn_end(tokenizer)} - {None}
     if not found:
         raise InputError("this model names no end token: set eos_token_id in its generation_config.json")
     if outside := [i for i in found if not 0 <= i < vocabulary]:
@@ -289,7 +306,7 @@ def stop_ids(model: nn.Module, tokenizer: "PreTrainedTokenizerBase") -> frozense
     return frozenset(found)
 
 
-def _turn_end(tokenizer: "PreTrainedTokenizerBase") -> int | None:
+def turn_end(tokenizer: "PreTrainedTokenizerBase") -> int | None:
     """The special token the chat template puts right after an assistant's answer, if it puts one."""
     if not tokenizer.chat_template:
         return None

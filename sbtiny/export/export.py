@@ -1,0 +1,168 @@
+"""From a run to files: merged folder, GGUF files, what goes beside them, and the check. Built aside, renamed when whole."""
+
+import errno
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sbtiny import runs
+from sbtiny.errors import Failed, InputError
+from sbtiny.evaluation.evaluate import Verify
+from sbtiny.export import gguf, kquants, modelfile, template
+from sbtiny.export.card import card
+from sbtiny.export.check import Check
+from sbtiny.export.merge import Merged, save_weights
+from sbtiny.export.plan import Plan
+from sbtiny.export.tokens import read_vocabulary
+from sbtiny.models.load import base_folder, load_tokenizer, stop_ids_of, turn_end
+from sbtiny.progress import bar, console
+from sbtiny.tasks.sources import Question
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+
+class Export:
+    """One export under way: the base's parts, read once. Raises InputError for what cannot be exported rightly."""
+
+    def __init__(self, plan: Plan) -> None:
+        from transformers import AutoConfig, GenerationConfig
+
+        self.plan, self.base = plan, base_folder(plan.source)
+        self.config = AutoConfig.from_pretrained(self.base)
+        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(str(self.base))
+        trained = load_tokenizer(str(self.base))
+        self.tokenizer.chat_template = template.with_budget(trained.chat_template or "")
+        template.check_prompts(trained, self.tokenizer)
+        adapter = plan.run / "adapter"
+        on_4bit = plan.nf4 and plan.merge == "dequantized"
+        self.merged = Merged(self.base, adapter, nf4=on_4bit, tied=self.config.tie_word_embeddings)
+        rows = self.merged.shapes["model.embed_tokens.weight"][0]
+        self.generation: GenerationConfig = GenerationConfig.from_pretrained(self.base) if has_generation(self.base) else GenerationConfig()
+        self.stops = ordered_stops(stop_ids_of(self.generation, self.tokenizer, rows), self.tokenizer)
+        self.vocabulary = None
+        if plan.kinds:
+            gguf.check_architecture(self.config)
+            for name in self.merged.files:
+                gguf.gguf_name(name, self.config)
+            self.vocabulary = read_vocabulary(self.tokenizer, rows)
+            modelfile.go_template(self.tokenizer)
+
+    def write(self, folder: Path) -> dict[str, Path]:
+        """Everything but export.json into `folder`; the GGUF files by kind."""
+        self._write_merged(folder / "merged")
+        files = {kind: folder / f"{self.plan.name}-{kind}.gguf" for kind in self.plan.kinds}
+        for kind, file in files.items():
+            self._write_gguf(file, kind)
+        self._write_beside(folder, list(files.values()))
+        return files
+
+    def _write_merged(self, folder: Path) -> None:
+        folder.mkdir(parents=True)
+        with bar("merging", len(self.merged.files)) as advance:
+            save_weights(self.merged, folder, getattr(torch, self.plan.dtype), advance)
+        self.config.dtype = self.plan.dtype
+        if hasattr(self.config, "quantization_config"):
+            del self.config.quantization_config
+        self.config.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        self.generation.eos_token_id = self.stops
+        self.generation.save_pretrained(folder)
+        (folder / "README.md").write_text(card(self.plan, self.base), encoding="utf-8")
+
+    def _write_gguf(self, file: Path, kind: str) -> None:
+        if kind in kquants.KINDS:
+            plain = file.with_name(f"{self.plan.name}-f16.gguf")
+            made = not plain.is_file()
+            if made:
+                self._write_gguf(plain, "f16")
+            kquants.quantize(plain, file, kind)
+            if made and "f16" not in self.plan.kinds:
+                plain.unlink()
+            return
+        with bar(f"writing {kind}", len(self.merged.files)) as advance:
+            for _ in gguf.write(file, kind, self.merged, self.config, self.tokenizer, self.vocabulary, self.stops, self.plan.name):
+                advance()
+
+    def _write_beside(self, folder: Path, files: list[Path]) -> None:
+        e = self.plan.settings.eval
+        about = {"name": self.plan.name, "base": self.plan.source.name, "run": str(self.plan.run), "merge": self.plan.merge}
+        first = files[0].name if files else None
+        (folder / "README.md").write_text(modelfile.readme(about, self.tokenizer, first, e.temperature), encoding="utf-8")
+        if first:
+            text = modelfile.modelfile(first, self.tokenizer, self.stops, e.temperature, self.config.max_position_embeddings)
+            (folder / "Modelfile").write_text(text, encoding="utf-8")
+
+
+def has_generation(folder: Path) -> bool:
+    return (folder / "generation_config.json").is_file()
+
+
+def ordered_stops(found: frozenset[int], tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """The end of a turn first: it is what ends an answer."""
+    first = turn_end(tokenizer)
+    first = first if first is not None else tokenizer.eos_token_id
+    return [first, *sorted(found - {first})] if first is not None else sorted(found)
+
+
+@contextmanager
+def aside(folder: Path) -> Iterator[Path]:
+    """A folder to build in, beside `folder`; gone when the work fails. A full disk becomes one line."""
+    building = folder.with_name(f".{folder.name}.building")
+    shutil.rmtree(building, ignore_errors=True)  # of an export that was killed
+    try:
+        building.mkdir(parents=True)
+        yield building
+    except (OSError, RuntimeError) as error:
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+        if full:
+            raise InputError(f"no space left for {folder}: free some, write fewer kinds, or choose another --output") from error
+        raise
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def place(building: Path, folder: Path) -> None:
+    """Put a finished export under its name; an earlier one goes only then."""
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    building.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def export(plan: Plan, questions: list[Question], verify: Verify) -> dict[str, Any]:
+    """Write the files and check them: the content of export.json.
+
+    Raises Failed when the check does; the files are then kept under the name with `-failed`, with their export.json.
+    """
+    work = Export(plan)
+    result: dict[str, Any] = {
+        "run": str(plan.run), "model": plan.source.name, "merge": plan.merge, "trained_in_4bit": plan.nf4, "dtype": plan.dtype,
+    }  # fmt: skip
+    failures: list[str] = []
+    with aside(plan.output) as building:
+        files = work.write(building)
+        result["stops"] = work.tokenizer.convert_ids_to_tokens(work.stops)
+        if plan.check:
+            check = Check(plan, questions, verify)
+            check.trained()
+            check.merged(building / "merged")
+            for kind, file in files.items():
+                check.gguf(file, kind)
+            result |= check.result
+            failures = check.failures
+        result |= {"checked": plan.check, "passed": not failures if plan.check else None, "failures": failures}
+        runs.write_json(building / "export.json", result)
+        output = plan.output if not failures else runs.unused(plan.output.with_name(f"{plan.output.name}-failed"))
+        place(building, output)
+    result["folder"] = str(output)
+    if failures:
+        raise Failed(f"{output} is not the trained policy: {'; '.join(failures)}")
+    console.print(f"wrote {output}")
+    return result

@@ -1,0 +1,165 @@
+"""A GGUF file of the Llama, Qwen2 or Qwen3 architecture, written tensor by tensor: no compiler, no network, little memory."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sbtiny.errors import InputError
+from sbtiny.export.merge import Merged
+from sbtiny.export.tokens import Vocabulary, add_special, add_tokens
+
+if TYPE_CHECKING:
+    from gguf import GGMLQuantizationType, GGUFWriter
+    from transformers import PreTrainedTokenizerBase
+
+ARCHITECTURES = ("llama", "qwen2", "qwen3")
+SCALINGS = ("default", "linear", "yarn", "llama3")
+# Name -> (type of the matrices, type of embedding and head, llama.cpp's number for it). The ends of a model bear less rounding.
+KINDS = {
+    "f32": ("F32", "F32", 0),
+    "f16": ("F16", "F16", 1),
+    "bf16": ("BF16", "BF16", 32),
+    "q8_0": ("Q8_0", "Q8_0", 7),
+    "q5_1": ("Q5_1", "Q8_0", 9),
+    "q5_0": ("Q5_0", "Q8_0", 8),
+    "q4_1": ("Q4_1", "Q8_0", 3),
+    "q4_0": ("Q4_0", "Q8_0", 2),
+}
+ENDS = ("model.embed_tokens.weight", "lm_head.weight")
+
+
+def check_architecture(config: Any) -> None:
+    """Raises InputError for what this file cannot write rightly, naming what works."""
+    if config.model_type not in ARCHITECTURES:
+        raise InputError(f"no GGUF for a {config.model_type!r} model: {', '.join(ARCHITECTURES)} work; export without --gguf")
+    if (scaling := config.rope_parameters["rope_type"]) not in SCALINGS:
+        raise InputError(f"no GGUF for {scaling!r} rotary scaling: {', '.join(SCALINGS)} work; export without --gguf")
+    if getattr(config, "use_sliding_window", False):
+        raise InputError("no GGUF for sliding-window attention in these architectures: export without --gguf")
+
+
+def write(
+    file: Path, kind: str, merged: Merged, config: Any, tokenizer: "PreTrainedTokenizerBase", vocabulary: Vocabulary, stops: list[int], name: str
+) -> Iterator[str]:
+    """Write `file`, yielding the name of each tensor as it is written."""
+    from gguf import GGUFWriter, LlamaFileType
+
+    writer = GGUFWriter(file, config.model_type)
+    writer.add_name(name)
+    writer.add_file_type(LlamaFileType(KINDS[kind][2]))
+    writer.add_quantization_version(2)
+    add_shape(writer, config, merged.shapes["model.embed_tokens.weight"][0])
+    add_tokens(writer, vocabulary)
+    add_special(writer, tokenizer, stops)
+    factors = llama3_factors(config)
+    if factors is not None:
+        writer.add_tensor_info("rope_freqs.weight", factors.shape, factors.dtype, factors.nbytes)
+    names = {given: gguf_name(given, config) for given in merged.files}
+    for given in merged.files:
+        announce(writer, names[given], merged.shapes[given], tensor_type(kind, given, merged.shapes[given]))
+    try:
+        for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_ti_data_to_file):
+            step()
+        if factors is not None:
+            writer.write_tensor_data(factors)
+        for given in merged.files:
+            writer.write_tensor_data(encoded(merged, given, config, kind))
+            yield given
+    finally:
+        writer.close()
+
+
+def add_shape(writer: "GGUFWriter", config: Any, vocabulary: int) -> None:
+    heads = config.num_attention_heads
+    head = getattr(config, "head_dim", None) or config.hidden_size // heads
+    writer.add_vocab_size(vocabulary)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(head)
+    writer.add_value_length(head)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_dimension_count(head)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    add_scaling(writer, config.rope_parameters)
+
+
+def add_scaling(writer: "GGUFWriter", rope: dict[str, Any]) -> None:
+    """Linear and YaRN scaling are fields; llama3's is a tensor (`llama3_factors`)."""
+    from gguf import RopeScalingType
+
+    if rope["rope_type"] in ("linear", "yarn"):
+        writer.add_rope_scaling_type(RopeScalingType(rope["rope_type"]))
+        writer.add_rope_scaling_factor(rope["factor"])
+    if rope["rope_type"] == "yarn":
+        writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+
+
+def llama3_factors(config: Any) -> np.ndarray | None:
+    """What Llama 3.1 divides each rotary frequency by, (head_dim / 2,); None for other scalings."""
+    rope = config.rope_parameters
+    if rope["rope_type"] != "llama3":
+        return None
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    waves = 2 * math.pi * rope["rope_theta"] ** (np.arange(0, head, 2) / head)
+    low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+    smooth = np.clip((rope["original_max_position_embeddings"] / waves - low) / (high - low), 0, 1)
+    return (1 / (smooth + (1 - smooth) / rope["factor"])).astype(np.float32)
+
+
+def gguf_name(name: str, config: Any) -> str:
+    from gguf import MODEL_ARCH, get_tensor_name_map
+
+    arch = MODEL_ARCH[config.model_type.upper()]
+    found = get_tensor_name_map(arch, config.num_hidden_layers).get_name(name, try_suffixes=(".weight", ".bias"))
+    if found is None:
+        raise InputError(f"no GGUF name for the tensor {name} in a {config.model_type} model: export without --gguf")
+    return found
+
+
+def tensor_type(kind: str, name: str, shape: tuple[int, ...]) -> "GGMLQuantizationType":
+    """float32 for norms and biases, float16 for rows that are no multiple of a block."""
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    if len(shape) == 1:
+        return GGMLQuantizationType.F32
+    found = GGMLQuantizationType[KINDS[kind][name in ENDS]]
+    return found if shape[-1] % GGML_QUANT_SIZES[found][0] == 0 else GGMLQuantizationType.F16
+
+
+def announce(writer: "GGUFWriter", name: str, shape: tuple[int, ...], kind: "GGMLQuantizationType") -> None:
+    from gguf.quants import quant_shape_to_byte_shape
+
+    plain = {"F32": np.float32, "F16": np.float16}.get(kind.name)
+    if plain:
+        writer.add_tensor_info(name, shape, np.dtype(plain), math.prod(shape) * np.dtype(plain).itemsize)
+    else:
+        packed = quant_shape_to_byte_shape(shape, kind)
+        writer.add_tensor_info(name, packed, np.dtype(np.uint8), math.prod(packed), raw_dtype=kind)
+
+
+def encoded(merged: Merged, name: str, config: Any, kind: str) -> np.ndarray:
+    """The tensor's bytes as the file wants them."""
+    from gguf.quants import quantize
+
+    weight = merged[name].numpy()
+    if config.model_type == "llama":
+        if ".q_proj." in name:
+            weight = interleaved(weight, config.num_attention_heads)
+        elif ".k_proj." in name:
+            weight = interleaved(weight, config.num_key_value_heads)
+    data = quantize(weight, tensor_type(kind, name, weight.shape))
+    if data.dtype == np.float16 and not np.isfinite(data).all():
+        raise InputError(f"{name} does not fit into float16: use --gguf bf16 or q8_0")
+    return data
+
+
+def interleaved(weight: np.ndarray, heads: int) -> np.ndarray:
+    """Rows (heads x head_dim, ...) from transformers' rotary layout, two halves a head, to llama.cpp's, pairs side by side."""
+    return weight.reshape(heads, 2, -1, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)

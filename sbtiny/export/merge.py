@@ -1,0 +1,156 @@
+"""The trained policy as plain weights: base plus adapter, one tensor at a time, so that memory stays near one tensor.
+
+A run trained on a 4-bit base learnt to correct that base, rounding included: `dequantized` merges onto it and is exactly what was
+trained. `original` merges onto the 16-bit weights the 4 bits were made of. Nothing is ever merged into 4 bits: it erases the adapter.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sbtiny.errors import InputError
+
+SHARD = 10**9  # bytes
+PREFIX, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
+PLAIN = {"bias": "none", "use_dora": False, "modules_to_save": None, "rank_pattern": {}, "alpha_pattern": {}, "fan_in_fan_out": False}
+MEND = "give the model it was trained on"
+
+
+@dataclass(frozen=True, slots=True)
+class Lora:
+    """The change to one weight (out, in): scale x b @ a; a (rank, in), b (out, rank)."""
+
+    a: Tensor
+    b: Tensor
+    scale: float
+
+    def delta(self) -> Tensor:
+        return self.scale * (self.b.float() @ self.a.float())
+
+
+def read_adapter(folder: Path) -> dict[str, Lora]:
+    """Name of a weight -> its change. Raises InputError when the adapter is missing, corrupt, or no plain LoRA."""
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no mapping)
+    except FileNotFoundError as error:
+        raise InputError(f"{folder} holds no adapter ({error}): give a finished run") from error
+    except (SafetensorError, ValueError, OSError) as error:
+        raise InputError(f"the adapter in {folder} is corrupt ({error}): take one from a checkpoint-N of the run") from error
+    for key, wanted in PLAIN.items():
+        if (config.get(key) or wanted) != wanted:
+            raise InputError(f"the adapter in {folder} has {key} = {config[key]!r}: only plain LoRA can be merged")
+    rank, alpha = config["r"], config["lora_alpha"]
+    scale = alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
+    names = sorted({name.removesuffix(A).removesuffix(B) for name in tensors})
+    if odd := [name for name in names if not {name + A, name + B} <= tensors.keys()]:
+        raise InputError(f"the adapter in {folder} holds half of {odd[0]}: take one from a checkpoint-N of the run")
+    return {name.removeprefix(PREFIX) + ".weight": Lora(tensors[name + A], tensors[name + B], scale) for name in names}
+
+
+class Merged:
+    """The policy's tensors by their Hugging Face names, float32, read and merged when asked for.
+
+    `nf4`: the linear layers are rounded to 4 bits and back first, as training had them. `adapter` None: the base alone. Raises
+    InputError when the base has no safetensors or the adapter does not fit it.
+    """
+
+    def __init__(self, base: Path, adapter: Path | None, nf4: bool = False, tied: bool = False) -> None:
+        self.base, self.nf4 = base, nf4
+        self.lora = read_adapter(adapter) if adapter else {}
+        self.files: dict[str, Path] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.stored: dict[str, str] = {}
+        for file in base_files(base):
+            self._index(file, tied)
+        for name, lora in self.lora.items():
+            wanted = (lora.b.shape[0], lora.a.shape[1])
+            if name not in self.shapes:
+                raise InputError(f"the adapter in {adapter} does not fit {base}: it has no {name}; {MEND}")
+            if self.shapes[name] != wanted:
+                raise InputError(f"the adapter in {adapter} does not fit {base}: {name} is {self.shapes[name]}, not {wanted}; {MEND}")
+
+    def _index(self, file: Path, tied: bool) -> None:
+        try:
+            with safe_open(file, "pt") as opened:
+                for name in opened.keys():  # noqa: SIM118
+                    if not (tied and name == "lm_head.weight"):
+                        part = opened.get_slice(name)
+                        self.files[name], self.shapes[name], self.stored[name] = file, tuple(part.get_shape()), part.get_dtype()
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"cannot read {file}: {error}; check that the model is whole") from error
+
+    def __getitem__(self, name: str) -> Tensor:
+        # Opened anew each time: an open file keeps every page it ever read in this process's memory.
+        with safe_open(self.files[name], "pt") as file:
+            weight = file.get_tensor(name)
+        if self.nf4 and name.endswith("_proj.weight"):
+            weight = through_nf4(weight)
+        weight = weight.float()
+        return weight + self.lora[name].delta() if name in self.lora else weight.clone()
+
+
+def base_files(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    raise InputError(f"{folder} holds no model.safetensors: save the base with save_pretrained first")
+
+
+def through_nf4(weight: Tensor) -> Tensor:
+    """The weight as 4-bit training sees it: NF4, double quantisation, blocks of 64 (models/load.py)."""
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    packed, state = quantize_4bit(weight.contiguous(), quant_type="nf4", compress_statistics=True)
+    return dequantize_4bit(packed, state)
+
+
+def shards(merged: Merged, dtype: torch.dtype) -> Iterator[dict[str, Tensor]]:
+    """The tensors in `dtype`, in groups of about SHARD bytes. Raises InputError for a weight that overflows."""
+    group: dict[str, Tensor] = {}
+    size = 0
+    for name in merged.files:
+        tensor = merged[name].to(dtype)
+        if not torch.isfinite(tensor).all():
+            raise InputError(f"{name} does not fit into {dtype}: use --dtype bfloat16, or the run has diverged")
+        if group and size + tensor.nbytes > SHARD:
+            yield group
+            group, size = {}, 0
+        group[name] = tensor
+        size += tensor.nbytes
+    yield group
+
+
+def save_weights(merged: Merged, folder: Path, dtype: torch.dtype, advance: Callable[[int], None]) -> None:
+    """model.safetensors, or numbered parts with their index, as transformers, vLLM and SGLang read them.
+
+    `advance` is told how many tensors have been written.
+    """
+    names: list[list[str]] = []
+    total = 0
+    for group in shards(merged, dtype):
+        save_file(group, folder / f"part-{len(names)}.safetensors", metadata={"format": "pt"})
+        names.append(list(group))
+        advance(len(group))
+        total += sum(tensor.nbytes for tensor in group.values())
+    if len(names) == 1:
+        (folder / "part-0.safetensors").rename(folder / "model.safetensors")
+        return
+    where: dict[str, str] = {}
+    for i, inside in enumerate(names):
+        final = f"model-{i + 1:05}-of-{len(names):05}.safetensors"
+        (folder / f"part-{i}.safetensors").rename(folder / final)
+        where |= dict.fromkeys(inside, final)
+    index: dict[str, Any] = {"metadata": {"total_size": total}, "weight_map": where}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")

@@ -1,0 +1,86 @@
+"""What an export is to do, and everything that can be known to go wrong, looked at before any work. Imports no torch."""
+
+import json
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+from sbtiny import runs
+from sbtiny.config import Settings
+from sbtiny.errors import InputError
+from sbtiny.export import kquants
+from sbtiny.models.aliases import Source, resolve
+
+Merge = Literal["dequantized", "original"]
+Dtype = Literal["float16", "bfloat16", "float32"]
+WRITTEN = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
+DTYPES = ("float16", "bfloat16", "float32")
+MERGES = ("dequantized", "original")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """`kinds` are the GGUF files to write, none for the merged folder alone; `nf4`: the run was trained on a 4-bit base."""
+
+    run: Path
+    settings: Settings
+    source: Source
+    output: Path
+    merge: Merge
+    dtype: Dtype
+    kinds: tuple[str, ...]
+    nf4: bool
+    check: bool
+
+    @property
+    def name(self) -> str:
+        return self.run.resolve().name
+
+
+def make(run: Path, settings: Settings, output: Path | None, merge: str, dtype: str, gguf: str, nf4: bool, check: bool) -> Plan:
+    """Raises InputError for an unknown choice, a missing tool, a run without adapter, or a place that cannot be written."""
+    for name, value, known in (("--merge", merge, MERGES), ("--dtype", dtype, DTYPES)):
+        if value not in known:
+            raise InputError(f"{name} {value!r} is not known: choose from {', '.join(known)}")
+    kinds = read_kinds(gguf)
+    model = runs.read_run(run)["model"]
+    for file in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (run / "adapter" / file).is_file():
+            raise InputError(f"{run} holds no adapter ({file} is missing): give a finished run")
+    output = output or run / "export"
+    check_output(output)
+    return Plan(run, settings, check_base(run, resolve(model)), output, merge, dtype, kinds, nf4, check)
+
+
+def read_kinds(text: str) -> tuple[str, ...]:
+    """`f16,q8_0` or `none`; every kind once, in the order given."""
+    kinds = tuple(dict.fromkeys(word.strip().lower() for word in text.split(",") if word.strip()))
+    if kinds in ((), ("none",)):
+        return ()
+    if unknown := [kind for kind in kinds if kind not in WRITTEN and kind not in kquants.KINDS]:
+        raise InputError(f"--gguf {unknown[0]!r} is not known: choose from {', '.join((*WRITTEN, *kquants.KINDS))}, or none")
+    if not find_spec("gguf"):
+        raise InputError("writing GGUF needs the gguf package: pip install 'sbtiny[gguf]', or use --gguf none")
+    if any(kind in kquants.KINDS for kind in kinds):
+        kquants.check_tool()
+    return kinds
+
+
+def check_output(folder: Path) -> None:
+    """An earlier export may be replaced, anything else not."""
+    if folder.exists() and any(folder.iterdir()) and not (folder / "export.json").is_file():
+        raise InputError(f"{folder} is there and is no earlier export: choose another --output")
+    runs.check_writable(folder / "export.json")
+
+
+def check_base(run: Path, source: Source) -> Source:
+    """Raises InputError when the adapter names another hub model than the run: two of the same shape would merge quietly."""
+    try:
+        named = json.loads((run / "adapter" / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path") or ""
+    except ValueError as error:
+        raise InputError(f"{run}/adapter/adapter_config.json is corrupt ({error}): take one from a checkpoint-N of the run") from error
+    on_hub = named.count("/") == 1 and not named.startswith((".", "/", "~"))
+    if on_hub and source.kind == "hub" and named != source.ref:
+        raise InputError(f"the adapter in {run} was trained on {named}, the run says {source.ref}: give the model it was trained on")
+    return source

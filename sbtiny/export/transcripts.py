@@ -1,0 +1,52 @@
+"""Chats as a user of llama.cpp has them: the file's own template, llama.cpp's tokens, sampler and stops, no engine of ours."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sbtiny.budget.protocol import prefill
+
+CONTEXT = 4096  # tokens
+OFF = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repeat_penalty": 1.0}  # llama-cpp-python's own defaults change the distribution
+
+
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """`text` begins with the prefilled tags, when there are any; `ended`: by an end token, not by the limit."""
+
+    text: str
+    ended: bool
+
+
+@contextmanager
+def opened(file: Path) -> Iterator[Any]:
+    import llama_cpp
+
+    model = llama_cpp.Llama(str(file), n_ctx=CONTEXT, verbose=False)
+    try:
+        yield model
+    finally:
+        model.close()
+
+
+def chat(model: Any, question: str, max_tokens: int, seed: int, temperature: float, budget: int | None = None) -> Chat:
+    """One answer of an opened model; a budget is prefilled through the template in the file, as llama-server does it."""
+    tokens = model.tokenize(rendered(model, question, budget).encode(), add_bos=False, special=True)
+    room = max(1, min(max_tokens, model.n_ctx() - len(tokens)))
+    found = model.create_completion(tokens, max_tokens=room, seed=seed, temperature=temperature, **OFF)
+    choice = found["choices"][0]
+    return Chat(("" if budget is None else prefill(budget)) + choice["text"], choice["finish_reason"] == "stop")
+
+
+def rendered(model: Any, question: str, budget: int | None) -> str:
+    """The prompt by the template in the file; `budget` as chat_template_kwargs would give it."""
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(model.metadata["tokenizer.chat_template"])
+    ids = {"bos_token": model.token_bos(), "eos_token": model.token_eos()}
+    special = {name: model.detokenize([i], special=True).decode() if i >= 0 else "" for name, i in ids.items()}
+    messages = [{"role": "user", "content": question}]
+    return template.render(messages=messages, add_generation_prompt=True, **special, **({} if budget is None else {"budget": budget}))
