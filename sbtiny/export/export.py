@@ -23,7 +23,7 @@ from sbtiny.progress import bar, console
 from sbtiny.tasks.sources import Question
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 
 class Export:
