@@ -115,7 +115,7 @@ class EvalSettings:
     limit: int = 500
     budget: str = "auto"  # auto | N | 0.5x
     temperature: float = 0.7
-    top_p: float = 1.0
+    top_p: float = 0.95  # with it, what the R1 models are recommended to be sampled with; 1 is off
     cut: float = 0.0  # cut the body at this share of its number and wrap it up; 0 is off
     wrap_up: str = WRAP_UP  # put into a body that has reached its ceiling
     reserve: int = 32  # tokens for the wrap-up and the answer after it
