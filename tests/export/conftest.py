@@ -1,0 +1,71 @@
+"""A run whose adapter does something, made in a second; small random models of every architecture."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from sbtiny import runs
+from sbtiny.config import Settings
+from sbtiny.models.aliases import BUNDLED
+from sbtiny.models.load import add_lora, load, load_tokenizer
+
+pytest.importorskip("gguf")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SBTINY_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def make_run(folder: Path, model: str = "tiny", four_bit: bool = False) -> Path:
+    """A run folder with a random adapter that moves the policy well away from its base."""
+    torch.manual_seed(0)
+    policy = add_lora(load(model, four_bit=four_bit)[0], rank=4, alpha=8)
+    for name, weight in policy.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight.data, std=0.02)
+    policy.save_pretrained(folder / "adapter")
+    runs.write_text(folder / "config.yaml", Settings(model=model, four_bit=four_bit).as_yaml())
+    runs.write_json(folder / "run.json", {"kind": "grpo", "model": model, "started": "now"})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("runs") / "r")
+
+
+@pytest.fixture(scope="session")
+def new_run():
+    """make_run, for tests that need a run of their own."""
+    return make_run
+
+
+@pytest.fixture(scope="session")
+def new_model():
+    return random_model
+
+
+def random_model(folder: Path, kind: str, tied: bool, **more: object) -> Path:
+    """A folder with a random model of an architecture and the bundled tokenizer."""
+    torch.manual_seed(0)
+    tokenizer = load_tokenizer(str(BUNDLED))
+    head = 128 if kind == "qwen3" else 32  # the default of transformers' GGUF reader, which does not read it
+    config = AutoConfig.for_model(
+        kind, vocab_size=len(tokenizer) + 3, hidden_size=64 if kind != "llama" else 128, intermediate_size=96,
+        num_hidden_layers=2, num_attention_heads=2 if kind != "llama" else 4, num_key_value_heads=1 if kind != "llama" else 2,
+        head_dim=head, max_position_embeddings=512, tie_word_embeddings=tied, eos_token_id=2, bos_token_id=None,
+        initializer_range=0.2, **more,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config)
+    for name, weight in model.named_parameters():
+        if name.endswith(("bias", "norm.weight")):  # zeros and ones would hide a mistake
+            torch.nn.init.normal_(weight.data, mean=1.0, std=0.3)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+

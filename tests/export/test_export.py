@@ -1,0 +1,119 @@
+"""A run becomes files: whole or not at all, and checked."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from sbtiny.budget.protocol import prefill
+from sbtiny.cli import app
+from sbtiny.errors import Failed, InputError
+from sbtiny.export import check, kquants
+from sbtiny.export.compare import kl
+from sbtiny.export.merge import Merged
+from sbtiny.models.aliases import BUNDLED
+from sbtiny.models.load import load, prompt_ids
+from sbtiny.rollout import llama_cpp
+
+FEW = ["--questions", "4", "--set", "eval.max_tokens=60", "--set", "eval.slots=4"]
+
+
+def export(*arguments: object) -> None:
+    app(["export", *map(str, arguments)], standalone_mode=False)
+
+
+def logits(model: torch.nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=torch.tensor([list(range(3, 90))])).logits[0].float()
+
+
+@pytest.mark.parametrize("four_bit", [False, True])
+def test_merged_onto_the_training_base_is_the_trained_policy(new_run, four_bit: bool, tmp_path: Path) -> None:
+    run = new_run(tmp_path / "r", four_bit=four_bit)
+    export(run, "--gguf", "none", "--no-check", "--dtype", "float32")
+    policy = load("tiny", four_bit=four_bit, adapter=run / "adapter")[0]
+    merged = load(str(run / "export" / "merged"))[0]
+    assert kl(logits(policy), logits(merged)) < 1e-5
+    with policy.disable_adapter():
+        assert kl(logits(merged), logits(policy)) > 1e-3
+
+
+def test_the_whole_export_is_checked_and_keeps_prompts(run: Path, tmp_path: Path) -> None:
+    export(run, "--gguf", "f16,q8_0", "-o", tmp_path / "out", *FEW)
+    found = json.loads((tmp_path / "out" / "export.json").read_text())
+    assert found["passed"], found["failures"]
+    assert found["merged"]["kl_adapter_merged"] * check.RATIO < found["merged"]["kl_merged_base"]
+    assert set(found["files"]) == {"r-f16.gguf", "r-q8_0.gguf"}
+    assert found["files"]["r-f16.gguf"]["transformers"]["strings_same"] == 50
+    tokenizer, trained = load(str(tmp_path / "out" / "merged"))[1], load("tiny")[1]
+    assert prompt_ids(tokenizer, "What?") == prompt_ids(trained, "What?")
+    chat = [{"role": "user", "content": "What?"}]
+    ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False, budget=70)
+    assert ids == prompt_ids(trained, "What?") + trained.encode(prefill(70), add_special_tokens=False)
+    assert "FROM ./r-f16.gguf" in (tmp_path / "out" / "Modelfile").read_text()
+    assert not list(tmp_path.glob(".out*"))
+
+
+def test_a_failed_check_keeps_the_files_aside(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(check.AGREE, "q8_0", 1.1)
+    with pytest.raises(Failed, match="first choices agree"):
+        export(run, "--gguf", "q8_0", "-o", tmp_path / "out", *FEW)
+    assert not (tmp_path / "out").exists()
+    assert json.loads((tmp_path / "out-failed" / "export.json").read_text())["passed"] is False
+
+
+def test_interrupted_work_leaves_nothing_and_the_earlier_export(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    export(run, "--gguf", "none", "--no-check", "-o", out)
+    before = (out / "export.json").read_text()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("sbtiny.export.gguf.encoded", full)
+    with pytest.raises(InputError, match="no space left"):
+        export(run, "--gguf", "q8_0", "--no-check", "-o", out)
+    assert (out / "export.json").read_text() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_corrupt_adapter_and_another_base_are_one_line(new_model, run: Path, tmp_path: Path) -> None:
+    broken = shutil.copytree(run, tmp_path / "broken")
+    file = broken / "adapter" / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(InputError, match="is corrupt"):
+        export(broken, "--no-check")
+    base = shutil.copytree(BUNDLED, tmp_path / "base")
+
+    other = new_model(base, "qwen2", True)
+    with pytest.raises(InputError, match="does not fit"):
+        Merged(other, run / "adapter")
+    odd = shutil.copytree(run, tmp_path / "odd")
+    config = odd / "adapter" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"use_dora": True}))
+    with pytest.raises(InputError, match="only plain LoRA"):
+        export(odd, "--no-check")
+    assert not list(tmp_path.glob("*/export"))
+
+
+def test_wrong_choices_are_refused_before_any_work(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match=r"'q9' is not known: choose from f32"):
+        export(run, "--gguf", "q9")
+    monkeypatch.setattr(kquants, "find_spec", lambda name: None)
+    monkeypatch.setattr(kquants.shutil, "which", lambda name: None)
+    with pytest.raises(InputError, match=r"pip install 'sbtiny\[llama\]'"):
+        export(run, "--gguf", "q4_k_m")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file").touch()
+    with pytest.raises(InputError, match="is no earlier export"):
+        export(run, "-o", tmp_path / "mine")
+
+
+@pytest.mark.skipif(not llama_cpp.available(), reason="needs llama-cpp-python")
+def test_k_quants_are_made_by_llama_cpp_without_a_leftover(run: Path, tmp_path: Path) -> None:
+    export(run, "--gguf", "q4_k_m,q6_k", "--no-check", "-o", tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").glob("*.gguf")} == {"r-q4_k_m.gguf", "r-q6_k.gguf"}

@@ -1,0 +1,93 @@
+"""Every architecture and kind, read back by transformers and, where it is installed, by llama.cpp."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from sbtiny.errors import InputError
+from sbtiny.export import gguf
+from sbtiny.export.compare import agreement, kl
+from sbtiny.export.merge import Merged
+from sbtiny.export.tokens import read_vocabulary
+from sbtiny.models.from_gguf import read
+from sbtiny.models.load import load_tokenizer
+from sbtiny.rollout import llama_cpp
+
+IDS = list(range(3, 60))
+# Bounds on a random model, whose logits spread far; a wrong layout is above 3. llama.cpp keeps keys and values in 16 bits.
+NEAR = 1e-3
+FAR = {"f32": NEAR, "f16": NEAR, "bf16": 2e-2, "q8_0": 5e-2, "q5_1": 0.5, "q5_0": 0.5, "q4_1": 1.5, "q4_0": 1.5}
+
+
+def logits(model: torch.nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        return model.float()(input_ids=torch.tensor([IDS])).logits[0]
+
+
+def write(base: Path, kind: str, file: Path) -> Path:
+    config, tokenizer = AutoConfig.from_pretrained(base), load_tokenizer(str(base))
+    merged = Merged(base, None, tied=config.tie_word_embeddings)
+    vocabulary = read_vocabulary(tokenizer, merged.shapes["model.embed_tokens.weight"][0])
+    list(gguf.write(file, kind, merged, config, tokenizer, vocabulary, [2], "x"))
+    return file
+
+
+def both_readers(file: Path) -> list[torch.Tensor]:
+    found = [logits(read(file)[0])]
+    if llama_cpp.available():
+        engine = llama_cpp.LlamaCpp(file, slots=2)
+        found.append(torch.from_numpy(engine.score(IDS)))
+        engine.close()
+    return found
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
+def test_an_architecture_reads_back_exactly(new_model, kind: str, tied: bool, tmp_path: Path) -> None:
+    base = new_model(tmp_path / "base", kind, tied)
+    wanted = logits(AutoModelForCausalLM.from_pretrained(base))
+    for found in both_readers(write(base, "f32", tmp_path / "x.gguf")):
+        assert kl(wanted, found) < NEAR
+        assert agreement(wanted, found) > 0.97
+
+
+@pytest.mark.parametrize("kind", gguf.KINDS)
+def test_a_kind_is_as_near_as_its_bits(new_model, kind: str, tmp_path: Path) -> None:
+    base = new_model(tmp_path / "base", "llama", True)
+    wanted = logits(AutoModelForCausalLM.from_pretrained(base))
+    for found in both_readers(write(base, kind, tmp_path / "x.gguf")):
+        assert kl(wanted, found) < FAR[kind]
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0},
+        {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+         "original_max_position_embeddings": 64},
+    ],
+)  # fmt: skip
+def test_scaled_rotary_positions_are_llama_cpps_too(new_model, rope: dict, tmp_path: Path) -> None:
+    if not llama_cpp.available():
+        pytest.skip("needs llama-cpp-python")
+    base = new_model(tmp_path / "base", "llama", True, rope_parameters=rope)
+    engine = llama_cpp.LlamaCpp(write(base, "f32", tmp_path / "x.gguf"), slots=2)
+    assert kl(logits(AutoModelForCausalLM.from_pretrained(base)), torch.from_numpy(engine.score(IDS))) < NEAR
+    engine.close()
+
+
+def test_what_cannot_be_written_is_refused_with_what_can() -> None:
+    config = AutoConfig.for_model("gpt2")
+    with pytest.raises(InputError, match=r"'gpt2' model: llama, qwen2, qwen3 work"):
+        gguf.check_architecture(config)
+    scaled = AutoConfig.for_model("llama", rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0})
+    with pytest.raises(InputError, match="'dynamic' rotary scaling"):
+        gguf.check_architecture(scaled)
+
+
+def test_the_rotary_layouts_pair_the_same_rows() -> None:
+    rows = np.arange(8)[:, None]  # one head: halves 0-3 and 4-7
+    assert gguf.interleaved(rows, 1)[:, 0].tolist() == [0, 4, 1, 5, 2, 6, 3, 7]
