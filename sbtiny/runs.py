@@ -159,3 +159,12 @@ def newest(kind: str) -> Path:
     if not done:
         raise InputError(f"no finished {kind} run under {ROOT}/: run `sbtiny {kind}` first or name one with --run")
     return max(done, key=lambda folder: (folder / "run.json").stat().st_mtime)
+
+
+def unfinished(kind: str) -> Path:
+    """The latest run of a kind that was begun and not finished; raises InputError when there is none."""
+    found = [path.parent for path in ROOT.glob("*/run.json") if not (path.parent / "adapter").exists()]
+    begun = [folder for folder in found if read_run(folder)["kind"] == kind]
+    if not begun:
+        raise InputError(f"--resume needs --output with the folder of the run to go on with: {ROOT}/ has no unfinished {kind} run")
+    return max(begun, key=lambda folder: (folder / "run.json").stat().st_mtime)

@@ -5,9 +5,8 @@ data build -> sft -> grpo -> eval -> report
 
 import random
 import re
-import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -33,7 +32,7 @@ start_backend()  # unsloth patches trl, transformers and peft; what follows impo
 from sbtiny.evaluation import evaluate  # noqa: E402
 from sbtiny.rollout import llama_cpp  # noqa: E402
 from sbtiny.rollout.policy import Policy  # noqa: E402
-from sbtiny.training import coldstart, grpo, rollouts, sft  # noqa: E402
+from sbtiny.training import checkpoint, coldstart, grpo, rollouts, sft  # noqa: E402
 
 # As the system and safetensors say it; torch.save names its own file where it could not write.
 DISK = re.compile("No space left on device|Disk quota exceeded|File too large|Read-only file system|inline_container")
@@ -112,40 +111,24 @@ def keeping(folder: Path, verb: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        tidy(folder)
-        saved = whole_checkpoints(folder)
-        console.print(f"\nstopped; {folder} keeps metrics and samples", f"and {saved[-1].name}" if saved else "")
-        if saved:
-            console.print(f"go on with: sbtiny {verb} --resume --output {folder}")
+        checkpoint.tidy(folder)
+        saved = checkpoint.last_checkpoint(folder)
+        console.print(f"\nstopped; {folder} keeps metrics and samples", f"and {saved.name}" if saved else "")
+        console.print(f"go on with: sbtiny {verb} --resume --output {folder}")
         raise
     except Exception as error:  # what the libraries raise when they cannot write is of no common kind
-        tidy(folder)
+        checkpoint.tidy(folder)
         if reason := DISK.search(str(error)):
             why = "torch could not write all of a file" if reason[0] == "inline_container" else reason[0]
             raise InputError(f"cannot write {folder}: {why}; free space or choose another --output") from error
         raise
 
 
-def tidy(folder: Path) -> None:
-    """Remove what was being written: an adapter, checkpoints without their last file."""
-    whole = whole_checkpoints(folder)
-    for path in (folder / ".adapter.tmp", *folder.glob("checkpoint-*")):
-        if path not in whole:
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def whole_checkpoints(folder: Path) -> list[Path]:
-    """In their order; trainer_state.json is written last."""
-    whole = [path for path in folder.glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
-    return sorted(whole, key=lambda path: int(path.name.split("-")[1]))
-
-
-def last_checkpoint(folder: Path) -> Path:
-    """The newest whole checkpoint of a run; raises InputError when there is none."""
-    whole = whole_checkpoints(folder)
-    if not whole:
-        raise InputError(f"no checkpoint in {folder}: start without --resume (checkpoints need save_steps)")
-    return whole[-1]
+def going_on(folder: Path, settings: Settings, stage: str, data: Sequence[Any]) -> Path | None:
+    """The checkpoint to go on from; the run in `folder` may have none yet. Raises InputError for a setting that differs."""
+    matters = checkpoint.mattering(settings, stage, data)
+    checkpoint.check_same(checkpoint.begun_with(folder, stage), matters, folder)
+    return checkpoint.go_on(folder, matters)
 
 
 def run_sft(settings: Settings, output: Path | None, resume: bool = False) -> Path:
@@ -153,9 +136,11 @@ def run_sft(settings: Settings, output: Path | None, resume: bool = False) -> Pa
 
     Everything that can be wrong is read before the folder is made.
     """
-    given = settings.sft.data or (resume and output and str(output / "data.jsonl"))
+    kept = output / "data.jsonl" if resume and output else None
+    given = settings.sft.data or (str(kept) if kept and kept.is_file() else None)
     rows = read_labelled(given) if given else []
     questions = [] if given else load_questions(settings.data.task, "train", 1, settings.seed)
+    last = going_on(output, settings, "sft", rows) if resume and output else None
     policy = open_policy(settings.model, settings, settings.data.slots, trainable=True)
     dataset = sft.prepare(policy, rows, settings.sft.max_length) if rows else None
     folder = output if resume and output else runs.new("sft", output, settings)
@@ -165,7 +150,7 @@ def run_sft(settings: Settings, output: Path | None, resume: bool = False) -> Pa
                 policy.refresh()
                 rows = build_data(settings, folder / "data.jsonl", policy=policy).rows
             dataset = sft.prepare(policy, rows, settings.sft.max_length)
-        sft.train(policy, dataset, settings, folder, last_checkpoint(folder) if resume else None)
+        sft.train(policy, dataset, settings, folder, checkpoint.mattering(settings, "sft", rows), last)
     return folder
 
 
@@ -185,16 +170,25 @@ def run_grpo(settings: Settings, start: Path, output: Path | None, resume: bool 
     settings = replace(settings, model=runs.read_json(start / "run.json")["model"])
     verify = load_verifier(settings.grpo.verifier)
     questions = training_questions(settings)
+    last = going_on(output, settings, "grpo", questions) if resume and output else None
     policy = open_policy(str(start), settings, settings.grpo.slots, trainable=True)
     folder = output if resume and output else runs.new("grpo", output, settings, parent=str(start))
     with keeping(folder, "grpo"):
-        if (folder / "b_max.json").is_file():
-            b_max = {key: float(value) for key, value in runs.read_json(folder / "b_max.json").items()}
-        else:
-            b_max = rollouts.initial_lengths(policy, questions, verify, settings)
-            runs.write_json(folder / "b_max.json", {key: str(value) for key, value in b_max.items()})
-        grpo.train(policy, questions, verify, b_max, settings, folder, last_checkpoint(folder) if resume else None)
+        b_max = lengths_of(policy, questions, verify, settings, folder)
+        grpo.train(policy, questions, verify, b_max, settings, folder, checkpoint.mattering(settings, "grpo", questions), last)
     return folder
+
+
+def lengths_of(
+    policy: Policy, questions: Sequence[Question], verify: rollouts.Verify, settings: Settings, folder: Path
+) -> dict[str, float]:
+    """b_max of the training questions: sampled once, then kept in the run as b_max.json."""
+    kept = folder / "b_max.json"
+    if kept.is_file():
+        return {key: float(value) for key, value in runs.read_json(kept).items()}
+    b_max = rollouts.initial_lengths(policy, questions, verify, settings)
+    runs.write_json(kept, {key: str(value) for key, value in b_max.items()})
+    return b_max
 
 
 def run_eval(name: str, settings: Settings, folder: Path, sweep: bool = False) -> dict[str, Any]:

@@ -25,7 +25,7 @@ Verifier = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON alone on stdout.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings and stop.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --output.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --output (default: the newest unfinished).")]
 Steps = Annotated[int | None, typer.Option(min=1, help="Number of updates.")]
 SaveSteps = Annotated[int | None, typer.Option(min=0, help="Checkpoint every so many updates; 0 for none.")]
 FourBit = Annotated[
@@ -54,11 +54,15 @@ def look_ahead(section: Any, task: str) -> None:
         load_questions(task, "train", section.limit)
 
 
-def resumed(config: Path | None, output: Path | None) -> Path:
-    """The settings to go on with: those the run in `output` was made with, unless another file is given."""
-    if output is None or not (output / "run.json").is_file():
+def resumed(verb: str, output: Path | None) -> Path:
+    """The folder of the run to go on with: `output`, else the newest unfinished run of that verb."""
+    from sbtiny import runs
+
+    if output is None:
+        return runs.unfinished(verb)
+    if not (output / "run.json").is_file():
         raise InputError("--resume needs --output with the folder of the run to go on with")
-    return config or output / "config.yaml"
+    return output
 
 
 def existing(name: str) -> Path:

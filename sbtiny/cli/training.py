@@ -90,8 +90,11 @@ def sft(
     from sbtiny.models.aliases import resolve
     from sbtiny.tasks.sources import read_rows
 
+    if resume:
+        output = resumed("sft", output)
+        config = config or output / "config.yaml"
     settings = settings_from(
-        resumed(config, output) if resume else config,
+        config,
         preset,
         extra,
         model=model,
@@ -142,8 +145,11 @@ def grpo(
     """
     from sbtiny import runs
 
+    if resume:
+        output = resumed("grpo", output)
+        config = config or output / "config.yaml"
     settings = settings_from(
-        resumed(config, output) if resume else config,
+        config,
         preset,
         extra,
         seed=seed,

@@ -1,7 +1,9 @@
 """Budget-guided GRPO: TRL's GRPOTrainer over our rollouts, with micro-batches that waste no time on padding (paper section 4)."""
 
 import math
+import random
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from sbtiny.rollout.policy import Policy
 from sbtiny.tasks.sources import Question
 from sbtiny.training import head
 from sbtiny.training.arguments import common
+from sbtiny.training.checkpoint import Sealer, state_of
 from sbtiny.training.rollouts import Rollouts, Verify
 from sbtiny.training.watch import Watch
 
@@ -86,8 +89,27 @@ def arguments(settings: Settings, output: Path) -> GRPOConfig:
         beta=g.beta,
         loss_type=g.loss,
         temperature=g.temperature,
+        shuffle_dataset=False,
         logging_steps=1,
     )
+
+
+def in_turn(names: Sequence[str], settings: Settings) -> list[str]:
+    """Question ids of all steps, one after another: in their order first, then in rounds shuffled by seed and round.
+
+    One list over the whole run, for TRL's own sampler forgets on resume how many epochs it has shuffled.
+    """
+    needed, order = settings.grpo.steps * settings.grpo.prompts, list(names)
+    for number in count(1):
+        if len(order) >= needed:
+            return order[:needed]
+        order += random.Random(f"{settings.seed}/round {number}").sample(names, len(names))
+
+
+def kept(rollouts: Rollouts) -> dict[str, Any]:
+    """What a checkpoint must hold beside TRL's: alpha for a reader, b_max where training changes it."""
+    changed = rollouts.b_max if rollouts.g.tight_bmax else {}
+    return {"alpha": rollouts.metrics.get("alpha"), "b_max": {key: str(value) for key, value in changed.items()}}
 
 
 def train(
@@ -97,9 +119,12 @@ def train(
     b_max: dict[str, float],
     settings: Settings,
     output: Path,
+    matters: dict[str, Any],
     resume: Path | None = None,
 ) -> None:
     """Train the policy's adapter and save it as `output/adapter`; `questions` are taken in their order, `grpo.prompts` a step."""
+    if resume:
+        b_max.update({key: float(value) for key, value in state_of(resume)["b_max"].items()})
     rollouts = Rollouts(policy, questions, verify, b_max, settings, output)
     head.ensure()
     watch = Watch("grpo", settings.grpo.steps, output, SHOWN)
@@ -107,11 +132,9 @@ def train(
         model=policy.model,
         reward_funcs=rollouts.reward,
         args=arguments(settings, output),
-        train_dataset=Dataset.from_list([{"prompt": q.id} for q in questions]),
+        train_dataset=Dataset.from_list([{"prompt": name} for name in in_turn([q.id for q in questions], settings)]),
         processing_class=policy.tokenizer,
         rollout_func=rollouts,
-        callbacks=[watch],
+        callbacks=[watch, Sealer(matters, lambda: kept(rollouts))],
     )
-    watch.quieten(trainer)
-    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    watch.save_adapter(policy.model)
+    watch.run(trainer, resume)

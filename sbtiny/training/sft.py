@@ -14,6 +14,7 @@ from sbtiny.models.load import prompt_ids
 from sbtiny.rollout.policy import Policy
 from sbtiny.training import head
 from sbtiny.training.arguments import common
+from sbtiny.training.checkpoint import Sealer
 from sbtiny.training.rows import tokenized
 from sbtiny.training.watch import Watch
 
@@ -58,7 +59,14 @@ def updates_planned(settings: Settings, rows: int) -> int:
     return s.steps or max(1, math.ceil(rows * s.epochs / s.batch))
 
 
-def train(policy: Policy, dataset: Dataset, settings: Settings, output: Path, resume: Path | None = None) -> None:
+def train(
+    policy: Policy,
+    dataset: Dataset,
+    settings: Settings,
+    output: Path,
+    matters: dict[str, Any],
+    resume: Path | None = None,
+) -> None:
     """Train the policy's adapter (its model must be a PEFT model) on prepared rows and save it as `output/adapter`."""
     updates = updates_planned(settings, len(dataset))
     head.ensure()
@@ -68,8 +76,6 @@ def train(policy: Policy, dataset: Dataset, settings: Settings, output: Path, re
         args=arguments(settings, len(dataset), output, updates),
         train_dataset=dataset,
         processing_class=policy.tokenizer,
-        callbacks=[watch],
+        callbacks=[watch, Sealer(matters)],
     )
-    watch.quieten(trainer)
-    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    watch.save_adapter(policy.model)
+    watch.run(trainer, resume)

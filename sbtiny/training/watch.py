@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from peft import load_peft_weights, set_peft_model_state_dict
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
@@ -13,6 +14,9 @@ from transformers.trainer_callback import PrinterCallback
 from sbtiny.errors import Failed
 from sbtiny.progress import bar
 from sbtiny.runs import append_jsonl
+from sbtiny.training.checkpoint import step_of
+
+FORGOTTEN = ("num_tokens", "train_loss")  # sums that TRL begins anew on resume: they would say less than they seem to
 
 
 class Watch(TrainerCallback):
@@ -22,13 +26,17 @@ class Watch(TrainerCallback):
         self.stage, self.steps, self.output, self.shown = stage, steps, output, shown
         self.started = time.perf_counter()
 
-    def quieten(self, trainer: Trainer) -> None:
-        """TRL prints each log as a dictionary; the bar says it better."""
-        trainer.remove_callback(PrinterCallback)
+    def run(self, trainer: Trainer, resume: Path | None) -> None:
+        """Train from the start or from a checkpoint, then save the adapter. A checkpoint of the last step is only taken over."""
+        trainer.remove_callback(PrinterCallback)  # TRL prints each log as a dictionary; the bar says it better
+        if resume and step_of(resume) >= self.steps:
+            set_peft_model_state_dict(trainer.model, load_peft_weights(str(resume), device=str(trainer.model.device)))
+        else:
+            with bar(self.stage, self.steps) as self.advance:
+                trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        self.save_adapter(trainer.model)
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.bar = bar(self.stage, self.steps)
-        self.advance = self.bar.__enter__()
         self.advance(state.global_step)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -38,17 +46,13 @@ class Watch(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **_: Any
     ) -> None:
         row = {"stage": self.stage, "step": state.global_step, "seconds": round(time.perf_counter() - self.started, 2)}
-        append_jsonl(
-            self.output / "metrics.jsonl", row | {key: value for key, value in logs.items() if value is not None}
-        )
+        kept = {key: value for key, value in logs.items() if value is not None and key not in FORGOTTEN}
+        append_jsonl(self.output / "metrics.jsonl", row | kept)
         if (loss := logs.get("loss")) is not None and loss != loss:
             raise Failed(
                 f"{self.stage}: the loss is NaN at step {state.global_step}; lower the learning rate (metrics.jsonl has the run so far)"
             )
         self.advance(0, note="  ".join(f"{key} {logs[key]:.3g}" for key in self.shown if logs.get(key) is not None))
-
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.bar.__exit__(None, None, None)
 
     def save_adapter(self, model: nn.Module) -> None:
         """Save beside and rename: `adapter/` exists only when it is whole."""

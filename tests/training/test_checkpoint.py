@@ -1,0 +1,245 @@
+"""Killed at any moment and resumed, a run ends as if nothing had happened: the same adapter, the same rows."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+from transformers import Trainer
+
+from sbtiny import runs, stages
+from sbtiny.config import GrpoSettings, Settings, SftSettings, load
+from sbtiny.errors import InputError
+from sbtiny.training import checkpoint, sft, watch
+from sbtiny.training.checkpoint import SEAL, last_checkpoint
+from sbtiny.training.rollouts import Rollouts
+
+GRPO = GrpoSettings(
+    steps=6, prompts=2, group=4, micro_batch=4, max_tokens=40, limit=5, save_steps=2, sample_steps=1, slots=8, tight_bmax=True
+)  # 5 questions for 12 places: a second and a third round of them begin within the run
+TIMES = ("seconds", "generate_seconds", "tokens_per_second", "step_time", "train_runtime", "train_samples", "train_steps")
+
+
+class Killed(BaseException):
+    """Stands for kill -9 where the test needs the process afterwards: nothing of ours catches it."""
+
+
+def settings_of(g: GrpoSettings = GRPO) -> Settings:
+    return Settings(grpo=g)
+
+
+def rows_of(file: Path) -> list[dict]:
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    return [{key: value for key, value in row.items() if not key.startswith(TIMES)} for row in rows]
+
+
+def result(folder: Path) -> tuple:
+    """All that must be equal: the adapter's bytes and the rows of the logs, times aside."""
+    return (
+        (folder / "adapter" / "adapter_model.safetensors").read_bytes(),
+        rows_of(folder / "metrics.jsonl"),
+        rows_of(folder / "samples.jsonl") if (folder / "samples.jsonl").exists() else [],
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(started: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The uninterrupted run."""
+    return stages.run_grpo(settings_of(), started, tmp_path_factory.mktemp("whole") / "run")
+
+
+@contextmanager
+def killed(monkeypatch: pytest.MonkeyPatch, owner: object, name: str, when: Callable[..., bool]) -> Iterator[None]:
+    """The process dies in `owner.name`, before it does anything, the first time that `when(*arguments)` holds."""
+    old = getattr(owner, name)
+
+    def dying(*arguments: object, **named: object) -> object:
+        if when(*arguments, **named):
+            raise Killed
+        return old(*arguments, **named)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, name, dying)
+        with pytest.raises(Killed):
+            yield
+
+
+MOMENTS = {
+    "in the first step, before any checkpoint": (Rollouts, "_tighten", lambda self, _: self.metrics["alpha"] == 6.0),
+    "between steps": (Rollouts, "__call__", lambda self, _, trainer: trainer.state.global_step == 3),
+    "before the first file of a checkpoint": (Trainer, "save_model", lambda self, *_, **__: self.state.global_step == 4),
+    "between the files of a checkpoint": (Trainer, "_save_rng_state", lambda self, _: self.state.global_step == 4),
+    "between the files of the first one": (Trainer, "_save_rng_state", lambda self, _: self.state.global_step == 2),
+    "before the seal": (checkpoint.Sealer, "on_save", lambda self, args, state, *_, **__: state.global_step == 4),
+    "after the last checkpoint": (watch.Watch, "save_adapter", lambda self, _: True),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_killed_and_resumed_is_as_if_nothing_had_happened(
+    moment: str, whole: Path, started: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    with killed(monkeypatch, *MOMENTS[moment]):
+        stages.run_grpo(settings_of(), started, folder)
+    assert not (folder / "adapter").exists()
+    stages.run_grpo(settings_of(), started, folder, resume=True)
+    assert result(folder) == result(whole)
+    assert all((path / SEAL).is_file() for path in folder.glob("checkpoint-*"))
+
+
+def test_the_runs_compared_above_learnt_something(whole: Path, started: Path) -> None:
+    adapter, metrics, samples = result(whole)
+    assert adapter != (started / "adapter" / "adapter_model.safetensors").read_bytes()
+    assert [row["step"] for row in metrics] == [1, 2, 3, 4, 5, 6, 6]
+    assert [row["step"] for row in samples] == sorted([*range(6)] * 2)
+    assert len({row["question"] for row in samples[:4]}) == 4  # in their order, each once before any comes again
+    kept = json.loads((whole / "checkpoint-6" / SEAL).read_text())
+    assert (kept["step"], kept["state"]["alpha"]) == (6, pytest.approx(metrics[5]["alpha"]))
+    assert kept["state"]["b_max"].keys() == json.loads((whole / "b_max.json").read_text()).keys()
+
+
+@pytest.mark.parametrize("stop", [6, 8, 12])
+def test_cold_start_resumes_within_and_between_epochs(
+    stop: int, started: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = (started.parent / "terse.jsonl").read_text().splitlines(keepends=True)[:32]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(rows))
+    settings = Settings(sft=SftSettings(data=str(data), batch=8, micro_batch=4, epochs=4, save_steps=2))  # 4 updates an epoch
+    stages.run_sft(settings, tmp_path / "whole")
+    with killed(monkeypatch, sft.Sealer, "on_step_end", lambda self, args, state, *_, **__: state.global_step == stop + 1):
+        stages.run_sft(settings, tmp_path / "run")
+    assert last_checkpoint(tmp_path / "run").name == f"checkpoint-{stop}"
+    stages.run_sft(settings, tmp_path / "run", resume=True)
+    assert result(tmp_path / "run") == result(tmp_path / "whole")
+
+
+# ---- what is refused, and what is picked -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stopped(whole: Path, tmp_path: Path) -> Path:
+    """The whole run as it would be had it been killed at the end."""
+    folder = tmp_path / "stopped"
+    shutil.copytree(whole, folder)
+    shutil.rmtree(folder / "adapter")
+    return folder
+
+
+CHANGED = {
+    "grpo.lr is 0.002 but was 0.001": replace(GRPO, lr=2e-3),
+    "grpo.steps is 7 but was 6": replace(GRPO, steps=7),
+    "grpo.max_tokens is 41 but was 40": replace(GRPO, max_tokens=41),
+}
+
+
+@pytest.mark.parametrize("said", CHANGED)
+@pytest.mark.parametrize("edited", [False, True])
+def test_a_changed_setting_is_refused_by_name(said: str, edited: bool, stopped: Path, started: Path) -> None:
+    if edited:  # in the run's own file as well: then its checkpoints still know
+        (stopped / "config.yaml").write_text(settings_of(CHANGED[said]).as_yaml())
+    before = sorted(stopped.rglob("*"))
+    with pytest.raises(InputError, match=said):
+        stages.run_grpo(settings_of(CHANGED[said]), started, stopped, resume=True)
+    assert sorted(stopped.rglob("*")) == before
+
+
+def test_another_seed_and_other_questions_are_refused(stopped: Path, started: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="seed is 1 but was 0"):
+        stages.run_grpo(replace(settings_of(), seed=1), started, stopped, resume=True)
+    matters = checkpoint.mattering(settings_of(), "grpo", ["other questions"])
+    with pytest.raises(InputError, match=r"the training data differs from what .*checkpoint-6 was made"):
+        checkpoint.go_on(stopped, matters)
+
+
+def test_how_often_to_save_may_change(stopped: Path, started: Path, whole: Path) -> None:
+    stages.run_grpo(settings_of(replace(GRPO, save_steps=50, sample_steps=9)), started, stopped, resume=True)
+    assert result(stopped)[0] == result(whole)[0]
+
+
+def test_a_finished_run_is_not_gone_on_with(whole: Path, started: Path) -> None:
+    with pytest.raises(InputError, match="is finished"):
+        stages.run_grpo(settings_of(), started, whole, resume=True)
+
+
+def test_only_whole_checkpoints_are_picked(stopped: Path) -> None:
+    assert last_checkpoint(stopped).name == "checkpoint-6"
+    (stopped / "checkpoint-6" / "optimizer.pt").write_bytes(b"half")
+    assert last_checkpoint(stopped).name == "checkpoint-4"
+    (stopped / "checkpoint-4" / "rng_state.pth").unlink()  # as when it was being removed
+    assert last_checkpoint(stopped) is None
+
+
+def test_a_last_line_that_was_being_written_is_dropped(stopped: Path) -> None:
+    shutil.rmtree(stopped / "checkpoint-6")
+    with (stopped / "metrics.jsonl").open("a") as file:
+        file.write('{"stage": "grpo", "st')
+    config = yaml.safe_load((stopped / "config.yaml").read_text())
+    kept = json.loads((stopped / "checkpoint-4" / SEAL).read_text())["settings"]
+    assert config["grpo"]["lr"] == kept["grpo.lr"]
+    assert checkpoint.go_on(stopped, kept).name == "checkpoint-4"
+    assert [row["step"] for row in rows_of(stopped / "metrics.jsonl")] == [1, 2, 3, 4]
+    assert {row["step"] for row in rows_of(stopped / "samples.jsonl")} == {0, 1, 2, 3}
+
+
+def test_the_newest_unfinished_run_of_a_verb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for age, (kind, done) in enumerate([("grpo", True), ("sft", False), ("grpo", False), ("grpo", False)]):
+        folder = runs.new(kind, runs.ROOT / f"run{age}", load())
+        os.utime(folder / "run.json", (1000 - age, 1000 - age))
+        if done:
+            (folder / "adapter").mkdir()
+    assert runs.unfinished("grpo").name == "run2"
+    shutil.rmtree(runs.ROOT / "run1")
+    with pytest.raises(InputError, match="no unfinished sft run"):
+        runs.unfinished("sft")
+
+
+# ---- kill -9 ---------------------------------------------------------------------------------------------------------
+
+
+def command(start: Path, folder: Path, *more: str) -> list[str]:
+    chosen = {key: value for key, value in yaml.safe_load(settings_of().as_yaml())["grpo"].items() if value is not None}
+    flags = [flag for key, value in chosen.items() for flag in ("--set", f"grpo.{key}={json.dumps(value)}")]
+    return [sys.executable, "-m", "sbtiny", "grpo", "--run", str(start), "--output", str(folder), *flags, *more]
+
+
+@pytest.mark.slow
+def test_five_kills_at_random_moments_change_nothing(whole: Path, started: Path, tmp_path: Path) -> None:
+    folder, rng = tmp_path / "run", random.Random(time.time_ns())
+    kills, resume = 0, ()
+    while kills < 5:
+        process = subprocess.Popen(command(started, folder, *resume), stderr=subprocess.PIPE, text=True)
+        before = len((folder / "metrics.jsonl").read_text().splitlines()) if (folder / "metrics.jsonl").exists() else 0
+        while process.poll() is None and not (folder / "b_max.json").exists():
+            time.sleep(0.01)
+        while process.poll() is None and not checked(folder, before):
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.3))
+        assert process.poll() in (None, 0), process.stderr.read()[-500:]
+        if process.poll() == 0:
+            shutil.rmtree(folder)
+            resume = ()
+            continue
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        kills, resume = kills + 1, ("--resume",)
+    subprocess.run(command(started, folder, "--resume"), check=True, capture_output=True)
+    assert result(folder) == result(whole)
+
+
+def checked(folder: Path, before: int) -> bool:
+    """The run does its steps now: its logs have been cut to the checkpoint and grow again."""
+    file = folder / "metrics.jsonl"
+    return file.exists() and len(file.read_text().splitlines()) != before
