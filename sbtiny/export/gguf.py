@@ -42,7 +42,14 @@ def check_architecture(config: Any) -> None:
 
 
 def write(
-    file: Path, kind: str, merged: Merged, config: Any, tokenizer: "PreTrainedTokenizerBase", vocabulary: Vocabulary, stops: list[int], name: str
+    file: Path,
+    kind: str,
+    merged: Merged,
+    config: Any,
+    tokenizer: "PreTrainedTokenizerBase",
+    vocabulary: Vocabulary,
+    stops: list[int],
+    name: str,
 ) -> Iterator[str]:
     """Write `file`, yielding the name of each tensor as it is written."""
     from gguf import GGUFWriter, LlamaFileType
