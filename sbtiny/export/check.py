@@ -70,7 +70,7 @@ class Check:
         }
         del self.base_logits, self.policy_logits
         if far < RATIO * near["kl"] and self.plan.merge == "dequantized":
-            self._fail(f"merged weights are {near['kl']:.2g} from the policy and {far:.2g} from its base: must be {RATIO} times nearer")
+            self._fail(f"merged weights are {near['kl']:.2g} from the policy, {far:.2g} from its base: less than {RATIO} times nearer")
         if [prompt_ids(tokenizer, q.question) for q in self.questions[:CHATS]] != self.prompts:
             self._fail("the merged folder's chat template gives other prompt ids than training")
 

@@ -34,11 +34,11 @@ ENDS = ("model.embed_tokens.weight", "lm_head.weight")
 def check_architecture(config: Any) -> None:
     """Raises InputError for what this file cannot write rightly, naming what works."""
     if config.model_type not in ARCHITECTURES:
-        raise InputError(f"no GGUF for a {config.model_type!r} model: {', '.join(ARCHITECTURES)} work; export without --gguf")
+        raise InputError(f"no GGUF for a {config.model_type!r} model: {', '.join(ARCHITECTURES)} work; use --gguf none")
     if (scaling := config.rope_parameters["rope_type"]) not in SCALINGS:
-        raise InputError(f"no GGUF for {scaling!r} rotary scaling: {', '.join(SCALINGS)} work; export without --gguf")
+        raise InputError(f"no GGUF for {scaling!r} rotary scaling: {', '.join(SCALINGS)} work; use --gguf none")
     if getattr(config, "use_sliding_window", False):
-        raise InputError("no GGUF for sliding-window attention in these architectures: export without --gguf")
+        raise InputError("no GGUF for sliding-window attention in these architectures: use --gguf none")
 
 
 def write(
@@ -126,7 +126,7 @@ def gguf_name(name: str, config: Any) -> str:
     arch = MODEL_ARCH[config.model_type.upper()]
     found = get_tensor_name_map(arch, config.num_hidden_layers).get_name(name, try_suffixes=(".weight", ".bias"))
     if found is None:
-        raise InputError(f"no GGUF name for the tensor {name} in a {config.model_type} model: export without --gguf")
+        raise InputError(f"no GGUF name for the tensor {name} in a {config.model_type} model: use --gguf none")
     return found
 
 

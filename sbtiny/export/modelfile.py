@@ -50,7 +50,7 @@ def _around_system(tokenizer: "PreTrainedTokenizerBase") -> tuple[str | None, st
 
 
 def _around(tokenizer: "PreTrainedTokenizerBase", turns: list[tuple[str, str]]) -> list[str]:
-    """The text before, between and after the turns of a chat that the model is to go on with; a start token added anyway left out."""
+    """The text before, between and after the turns of a chat; a start token that is added anyway is left out."""
     messages = [{"role": role, "content": content} for role, content in turns]
     text = rest = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     parts = []

@@ -55,7 +55,8 @@ def split_of(backend: Any, whole: bool) -> str:
         same = all(_words(backend.pre_tokenizer, text) == _words(ours, text) for text in STRINGS)
         if same and takes_whole == whole:
             return name
-    raise InputError(f"this tokenizer cuts text as none of {', '.join(SPLITS)} does: llama.cpp would read others; export without --gguf")
+    known = ", ".join(SPLITS)
+    raise InputError(f"this tokenizer cuts text as none of {known} does, and llama.cpp would feed other tokens: use --gguf none")
 
 
 def _words(splitter: Any, text: str) -> list[str]:
