@@ -17,9 +17,10 @@ from sbtiny.models.load import load_tokenizer
 from sbtiny.rollout import llama_cpp
 
 IDS = list(range(3, 60))
-# Bounds on a random model, whose logits spread far; a wrong layout is above 3. llama.cpp keeps keys and values in 16 bits.
-NEAR = 1e-3
-FAR = {"f32": NEAR, "f16": NEAR, "bf16": 2e-2, "q8_0": 5e-2, "q5_1": 0.5, "q5_0": 0.5, "q4_1": 1.5, "q4_0": 1.5}
+# Twice to five times what was measured on a random model, whose logits spread far: f32 1e-5 in llama.cpp, which keeps keys and values in
+# 16 bits, and 0 in transformers; f16 3e-5, bf16 1.5e-3, q8_0 1.5e-2, q5 0.26, q4 0.82.
+NEAR = 3e-5
+FAR = {"f32": NEAR, "f16": 1e-4, "bf16": 5e-3, "q8_0": 3e-2, "q5_1": 0.5, "q5_0": 0.5, "q4_1": 1.5, "q4_0": 1.5}
 
 
 def logits(model: torch.nn.Module) -> torch.Tensor:
@@ -51,7 +52,7 @@ def test_an_architecture_reads_back_exactly(new_model, kind: str, tied: bool, tm
     wanted = logits(AutoModelForCausalLM.from_pretrained(base))
     for found in both_readers(write(base, "f32", tmp_path / "x.gguf")):
         assert kl(wanted, found) < NEAR
-        assert agreement(wanted, found) > 0.97
+        assert agreement(wanted, found) == 1
 
 
 @pytest.mark.parametrize("kind", gguf.KINDS)
