@@ -101,6 +101,8 @@ class GrpoSettings:
     user_low: float = 0.3  # a prefilled budget is drawn between these multiples of the model's own
     user_high: float = 4.0
     tight_bmax: bool = False  # b_max follows the shortest correct answer seen; the paper keeps the first
+    failed_bmax: float | None = None  # b_max of questions the initial model failed; null is the paper's: no bound
+    replace_flat: bool = False  # a group of equal rewards is sampled again, once, with another question
     save_steps: int = 50
     sample_steps: int = 10
     slots: int = 64
@@ -154,6 +156,7 @@ class Settings:
         need(0 <= g.user_hindsight < g.group, "grpo.user_hindsight", g.user_hindsight, "0 or more and fewer than grpo.group")
         need(0 <= g.hindsight < g.group, "grpo.hindsight", g.hindsight, "0 or more and fewer than grpo.group")
         need(g.alpha_start >= g.alpha_end > 0, "grpo.alpha_end", g.alpha_end, "above 0 and at most grpo.alpha_start")
+        need(g.failed_bmax is None or g.failed_bmax >= 1, "grpo.failed_bmax", g.failed_bmax, "1 token or more, or null for none")
         need(0 <= g.alpha_hold < 1, "grpo.alpha_hold", g.alpha_hold, "a share from 0 to below 1")
         need(g.temperature > 0, "grpo.temperature", g.temperature, "above 0: equal answers teach nothing")
         need(0 < self.eval.top_p <= 1, "eval.top_p", self.eval.top_p, "above 0 and at most 1 (1 is off)")

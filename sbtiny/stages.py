@@ -3,6 +3,7 @@
 data build -> sft -> grpo -> eval -> report
 """
 
+import math
 import random
 import re
 import time
@@ -18,7 +19,7 @@ from rich.table import Table
 from sbtiny import runs
 from sbtiny.budget.protocol import BudgetChoice, parse_budget_option
 from sbtiny.config import Settings
-from sbtiny.errors import InputError
+from sbtiny.errors import Failed, InputError
 from sbtiny.models.aliases import resolve
 from sbtiny.models.load import add_lora, load, start_backend
 from sbtiny.progress import console, quieten_libraries
@@ -32,7 +33,7 @@ start_backend()  # unsloth patches trl, transformers and peft; what follows impo
 from sbtiny.evaluation import evaluate  # noqa: E402
 from sbtiny.rollout import llama_cpp  # noqa: E402
 from sbtiny.rollout.policy import Policy  # noqa: E402
-from sbtiny.training import checkpoint, coldstart, grpo, rollouts, sft  # noqa: E402
+from sbtiny.training import checkpoint, coldstart, grpo, preflight, rollouts, sft  # noqa: E402
 
 # As the system and safetensors say it; torch.save names its own file where it could not write.
 DISK = re.compile("No space left on device|Disk quota exceeded|File too large|Read-only file system|inline_container")
@@ -165,8 +166,11 @@ def training_questions(settings: Settings) -> list[Question]:
     return found[: g.steps * g.prompts]
 
 
-def run_grpo(settings: Settings, start: Path, output: Path | None, resume: bool = False) -> Path:
-    """Budget-guided GRPO from the adapter of `start` into a run folder; b_max is kept in it as b_max.json."""
+def run_grpo(settings: Settings, start: Path, output: Path | None, resume: bool = False, force: bool = False) -> Path:
+    """Budget-guided GRPO from the adapter of `start` into a run folder; b_max is kept in it as b_max.json.
+
+    Raises Failed when the preflight finds it hopeless, unless `force`.
+    """
     settings = replace(settings, model=runs.read_json(start / "run.json")["model"])
     verify = load_verifier(settings.grpo.verifier)
     questions = training_questions(settings)
@@ -174,9 +178,36 @@ def run_grpo(settings: Settings, start: Path, output: Path | None, resume: bool 
     policy = open_policy(str(start), settings, settings.grpo.slots, trainable=True)
     folder = output if resume and output else runs.new("grpo", output, settings, parent=str(start))
     with keeping(folder, "grpo"):
+        if not last:
+            look = look_before(policy, questions, verify, settings)
+            runs.write_json(folder / "preflight.json", look)
+            if look["verdict"] != "will learn" and not force:
+                raise Failed(f"{look['verdict']} (--force trains all the same)")
         b_max = lengths_of(policy, questions, verify, settings, folder)
         grpo.train(policy, questions, verify, b_max, settings, folder, checkpoint.mattering(settings, "grpo", questions), last)
     return folder
+
+
+def look_before(policy: Policy, questions: Sequence[Question], verify: rollouts.Verify, settings: Settings) -> dict[str, Any]:
+    """The preflight: figures of a few groups and the verdict, told on stderr."""
+    b_max = {q.id: math.inf for q in questions}
+    sampled = rollouts.Rollouts(policy, questions, verify, b_max, settings, Path())
+    found = preflight.measure(sampled, questions, verify, settings)
+    look = preflight.record(found, preflight.judge(found, settings.grpo.temperature))
+    for line in ("preflight: " + look["verdict"], *look["notes"]):
+        console.print(line, markup=False)
+    return look
+
+
+def run_preflight(settings: Settings, start: Path) -> dict[str, Any]:
+    """The preflight alone: writes nothing. Raises Failed when training is hopeless."""
+    settings = replace(settings, model=runs.read_json(start / "run.json")["model"])
+    questions = training_questions(settings)
+    policy = open_policy(str(start), settings, settings.grpo.slots)
+    look = look_before(policy, questions, load_verifier(settings.grpo.verifier), settings)
+    if look["verdict"] != "will learn":
+        raise Failed(look["verdict"])
+    return look
 
 
 def lengths_of(
@@ -237,7 +268,7 @@ def demo(settings: Settings, folder: Path) -> dict[str, Any]:
     with timed("eval_sft"):
         run_eval(str(start), settings, start)
     with timed("grpo"):
-        run_grpo(settings, start, folder, resume=False)
+        run_grpo(settings, start, folder, force=True)
     with timed("eval_grpo"):
         run_eval(str(folder), settings, folder, sweep=True)
     return report.write(folder, seconds)

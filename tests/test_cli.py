@@ -445,11 +445,11 @@ def test_resuming_takes_the_settings_and_the_start_of_the_run(
     made_with = load(overrides=[("grpo.lr", 5e-5), ("seed", 9)])
     runs.new("grpo", Path("mine"), made_with, parent=str(first))
     assert sbtiny_("grpo --resume -o mine").code == 0
-    assert given == [(made_with, first, Path("mine"), True)]
+    assert given == [(made_with, first, Path("mine"), True, False)]
     assert sbtiny_("grpo --resume -o mine --steps 200").code == 0
     assert given[1][0].grpo.steps == 200
     assert sbtiny_("grpo -o fresh").code == 0
-    assert given[2] == (Settings(), other, Path("fresh"), False)
+    assert given[2] == (Settings(), other, Path("fresh"), False, False)
 
 
 def test_the_reward_of_given_samples(sbtiny_: Sbtiny) -> None:

@@ -136,6 +136,8 @@ def grpo(
     extra: Set = None,
     four_bit: FourBit = None,
     resume: Resume = False,
+    preflight: Annotated[bool, typer.Option("--preflight", help="Sample a few groups, say whether it will learn, and stop.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Train even where the preflight finds it hopeless.")] = False,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
@@ -169,11 +171,13 @@ def grpo(
     if dry_run:
         return show(settings, ("grpo",), preset, as_json)
     look_ahead(settings.grpo, settings.grpo.data or settings.grpo.task)
-    if not resume:
+    if not resume and not preflight:
         runs.check_free(output or runs.ROOT / "grpo")
     from sbtiny import stages
 
-    return done("grpo", stages.run_grpo(settings, start, output, resume), as_json)
+    if preflight:
+        return out(stages.run_preflight(settings, start), as_json)
+    return done("grpo", stages.run_grpo(settings, start, output, resume, force), as_json)
 
 
 def done(verb: str, folder: Path, as_json: bool) -> None:

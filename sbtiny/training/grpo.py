@@ -3,6 +3,7 @@
 import math
 import random
 from collections.abc import Sequence
+from dataclasses import asdict
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from sbtiny.config import Settings
 from sbtiny.rollout.policy import Policy
 from sbtiny.tasks.sources import Question
 from sbtiny.training import head
+from sbtiny.training.alarms import Alarms
 from sbtiny.training.arguments import common
 from sbtiny.training.checkpoint import Sealer, state_of
 from sbtiny.training.rollouts import Rollouts, Verify
@@ -106,10 +108,11 @@ def in_turn(names: Sequence[str], settings: Settings) -> list[str]:
         order += random.Random(f"{settings.seed}/round {number}").sample(names, len(names))
 
 
-def kept(rollouts: Rollouts) -> dict[str, Any]:
-    """What a checkpoint must hold beside TRL's: alpha for a reader, b_max where training changes it."""
+def kept(rollouts: Rollouts, alarms: Alarms) -> dict[str, Any]:
+    """What a checkpoint must hold beside TRL's: alpha for a reader, b_max where training changes it, what the alarms have seen."""
     changed = rollouts.b_max if rollouts.g.tight_bmax else {}
-    return {"alpha": rollouts.metrics.get("alpha"), "b_max": {key: str(value) for key, value in changed.items()}}
+    b_max = {key: str(value) for key, value in changed.items()}
+    return {"alpha": rollouts.metrics.get("alpha"), "b_max": b_max, "alarms": asdict(alarms)}
 
 
 def train(
@@ -123,11 +126,14 @@ def train(
     resume: Path | None = None,
 ) -> None:
     """Train the policy's adapter and save it as `output/adapter`; `questions` are taken in their order, `grpo.prompts` a step."""
+    alarms = Alarms()
     if resume:
-        b_max.update({key: float(value) for key, value in state_of(resume)["b_max"].items()})
+        before = state_of(resume)
+        b_max.update({key: float(value) for key, value in before["b_max"].items()})
+        alarms = Alarms(**before["alarms"])
     rollouts = Rollouts(policy, questions, verify, b_max, settings, output)
     head.ensure()
-    watch = Watch("grpo", settings.grpo.steps, output, SHOWN)
+    watch = Watch("grpo", settings.grpo.steps, output, SHOWN, alarms)
     trainer = Trainer(
         model=policy.model,
         reward_funcs=rollouts.reward,
@@ -135,6 +141,6 @@ def train(
         train_dataset=Dataset.from_list([{"prompt": name} for name in in_turn([q.id for q in questions], settings)]),
         processing_class=policy.tokenizer,
         rollout_func=rollouts,
-        callbacks=[watch, Sealer(matters, lambda: kept(rollouts))],
+        callbacks=[watch, Sealer(matters, lambda: kept(rollouts, alarms))],
     )
     watch.run(trainer, resume)

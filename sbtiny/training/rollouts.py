@@ -23,7 +23,7 @@ from sbtiny.rollout.policy import Policy
 from sbtiny.rollout.sampling import Sampling
 from sbtiny.runs import append_jsonl
 from sbtiny.tasks.sources import Question
-from sbtiny.training.groups import Group, Kind, deal, kinds
+from sbtiny.training.groups import SELF, Group, Kind, deal, kinds, spread
 from sbtiny.training.hindsight import needed, retold
 
 Verify = Callable[[str, Question], bool]
@@ -104,7 +104,9 @@ class Rollouts:
         requests = [self._request(q, group, first + i) for i, (q, group) in enumerate(rows)]
         episodes = self.policy.sample(requests, Sampling(temperature=self.g.temperature))
         scored = [self._score(q, e, alpha, group.kind) for (q, group), e in zip(rows, episodes, strict=True)]
-        self.metrics = summary(scored, alpha, time.perf_counter() - started)
+        if self.g.replace_flat:
+            self._replace_flat(scored, asked, step, alpha)
+        self.metrics = summary(scored, alpha, time.perf_counter() - started) | self._warning(scored)
         if step % self.g.sample_steps == 0:
             self._keep(step, scored)
         for start in range(0, len(scored), self.g.group):
@@ -160,10 +162,29 @@ class Rollouts:
             )
         else:
             b_max = self.b_max[question.id]
+            if math.isinf(b_max):
+                b_max = self.g.failed_bmax or math.inf
             reward = score(
                 budget=budget, length=episode.length, correct=correct, b_max=b_max, alpha=alpha, config=self.paper
             )
         return Scored(episode, question, kind, correct, reward)
+
+    def _replace_flat(self, scored: list[Scored], asked: Sequence[Question], step: int, alpha: float) -> None:
+        """Sample each group of equal rewards again, once, with a self-set question that the step does not ask, where there is one."""
+        rng, size = random.Random(f"{self.seed}/{step}/again"), self.g.group
+        starts = range(0, len(scored), size)
+        flat = [start for start in starts if spread([s.reward.total for s in scored[start : start + size]]) == 0]
+        taken = {q.id for q in asked}
+        spare = [q for q in self.questions.values() if q.id not in taken]
+        fresh = rng.sample(spare, min(len(flat), len(spare)))
+        rows = [question for question in fresh for _ in range(size)]
+        requests = [self._request(question, SELF, rng.getrandbits(63)) for question in rows]
+        if not requests:
+            return
+        again = self.policy.sample(requests, Sampling(temperature=self.g.temperature))
+        told = [self._score(question, e, alpha, "self") for question, e in zip(rows, again, strict=True)]
+        for number, start in enumerate(flat[: len(fresh)]):
+            scored[start : start + size] = told[number * size : (number + 1) * size]
 
     def _retell(self, scored: list[Scored], group: range, alpha: float) -> None:
         """Tell some correct answers of a group again behind the number they needed, where they missed the one they had.
@@ -184,6 +205,18 @@ class Rollouts:
             budget = needed(scored[i].episode.length, self.g.alpha_end, self.g.centre if kind == "self" else 1.0)
             episode = retold(self.policy, scored[i].episode, budget)
             scored[i] = replace(self._score(scored[i].question, episode, alpha, kind), retold=True)
+
+    def _warning(self, scored: Sequence[Scored]) -> dict[str, float]:
+        """The figures that the alarms go by; one that nothing was there to measure for is left out."""
+        own = [s for s in scored if s.kind == "self"]
+        groups = [scored[start : start + self.g.group] for start in range(0, len(scored), self.g.group)]
+        values = {
+            "zero_spread": [spread([s.reward.total for s in group]) == 0 for group in groups],
+            "outside": [s.episode.parsed.budget is not None and not s.episode.parsed.ok and s.episode.ended for s in own],
+            "free_budget": [s.episode.budget for s in own if s.episode.budget and math.isinf(self.b_max[s.question.id])],
+            "wrong_length": [s.episode.length for s in own if s.episode.budget and s.episode.ended and not s.correct],
+        }
+        return {name: sum(found) / len(found) for name, found in values.items() if found}
 
     def _tighten(self, scored: Sequence[Scored]) -> None:
         if self.g.tight_bmax:

@@ -12,18 +12,20 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import PrinterCallback
 
 from sbtiny.errors import Failed
-from sbtiny.progress import bar
+from sbtiny.progress import bar, console
 from sbtiny.runs import append_jsonl
-from sbtiny.training.checkpoint import step_of
+from sbtiny.training.alarms import RUNNING, Alarm, Alarms
+from sbtiny.training.checkpoint import last_checkpoint, step_of
 
 FORGOTTEN = ("num_tokens", "train_loss")  # sums that TRL begins anew on resume: they would say less than they seem to
 
 
 class Watch(TrainerCallback):
-    """Shows the named metrics beside a progress bar and writes every log line to metrics.jsonl."""
+    """Shows the named metrics beside a progress bar, writes every log line to metrics.jsonl, and rings the alarms."""
 
-    def __init__(self, stage: str, steps: int, output: Path, shown: Sequence[str]) -> None:
+    def __init__(self, stage: str, steps: int, output: Path, shown: Sequence[str], alarms: Alarms | None = None) -> None:
         self.stage, self.steps, self.output, self.shown = stage, steps, output, shown
+        self.alarms = alarms or Alarms()
         self.started = time.perf_counter()
 
     def run(self, trainer: Trainer, resume: Path | None) -> None:
@@ -47,12 +49,24 @@ class Watch(TrainerCallback):
     ) -> None:
         row = {"stage": self.stage, "step": state.global_step, "seconds": round(time.perf_counter() - self.started, 2)}
         kept = {key: value for key, value in logs.items() if value is not None and key not in FORGOTTEN}
-        append_jsonl(self.output / "metrics.jsonl", row | kept)
+        ringing = self.alarms.feed(kept) if "reward" in kept else []
+        append_jsonl(self.output / "metrics.jsonl", row | kept | ({"alarms": [a.name for a in ringing]} if ringing else {}))
         if (loss := logs.get("loss")) is not None and loss != loss:
             raise Failed(
                 f"{self.stage}: the loss is NaN at step {state.global_step}; lower the learning rate (metrics.jsonl has the run so far)"
             )
         self.advance(0, note="  ".join(f"{key} {logs[key]:.3g}" for key in self.shown if logs.get(key) is not None))
+
+        self._tell(ringing, state.global_step)
+
+    def _tell(self, ringing: Sequence[Alarm], step: int) -> None:
+        """Warn of each alarm with its cause; raises Failed for a collapse, the checkpoints before it stay."""
+        for alarm in ringing:
+            told = f"{alarm.name}, {RUNNING} steps running up to step {step}: {alarm.cause}"
+            if alarm.collapse:
+                good = last_checkpoint(self.output)
+                raise Failed(f"stopped, {told} (last checkpoint: {good or 'none, set grpo.save_steps'})")
+            console.print(f"warning: {told}", markup=False, style="yellow")
 
     def save_adapter(self, model: nn.Module) -> None:
         """Save beside and rename: `adapter/` exists only when it is whole."""

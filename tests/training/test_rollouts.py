@@ -128,3 +128,27 @@ def test_summary_counts_malformed_as_not_within(policy, rollouts):
     assert s["within_50"] == 0.5
     assert s["accuracy"] == 0.5
     assert s["budget"] == 5
+
+
+def test_a_flat_group_is_sampled_again_with_another_question(policy, tmp_path: Path):
+    settings = Settings(grpo=GrpoSettings(prompts=2, group=4, user_share=0, micro_batch=8, max_tokens=60, replace_flat=True))
+    rollouts = Rollouts(policy, QUESTIONS, auto, {q.id: math.inf for q in QUESTIONS}, settings, tmp_path)
+    prompts = [q.id for q in QUESTIONS[:2] for _ in range(4)]
+    trainer = types.SimpleNamespace(state=types.SimpleNamespace(global_step=5))
+    first, again = rollouts(prompts, trainer), rollouts(prompts, trainer)
+    assert first == again
+    own = [list(policy.request(q.question, 60, seed=1).prompt_ids) for q in QUESTIONS]
+    met = [own.index(ids) for ids in first["prompt_ids"]]
+    assert [met[i] for i in (0, 4)] == [met[i] for i in (3, 7)]  # whole groups, all malformed: both were flat
+    assert len({met[0], met[4]} - {0, 1}) == 2
+
+
+def test_an_answer_the_initial_model_failed_may_be_bounded(policy, tmp_path: Path):
+    question = QUESTIONS[0]
+    e = episode(policy, question, "300", f"\\boxed{{{question.answer}}}")
+    penalties = []
+    for bound in (None, 200, 400):
+        settings = Settings(grpo=GrpoSettings(failed_bmax=bound))
+        rollouts = Rollouts(policy, QUESTIONS, auto, {q.id: math.inf for q in QUESTIONS}, settings, tmp_path)
+        penalties.append(rollouts._score(question, e, 6.0, "self").reward.budget_penalty)
+    assert penalties == [0.0, -0.4, 0.0]

@@ -1,0 +1,76 @@
+"""Each alarm rings on a series that goes wrong and names it; none on one that goes well, noise and gaps included."""
+
+import random
+from dataclasses import asdict
+
+import pytest
+
+from sbtiny.training.alarms import ALARMS, EARLY, RUNNING, Alarms
+
+HEALTHY = {"free_budget": 260.0, "wrong_length": 240.0, "outside": 0.01, "malformed": 0.03, "zero_spread": 0.1}
+WRONG = {
+    "budget inflation": {"free_budget": 600.0},
+    "wrong answers grow": {"wrong_length": 420.0},
+    "text outside the tags": {"outside": 0.3},
+    "collapse of format": {"malformed": 0.8},
+    "collapse of spread": {"zero_spread": 1.0},
+}
+
+
+def healthy(steps: int, seed: int = 0) -> list[dict[str, float]]:
+    """As good runs look: lengths fall to a third with a fifth of noise, steps without wrong or unbounded answers, shares near 0."""
+    rng = random.Random(seed)
+    rows = []
+    for step in range(steps):
+        noise = rng.uniform(0.8, 1.2)
+        row = {key: value * noise * (1 - 0.6 * step / steps) for key, value in HEALTHY.items()}
+        if step % 7 == 3:
+            del row["free_budget"], row["wrong_length"]
+        rows.append(row | {"zero_spread": rng.choice([0.0, 0.125, 0.25, 1.0])})
+    return rows
+
+
+def rung(rows: list[dict[str, float]], alarms: Alarms | None = None) -> list[tuple[int, str]]:
+    alarms = alarms or Alarms()
+    return [(step, alarm.name) for step, row in enumerate(rows) for alarm in alarms.feed(row)]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_none_rings_on_a_healthy_run(seed: int) -> None:
+    assert rung(healthy(300, seed)) == []
+
+
+@pytest.mark.parametrize("name", [alarm.name for alarm in ALARMS])
+def test_each_rings_once_after_twenty_steps_running(name: str) -> None:
+    rows = healthy(30) + [HEALTHY | WRONG[name]] * 60
+    assert rung(rows) == [(29 + RUNNING, name)]
+
+
+@pytest.mark.parametrize("name", [alarm.name for alarm in ALARMS])
+def test_one_good_step_begins_the_count_anew(name: str) -> None:
+    bad = [HEALTHY | WRONG[name]] * (RUNNING - 1)
+    assert rung([HEALTHY] * EARLY + [*bad, HEALTHY] * 4) == []
+
+
+@pytest.mark.parametrize("name", ["collapse of format", "collapse of spread"])
+def test_a_run_that_began_there_did_not_collapse(name: str) -> None:
+    assert rung([HEALTHY | WRONG[name]] * 100) == []
+
+
+def test_what_was_not_measured_says_nothing() -> None:
+    assert rung([{"reward": 0.1}] * 100) == []
+    assert rung([HEALTHY | {"free_budget": float("nan")}] * 100) == []
+
+
+@pytest.mark.parametrize("name", [alarm.name for alarm in ALARMS])
+def test_the_state_survives_a_checkpoint(name: str) -> None:
+    first, rows = Alarms(), [HEALTHY] * EARLY + [HEALTHY | WRONG[name]] * 10
+    assert rung(rows, first) == []
+    again = Alarms(**asdict(first))
+    assert rung(rows[EARLY:], again) == [(9, name)]
+    assert rung(rows[EARLY:], Alarms(**asdict(again))) == []
+
+
+def test_every_cause_names_a_setting_to_change() -> None:
+    assert all("grpo." in alarm.cause for alarm in ALARMS)
+    assert {alarm.name for alarm in ALARMS if alarm.collapse} == {"collapse of format", "collapse of spread"}
