@@ -25,7 +25,7 @@ from sbtiny.training.checkpoint import SEAL, last_checkpoint
 from sbtiny.training.rollouts import Rollouts
 
 GRPO = GrpoSettings(
-    steps=6, prompts=2, group=4, micro_batch=4, max_tokens=40, limit=5, save_steps=2, sample_steps=1, slots=8, tight_bmax=True
+    steps=6, prompts=2, group=4, micro_batch=4, lr=1e-3, max_tokens=40, limit=5, save_steps=2, sample_steps=1, slots=8, tight_bmax=True
 )  # 5 questions for 12 places: a second and a third round of them begin within the run
 TIMES = ("seconds", "generate_seconds", "tokens_per_second", "step_time", "train_runtime", "train_samples", "train_steps")
 
