@@ -29,6 +29,7 @@ TESTED = {
     "typer": "0.29.0",
     "rich": "15.0.0",
     "gguf": "0.19.0",
+    "llama-cpp-python": "0.3.36",
     "starlette": "1.10.0",
     "uvicorn": "0.54.0",
     "unsloth": "2026.10.7",
@@ -37,10 +38,11 @@ TESTED = {
 EXTRAS = {  # extra -> (a module of it, what it brings)
     "unsloth": ("unsloth", "faster training with less memory on an NVIDIA GPU"),
     "gguf": ("gguf", "GGUF files: read smollm2-135m and other .gguf models, write them"),
+    "llama": ("llama_cpp", "K-quants, and .gguf files decoded by llama.cpp; builds for minutes"),
     "tasks": ("math_verify", "LaTeX answers compared as mathematics"),
     "serve": ("uvicorn", "a server with the budget in the user's hand"),
 }
-OPTIONAL = {"gguf", "starlette", "uvicorn", "unsloth", "unsloth_zoo"}
+OPTIONAL = {"gguf", "llama-cpp-python", "starlette", "uvicorn", "unsloth", "unsloth_zoo"}
 
 
 @dataclass(frozen=True, slots=True)
