@@ -123,10 +123,9 @@ class Check:
 
     def _chats(self, file: Path) -> dict[str, Any]:
         """Whole chats as a user of llama.cpp has them, its template, sampler and stops: how many end by themselves."""
-        longest, warmth = self.e.max_tokens, self.e.temperature
         with opened(file) as model:
-            ended = [chat(model, q.question, longest, i, warmth) for i, q in enumerate(self.questions[:CHATS])]
-            prefilled = chat(model, self.questions[0].question, longest, 0, warmth, budget=self._some_budget())
+            ended = [chat(model, q.question, i, self.e) for i, q in enumerate(self.questions[:CHATS])]
+            prefilled = chat(model, self.questions[0].question, 0, self.e, budget=self._some_budget())
         return {"chats": len(ended), "chats_ended": sum(c.ended for c in ended), "self_stated": ended[0].text, "prefilled": prefilled.text}
 
     def _some_budget(self) -> int:

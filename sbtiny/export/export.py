@@ -92,9 +92,9 @@ class Export:
         e = self.plan.settings.eval
         about = {"name": self.plan.name, "base": self.plan.source.name, "run": str(self.plan.run), "merge": self.plan.merge}
         first = files[0].name if files else None
-        (folder / "README.md").write_text(modelfile.readme(about, self.tokenizer, first, e.temperature), encoding="utf-8")
+        (folder / "README.md").write_text(modelfile.readme(about, self.tokenizer, first, e), encoding="utf-8")
         if first:
-            text = modelfile.modelfile(first, self.tokenizer, self.stops, e.temperature, self.config.max_position_embeddings)
+            text = modelfile.modelfile(first, self.tokenizer, self.stops, e, self.config.max_position_embeddings)
             (folder / "Modelfile").write_text(text, encoding="utf-8")
 
 

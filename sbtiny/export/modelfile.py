@@ -5,6 +5,7 @@ import shlex
 from typing import TYPE_CHECKING
 
 from sbtiny.budget.protocol import prefill
+from sbtiny.config import EvalSettings
 from sbtiny.errors import InputError
 
 if TYPE_CHECKING:
@@ -13,11 +14,11 @@ if TYPE_CHECKING:
 SYSTEM, USER, ANSWER, AGAIN = (f"\x00{name}\x00" for name in ("system", "user", "answer", "again"))
 
 
-def modelfile(gguf: str, tokenizer: "PreTrainedTokenizerBase", stops: list[int], temperature: float, context: int) -> str:
-    """FROM, TEMPLATE in Go's language, the stops and the sampling of training."""
+def modelfile(gguf: str, tokenizer: "PreTrainedTokenizerBase", stops: list[int], e: EvalSettings, context: int) -> str:
+    """FROM, TEMPLATE in Go's language, the stops and the sampling of evaluation."""
     lines = [f"FROM ./{gguf}", f'TEMPLATE """{go_template(tokenizer)}"""']
     lines += [f'PARAMETER stop "{tokenizer.convert_ids_to_tokens(i)}"' for i in stops]
-    lines += [f"PARAMETER temperature {temperature}", "PARAMETER top_p 1", "PARAMETER top_k 0", "PARAMETER min_p 0"]
+    lines += [f"PARAMETER temperature {e.temperature}", f"PARAMETER top_p {e.top_p}", "PARAMETER top_k 0", "PARAMETER min_p 0"]
     lines += ["PARAMETER repeat_penalty 1", f"PARAMETER num_ctx {min(context, 8192)}"]
     return "\n".join(lines) + "\n"
 
@@ -86,8 +87,8 @@ A budget of your own (ollama's templates take no arguments, so the prompt is giv
     curl http://localhost:11434/api/generate -d {raw}
 
 ## llama.cpp
-    llama-cli -m {gguf} --jinja --temp {temperature} --top-k 0 --top-p 1 --min-p 0
-    llama-server -m {gguf} --jinja --temp {temperature} --top-k 0 --top-p 1 --min-p 0
+    llama-cli -m {gguf} --jinja --temp {temperature} --top-k 0 --top-p {top_p} --min-p 0
+    llama-server -m {gguf} --jinja --temp {temperature} --top-k 0 --top-p {top_p} --min-p 0
     curl http://localhost:8080/v1/chat/completions -H 'Content-Type: application/json' \\
       -d '{{"messages": [{{"role": "user", "content": "..."}}], "chat_template_kwargs": {{"budget": 200}}}}'
 """
@@ -106,12 +107,13 @@ FOLDER = """
 """
 
 
-def readme(about: dict[str, str], tokenizer: "PreTrainedTokenizerBase", gguf: str | None, temperature: float) -> str:
+def readme(about: dict[str, str], tokenizer: "PreTrainedTokenizerBase", gguf: str | None, e: EvalSettings) -> str:
     """`about`: name, base, run, merge."""
     prompt = tokenizer.apply_chat_template([{"role": "user", "content": "..."}], tokenize=False, add_generation_prompt=True)
     shown = "\n".join(f"    {line}" for line in prompt.splitlines())
     raw = json.dumps({"model": about["name"], "raw": True, "prompt": prompt + prefill(200), "stream": False})
     ways = FOLDER.format()
     if gguf:
-        ways = OLLAMA.format(name=about["name"], raw=shlex.quote(raw), gguf=gguf, temperature=temperature) + ways
+        sampling = {"temperature": e.temperature, "top_p": e.top_p}
+        ways = OLLAMA.format(name=about["name"], raw=shlex.quote(raw), gguf=gguf, **sampling) + ways
     return README.format(**about, prompt=shown, ways=ways)

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from sbtiny.budget.protocol import prefill
+from sbtiny.config import EvalSettings
 
 CONTEXT = 4096  # tokens
-OFF = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repeat_penalty": 1.0}  # llama-cpp-python's own defaults change the distribution
+OFF = {"top_k": 0, "min_p": 0.0, "repeat_penalty": 1.0}  # llama-cpp-python's own defaults change the distribution
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +32,11 @@ def opened(file: Path) -> Iterator[Any]:
         model.close()
 
 
-def chat(model: Any, question: str, max_tokens: int, seed: int, temperature: float, budget: int | None = None) -> Chat:
+def chat(model: Any, question: str, seed: int, e: EvalSettings, budget: int | None = None) -> Chat:
     """One answer of an opened model; a budget is prefilled through the template in the file, as llama-server does it."""
     tokens = model.tokenize(rendered(model, question, budget).encode(), add_bos=False, special=True)
-    room = max(1, min(max_tokens, model.n_ctx() - len(tokens)))
-    found = model.create_completion(tokens, max_tokens=room, seed=seed, temperature=temperature, **OFF)
+    room = max(1, min(e.max_tokens, model.n_ctx() - len(tokens)))
+    found = model.create_completion(tokens, max_tokens=room, seed=seed, temperature=e.temperature, top_p=e.top_p, **OFF)
     choice = found["choices"][0]
     return Chat(("" if budget is None else prefill(budget)) + choice["text"], choice["finish_reason"] == "stop")
 
