@@ -121,7 +121,7 @@ def check_free(folder: Path) -> None:
     check_writable(folder / "config.yaml")
 
 
-def new(kind: str, output: Path | None, settings: Settings, **more: str) -> Path:
+def new(kind: str, output: Path | None, settings: Settings, **more: str | bool) -> Path:
     """A fresh run folder `runs/<kind>-<time>` or `output`, with config.yaml in it; `kind` and `more` are kept in run.json.
 
     What an earlier run left there before its first checkpoint is set aside. Raises InputError when the folder cannot be

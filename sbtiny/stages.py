@@ -21,7 +21,7 @@ from sbtiny.budget.protocol import BudgetChoice, parse_budget_option
 from sbtiny.config import Settings
 from sbtiny.errors import Failed, InputError
 from sbtiny.models.aliases import resolve
-from sbtiny.models.load import add_lora, load, start_backend
+from sbtiny.models.load import add_lora, fingerprint, load, start_backend
 from sbtiny.progress import console, quieten_libraries
 from sbtiny.tasks.leaks import Item, without_heldout
 from sbtiny.tasks.sources import Question, load_questions, read_traces
@@ -61,6 +61,13 @@ def open_policy(name: str, settings: Settings, slots: int, trainable: bool = Fal
     if model.num_parameters() < 20_000_000:
         torch.set_num_threads(1)
     return Policy(model, tokenizer, slots)
+
+
+def trained_on(settings: Settings, policy: Policy) -> dict[str, Any]:
+    """What export must know of the base and config.yaml may leave open: its bits, its number format, and which one it was."""
+    four_bit = torch.cuda.is_available() if settings.four_bit is None else settings.four_bit
+    embedding = policy.model.get_input_embeddings().weight
+    return {"four_bit": four_bit, "dtype": str(embedding.dtype).removeprefix("torch."), "base": fingerprint(embedding)}
 
 
 def build_data(
@@ -144,7 +151,7 @@ def run_sft(settings: Settings, output: Path | None, resume: bool = False) -> Pa
     last = going_on(output, settings, "sft", rows) if resume and output else None
     policy = open_policy(settings.model, settings, settings.data.slots, trainable=True)
     dataset = sft.prepare(policy, rows, settings.sft.max_length) if rows else None
-    folder = output if resume and output else runs.new("sft", output, settings)
+    folder = output if resume and output else runs.new("sft", output, settings, **trained_on(settings, policy))
     with keeping(folder, "sft"):
         if dataset is None and questions:
             with policy.model.disable_adapter():
@@ -176,7 +183,7 @@ def run_grpo(settings: Settings, start: Path, output: Path | None, resume: bool 
     questions = training_questions(settings)
     last = going_on(output, settings, "grpo", questions) if resume and output else None
     policy = open_policy(str(start), settings, settings.grpo.slots, trainable=True)
-    folder = output if resume and output else runs.new("grpo", output, settings, parent=str(start))
+    folder = output if resume and output else runs.new("grpo", output, settings, parent=str(start), **trained_on(settings, policy))
     with keeping(folder, "grpo"):
         if not last:
             look = look_before(policy, questions, verify, settings)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import safe_open
 
 from sbtiny import runs
 from sbtiny.errors import Failed, InputError
@@ -18,12 +19,14 @@ from sbtiny.export.check import Check
 from sbtiny.export.merge import Merged, save_weights
 from sbtiny.export.plan import Plan
 from sbtiny.export.tokens import read_vocabulary
-from sbtiny.models.load import base_folder, load_tokenizer, stop_ids_of, turn_end
+from sbtiny.models.load import base_folder, fingerprint, load_tokenizer, stop_ids_of, turn_end
 from sbtiny.progress import bar, console
 from sbtiny.tasks.sources import Question
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+EMBEDDING = "model.embed_tokens.weight"
 
 
 class Export:
@@ -41,7 +44,8 @@ class Export:
         adapter = plan.run / "adapter"
         on_4bit = plan.nf4 and plan.merge == "dequantized"
         self.merged = Merged(self.base, adapter, nf4=on_4bit, tied=self.config.tie_word_embeddings)
-        rows = self.merged.shapes["model.embed_tokens.weight"][0]
+        check_same(self.merged, plan.run)
+        rows = self.merged.shapes[EMBEDDING][0]
         self.generation: GenerationConfig = GenerationConfig.from_pretrained(self.base) if has_generation(self.base) else GenerationConfig()
         self.stops = ordered_stops(stop_ids_of(self.generation, self.tokenizer, rows), self.tokenizer)
         self.vocabulary = None
@@ -96,6 +100,16 @@ class Export:
         if first:
             text = modelfile.modelfile(first, self.tokenizer, self.stops, e, self.config.max_position_embeddings)
             (folder / "Modelfile").write_text(text, encoding="utf-8")
+
+
+def check_same(merged: Merged, run: Path) -> None:
+    """Raises InputError when the base has other weights than the one trained on; runs of before that was noted pass."""
+    about = runs.read_run(run)
+    if known := about.get("base"):
+        with safe_open(merged.files[EMBEDDING], "pt") as file:
+            rows = file.get_slice(EMBEDDING)[:256].to(getattr(torch, about["dtype"]))
+        if fingerprint(rows) != known:
+            raise InputError(f"{merged.base} has other weights than the base {run} was trained on: give the model it was trained on")
 
 
 def has_generation(folder: Path) -> bool:

@@ -44,13 +44,14 @@ def make(run: Path, settings: Settings, output: Path | None, merge: str, dtype: 
         if value not in known:
             raise InputError(f"{name} {value!r} is not known: choose from {', '.join(known)}")
     kinds = read_kinds(gguf)
-    model = runs.read_run(run)["model"]
+    about = runs.read_run(run)
+    nf4 = bool(about.get("four_bit", nf4))  # what training resolved: config.yaml may say null, which is another thing here
     for file in ("adapter_config.json", "adapter_model.safetensors"):
         if not (run / "adapter" / file).is_file():
             raise InputError(f"{run} holds no adapter ({file} is missing): give a finished run")
     output = output or run / "export"
     check_output(output)
-    return Plan(run, settings, check_base(run, resolve(model)), output, merge, dtype, kinds, nf4, check)
+    return Plan(run, settings, check_base(run, resolve(about["model"])), output, merge, dtype, kinds, nf4, check)
 
 
 def read_kinds(text: str) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ see `start_backend`.
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -271,6 +272,12 @@ def load_adapter(model: nn.Module, path: Path, trainable: bool = False) -> "Peft
 
         model = FastLanguageModel.patch_peft_model(model, use_gradient_checkpointing="unsloth")
     return model
+
+
+def fingerprint(embedding: torch.Tensor) -> str:
+    """Tells bases of one shape apart: a hash of the first rows (vocabulary, width) of the embedding, which 4 bits leave alone."""
+    rows = embedding[:256].detach().cpu().contiguous()
+    return sha256(rows.view(torch.uint8).numpy().tobytes()).hexdigest()[:16]
 
 
 # ---- prompts and stops -----------------------------------------------------------------------------------------------

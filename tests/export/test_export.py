@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from sbtiny import stages
 from sbtiny.budget.protocol import prefill
 from sbtiny.cli import app
+from sbtiny.config import Settings
 from sbtiny.errors import Failed, InputError
 from sbtiny.export import check, kquants
 from sbtiny.export.compare import kl
@@ -98,6 +100,28 @@ def test_a_corrupt_adapter_and_another_base_are_one_line(new_model, run: Path, t
     with pytest.raises(InputError, match="only plain LoRA"):
         export(odd, "--no-check")
     assert not list(tmp_path.glob("*/export"))
+
+
+def test_a_base_with_other_weights_is_told_from_the_one_trained_on(run: Path, tmp_path: Path) -> None:
+    """The bundled model was made anew: every shape fits, and nothing else would notice."""
+    policy = stages.open_policy("tiny", Settings(four_bit=False), 4)
+    about = json.loads((run / "run.json").read_text()) | stages.trained_on(Settings(four_bit=False), policy)
+    other = shutil.copytree(run, tmp_path / "other")
+    (other / "run.json").write_text(json.dumps(about))
+    export(other, "--gguf", "none", "--no-check")
+    (other / "run.json").write_text(json.dumps(about | {"base": "0" * 16}))
+    with pytest.raises(InputError, match="has other weights than the base"):
+        export(other, "--gguf", "none", "--no-check", "-o", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_training_resolved_says_whether_the_base_had_4_bits(run: Path, tmp_path: Path) -> None:
+    """config.yaml may leave it open, which means yes on the GPU that trained and no on the machine that exports."""
+    other = shutil.copytree(run, tmp_path / "other")
+    (other / "config.yaml").write_text(Settings(model="tiny").as_yaml())
+    (other / "run.json").write_text(json.dumps(json.loads((run / "run.json").read_text()) | {"four_bit": True}))
+    export(other, "--gguf", "none", "--no-check")
+    assert json.loads((other / "export" / "export.json").read_text())["trained_in_4bit"] is True
 
 
 def test_wrong_choices_are_refused_before_any_work(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
