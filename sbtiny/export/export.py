@@ -1,6 +1,7 @@
 """From a run to files: merged folder, GGUF files, what goes beside them, and the check. Built aside, renamed when whole."""
 
 import errno
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from sbtiny import runs
 from sbtiny.errors import Failed, InputError
@@ -26,6 +27,8 @@ from sbtiny.tasks.sources import Question
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+# What safetensors says of a full disk, and numpy, which gives no number: "65536 requested and 14768 written".
+SHORT = re.compile(r"No space left|\d+ requested and \d+ written")
 EMBEDDING = "model.embed_tokens.weight"
 
 
@@ -131,9 +134,8 @@ def aside(folder: Path) -> Iterator[Path]:
     try:
         building.mkdir(parents=True)
         yield building
-    except (OSError, RuntimeError) as error:
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
-        if full:
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or SHORT.search(str(error)):
             raise InputError(f"no space left for {folder}: free some, write fewer kinds, or choose another --output") from error
         raise
     finally:

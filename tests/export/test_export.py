@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from sbtiny import stages
 from sbtiny.budget.protocol import prefill
@@ -19,6 +20,11 @@ from sbtiny.models.aliases import BUNDLED
 from sbtiny.models.load import load, prompt_ids
 from sbtiny.rollout import llama_cpp
 
+FULL = [  # as the system, numpy and safetensors say it
+    OSError(28, "No space left on device"),
+    OSError("65536 requested and 14768 written"),
+    SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+]
 FEW = ["--questions", "4", "--set", "eval.max_tokens=60", "--set", "eval.slots=4"]
 
 
@@ -66,15 +72,16 @@ def test_a_failed_check_keeps_the_files_aside(run: Path, tmp_path: Path, monkeyp
     assert json.loads((tmp_path / "out-failed" / "export.json").read_text())["passed"] is False
 
 
-def test_interrupted_work_leaves_nothing_and_the_earlier_export(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("error", FULL)
+def test_a_full_disk_leaves_nothing_and_the_earlier_export(
+    run: Path, error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
     export(run, "--gguf", "none", "--no-check", "-o", out)
     before = (out / "export.json").read_text()
 
     def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+        raise error
 
     monkeypatch.setattr("sbtiny.export.gguf.encoded", full)
     with pytest.raises(InputError, match="no space left"):
