@@ -41,6 +41,11 @@ SWEEP = ("0.5x", "1x", "2x", "4x")
 quieten_libraries()
 
 
+def is_four_bit(settings: Settings) -> bool:
+    """NF4 as told; untold, where there is a GPU."""
+    return torch.cuda.is_available() if settings.four_bit is None else settings.four_bit
+
+
 def open_policy(name: str, settings: Settings, slots: int, trainable: bool = False) -> Policy:
     """A run's policy (base model and adapter) or a plain model. Tiny models run faster on one thread than on many.
 
@@ -54,8 +59,7 @@ def open_policy(name: str, settings: Settings, slots: int, trainable: bool = Fal
     adapter = folder / "adapter" if folder else None
     if adapter and not adapter.is_dir():
         raise InputError(f"{folder} holds no adapter: was the run finished?")
-    four_bit = torch.cuda.is_available() if settings.four_bit is None else settings.four_bit
-    model, tokenizer = load(model_name, four_bit=four_bit, adapter=adapter, trainable=trainable)
+    model, tokenizer = load(model_name, four_bit=is_four_bit(settings), adapter=adapter, trainable=trainable)
     if trainable and adapter is None:
         model = add_lora(model, rank=settings.sft.lora_rank, alpha=settings.sft.lora_alpha)
     if model.num_parameters() < 20_000_000:
@@ -65,9 +69,8 @@ def open_policy(name: str, settings: Settings, slots: int, trainable: bool = Fal
 
 def trained_on(settings: Settings, policy: Policy) -> dict[str, Any]:
     """What export must know of the base and config.yaml may leave open: its bits, its number format, and which one it was."""
-    four_bit = torch.cuda.is_available() if settings.four_bit is None else settings.four_bit
     embedding = policy.model.get_input_embeddings().weight
-    return {"four_bit": four_bit, "dtype": str(embedding.dtype).removeprefix("torch."), "base": fingerprint(embedding)}
+    return {"four_bit": is_four_bit(settings), "dtype": str(embedding.dtype).removeprefix("torch."), "base": fingerprint(embedding)}
 
 
 def build_data(
