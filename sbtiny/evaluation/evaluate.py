@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from sbtiny.budget.metrics import Sample, compression, paired_difference, summarise
-from sbtiny.budget.protocol import MAX_BUDGET, BudgetChoice, prefill
+from sbtiny.budget.protocol import MAX_BUDGET, BudgetChoice
 from sbtiny.config import EvalSettings
 from sbtiny.progress import bar
 from sbtiny.rollout.control import Limits
@@ -31,8 +31,7 @@ def answer(policy: Policy, requests: Sequence[Request], sampling: Sampling, titl
 
 def own_budgets(policy: Policy, questions: Sequence[Question], sampling: Sampling, seed: int) -> list[int | None]:
     """The number the model says to each question: only the tag is sampled. None where it says none."""
-    room = len(policy.encode(prefill(999_999)))
-    requests = [policy.request(q.question, room, seed * 1_000_003 + i) for i, q in enumerate(questions)]
+    requests = [policy.budget_request(q.question, seed * 1_000_003 + i) for i, q in enumerate(questions)]
     return [episode.parsed.budget for episode in answer(policy, requests, sampling, "asking for budgets")]
 
 

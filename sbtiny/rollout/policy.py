@@ -48,6 +48,10 @@ class Policy:
         ids = (*prompt_ids(self.tokenizer, question), *self.encode(said))
         return Request(ids, max_tokens, seed, said, expected or budget or 0, limits, interrupt)
 
+    def budget_request(self, question: str, seed: int) -> Request:
+        """A request for the number alone: room for the tags of the largest common one and no more."""
+        return self.request(question, len(self.encode(prefill(999_999))), seed)
+
     def sample(
         self, requests: Sequence[Request], sampling: Sampling, on_episode: OnEpisode | None = None
     ) -> list[Episode]:

@@ -13,7 +13,6 @@ from typing import Any
 
 from trl import GRPOTrainer
 
-from sbtiny.budget.protocol import prefill
 from sbtiny.budget.reward import Reward, RewardConfig, linear_alpha, mismatch, score
 from sbtiny.config import GrpoSettings, Settings
 from sbtiny.progress import bar
@@ -142,8 +141,7 @@ class Rollouts:
 
     def _own_budgets(self, questions: Sequence[str], seed: int) -> list[int | None]:
         """The number the model would say to each question: only the tag is sampled."""
-        room = len(self.policy.encode(prefill(999_999)))
-        requests = [self.policy.request(q, room, seed - 1 - i) for i, q in enumerate(questions)]
+        requests = [self.policy.budget_request(q, seed - 1 - i) for i, q in enumerate(questions)]
         return [e.parsed.budget for e in self.policy.sample(requests, Sampling(self.g.temperature))] if requests else []
 
     def _score(self, question: Question, episode: Episode, alpha: float, kind: Kind) -> Scored:
