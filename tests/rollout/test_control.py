@@ -5,7 +5,7 @@ import re
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from sbtiny.budget.protocol import body_length, parse
@@ -47,6 +47,7 @@ def legal(text: str) -> bool:
 
 @given(st.sets(st.integers(0, 80)), st.text("ab<>/solutin ", min_size=1, max_size=24))
 def test_tags_are_seen_however_they_are_split(cuts: set[int], body: str) -> None:
+    assume("</solution>" not in body)  # such a body ends there, and what follows makes the answer malformed: all of it counts
     text = f"{HEAD}x{body}</solution>"
     pieces = chopped(text, cuts)
     control = Control(Limits(ceiling=10_000))
