@@ -57,8 +57,8 @@ class SftSettings:
     epochs: float = 2.0
     steps: int = 0  # more than 0 overrides epochs
     lr: float = 2e-3
-    batch: int = 8  # rows an update
-    micro_batch: int = 8  # rows a forward pass
+    batch: int = 4  # rows an update
+    micro_batch: int = 4  # rows a forward pass
     max_length: int = 1024  # tokens; a longer row is an error
     warmup: float = 0.05  # share of the updates
     lora_rank: int = 32

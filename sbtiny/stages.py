@@ -62,8 +62,8 @@ def open_policy(name: str, settings: Settings, slots: int, trainable: bool = Fal
     model, tokenizer = load(model_name, four_bit=is_four_bit(settings), adapter=adapter, trainable=trainable)
     if trainable and adapter is None:
         model = add_lora(model, rank=settings.sft.lora_rank, alpha=settings.sft.lora_alpha)
-    if model.num_parameters() < 20_000_000:
-        torch.set_num_threads(1)
+    if model.num_parameters() < 20_000_000:  # its products are too small to share among many
+        torch.set_num_threads(min(torch.get_num_threads(), 2))
     return Policy(model, tokenizer, slots)
 
 
