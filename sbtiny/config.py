@@ -54,7 +54,7 @@ class SftSettings:
     """Cold start. The paper gives neither epochs, learning rate nor batch: chosen by experiment on the bundled model."""
 
     data: str | None = None
-    epochs: float = 2.0
+    epochs: float = 3.0
     steps: int = 0  # more than 0 overrides epochs
     lr: float = 2e-3
     batch: int = 4  # rows an update

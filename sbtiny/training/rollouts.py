@@ -188,15 +188,17 @@ class Rollouts:
         """Tell some correct answers of a group again behind the number they needed, where they missed the one they had.
 
         Self-set: the shortest, because their length is what the question takes; the longest would teach the number of a waste; and
-        only once alpha is below 1, where a window has an upper edge. A user's: any, so that all lengths are met.
+        only once alpha is below 1, where a window has an upper edge. A user's: the shortest and the longest in turn, because a length
+        that is dying out is found at the ends, and one that is gone can no longer be asked for.
         """
         kind = scored[group.start].kind
         right = [i for i in group if scored[i].correct and scored[i].episode.budget]
+        right.sort(key=lambda i: scored[i].episode.length)
+        missed = [i for i in right if scored[i].mismatch > self.g.alpha_end]
         if kind == "self" and alpha < 1:
-            chosen = sorted(right, key=lambda i: scored[i].episode.length)[: self.g.hindsight]
-            chosen = [i for i in chosen if scored[i].mismatch > self.g.alpha_end]
+            chosen = [i for i in right[: self.g.hindsight] if i in missed]
         elif kind == "user":
-            chosen = [i for i in right if scored[i].mismatch > self.g.alpha_end][: self.g.user_hindsight]
+            chosen = ends(missed, self.g.user_hindsight)
         else:
             chosen = []
         for i in chosen:
@@ -237,6 +239,13 @@ class Rollouts:
         for name, value in self.metrics.items():
             log_metric(name, value)
         return reward
+
+
+def ends(items: Sequence[int], count: int) -> list[int]:
+    """`count` of the items at most, from the two ends in turn: the first, the last, the second, ..."""
+    taken = min(count, len(items))
+    first = (taken + 1) // 2
+    return [*items[:first], *items[len(items) - (taken - first) :]]
 
 
 def finish(budget: int | None, correct: bool) -> Reward:

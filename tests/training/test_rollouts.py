@@ -14,7 +14,7 @@ from sbtiny.tasks import arithmetic
 from sbtiny.tasks.verify import auto
 from sbtiny.training.groups import Group
 from sbtiny.training.hindsight import needed
-from sbtiny.training.rollouts import Rollouts, alpha_at, summary, trained
+from sbtiny.training.rollouts import Rollouts, alpha_at, ends, summary, trained
 
 QUESTIONS = arithmetic.questions("train", 8, seed=3)
 
@@ -152,3 +152,11 @@ def test_an_answer_the_initial_model_failed_may_be_bounded(policy, tmp_path: Pat
         rollouts = Rollouts(policy, QUESTIONS, auto, {q.id: math.inf for q in QUESTIONS}, settings, tmp_path)
         penalties.append(rollouts._score(question, e, 6.0, "self").reward.budget_penalty)
     assert penalties == [0.0, -0.4, 0.0]
+
+
+def test_both_ends_of_a_users_group_are_retold_in_turn():
+    assert ends([1, 2, 3, 4, 5], 2) == [1, 5]
+    assert ends([1, 2, 3, 4, 5], 3) == [1, 2, 5]
+    assert ends([7], 2) == [7]
+    assert ends([], 2) == []
+    assert ends([1, 2], 0) == []
