@@ -100,7 +100,7 @@ class GrpoSettings:
     reserve: int = 32  # tokens for the wrap-up and the answer after it
     user_low: float = 0.3  # a prefilled budget is drawn between these multiples of the model's own
     user_high: float = 4.0
-    tight_bmax: bool = False  # b_max follows the shortest correct answer seen; the paper keeps the first
+    tight_bmax: bool = False  # b_max is at most 1 + alpha times the shortest correct answer seen
     failed_bmax: float | None = None  # b_max of questions the initial model failed; null is the paper's: no bound
     replace_flat: bool = False  # a group of equal rewards is sampled again, once, with another question
     save_steps: int = 50

@@ -123,5 +123,5 @@ def cut_off(file: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
 
 
 def state_of(checkpoint: Path) -> dict[str, Any]:
-    """What `Sealer` was given to keep: b_max, alarms."""
+    """What `Sealer` was given to keep: shortest answers, alarms."""
     return runs.read_json(checkpoint / SEAL)["state"]

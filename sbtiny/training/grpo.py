@@ -109,10 +109,8 @@ def in_turn(names: Sequence[str], settings: Settings) -> list[str]:
 
 
 def kept(rollouts: Rollouts, alarms: Alarms) -> dict[str, Any]:
-    """What a checkpoint must hold beside TRL's: alpha for a reader, b_max where training changes it, what the alarms have seen."""
-    changed = rollouts.b_max if rollouts.g.tight_bmax else {}
-    b_max = {key: str(value) for key, value in changed.items()}
-    return {"alpha": rollouts.metrics.get("alpha"), "b_max": b_max, "alarms": asdict(alarms)}
+    """What a checkpoint must hold beside TRL's: alpha for a reader, the shortest answers seen, what the alarms have seen."""
+    return {"alpha": rollouts.metrics.get("alpha"), "shortest": rollouts.shortest, "alarms": asdict(alarms)}
 
 
 def train(
@@ -127,11 +125,11 @@ def train(
 ) -> None:
     """Train the policy's adapter and save it as `output/adapter`; `questions` are taken in their order, `grpo.prompts` a step."""
     alarms = Alarms()
+    rollouts = Rollouts(policy, questions, verify, b_max, settings, output)
     if resume:
         before = state_of(resume)
-        b_max.update({key: float(value) for key, value in before["b_max"].items()})
+        rollouts.shortest = before["shortest"]
         alarms = Alarms(**before["alarms"])
-    rollouts = Rollouts(policy, questions, verify, b_max, settings, output)
     head.ensure()
     watch = Watch("grpo", settings.grpo.steps, output, SHOWN, alarms)
     trainer = Trainer(

@@ -95,7 +95,7 @@ def measure(rollouts: Rollouts, questions: Sequence[Question], verify: Verify, s
     rows = [q for q in asked for _ in range(g.group)]
     requests = [rollouts._request(q, SELF, settings.seed * 1_000_003 + i) for i, q in enumerate(rows)]
     episodes = rollouts.policy.sample(requests, Sampling(temperature=g.temperature)) if rows else []
-    scored = [rollouts._score(q, e, alpha_at(0, g), "self") for q, e in zip(rows, episodes, strict=True)]
+    scored = rollouts.judge([(q, "self") for q in rows], episodes, alpha_at(0, g))
     seconds = (time.perf_counter() - started) * g.prompts / max(1, len(asked)) * g.steps * TRAINING_SHARE
     return figures(scored, questions, verify, g.group, seconds / 3600)
 

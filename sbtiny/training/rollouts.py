@@ -90,6 +90,7 @@ class Rollouts:
         self.paper = RewardConfig(slope=self.g.slope, centre=self.g.centre)
         self.wrap_up, self.reserve = tuple(policy.encode(settings.grpo.wrap_up)), settings.grpo.reserve
         self.metrics: dict[str, float] = {}
+        self.shortest: dict[str, float] = {}  # correct answers seen, in tokens, by question id
 
     def __call__(self, prompts: list[str], trainer: GRPOTrainer) -> dict[str, Any]:
         """`prompts` are question ids, each already repeated once per answer of its group."""
@@ -102,7 +103,7 @@ class Rollouts:
         rows = [(q, group) for q, group in zip(asked, groups, strict=True) for _ in range(self.g.group)]
         requests = [self._request(q, group, first + i) for i, (q, group) in enumerate(rows)]
         episodes = self.policy.sample(requests, Sampling(temperature=self.g.temperature))
-        scored = [self._score(q, e, alpha, group.kind) for (q, group), e in zip(rows, episodes, strict=True)]
+        scored = self.judge([(q, group.kind) for q, group in rows], episodes, alpha)
         if self.g.replace_flat:
             self._replace_flat(scored, asked, step, alpha)
         self.metrics = summary(scored, alpha, time.perf_counter() - started) | self._warning(scored)
@@ -110,7 +111,6 @@ class Rollouts:
             self._keep(step, scored)
         for start in range(0, len(scored), self.g.group):
             self._retell(scored, range(start, start + self.g.group), alpha)
-        self._tighten(scored)
         return {
             "prompt_ids": [list(s.episode.request.prompt_ids) for s in scored],
             "completion_ids": [s.episode.completion_ids for s in scored],
@@ -144,12 +144,27 @@ class Rollouts:
         requests = [self.policy.budget_request(q, seed - 1 - i) for i, q in enumerate(questions)]
         return [e.parsed.budget for e in self.policy.sample(requests, Sampling(self.g.temperature))] if requests else []
 
-    def _score(self, question: Question, episode: Episode, alpha: float, kind: Kind) -> Scored:
+    def judge(self, asked: Sequence[tuple[Question, Kind]], episodes: Sequence[Episode], alpha: float) -> list[Scored]:
+        """Verifies all, notes the shortest correct answers, then scores: an answer is measured against its own group as well."""
+        correct = [e.ended and self.verify(e.solution, q) for (q, _), e in zip(asked, episodes, strict=True)]
+        for (question, _), episode, right in zip(asked, episodes, correct, strict=True):
+            if right:
+                self.shortest[question.id] = min(self.shortest.get(question.id, math.inf), episode.length)
+        judged = zip(asked, episodes, correct, strict=True)
+        return [self._score(question, episode, right, alpha, kind) for (question, kind), episode, right in judged]
+
+    def _bound(self, question: Question, alpha: float) -> float:
+        """b_max of a self-set budget. Tight: no more than alpha above the shortest correct answer seen, for that is enough."""
+        b_max = self.b_max[question.id]
+        if math.isinf(b_max):
+            b_max = self.g.failed_bmax or math.inf
+        return min(b_max, (1 + alpha) * self.shortest.get(question.id, math.inf)) if self.g.tight_bmax else b_max
+
+    def _score(self, question: Question, episode: Episode, correct: bool, alpha: float, kind: Kind) -> Scored:
         """The paper's reward; a budget the user set is not measured against b_max, and its window is narrow from the start.
 
         An answer that was cut earns by being right alone: how long it would have been was not its choice.
         """
-        correct = episode.ended and self.verify(episode.solution, question)
         budget = episode.budget if episode.ended else None
         if kind == "cut":
             reward = finish(budget, correct)
@@ -159,9 +174,7 @@ class Rollouts:
                 budget=budget, length=episode.length, correct=correct, b_max=math.inf, alpha=width, config=USER_REWARD
             )
         else:
-            b_max = self.b_max[question.id]
-            if math.isinf(b_max):
-                b_max = self.g.failed_bmax or math.inf
+            b_max = self._bound(question, alpha)
             reward = score(
                 budget=budget, length=episode.length, correct=correct, b_max=b_max, alpha=alpha, config=self.paper
             )
@@ -180,7 +193,7 @@ class Rollouts:
         if not requests:
             return
         again = self.policy.sample(requests, Sampling(temperature=self.g.temperature))
-        told = [self._score(question, e, alpha, "self") for question, e in zip(rows, again, strict=True)]
+        told = self.judge([(question, "self") for question in rows], again, alpha)
         for number, start in enumerate(flat[: len(fresh)]):
             scored[start : start + size] = told[number * size : (number + 1) * size]
 
@@ -188,23 +201,22 @@ class Rollouts:
         """Tell some correct answers of a group again behind the number they needed, where they missed the one they had.
 
         Self-set: the shortest, because their length is what the question takes; the longest would teach the number of a waste; and
-        only once alpha is below 1, where a window has an upper edge. A user's: the shortest and the longest in turn, because a length
-        that is dying out is found at the ends, and one that is gone can no longer be asked for.
+        only once alpha is below 1, where a window has an upper edge. A user's: any, so that all lengths are met; but none where the
+        number is below every answer, for beside a retold one the nearest to it would look bad.
         """
         kind = scored[group.start].kind
         right = [i for i in group if scored[i].correct and scored[i].episode.budget]
-        right.sort(key=lambda i: scored[i].episode.length)
         missed = [i for i in right if scored[i].mismatch > self.g.alpha_end]
+        chosen = []
         if kind == "self" and alpha < 1:
-            chosen = [i for i in right[: self.g.hindsight] if i in missed]
-        elif kind == "user":
-            chosen = ends(missed, self.g.user_hindsight)
-        else:
-            chosen = []
+            shortest = sorted(right, key=lambda i: scored[i].episode.length)[: self.g.hindsight]
+            chosen = [i for i in shortest if i in missed]
+        elif kind == "user" and any(scored[i].episode.length <= scored[i].episode.budget for i in right):
+            chosen = missed[: self.g.user_hindsight]
         for i in chosen:
             budget = needed(scored[i].episode.length, self.g.alpha_end, self.g.centre if kind == "self" else 1.0)
             episode = retold(self.policy, scored[i].episode, budget)
-            scored[i] = replace(self._score(scored[i].question, episode, alpha, kind), retold=True)
+            scored[i] = replace(self._score(scored[i].question, episode, True, alpha, kind), retold=True)
 
     def _warning(self, scored: Sequence[Scored]) -> dict[str, float]:
         """The figures that the alarms go by; one that nothing was there to measure for is left out."""
@@ -217,12 +229,6 @@ class Rollouts:
             "wrong_length": [s.episode.length for s in own if s.episode.budget and s.episode.ended and not s.correct],
         }
         return {name: sum(found) / len(found) for name, found in values.items() if found}
-
-    def _tighten(self, scored: Sequence[Scored]) -> None:
-        if self.g.tight_bmax:
-            for s in scored:
-                if s.correct:
-                    self.b_max[s.question.id] = min(self.b_max[s.question.id], s.episode.length)
 
     def _keep(self, step: int, scored: Sequence[Scored]) -> None:
         for s in scored[:: self.g.group]:
@@ -239,13 +245,6 @@ class Rollouts:
         for name, value in self.metrics.items():
             log_metric(name, value)
         return reward
-
-
-def ends(items: Sequence[int], count: int) -> list[int]:
-    """`count` of the items at most, from the two ends in turn: the first, the last, the second, ..."""
-    taken = min(count, len(items))
-    first = (taken + 1) // 2
-    return [*items[:first], *items[len(items) - (taken - first) :]]
 
 
 def finish(budget: int | None, correct: bool) -> Reward:

@@ -75,7 +75,7 @@ def killed(monkeypatch: pytest.MonkeyPatch, owner: object, name: str, when: Call
 
 
 MOMENTS = {
-    "in the first step, before any checkpoint": (Rollouts, "_tighten", lambda self, _: self.metrics["alpha"] == 6.0),
+    "in the first step, before any checkpoint": (Rollouts, "_retell", lambda self, *_: self.metrics["alpha"] == 6.0),
     "between steps": (Rollouts, "__call__", lambda self, _, trainer: trainer.state.global_step == 3),
     "before the first file of a checkpoint": (Trainer, "save_model", lambda self, *_, **__: self.state.global_step == 4),
     "between the files of a checkpoint": (Trainer, "_save_rng_state", lambda self, _: self.state.global_step == 4),

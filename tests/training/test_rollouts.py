@@ -14,7 +14,7 @@ from sbtiny.tasks import arithmetic
 from sbtiny.tasks.verify import auto
 from sbtiny.training.groups import Group
 from sbtiny.training.hindsight import needed
-from sbtiny.training.rollouts import Rollouts, alpha_at, ends, summary, trained
+from sbtiny.training.rollouts import Rollouts, alpha_at, summary, trained
 
 QUESTIONS = arithmetic.questions("train", 8, seed=3)
 
@@ -25,6 +25,10 @@ def episode(policy, question, number: str, body: str, budget: int | None = None)
     said = [] if budget else policy.encode(f"<budget>{number}</budget><solution>")
     ids = [*said, *policy.encode(body), *policy.encode("</solution>"), policy.tokenizer.eos_token_id]
     return read_episode(request, ids, policy.engine.pieces, "end")
+
+
+def judged(rollouts: Rollouts, question, answer, alpha: float, kind: str):
+    return rollouts.judge([(question, kind)], [answer], alpha)[0]
 
 
 @pytest.fixture
@@ -47,7 +51,7 @@ def test_the_shortest_correct_answer_is_retold_when_it_missed(policy, rollouts):
     longer = episode(policy, question, "400", f"a)+1=2\n{right}")
     short = episode(policy, question, "300", right)
     bad = episode(policy, question, "900", wrong)
-    scored = [rollouts._score(question, e, 0.5, "self") for e in (longer, short, bad)]
+    scored = [judged(rollouts, question, e, 0.5, "self") for e in (longer, short, bad)]
     rollouts._retell(scored, range(3), 0.5)
     assert [s.retold for s in scored] == [False, True, False]
     assert scored[1].episode.budget == needed(short.length, 0.1, rollouts.g.centre)
@@ -59,7 +63,7 @@ def test_nothing_is_retold_when_the_shortest_correct_answer_kept_its_number(poli
     right = f"\\boxed{{{question.answer}}}"
     longer = episode(policy, question, "400", f"a)+1=2\n{right}")
     close = episode(policy, question, str(needed(len(policy.encode(right)), 0.1, rollouts.g.centre)), right)
-    scored = [rollouts._score(question, e, 0.5, "self") for e in (longer, close)]
+    scored = [judged(rollouts, question, e, 0.5, "self") for e in (longer, close)]
     rollouts._retell(scored, range(2), 0.5)
     assert not any(s.retold for s in scored)
 
@@ -68,8 +72,8 @@ def test_a_budget_of_the_user_is_scored_without_b_max_and_in_a_narrow_window(pol
     question = QUESTIONS[0]
     right = f"\\boxed{{{question.answer}}}"
     rollouts.b_max[question.id] = 1.0
-    own = rollouts._score(question, episode(policy, question, "300", right), 6.0, "self")
-    given = rollouts._score(question, episode(policy, question, "", right, budget=300), 6.0, "user")
+    own = judged(rollouts, question, episode(policy, question, "300", right), 6.0, "self")
+    given = judged(rollouts, question, episode(policy, question, "", right, budget=300), 6.0, "user")
     assert own.reward.budget_penalty == -0.4
     assert given.reward.budget_penalty == 0.0
     assert own.reward.inside
@@ -79,7 +83,7 @@ def test_a_budget_of_the_user_is_scored_without_b_max_and_in_a_narrow_window(pol
 def test_an_unfinished_answer_is_malformed(policy, rollouts):
     e = episode(policy, QUESTIONS[0], "300", "\\boxed{1}")
     e.stop_reason, e.ended = "length", False
-    assert [rollouts._score(QUESTIONS[0], e, 6.0, kind).reward.total for kind in ("self", "user", "cut")] == [-1, -1, -1]
+    assert [judged(rollouts, QUESTIONS[0], e, 6.0, kind).reward.total for kind in ("self", "user", "cut")] == [-1, -1, -1]
 
 
 def test_a_step_returns_what_trl_needs_and_repeats_itself(rollouts):
@@ -109,7 +113,7 @@ def test_a_cut_answer_learns_only_what_follows_the_wrap_up(policy, tmp_path: Pat
     rollouts = Rollouts(policy, QUESTIONS, auto, {q.id: math.inf for q in QUESTIONS}, settings, tmp_path)
     request = rollouts._request(QUESTIONS[0], Group("cut", budget=40, ceiling=6), seed=1)
     episode = policy.sample([request], Sampling())[0]
-    scored = rollouts._score(QUESTIONS[0], episode, 0.5, "cut")
+    scored = judged(rollouts, QUESTIONS[0], episode, 0.5, "cut")
     injected = len(rollouts.wrap_up)
     assert episode.stop_reason == "ceiling"
     assert episode.injected[6 : 6 + injected] == [True] * injected
@@ -120,8 +124,8 @@ def test_a_cut_answer_learns_only_what_follows_the_wrap_up(policy, tmp_path: Pat
 def test_summary_counts_malformed_as_not_within(policy, rollouts):
     question = QUESTIONS[0]
     scored = [
-        rollouts._score(question, episode(policy, question, "5", f"\\boxed{{{question.answer}}}"), 1.0, "self"),
-        rollouts._score(question, episode(policy, question, "five", "x"), 1.0, "self"),
+        judged(rollouts, question, episode(policy, question, "5", f"\\boxed{{{question.answer}}}"), 1.0, "self"),
+        judged(rollouts, question, episode(policy, question, "five", "x"), 1.0, "self"),
     ]
     s = summary(scored, 1.0, 2.0)
     assert s["malformed"] == 0.5
@@ -150,13 +154,27 @@ def test_an_answer_the_initial_model_failed_may_be_bounded(policy, tmp_path: Pat
     for bound in (None, 200, 400):
         settings = Settings(grpo=GrpoSettings(failed_bmax=bound))
         rollouts = Rollouts(policy, QUESTIONS, auto, {q.id: math.inf for q in QUESTIONS}, settings, tmp_path)
-        penalties.append(rollouts._score(question, e, 6.0, "self").reward.budget_penalty)
+        penalties.append(judged(rollouts, question, e, 6.0, "self").reward.budget_penalty)
     assert penalties == [0.0, -0.4, 0.0]
 
 
-def test_both_ends_of_a_users_group_are_retold_in_turn():
-    assert ends([1, 2, 3, 4, 5], 2) == [1, 5]
-    assert ends([1, 2, 3, 4, 5], 3) == [1, 2, 5]
-    assert ends([7], 2) == [7]
-    assert ends([], 2) == []
-    assert ends([1, 2], 0) == []
+def test_b_max_tightens_to_the_shortest_correct_answer_of_the_group(policy, tmp_path: Path):
+    question, penalties = QUESTIONS[0], []
+    right = f"\\boxed{{{question.answer}}}"
+    answers = [episode(policy, question, number, right) for number in ("5", "14")]
+    for tight in (False, True):
+        settings = Settings(grpo=GrpoSettings(tight_bmax=tight))
+        rollouts = Rollouts(policy, QUESTIONS, auto, {q.id: 500.0 for q in QUESTIONS}, settings, tmp_path)
+        found = rollouts.judge([(question, "self")] * 2, answers, 1.0)
+        penalties.append([s.reward.budget_penalty for s in found])
+    assert [a.length for a in answers] == [4, 4]
+    assert penalties == [[0.0, 0.0], [0.0, -0.4]]  # 14 is above 4 x (1 + alpha)
+
+
+def test_a_users_number_below_every_answer_retells_none(policy, rollouts):
+    question = QUESTIONS[0]
+    right = f"\\boxed{{{question.answer}}}"
+    for number, told in ((2, []), (40, [0, 1])):
+        scored = [judged(rollouts, question, episode(policy, question, "", right, budget=number), 0.5, "user") for _ in range(3)]
+        rollouts._retell(scored, range(3), 0.5)
+        assert [i for i, s in enumerate(scored) if s.retold] == told
