@@ -61,6 +61,7 @@ class SftSettings:
     micro_batch: int = 4  # rows a forward pass
     max_length: int = 1024  # tokens; a longer row is an error
     warmup: float = 0.05  # share of the updates
+    parted: bool = True  # each row as two, to say the number and to keep it; false: whole rows, as the paper's
     lora_rank: int = 32
     lora_alpha: int = 64
     save_steps: int = 0

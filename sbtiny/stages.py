@@ -153,14 +153,14 @@ def run_sft(settings: Settings, output: Path | None, resume: bool = False) -> Pa
     questions = [] if given else load_questions(settings.data.task, "train", 1, settings.seed)
     last = going_on(output, settings, "sft", rows) if resume and output else None
     policy = open_policy(settings.model, settings, settings.data.slots, trainable=True)
-    dataset = sft.prepare(policy, rows, settings.sft.max_length) if rows else None
+    dataset = sft.prepare(policy, rows, settings) if rows else None
     folder = output if resume and output else runs.new("sft", output, settings, **trained_on(settings, policy))
     with keeping(folder, "sft"):
         if dataset is None and questions:
             with policy.model.disable_adapter():
                 policy.refresh()
                 rows = build_data(settings, folder / "data.jsonl", policy=policy).rows
-            dataset = sft.prepare(policy, rows, settings.sft.max_length)
+            dataset = sft.prepare(policy, rows, settings)
         sft.train(policy, dataset, settings, folder, checkpoint.mattering(settings, "sft", rows), last)
     return folder
 

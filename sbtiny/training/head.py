@@ -48,8 +48,11 @@ class PlainLogProbs:
             scale, temperature = scale / temperature, 1.0
         elif temperature != 1.0:
             raise NotImplementedError("soft-capped logits with a temperature on a CPU")
-        parts = zip(hidden.split(TOKENS), targets.split(TOKENS), strict=True)
-        stats = [checkpoint(chunk_stats, h, weight, bias, t, scale, cap, use_reentrant=False) for h, t in parts]
+        parts = list(zip(hidden.split(TOKENS), targets.split(TOKENS), strict=True))
+        if len(parts) == 1:  # what the backward pass would compute again is held at the same time either way
+            stats = [chunk_stats(hidden, weight, bias, targets, scale, cap)]
+        else:
+            stats = [checkpoint(chunk_stats, h, weight, bias, t, scale, cap, use_reentrant=False) for h, t in parts]
         taken, entropy, top = torch.cat(stats, 1)
         return taken, entropy.detach(), None, None, top.detach().bool()
 

@@ -36,5 +36,20 @@ def tokenized(encode: Encode, row: dict[str, Any], turn_end: int, prompt: Sequen
             f"row {row['id']}: budget {row['budget']} but {len(body)} tokens for this model's tokenizer; "
             "give the --model it was labelled for, or rebuild it with sbtiny data build"
         )
-    completion = [*encode(prefill(row["budget"])), *body, *encode(SOLUTION_CLOSE), turn_end]
-    return {"input_ids": [*prompt, *completion], "completion_mask": [0] * len(prompt) + [1] * len(completion)}
+    return trained(prompt, [*encode(prefill(row["budget"])), *body, *encode(SOLUTION_CLOSE), turn_end])
+
+
+def trained(read: Sequence[int], written: Sequence[int]) -> dict[str, list[int]]:
+    """Token ids of which only those that are written are trained on."""
+    return {"input_ids": [*read, *written], "completion_mask": [0] * len(read) + [1] * len(written)}
+
+
+def parted(row: dict[str, list[int]], opening: int) -> list[dict[str, list[int]]]:
+    """A row as two: the model says the number, which ends the first; it keeps the number, which the second reads as a user's.
+
+    `opening`: how many of its trained tokens are the opening tags. The number is one token in a hundred and mostly chance: in rows of its
+    own it is not drowned, and what is to be learnt of a number that stands there is not drowned by the guessing.
+    """
+    ids, start = row["input_ids"], row["completion_mask"].index(1)
+    end = start + opening
+    return [trained(ids[:start], ids[start:end]), trained(ids[:end], ids[end:])]

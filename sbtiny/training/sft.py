@@ -8,6 +8,7 @@ from typing import Any
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
+from sbtiny.budget.protocol import prefill
 from sbtiny.config import Settings
 from sbtiny.errors import InputError
 from sbtiny.models.load import prompt_ids
@@ -15,13 +16,13 @@ from sbtiny.rollout.policy import Policy
 from sbtiny.training import head
 from sbtiny.training.arguments import common
 from sbtiny.training.checkpoint import Sealer
-from sbtiny.training.rows import tokenized
+from sbtiny.training.rows import parted, tokenized
 from sbtiny.training.watch import Watch
 
 
-def prepare(policy: Policy, rows: Sequence[dict[str, Any]], max_length: int) -> Dataset:
+def prepare(policy: Policy, rows: Sequence[dict[str, Any]], settings: Settings) -> Dataset:
     """Token rows for TRL; raises InputError for a row that is too long (it would lose its end in silence) or trains nothing."""
-    turn_end = policy.tokenizer.eos_token_id
+    turn_end, max_length = policy.tokenizer.eos_token_id, settings.sft.max_length
     ready = []
     for row in rows:
         example = tokenized(policy.encode, row, turn_end, prompt_ids(policy.tokenizer, row["question"]))
@@ -31,7 +32,8 @@ def prepare(policy: Policy, rows: Sequence[dict[str, Any]], max_length: int) -> 
             )
         if not row["response"].strip():
             raise InputError(f"row {row['id']} has an empty response: it would train nothing")
-        ready.append(example)
+        opening = len(policy.encode(prefill(row["budget"])))
+        ready += parted(example, opening) if settings.sft.parted else [example]
     if not ready:
         raise InputError("no rows to train on")
     return Dataset.from_list(ready)
