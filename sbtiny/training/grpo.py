@@ -21,6 +21,7 @@ from sbtiny.training.alarms import Alarms
 from sbtiny.training.arguments import common
 from sbtiny.training.checkpoint import Sealer, state_of
 from sbtiny.training.rollouts import Rollouts, Verify
+from sbtiny.training.scoring import GroupReward
 from sbtiny.training.watch import Watch
 
 SHOWN = ("reward", "accuracy", "tokens", "budget", "within_50", "alpha")
@@ -122,10 +123,14 @@ def train(
     output: Path,
     matters: dict[str, Any],
     resume: Path | None = None,
+    reward: GroupReward | None = None,
 ) -> None:
-    """Train the policy's adapter and save it as `output/adapter`; `questions` are taken in their order, `grpo.prompts` a step."""
+    """Train the policy's adapter and save it as `output/adapter`; `questions` are taken in their order, `grpo.prompts` a step.
+
+    `reward` takes the place of the paper's.
+    """
     alarms = Alarms()
-    rollouts = Rollouts(policy, questions, verify, b_max, settings, output)
+    rollouts = Rollouts(policy, questions, verify, b_max, settings, output, reward)
     if resume:
         before = state_of(resume)
         rollouts.shortest = before["shortest"]

@@ -13,8 +13,9 @@ from typing import Any
 from sbtiny.config import Settings
 from sbtiny.rollout.sampling import Sampling
 from sbtiny.tasks.sources import Question
+from sbtiny.training.figures import Scored
 from sbtiny.training.groups import SELF, spread
-from sbtiny.training.rollouts import Rollouts, Scored, Verify, alpha_at
+from sbtiny.training.rollouts import Rollouts, Verify, alpha_at
 
 GROUPS = 8
 NONSENSE = "I do not know."
