@@ -49,7 +49,7 @@ def test_another_reward_sees_whole_groups_and_is_obeyed(policy: Policy, tmp_path
         return [plain(a.budget, value) for a, value in zip(answers, earned, strict=True)]
 
     question = arithmetic.questions("train", 1, seed=3)[0]
-    settings = Settings(grpo=GrpoSettings(group=2, prompts=1, micro_batch=2, hindsight=1))
+    settings = Settings(grpo=GrpoSettings(group=2, prompts=1, micro_batch=2, hindsight=1, user_hindsight=0))
     rollouts = Rollouts(policy, [question], auto, {question.id: 77.0}, settings, tmp_path, reward)
 
     def episode(number: int, body: str):
