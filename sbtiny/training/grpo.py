@@ -24,8 +24,6 @@ from sbtiny.training.rollouts import Rollouts, Verify
 from sbtiny.training.scoring import GroupReward
 from sbtiny.training.watch import Watch
 
-SHOWN = ("reward", "accuracy", "tokens", "budget", "within_50", "alpha")
-
 
 class Trainer(GRPOTrainer):
     """TRL shuffles the answers of a step into micro-batches that are all padded to the longest of the step.
@@ -129,14 +127,14 @@ def train(
 
     `reward` takes the place of the paper's.
     """
-    alarms = Alarms()
+    alarms = Alarms(patience=settings.grpo.patience)
     rollouts = Rollouts(policy, questions, verify, b_max, settings, output, reward)
     if resume:
         before = state_of(resume)
         rollouts.shortest = before["shortest"]
-        alarms = Alarms(**before["alarms"])
+        alarms = Alarms(**before["alarms"] | {"patience": settings.grpo.patience})
     head.ensure()
-    watch = Watch("grpo", settings.grpo.steps, output, SHOWN, alarms)
+    watch = Watch("grpo", settings.grpo.steps, output, alarms)
     trainer = Trainer(
         model=policy.model,
         reward_funcs=rollouts.reward,
