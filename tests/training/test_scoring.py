@@ -57,7 +57,8 @@ def test_another_reward_sees_whole_groups_and_is_obeyed(policy: Policy, tmp_path
         return read_episode(policy.request(question.question, 99, 1), [*ids, policy.tokenizer.eos_token_id], policy.engine.pieces, "end")
 
     box = f"\\boxed{{{question.answer}}}"
-    scored = rollouts.score_groups([question], ["self"], [episode(500, box), episode(500, f"a)+1=2\n{box}")], 0.5)
+    answers = [episode(500, box), episode(500, f"a)+1=2\n{box}")]
+    scored = rollouts.judge([(question, "self")] * 2, answers, 0.5)
     assert [s.reward.total for s in scored] == [1.5, 0.5]
     short, long = (s.episode.length for s in scored)
     assert seen == [("self", (Answer(500, short, True), Answer(500, long, True)), 77.0, 0.5)]
