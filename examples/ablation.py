@@ -1,6 +1,6 @@
 """The paper's ablation and the rival length rewards, rerun on the bundled model; every cell from the same cold start.
 
-    python examples/ablation.py                         (hours; stop it and start it again: what is finished is not run again)
+    python examples/ablation.py        (about 5 hours on 2 quiet cores; stop it and start it again: what is finished is not run again)
     python examples/ablation.py --only full,kimi --seeds 0 --steps 60
 
 runs/ablation/seedS/CELL holds each run with its eval.json; the table goes to docs/results.md, of what is finished so far.
@@ -144,7 +144,7 @@ def keep_settings(file: Path, settings: Settings) -> None:
 
 
 def run_cell(name: str, settings: Settings, root: Path) -> dict[str, Any]:
-    """Train what is not trained and measure what is not measured; alarms only warn, for some cells are here to collapse."""
+    """Train what is not trained and measure what is not measured. No alarm stops it, for some cells are here to collapse."""
     cell, folder, started = CELLS[name], root / name, time.perf_counter()
     if (folder / "eval.json").is_file():
         return runs.read_json(folder / "eval.json")
