@@ -28,9 +28,12 @@ AT_LEAST_1 = (
     *("data.limit", "data.samples", "data.max_tokens", "data.slots"),
     *("sft.batch", "sft.micro_batch", "sft.max_length", "sft.lora_rank", "sft.lora_alpha"),
     *("grpo.limit", "grpo.steps", "grpo.prompts", "grpo.micro_batch", "grpo.max_tokens", "grpo.sample_steps"),
-    *("grpo.slots", "eval.limit", "eval.max_tokens", "eval.slots"),
+    *("grpo.patience", "grpo.slots", "eval.limit", "eval.max_tokens", "eval.slots"),
 )
-AT_LEAST_0 = ("eval.cut", "data.temperature", "sft.steps", "sft.save_steps", "grpo.save_steps", "grpo.beta", "eval.temperature")
+AT_LEAST_0 = (
+    *("eval.cut", "eval.ceiling", "eval.temperature", "data.temperature"),
+    *("sft.steps", "sft.save_steps", "grpo.save_steps", "grpo.beta"),
+)
 ABOVE_0 = ("sft.epochs", "sft.lr", "grpo.lr", "grpo.clip")
 SHARES = ("sft.warmup", "grpo.warmup", "grpo.user_share", "grpo.cut_share", "grpo.centre")
 TYPES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
@@ -90,6 +93,7 @@ class GrpoSettings:
     max_tokens: int = 640
     alpha_start: float = 6.0
     alpha_end: float = 0.1
+    alpha_schedule: Literal["linear", "cosine", "fixed"] = "linear"  # how alpha falls; fixed: alpha_end throughout
     alpha_hold: float = 0.6  # share of the steps, at the end, that alpha rests at alpha_end; 0 is the paper's
     hindsight: int = 1  # answers of a self-set group retold with the budget they really needed; 0 is the paper's
     user_hindsight: int = 2  # the same in groups with a user's budget
@@ -104,6 +108,7 @@ class GrpoSettings:
     tight_bmax: bool = False  # b_max is at most 1 + alpha times the shortest correct answer seen
     failed_bmax: float | None = None  # b_max of questions the initial model failed; null is the paper's: no bound
     replace_flat: bool = False  # a group of equal rewards is sampled again, once, with another question
+    patience: int = 20  # steps running that an alarm's condition must hold before it rings
     save_steps: int = 50
     sample_steps: int = 10
     slots: int = 64
@@ -120,6 +125,7 @@ class EvalSettings:
     temperature: float = 0.7
     top_p: float = 0.95  # with it, what the R1 models are recommended to be sampled with; 1 is off
     cut: float = 0.0  # cut the body at this share of its number and wrap it up; 0 is off
+    ceiling: int = 0  # cut the body at this many tokens and wrap it up; 0 is off
     wrap_up: str = WRAP_UP  # put into a body that has reached its ceiling
     reserve: int = 32  # tokens for the wrap-up and the answer after it
     max_tokens: int = 900

@@ -4,15 +4,26 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 console = Console(stderr=True)
 
 
+class Bar(Progress):
+    """A progress bar with something below it."""
+
+    below: RenderableType = ""
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield from super().get_renderables()
+        if self.below:
+            yield self.below
+
+
 @contextmanager
 def bar(title: str, total: int) -> Iterator[Callable[..., None]]:
-    """A progress bar; the yielded function is called with `done=1` and an optional `note` such as tokens a second."""
+    """A progress bar; the yielded function is called with `done=1`, a `note` such as tokens a second, and what to show `below`."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
@@ -22,10 +33,11 @@ def bar(title: str, total: int) -> Iterator[Callable[..., None]]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=not console.is_terminal) as progress:
+    with Bar(*columns, console=console, transient=not console.is_terminal) as progress:
         task = progress.add_task(title, total=total, note="")
 
-        def advance(done: int = 1, note: str | None = None) -> None:
+        def advance(done: int = 1, note: str | None = None, below: RenderableType = "") -> None:
+            progress.below = below or progress.below
             progress.update(task, advance=done, **({} if note is None else {"note": note}))
 
         yield advance

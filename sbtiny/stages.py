@@ -17,9 +17,10 @@ import torch
 from rich.table import Table
 
 from sbtiny import runs
-from sbtiny.budget.protocol import BudgetChoice, parse_budget_option
+from sbtiny.budget.metrics import Sample
+from sbtiny.budget.protocol import parse_budget_option
 from sbtiny.config import Settings
-from sbtiny.errors import Failed, InputError
+from sbtiny.errors import InputError
 from sbtiny.models.aliases import resolve
 from sbtiny.models.load import add_lora, fingerprint, load, start_backend
 from sbtiny.progress import console, quieten_libraries
@@ -30,10 +31,12 @@ from sbtiny.training.rows import read_labelled
 
 start_backend()  # unsloth patches trl, transformers and peft; what follows imports them, so it must come first
 
-from sbtiny.evaluation import evaluate  # noqa: E402
+from sbtiny.evaluation import cutting, evaluate  # noqa: E402
 from sbtiny.rollout import llama_cpp  # noqa: E402
+from sbtiny.rollout.episode import Episode  # noqa: E402
 from sbtiny.rollout.policy import Policy  # noqa: E402
 from sbtiny.training import checkpoint, coldstart, grpo, preflight, rollouts, sft  # noqa: E402
+from sbtiny.training.scoring import GroupReward  # noqa: E402
 
 # As the system and safetensors say it; torch.save names its own file where it could not write.
 DISK = re.compile("No space left on device|Disk quota exceeded|File too large|Read-only file system|inline_container")
@@ -176,10 +179,17 @@ def training_questions(settings: Settings) -> list[Question]:
     return found[: g.steps * g.prompts]
 
 
-def run_grpo(settings: Settings, start: Path, output: Path | None, resume: bool = False, force: bool = False) -> Path:
+def run_grpo(
+    settings: Settings,
+    start: Path,
+    output: Path | None,
+    resume: bool = False,
+    force: bool = False,
+    reward: GroupReward | None = None,
+) -> Path:
     """Budget-guided GRPO from the adapter of `start` into a run folder; b_max is kept in it as b_max.json.
 
-    Raises Failed when the preflight finds it hopeless, unless `force`.
+    `reward` takes the place of the paper's. Raises Failed when the preflight finds it hopeless, unless `force`.
     """
     settings = replace(settings, model=runs.read_json(start / "run.json")["model"])
     verify = load_verifier(settings.grpo.verifier)
@@ -191,10 +201,10 @@ def run_grpo(settings: Settings, start: Path, output: Path | None, resume: bool 
         if not last:
             look = look_before(policy, questions, verify, settings)
             runs.write_json(folder / "preflight.json", look)
-            if look["verdict"] != "will learn" and not force:
-                raise Failed(f"{look['verdict']} (--force trains all the same)")
+            preflight.insist(look, force)
         b_max = lengths_of(policy, questions, verify, settings, folder)
-        grpo.train(policy, questions, verify, b_max, settings, folder, checkpoint.mattering(settings, "grpo", questions), last)
+        matters = checkpoint.mattering(settings, "grpo", questions)
+        grpo.train(policy, questions, verify, b_max, settings, folder, matters, last, reward)
     return folder
 
 
@@ -210,14 +220,11 @@ def look_before(policy: Policy, questions: Sequence[Question], verify: rollouts.
 
 
 def run_preflight(settings: Settings, start: Path) -> dict[str, Any]:
-    """The preflight alone: writes nothing. Raises Failed when training is hopeless."""
+    """The preflight alone: writes nothing."""
     settings = replace(settings, model=runs.read_json(start / "run.json")["model"])
     questions = training_questions(settings)
     policy = open_policy(str(start), settings, settings.grpo.slots)
-    look = look_before(policy, questions, load_verifier(settings.grpo.verifier), settings)
-    if look["verdict"] != "will learn":
-        raise Failed(look["verdict"])
-    return look
+    return look_before(policy, questions, load_verifier(settings.grpo.verifier), settings)
 
 
 def lengths_of(
@@ -232,29 +239,32 @@ def lengths_of(
     return b_max
 
 
-def run_eval(name: str, settings: Settings, folder: Path, sweep: bool = False) -> dict[str, Any]:
-    """Evaluate a run or model into `folder`: eval.json, eval_samples.jsonl and, with `sweep`, sweep.json."""
+def run_eval(name: str, settings: Settings, folder: Path, sweep: bool = False, cuts: bool = False) -> dict[str, Any]:
+    """Evaluate a run or model into `folder`: eval.json, eval_samples.jsonl and, when asked for, sweep.json and cuts.json."""
     e = settings.eval
     policy = open_policy(name, settings, e.slots)
     questions = load_questions(e.task, e.split, e.limit, settings.seed)
     verify = load_verifier(e.verifier)
 
-    def one(choice: BudgetChoice, title: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        shown = replace(e, budget=title)
-        episodes, samples = evaluate.evaluate(
-            policy, questions, verify, choice, e, settings.seed, f"evaluating ({title})"
-        )
-        rows = [
-            {"id": q.id, "question": q.question, "text": x.text, "stop_reason": x.stop_reason} | asdict(s)
-            for q, x, s in zip(questions, episodes, samples, strict=True)
-        ]
-        return evaluate.record(samples, name, shown, settings.seed), rows
+    def one(**changed: Any) -> tuple[dict[str, Any], list[Episode], list[Sample]]:
+        asked = replace(e, **changed)
+        title = f"evaluating ({asked.budget}{f', cut at {asked.cut:.0%}' if asked.cut else ''})"
+        choice = parse_budget_option(asked.budget)
+        episodes, samples = evaluate.evaluate(policy, questions, verify, choice, asked, settings.seed, title)
+        return evaluate.record(samples, name, asked, settings.seed), episodes, samples
 
-    result, rows = one(parse_budget_option(e.budget), e.budget)
+    result, episodes, samples = one()
+    rows = [
+        {"id": q.id, "question": q.question, "text": x.text, "stop_reason": x.stop_reason} | asdict(s)
+        for q, x, s in zip(questions, episodes, samples, strict=True)
+    ]
     runs.write_json(folder / "eval.json", result)
     runs.write_jsonl(folder / "eval_samples.jsonl", rows)
     if sweep:
-        runs.write_json(folder / "sweep.json", [one(parse_budget_option(text), text)[0] for text in SWEEP])
+        runs.write_json(folder / "sweep.json", [one(budget=text)[0] for text in SWEEP])
+    if cuts:
+        found = cutting.measure(lambda share: one(budget=cutting.FREE, cut=share)[:2])
+        runs.write_json(folder / "cuts.json", found)
     return result
 
 

@@ -1,11 +1,16 @@
 """The bundled model is the test double: small enough that the real thing takes a second."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import settings
 
+from sbtiny.config import DataSettings, Settings, SftSettings
 from sbtiny.models.load import load
 from sbtiny.rollout.policy import Policy
+from sbtiny.tasks import arithmetic
 
 torch.set_num_threads(1)
 settings.register_profile("sbtiny", deadline=None)  # a busy machine is no failure
@@ -22,3 +27,22 @@ def tiny():
 def policy(tiny) -> Policy:
     model, tokenizer = tiny
     return Policy(model, tokenizer, slots=12)
+
+
+@pytest.fixture(scope="session")
+def started(tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished cold start of seconds: the bundled model answers with a number and a bare box, so that a few tokens make a whole answer.
+
+    A run folder; tests must not write into it.
+    """
+    from sbtiny import stages
+    from sbtiny.training.coldstart import label
+
+    folder = tmp_path_factory.mktemp("start")
+    policy = Policy(*tiny, slots=2)
+    asked = [q for q in arithmetic.questions("train", 400, seed=5) if q.level <= 2][:64]
+    rows = [label(policy, q, f"\\boxed{{{q.answer}}}") for q in asked]
+    data = folder / "terse.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    chosen = Settings(sft=SftSettings(data=str(data), steps=120, lr=4e-3), data=DataSettings(slots=8))
+    return stages.run_sft(chosen, folder / "sft")

@@ -9,9 +9,11 @@ paper, `slope` and `centre`, answer its dead zone (flat outside the window, the 
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from sbtiny.errors import InputError
 
+Schedule = Literal["linear", "cosine", "fixed"]
 ROUNDING = 1e-9  # 0.5 - 0.4 - 0.1 is a little below 0
 
 
@@ -115,7 +117,14 @@ def log_distance(length: float, budget: float, alpha: float) -> float:
     return max(0.0, math.log((1 - alpha) * budget / length)) if length else math.inf
 
 
-def linear_alpha(step: int, total_steps: int, start: float = 6.0, end: float = 0.1) -> float:
-    """The paper's schedule: from `start` at step 0 to `end` at `total_steps`, exact at both and clamped beyond."""
+def alpha_after(step: int, total_steps: int, start: float = 6.0, end: float = 0.1, schedule: Schedule = "linear") -> float:
+    """From `start` at step 0 to `end` at `total_steps`, exact at both and clamped beyond; `linear` is the paper's.
+
+    `cosine` leaves slowly and arrives slowly; `fixed` is `end` from the first step on.
+    """
     done = min(1.0, max(0.0, step / total_steps)) if total_steps > 0 else 1.0
+    if schedule == "cosine":
+        done = (1 - math.cos(math.pi * done)) / 2
+    elif schedule == "fixed":
+        done = 1.0
     return start * (1 - done) + end * done

@@ -31,6 +31,9 @@ def evaluate(
     task: Annotated[str | None, typer.Option(help="arithmetic, gsm8k, math, math500, aime25, or a JSONL file of questions.")] = None,
     budget: Annotated[str | None, typer.Option(help="auto (its own number), N tokens, or 0.5x its own number.")] = None,
     sweep: Annotated[bool, typer.Option("--sweep", help="Also at 0.5x, 1x, 2x and 4x of its own number.")] = False,
+    cuts: Annotated[
+        bool, typer.Option("--cuts", help="Also cut and wrapped up at 75, 50 and 25 % of its own number (cuts.json).")
+    ] = False,
     config: Config = None,
     preset: Preset = None,
     output: Output = None,
@@ -65,13 +68,15 @@ def evaluate(
     look_ahead(settings.eval, settings.eval.task)
     runs.check_writable(folder / "eval.json")
     from sbtiny import stages
-    from sbtiny.evaluation import report
+    from sbtiny.evaluation import cutting, report
 
-    result = stages.run_eval(name, settings, folder, sweep)
+    result = stages.run_eval(name, settings, folder, sweep, cuts)
     if as_json:
-        out(result, True)
-    else:
-        report.table({"model": result})
+        return out(result, True)
+    report.table({"model": result})
+    if cuts:
+        Console().print()
+        cutting.table(runs.read_json(folder / "cuts.json"))
 
 
 @app.command(rich_help_panel=USE)

@@ -136,6 +136,9 @@ def grpo(
     extra: Set = None,
     four_bit: FourBit = None,
     resume: Resume = False,
+    cut_share: Annotated[
+        float | None, typer.Option(help="Share of groups that are cut below their own number and learn to finish.")
+    ] = None,
     preflight: Annotated[bool, typer.Option("--preflight", help="Sample a few groups, say whether it will learn, and stop.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Train even where the preflight finds it hopeless.")] = False,
     dry_run: DryRun = False,
@@ -161,6 +164,7 @@ def grpo(
         grpo__data=data,
         grpo__steps=steps,
         grpo__save_steps=save_steps,
+        grpo__cut_share=cut_share,
     )
     if resume and output and not run:
         run = runs.read_run(output).get("parent")
@@ -176,7 +180,11 @@ def grpo(
     from sbtiny import stages
 
     if preflight:
-        return out(stages.run_preflight(settings, start), as_json)
+        from sbtiny.training.preflight import insist
+
+        look = stages.run_preflight(settings, start)
+        out(look, as_json)
+        return insist(look, force)
     return done("grpo", stages.run_grpo(settings, start, output, resume, force), as_json)
 
 

@@ -62,18 +62,19 @@ def evaluate(
         choice = BudgetChoice("scaled", 1.0)
     given = budgets_given(policy, questions, choice, sampling, seed)
     wrap_up = tuple(policy.encode(settings.wrap_up))
-
-    def limits(budget: int | None) -> Limits | None:
-        if not settings.cut or budget is None:
-            return None
-        return Limits(max(1, int(settings.cut * budget)), None, wrap_up, settings.reserve)
-
     requests = [
-        policy.request(q.question, settings.max_tokens, seed * 1_000_003 + i, budget, limits=limits(budget))
+        policy.request(q.question, settings.max_tokens, seed * 1_000_003 + i, budget, limits=limits(settings, budget, wrap_up))
         for i, (q, budget) in enumerate(zip(questions, given, strict=True))
     ]
     episodes = answer(policy, requests, sampling, title)
     return episodes, [judge(q, e, verify) for q, e in zip(questions, episodes, strict=True)]
+
+
+def limits(settings: EvalSettings, budget: int | None, wrap_up: tuple[int, ...]) -> Limits | None:
+    """Where an answer held to `budget` is cut: at a share of it, at so many tokens, whichever comes first."""
+    share = max(1, int(settings.cut * budget)) if settings.cut and budget is not None else None
+    ceilings = [tokens for tokens in (share, settings.ceiling) if tokens]
+    return Limits(min(ceilings), None, wrap_up, settings.reserve) if ceilings else None
 
 
 def judge(question: Question, episode: Episode, verify: Verify) -> Sample:
@@ -90,7 +91,7 @@ def judge(question: Question, episode: Episode, verify: Verify) -> Sample:
 def record(samples: Sequence[Sample], model: str, settings: EvalSettings, seed: int) -> dict[str, Any]:
     """The content of eval.json (design.md section 5)."""
     head = {"model": model, "task": settings.task, "questions": len(samples), "seed": seed}
-    asked = {"temperature": settings.temperature, "budget": settings.budget, "cut": settings.cut}
+    asked = {"temperature": settings.temperature, "budget": settings.budget, "cut": settings.cut, "ceiling": settings.ceiling}
     return head | asked | summarise(samples)
 
 

@@ -5,6 +5,7 @@ lists, was being written, or removed, when the run was killed.
 """
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -21,7 +22,7 @@ from sbtiny.errors import InputError
 from sbtiny.progress import console
 
 SEAL = "sbtiny.json"
-FREE = ("grpo.save_steps", "grpo.sample_steps", "sft.save_steps")  # change what is kept, not what is learnt
+FREE = ("grpo.save_steps", "grpo.sample_steps", "grpo.patience", "sft.save_steps")  # change what is kept, not what is learnt
 ABSENT = object()
 
 
@@ -65,9 +66,9 @@ def is_whole(checkpoint: Path) -> bool:
     return all((checkpoint / name).is_file() and (checkpoint / name).stat().st_size == size for name, size in files)
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint of a run, None when there is none. Changes nothing."""
-    return max(filter(is_whole, folder.glob("checkpoint-*")), key=step_of, default=None)
+def last_checkpoint(folder: Path, upto: float = math.inf) -> Path | None:
+    """The newest whole checkpoint of a run, of a step up to `upto`; None when there is none. Changes nothing."""
+    return max((path for path in folder.glob("checkpoint-*") if is_whole(path) and step_of(path) <= upto), key=step_of, default=None)
 
 
 def tidy(folder: Path) -> None:

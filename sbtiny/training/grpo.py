@@ -21,9 +21,8 @@ from sbtiny.training.alarms import Alarms
 from sbtiny.training.arguments import common
 from sbtiny.training.checkpoint import Sealer, state_of
 from sbtiny.training.rollouts import Rollouts, Verify
+from sbtiny.training.scoring import GroupReward
 from sbtiny.training.watch import Watch
-
-SHOWN = ("reward", "accuracy", "tokens", "budget", "within_50", "alpha")
 
 
 class Trainer(GRPOTrainer):
@@ -122,16 +121,20 @@ def train(
     output: Path,
     matters: dict[str, Any],
     resume: Path | None = None,
+    reward: GroupReward | None = None,
 ) -> None:
-    """Train the policy's adapter and save it as `output/adapter`; `questions` are taken in their order, `grpo.prompts` a step."""
-    alarms = Alarms()
-    rollouts = Rollouts(policy, questions, verify, b_max, settings, output)
+    """Train the policy's adapter and save it as `output/adapter`; `questions` are taken in their order, `grpo.prompts` a step.
+
+    `reward` takes the place of the paper's.
+    """
+    alarms = Alarms(patience=settings.grpo.patience)
+    rollouts = Rollouts(policy, questions, verify, b_max, settings, output, reward)
     if resume:
         before = state_of(resume)
         rollouts.shortest = before["shortest"]
-        alarms = Alarms(**before["alarms"])
+        alarms = Alarms(**before["alarms"] | {"patience": settings.grpo.patience})
     head.ensure()
-    watch = Watch("grpo", settings.grpo.steps, output, SHOWN, alarms)
+    watch = Watch("grpo", settings.grpo.steps, output, alarms)
     trainer = Trainer(
         model=policy.model,
         reward_funcs=rollouts.reward,

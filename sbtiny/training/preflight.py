@@ -11,10 +11,12 @@ from statistics import fmean, pstdev
 from typing import Any
 
 from sbtiny.config import Settings
+from sbtiny.errors import Failed
 from sbtiny.rollout.sampling import Sampling
 from sbtiny.tasks.sources import Question
+from sbtiny.training.figures import Scored
 from sbtiny.training.groups import SELF, spread
-from sbtiny.training.rollouts import Rollouts, Scored, Verify, alpha_at
+from sbtiny.training.rollouts import Rollouts, Verify, alpha_at
 
 GROUPS = 8
 NONSENSE = "I do not know."
@@ -134,3 +136,9 @@ def verdict(findings: Sequence[Finding]) -> str:
 def record(f: Figures, findings: Sequence[Finding]) -> dict[str, Any]:
     """preflight.json."""
     return {"verdict": verdict(findings), "notes": [x.cause for x in findings if not x.hopeless], "figures": asdict(f)}
+
+
+def insist(look: dict[str, Any], force: bool) -> None:
+    """Raise Failed where `record` says that training is hopeless, unless forced."""
+    if look["verdict"] != "will learn" and not force:
+        raise Failed(f"{look['verdict']} (--force trains all the same)")

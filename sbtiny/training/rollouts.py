@@ -1,19 +1,19 @@
 """The rollouts of budget-guided GRPO: which requests a step makes, what each answer earns, and which answers are retold.
 
-The reward is the paper's (section 3); its dead zone is answered in `hindsight`.
+The reward is the paper's (section 3) unless another is given; its dead zone is answered in `hindsight`.
 """
 
 import math
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from trl import GRPOTrainer
 
-from sbtiny.budget.reward import Reward, RewardConfig, linear_alpha, mismatch, score
+from sbtiny.budget.reward import Reward, alpha_after
 from sbtiny.config import GrpoSettings, Settings
 from sbtiny.progress import bar
 from sbtiny.rollout.control import Limits
@@ -22,36 +22,18 @@ from sbtiny.rollout.policy import Policy
 from sbtiny.rollout.sampling import Sampling
 from sbtiny.runs import append_jsonl
 from sbtiny.tasks.sources import Question
+from sbtiny.training.figures import Scored, summary, warning
 from sbtiny.training.groups import SELF, Group, Kind, deal, kinds, spread
 from sbtiny.training.hindsight import needed, retold
+from sbtiny.training.scoring import Answer, GroupReward, selfbudgeter
 
 Verify = Callable[[str, Question], bool]
-USER_ALPHA = 0.5  # width of the window for prefilled budgets while alpha is wider
-# A prefilled number cannot move to the length, so the length must be drawn to it from anywhere: a long slope, no b_max to spare.
-USER_REWARD = RewardConfig(r_b=0.0, slope=0.5, centre=1.0)
-
-
-@dataclass(slots=True)
-class Scored:
-    """An episode with what was asked of it and what it earned."""
-
-    episode: Episode
-    question: Question
-    kind: Kind
-    correct: bool
-    reward: Reward
-    retold: bool = False
-
-    @property
-    def mismatch(self) -> float:
-        """|l - b| / b, infinite when malformed."""
-        budget = self.episode.budget
-        return mismatch(self.episode.length, budget) if budget else math.inf
 
 
 def alpha_at(step: int, g: GrpoSettings) -> float:
-    """The paper's linear schedule over the first (1 - alpha_hold) of the planned steps, then alpha_end."""
-    return linear_alpha(step, max(1, round(g.steps * (1 - g.alpha_hold))), g.alpha_start, g.alpha_end)
+    """The schedule over the first (1 - alpha_hold) of the planned steps, then alpha_end."""
+    falling = max(1, round(g.steps * (1 - g.alpha_hold)))
+    return alpha_after(step, falling, g.alpha_start, g.alpha_end, g.alpha_schedule)
 
 
 def initial_lengths(
@@ -83,11 +65,12 @@ class Rollouts:
         b_max: dict[str, float],
         settings: Settings,
         output: Path,
+        reward: GroupReward | None = None,
     ) -> None:
         self.policy, self.verify, self.b_max, self.output = policy, verify, b_max, output
+        self.group_reward = reward or selfbudgeter(settings.grpo)
         self.questions = {q.id: q for q in questions}
         self.g, self.seed = settings.grpo, settings.seed
-        self.paper = RewardConfig(slope=self.g.slope, centre=self.g.centre)
         self.wrap_up, self.reserve = tuple(policy.encode(settings.grpo.wrap_up)), settings.grpo.reserve
         self.metrics: dict[str, float] = {}
         self.shortest: dict[str, float] = {}  # correct answers seen, in tokens, by question id
@@ -106,7 +89,7 @@ class Rollouts:
         scored = self.judge([(q, group.kind) for q, group in rows], episodes, alpha)
         if self.g.replace_flat:
             self._replace_flat(scored, asked, step, alpha)
-        self.metrics = summary(scored, alpha, time.perf_counter() - started) | self._warning(scored)
+        self.metrics = summary(scored, alpha, time.perf_counter() - started) | warning(scored, self.g.group, self.b_max)
         if step % self.g.sample_steps == 0:
             self._keep(step, scored)
         for start in range(0, len(scored), self.g.group):
@@ -145,13 +128,24 @@ class Rollouts:
         return [e.parsed.budget for e in self.policy.sample(requests, Sampling(self.g.temperature))] if requests else []
 
     def judge(self, asked: Sequence[tuple[Question, Kind]], episodes: Sequence[Episode], alpha: float) -> list[Scored]:
-        """Verifies all, notes the shortest correct answers, then scores: an answer is measured against its own group as well."""
+        """Verifies all, notes the shortest correct answers, then rewards group by group, `grpo.group` answers each."""
         correct = [e.ended and self.verify(e.solution, q) for (q, _), e in zip(asked, episodes, strict=True)]
         for (question, _), episode, right in zip(asked, episodes, correct, strict=True):
             if right:
                 self.shortest[question.id] = min(self.shortest.get(question.id, math.inf), episode.length)
-        judged = zip(asked, episodes, correct, strict=True)
-        return [self._score(question, episode, right, alpha, kind) for (question, kind), episode, right in judged]
+        rewards: list[Reward] = []
+        for start in range(0, len(episodes), self.g.group):
+            part = slice(start, start + self.g.group)
+            rewards += self._earned(*asked[start], episodes[part], correct[part], alpha)
+        judged = zip(asked, episodes, correct, rewards, strict=True)
+        return [Scored(episode, question, kind, right, reward) for (question, kind), episode, right, reward in judged]
+
+    def _earned(
+        self, question: Question, kind: Kind, group: Sequence[Episode], correct: Sequence[bool], alpha: float
+    ) -> list[Reward]:
+        """What the answers of a group earn; one that did not end counts as malformed."""
+        answers = [Answer(e.budget if e.ended else None, e.length, right) for e, right in zip(group, correct, strict=True)]
+        return self.group_reward(kind, answers, self._bound(question, alpha), alpha)
 
     def _bound(self, question: Question, alpha: float) -> float:
         """b_max of a self-set budget. Tight: no more than alpha above the shortest correct answer seen, for that is enough."""
@@ -159,26 +153,6 @@ class Rollouts:
         if math.isinf(b_max):
             b_max = self.g.failed_bmax or math.inf
         return min(b_max, (1 + alpha) * self.shortest.get(question.id, math.inf)) if self.g.tight_bmax else b_max
-
-    def _score(self, question: Question, episode: Episode, correct: bool, alpha: float, kind: Kind) -> Scored:
-        """The paper's reward; a budget the user set is not measured against b_max, and its window is narrow from the start.
-
-        An answer that was cut earns by being right alone: how long it would have been was not its choice.
-        """
-        budget = episode.budget if episode.ended else None
-        if kind == "cut":
-            reward = finish(budget, correct)
-        elif kind == "user":
-            width = min(alpha, USER_ALPHA)
-            reward = score(
-                budget=budget, length=episode.length, correct=correct, b_max=math.inf, alpha=width, config=USER_REWARD
-            )
-        else:
-            b_max = self._bound(question, alpha)
-            reward = score(
-                budget=budget, length=episode.length, correct=correct, b_max=b_max, alpha=alpha, config=self.paper
-            )
-        return Scored(episode, question, kind, correct, reward)
 
     def _replace_flat(self, scored: list[Scored], asked: Sequence[Question], step: int, alpha: float) -> None:
         """Sample each group of equal rewards again, once, with a self-set question that the step does not ask, where there is one."""
@@ -215,20 +189,12 @@ class Rollouts:
             chosen = missed[: self.g.user_hindsight]
         for i in chosen:
             budget = needed(scored[i].episode.length, self.g.alpha_end, self.g.centre if kind == "self" else 1.0)
-            episode = retold(self.policy, scored[i].episode, budget)
-            scored[i] = replace(self._score(scored[i].question, episode, True, alpha, kind), retold=True)
-
-    def _warning(self, scored: Sequence[Scored]) -> dict[str, float]:
-        """The figures that the alarms go by; one that nothing was there to measure for is left out."""
-        own = [s for s in scored if s.kind == "self"]
-        groups = [scored[start : start + self.g.group] for start in range(0, len(scored), self.g.group)]
-        values = {
-            "zero_spread": [spread([s.reward.total for s in group]) == 0 for group in groups],
-            "outside": [s.episode.parsed.budget is not None and not s.episode.parsed.ok and s.episode.ended for s in own],
-            "free_budget": [s.episode.budget for s in own if s.episode.budget and math.isinf(self.b_max[s.question.id])],
-            "wrong_length": [s.episode.length for s in own if s.episode.budget and s.episode.ended and not s.correct],
-        }
-        return {name: sum(found) / len(found) for name, found in values.items() if found}
+            scored[i] = replace(scored[i], episode=retold(self.policy, scored[i].episode, budget), retold=True)
+        if chosen:
+            told = [scored[i] for i in group]
+            rewards = self._earned(told[0].question, kind, [s.episode for s in told], [s.correct for s in told], alpha)
+            for s, reward in zip(told, rewards, strict=True):
+                s.reward = reward
 
     def _keep(self, step: int, scored: Sequence[Scored]) -> None:
         for s in scored[:: self.g.group]:
@@ -247,13 +213,6 @@ class Rollouts:
         return reward
 
 
-def finish(budget: int | None, correct: bool) -> Reward:
-    """The reward of an answer that may have been cut: 1 for a right one, 0 for a wrong one, r_f when malformed."""
-    if budget is None:
-        return score(budget=None, length=0, correct=False, b_max=math.inf, alpha=1.0)
-    return Reward(float(correct), 0.0, 0.0, float(correct), True)
-
-
 def trained(scored: Scored) -> list[int]:
     """TRL's env_mask, 1 for each completion token that is trained on: not the injected ones, and of an answer that was cut only
     what follows them, for nothing before the cut could know of it."""
@@ -262,27 +221,3 @@ def trained(scored: Scored) -> list[int]:
         return [1] * len(injected)
     last = len(injected) - 1 - injected[::-1].index(True)
     return [int(i > last) for i in range(len(injected))]
-
-
-def summary(scored: Sequence[Scored], alpha: float, seconds: float) -> dict[str, float]:
-    """The figures of a step, self-set answers only for those about the number; retelling comes after."""
-    own = [s for s in scored if s.kind == "self"] or list(scored)
-    fine = [s for s in own if s.episode.budget]
-    tokens = sum(len(s.episode.completion_ids) for s in scored)
-
-    def mean(values: Sequence[float]) -> float:
-        return sum(values) / len(values) if values else 0.0
-
-    return {
-        "alpha": alpha,
-        "accuracy": mean([s.correct for s in own]),
-        "tokens": mean([s.episode.length for s in own]),
-        "budget": mean([s.episode.budget for s in fine]),
-        "within_50": mean([s.mismatch <= 0.5 for s in own]),
-        "malformed": mean([s.episode.budget is None for s in own]),
-        "self_reward": mean([s.reward.total for s in own]),
-        "user_within_50": mean([s.mismatch <= 0.5 for s in scored if s.kind == "user"]),
-        "cut_accuracy": mean([s.correct for s in scored if s.kind == "cut"]),
-        "generate_seconds": seconds,
-        "tokens_per_second": tokens / max(seconds, 1e-9),
-    }

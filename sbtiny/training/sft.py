@@ -72,7 +72,7 @@ def train(
     """Train the policy's adapter (its model must be a PEFT model) on prepared rows and save it as `output/adapter`."""
     updates = updates_planned(settings, len(dataset))
     head.ensure()
-    watch = Watch("cold start", updates, output, ("loss", "mean_token_accuracy"))
+    watch = Watch("cold start", updates, output)
     trainer = SFTTrainer(
         model=policy.model,
         args=arguments(settings, len(dataset), output, updates),

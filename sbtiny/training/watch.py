@@ -14,19 +14,21 @@ from transformers.trainer_callback import PrinterCallback
 from sbtiny.errors import Failed
 from sbtiny.progress import bar, console
 from sbtiny.runs import append_jsonl
-from sbtiny.training.alarms import RUNNING, Alarm, Alarms
+from sbtiny.training import live
+from sbtiny.training.alarms import Alarm, Alarms
 from sbtiny.training.checkpoint import last_checkpoint, step_of
 
 FORGOTTEN = ("num_tokens", "train_loss")  # sums that TRL begins anew on resume: they would say less than they seem to
 
 
 class Watch(TrainerCallback):
-    """Shows the named metrics beside a progress bar, writes every log line to metrics.jsonl, and rings the alarms."""
+    """Shows the last steps below a progress bar, writes every log line to metrics.jsonl, and rings the alarms."""
 
-    def __init__(self, stage: str, steps: int, output: Path, shown: Sequence[str], alarms: Alarms | None = None) -> None:
-        self.stage, self.steps, self.output, self.shown = stage, steps, output, shown
+    def __init__(self, stage: str, steps: int, output: Path, alarms: Alarms | None = None) -> None:
+        self.stage, self.steps, self.output = stage, steps, output
         self.alarms = alarms or Alarms()
-        self.started = time.perf_counter()
+        self.started, self.first = time.perf_counter(), 0
+        self.seen: list[tuple[int, live.Figures]] = []
 
     def run(self, trainer: Trainer, resume: Path | None) -> None:
         """Train from the start or from a checkpoint, then save the adapter. A checkpoint of the last step is only taken over."""
@@ -39,7 +41,8 @@ class Watch(TrainerCallback):
         self.save_adapter(trainer.model)
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.advance(state.global_step)
+        self.first = state.global_step
+        self.advance(self.first)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.advance()
@@ -55,17 +58,30 @@ class Watch(TrainerCallback):
             raise Failed(
                 f"{self.stage}: the loss is NaN at step {state.global_step}; lower the learning rate (metrics.jsonl has the run so far)"
             )
-        self.advance(0, note="  ".join(f"{key} {logs[key]:.3g}" for key in self.shown if logs.get(key) is not None))
-
+        if "loss" in kept or "reward" in kept:
+            self._show(state.global_step, kept, row["seconds"])
+        if self.alarms.collapsing:  # the checkpoints before it are worth more than one of a ruin
+            control.should_save = False
         self._tell(ringing, state.global_step)
 
+    def _show(self, step: int, figures: live.Figures, seconds: float) -> None:
+        """The table where a person looks on, else a line every twentieth of the run."""
+        self.seen = [*self.seen, (step, figures)][-live.ROWS :]
+        self.advance(0, below=live.table(self.seen))
+        if not console.is_terminal and (step % max(1, self.steps // live.LINES) == 0 or step == self.steps):
+            remaining = live.left(seconds, step - self.first, self.steps - step)
+            console.print(live.line(self.stage, step, self.steps, figures, remaining), markup=False, highlight=False, soft_wrap=True)
+
     def _tell(self, ringing: Sequence[Alarm], step: int) -> None:
-        """Warn of each alarm with its cause; raises Failed for a collapse, the checkpoints before it stay."""
+        """Warn of each alarm with its cause; raises Failed for a collapse, naming the last checkpoint before it.
+
+        A step's figures are those of the weights that the step before it left: they were good up to two steps before the first bad one.
+        """
         for alarm in ringing:
-            told = f"{alarm.name}, {RUNNING} steps running up to step {step}: {alarm.cause}"
+            told = f"{alarm.name}, {self.alarms.patience} steps running up to step {step}: {alarm.cause}"
             if alarm.collapse:
-                good = last_checkpoint(self.output)
-                raise Failed(f"stopped, {told} (last checkpoint: {good or 'none, set grpo.save_steps'})")
+                good = last_checkpoint(self.output, upto=step - self.alarms.patience - 1)
+                raise Failed(f"stopped, {told} (last good checkpoint: {good or 'none, set grpo.save_steps'})")
             console.print(f"warning: {told}", markup=False, style="yellow")
 
     def save_adapter(self, model: nn.Module) -> None:

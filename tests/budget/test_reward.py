@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sbtiny.budget.reward import Reward, RewardConfig, linear_alpha, log_distance, preb, score
+from sbtiny.budget.reward import Reward, RewardConfig, alpha_after, log_distance, preb, score
 from sbtiny.errors import InputError
 
 # (correct, l / b): the totals at a = 6, 1 and 0.1 with b <= b_max
@@ -164,8 +164,18 @@ def test_config_refuses_rewarding_the_worse(settings: dict, numbers: str):
         RewardConfig(**settings)
 
 
-def test_linear_alpha_is_exact_at_the_ends_and_clamped():
-    assert [linear_alpha(step, 100) for step in (-1, 0, 100, 250)] == [6.0, 6.0, 0.1, 0.1]
-    assert linear_alpha(50, 100) == pytest.approx(3.05)
-    assert linear_alpha(1, 4, start=1.0, end=0.2) == pytest.approx(0.8)
-    assert linear_alpha(0, 0) == 0.1
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_alpha_is_exact_at_the_ends_and_clamped(schedule: str):
+    found = [alpha_after(step, 100, schedule=schedule) for step in (-1, 0, 100, 250)]
+    assert found == [6.0, 6.0, 0.1, 0.1]
+
+
+def test_alpha_in_between():
+    assert alpha_after(50, 100) == pytest.approx(3.05)
+    assert alpha_after(1, 4, start=1.0, end=0.2) == pytest.approx(0.8)
+    assert alpha_after(0, 0) == 0.1
+    cosine = [alpha_after(step, 100, schedule="cosine") for step in (25, 50, 75)]
+    assert cosine == pytest.approx([0.1 + 5.9 * (1 + math.cos(math.pi * share)) / 2 for share in (0.25, 0.5, 0.75)])
+    assert alpha_after(25, 100) < cosine[0]
+    assert alpha_after(75, 100) > cosine[2]
+    assert {alpha_after(step, 100, schedule="fixed") for step in (0, 50, 100)} == {0.1}

@@ -89,7 +89,7 @@ def test_tokens_are_the_most_that_the_settings_allow() -> None:
         "trained": 10 * 20 * 1256,
     }
     given = load(overrides=[("sft.data", "rows.jsonl"), ("sft.steps", 7)])
-    assert plan("sft", given, shape_of("tiny"), CPU).tokens == {"sampled": 0, "trained": 7 * 8 * 1024}
+    assert plan("sft", given, shape_of("tiny"), CPU).tokens == {"sampled": 0, "trained": 7 * given.sft.batch * 1024}
 
 
 def test_saved_bytes_are_those_that_autograd_holds() -> None:

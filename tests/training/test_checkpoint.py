@@ -106,7 +106,7 @@ def test_the_runs_compared_above_learnt_something(whole: Path, started: Path) ->
     assert len({row["question"] for row in samples[:4]}) == 4  # in their order, each once before any comes again
     kept = json.loads((whole / "checkpoint-6" / SEAL).read_text())
     assert (kept["step"], kept["state"]["alpha"]) == (6, pytest.approx(metrics[5]["alpha"]))
-    assert kept["state"]["b_max"].keys() == json.loads((whole / "b_max.json").read_text()).keys()
+    assert kept["state"]["shortest"].keys() <= json.loads((whole / "b_max.json").read_text()).keys()
 
 
 @pytest.mark.parametrize("stop", [6, 8, 12])

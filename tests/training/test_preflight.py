@@ -1,15 +1,18 @@
 """The preflight names what stands in the way, and lets a run that will learn pass."""
 
+import json
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from sbtiny import stages
+from sbtiny import cli, stages
 from sbtiny.config import GrpoSettings, Settings
 from sbtiny.errors import Failed, InputError
 from sbtiny.rollout.policy import Policy
-from sbtiny.training.preflight import Figures, judge, verdict
+from sbtiny.training.preflight import Figures, insist, judge, verdict
 
 GOOD = Figures(
     questions=100, answers=64, cut=0.0, malformed=0.02, unended=0.0, accuracy=0.8, reward_mean=0.6, reward_std=0.3, zero_spread=0.1,
@@ -53,7 +56,9 @@ TERSE = GrpoSettings(steps=2, prompts=8, group=4, micro_batch=8, max_tokens=40, 
 
 def look(started: Path, monkeypatch: pytest.MonkeyPatch, **changed: object) -> dict:
     monkeypatch.chdir(started.parent)
-    return stages.run_preflight(Settings(grpo=replace(TERSE, **changed)), started)
+    found = stages.run_preflight(Settings(grpo=replace(TERSE, **changed)), started)
+    insist(found, force=False)
+    return found
 
 
 def test_a_healthy_set_up(started: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,3 +119,51 @@ def test_a_hopeless_run_stops_before_its_first_step_unless_forced(started: Path,
     assert (tmp_path / "forced" / "adapter").is_dir()
 
 
+# ---- from the command line -------------------------------------------------------------------------------------------
+
+SMALL = "--set grpo.prompts=8 --set grpo.group=4 --set grpo.micro_batch=8 --limit 40 --steps 1 --no-4bit"
+
+
+@pytest.fixture
+def call(
+    started: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[[str], tuple[int, str, str]]:
+    """Exit code, stdout and stderr of `sbtiny grpo` on the cold start, with more options."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(more: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["sbtiny", "grpo", "--run", str(started), *SMALL.split(), *more.split()])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        return stop.value.code, *capsys.readouterr()
+
+    return run
+
+
+def test_preflight_alone_passes_a_healthy_set_up_and_writes_nothing(call, tmp_path: Path) -> None:
+    code, out, err = call("--preflight --set grpo.max_tokens=40 --json")
+    found = json.loads(out)
+    assert (code, found["verdict"]) == (0, "will learn")
+    assert found["figures"]["answers"] == 32
+    assert "preflight: will learn" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_preflight_alone_of_a_hopeless_one_is_code_1_with_the_cause_and_the_figures(call, tmp_path: Path) -> None:
+    code, out, err = call("--preflight --set grpo.max_tokens=6 --json")
+    assert (code, json.loads(out)["figures"]["cut"]) == (1, 1.0)
+    assert "error: will not learn, because 100% of the answers are cut" in err
+    assert "raise grpo.max_tokens" in err.splitlines()[-1]
+    assert call("--preflight --set grpo.max_tokens=6 --force")[0] == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_hopeless_run_is_code_1_unless_forced(call, tmp_path: Path) -> None:
+    code, out, err = call("--set grpo.max_tokens=6 --output run")
+    assert (code, out) == (1, "")
+    assert "--force trains all the same" in err
+    assert not (tmp_path / "run" / "adapter").exists()
+    code, out, _ = call("--set grpo.max_tokens=6 --output forced --force --json")
+    assert (code, json.loads(out)["run"]) == (0, "forced")
+    assert (tmp_path / "forced" / "adapter").is_dir()

@@ -12,9 +12,10 @@ from sbtiny.rollout.episode import read_episode
 from sbtiny.rollout.sampling import Sampling
 from sbtiny.tasks import arithmetic
 from sbtiny.tasks.verify import auto
+from sbtiny.training.figures import summary
 from sbtiny.training.groups import Group
 from sbtiny.training.hindsight import needed
-from sbtiny.training.rollouts import Rollouts, alpha_at, summary, trained
+from sbtiny.training.rollouts import Rollouts, alpha_at, trained
 
 QUESTIONS = arithmetic.questions("train", 8, seed=3)
 

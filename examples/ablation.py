@@ -1,0 +1,268 @@
+"""The paper's ablation and the rival length rewards, rerun on the bundled model; every cell from the same cold start.
+
+    python examples/ablation.py        (about 5 hours on 2 quiet cores; stop it and start it again: what is finished is not run again)
+    python examples/ablation.py --only full,kimi --seeds 0 --steps 60
+
+runs/ablation/seedS/CELL holds each run with its eval.json; the table goes to docs/results.md, of what is finished so far.
+
+*Equal tokens.* Every cell is also measured with its answers cut at CEILINGS tokens (the wrap-up is injected, the answer read from what
+follows) and told SCALES of its own number: points of mean tokens and accuracy. A cell's accuracy at T tokens is the upper hull of its
+points there (sbtiny/budget/frontier.py); T is what `full` takes of the same seed's questions when left alone.
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from sbtiny import runs, stages
+from sbtiny.budget.frontier import accuracy_at
+from sbtiny.budget.protocol import parse_budget_option
+from sbtiny.budget.reward import DEFAULT, Reward, RewardConfig, score
+from sbtiny.budget.rivals import arora_zanette, hard_cap, kimi, l1_exact, l1_max
+from sbtiny.config import EvalSettings, Settings, load, parse_assignment
+from sbtiny.errors import InputError
+from sbtiny.evaluation import evaluate
+from sbtiny.progress import console
+from sbtiny.tasks.sources import load_questions
+from sbtiny.tasks.verify import load_verifier
+from sbtiny.training.scoring import Answer, GroupReward, plain
+
+CEILINGS = (16, 24, 32, 48, 64, 96, 128)
+SCALES = ("0.25x", "0.5x", "2x")
+BEGIN, END = "<!-- ablation: written by examples/ablation.py -->", "<!-- /ablation -->"
+
+# ---- rewards ---------------------------------------------------------------------------------------------------------
+
+NO_BOUND = RewardConfig(r_b=0.0)
+L1_ALPHA = 0.0003 * 4000 / 640  # the paper's, for our longest answers instead of theirs
+CAP = 64  # tokens; the hardest questions need just under that
+
+
+def one_by_one(reward: Callable[[Answer, float, float], Reward]) -> GroupReward:
+    """A reward (of answer, b_max, alpha) that does not look at the other answers."""
+    return lambda _, answers, b_max, alpha: [reward(answer, b_max, alpha) for answer in answers]
+
+
+def compared(reward: Callable[[list[int], list[bool]], list[float]]) -> GroupReward:
+    """A reward of lengths and correctness over the well-formed answers of a group; malformed ones earn r_f, here as everywhere."""
+
+    def rewards(_: str, answers: Sequence[Answer], b_max: float, alpha: float) -> list[Reward]:
+        fine = [a for a in answers if a.budget is not None]
+        earned = iter(reward([a.length for a in fine], [a.correct for a in fine]))
+        return [plain(a.budget, 0.0 if a.budget is None else next(earned)) for a in answers]
+
+    return rewards
+
+
+def budget_penalty(answer: Answer, b_max: float, alpha: float) -> Reward:
+    """Correctness and P_B."""
+    over = answer.budget is not None and answer.budget > b_max
+    return plain(answer.budget, answer.correct + (DEFAULT.r_b if over else 0.0))
+
+
+def adherence(answer: Answer, b_max: float, alpha: float) -> Reward:
+    """Correctness and PreB."""
+    return score(**asdict(answer), b_max=b_max, alpha=alpha, config=NO_BOUND)
+
+
+def towards(reward: Callable[..., float]) -> GroupReward:
+    """An L1 reward; its target is the number that the answer was given."""
+    return one_by_one(lambda a, *_: plain(a.budget, reward(a.length, a.correct, a.budget or 0, L1_ALPHA)))
+
+
+def capped(answer: Answer, b_max: float, alpha: float) -> Reward:
+    return plain(answer.budget, hard_cap(answer.length, answer.correct, CAP))
+
+
+# ---- cells -----------------------------------------------------------------------------------------------------------
+
+# Nothing beyond the paper: no retelling, flat outside the window, its peak on the edge, no users' numbers, alpha falls to the end.
+PAPER = {"hindsight": 0, "user_hindsight": 0, "slope": 0.0, "centre": 0.0, "user_share": 0.0, "alpha_hold": 0.0}
+GIVEN = PAPER | {"user_share": 1.0}  # L1 is told its length: every number is prefilled
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """What it is, what it changes of the `grpo` settings, its reward (None: SelfBudgeter's), and what it starts from."""
+
+    what: str
+    grpo: dict[str, Any] = field(default_factory=dict)
+    reward: GroupReward | None = None
+    cold_start: bool = True
+    trained: bool = True
+
+
+CELLS = {
+    "sft": Cell("cold start only: SFT to say the length", trained=False),
+    "format": Cell("format only", PAPER, one_by_one(lambda a, *_: plain(a.budget, 0.0))),
+    "correct": Cell("+ correctness", PAPER, one_by_one(lambda a, *_: plain(a.budget, float(a.correct)))),
+    "preb": Cell("+ correctness + PreB", PAPER, one_by_one(adherence)),
+    "penalty": Cell("+ correctness + P_B", PAPER, one_by_one(budget_penalty)),
+    "paper": Cell("all of the paper: alpha linear", PAPER),
+    "cosine": Cell("all, alpha by a cosine", PAPER | {"alpha_schedule": "cosine"}),
+    "fixed": Cell("all, alpha fixed at alpha_end", PAPER | {"alpha_schedule": "fixed"}),
+    "full": Cell("sbtiny's defaults: all, and what mends the dead zone"),
+    "cold": Cell("the same without the cold start", cold_start=False),
+    "l1_exact": Cell("L1-Exact", GIVEN, towards(l1_exact)),
+    "l1_max": Cell("L1-Max", GIVEN, towards(l1_max)),
+    "arora": Cell("Arora & Zanette, alpha 0.1", PAPER, compared(arora_zanette)),
+    "kimi": Cell("Kimi k1.5", PAPER, compared(kimi)),
+    "cap": Cell(f"hard cap of {CAP} tokens, as ThinkPrune", PAPER, one_by_one(capped)),
+}
+
+
+# ---- running ---------------------------------------------------------------------------------------------------------
+
+
+def begun(folder: Path) -> bool:
+    return (folder / "run.json").is_file()
+
+
+def start_of(cell: Cell, settings: Settings, root: Path) -> Path:
+    """The run that a cell starts from: the seed's cold start, shared by its cells, or an adapter that changes nothing yet."""
+    folder = root / ("start" if cell.cold_start else "untrained")
+    if (folder / "adapter").is_dir():
+        return folder
+    if cell.cold_start:
+        return stages.run_sft(settings, folder, resume=begun(folder))
+    policy = stages.open_policy(settings.model, settings, settings.grpo.slots, trainable=True)
+    if not begun(folder):
+        runs.new("sft", folder, settings, **stages.trained_on(settings, policy))
+    policy.model.save_pretrained(folder / ".adapter")
+    (folder / ".adapter").replace(folder / "adapter")
+    return folder
+
+
+def keep_settings(file: Path, settings: Settings) -> None:
+    """Raise InputError where finished cells were made with other settings: they would not compare."""
+    if file.is_file() and file.read_text(encoding="utf-8") != settings.as_yaml():
+        raise InputError(f"{file} holds other settings than these: give those again, or another --output")
+    runs.write_text(file, settings.as_yaml())
+
+
+def run_cell(name: str, settings: Settings, root: Path) -> dict[str, Any]:
+    """Train what is not trained and measure what is not measured. No alarm stops it, for some cells are here to collapse."""
+    cell, folder, started = CELLS[name], root / name, time.perf_counter()
+    if (folder / "eval.json").is_file():
+        return runs.read_json(folder / "eval.json")
+    start = start_of(cell, settings, root)
+    changed = replace(settings, grpo=replace(settings.grpo, patience=settings.grpo.steps + 1, **cell.grpo))
+    if cell.trained and not (folder / "adapter").is_dir():
+        stages.run_grpo(changed, start, folder, resume=begun(folder), force=True, reward=cell.reward)
+    result = measured(folder if cell.trained else start, settings) | {"seconds": round(time.perf_counter() - started, 1)}
+    runs.write_json(folder / "eval.json", result)
+    return result
+
+
+def measured(run: Path, settings: Settings) -> dict[str, Any]:
+    """The evaluation of a run left alone, and `points`: (mean tokens, accuracy) of it and of every other setting."""
+    e = settings.eval
+    policy = stages.open_policy(str(run), settings, e.slots)
+    questions, verify = load_questions(e.task, e.split, e.limit, settings.seed), load_verifier(e.verifier)
+
+    def one(asked: EvalSettings) -> dict[str, Any]:
+        title = f"{run.name}, budget {asked.budget}, ceiling {asked.ceiling or 'none'}"
+        choice = parse_budget_option(asked.budget)
+        samples = evaluate.evaluate(policy, questions, verify, choice, asked, settings.seed, title)[1]
+        return evaluate.record(samples, str(run), asked, settings.seed)
+
+    alone = one(e)
+    others = [*(replace(e, ceiling=n) for n in CEILINGS), *(replace(e, budget=scale) for scale in SCALES)]
+    found = [alone, *map(one, others)]
+    return alone | {"points": [(x["mean_tokens"], x["accuracy"]) for x in found]}
+
+
+# ---- the table -------------------------------------------------------------------------------------------------------
+
+MEASURES = {"accuracy %": ("accuracy", 100, 1), "tokens": ("mean_tokens", 1, 1), "budget": ("mean_budget", 1, 1)} | {
+    "within 50 %": ("within_50", 100, 1), "format %": ("format_rate", 100, 1), "Spearman(budget, level)": ("spearman_budget_level", 1, 2),
+    "accuracy % at the tokens of full": ("at_full", 100, 1),
+}  # fmt: skip
+
+
+def with_comparison(result: dict[str, Any], full: dict[str, Any] | None) -> dict[str, Any]:
+    points = [tuple(point) for point in result["points"]]
+    at_full = accuracy_at(points, full["mean_tokens"]) if full else None
+    return result | {"within_50": (result["within"] or {}).get("0.5"), "at_full": at_full}
+
+
+def mean_and_each(values: Sequence[float | None], scale: float, digits: int) -> str:
+    """`33.9 (33.1, 34.0, 34.6)`; a dash for what is undefined."""
+    each = ["-" if v is None else f"{scale * v:.{digits}f}" for v in values]
+    known = [v for v in values if v is not None]
+    mean = f"{scale * sum(known) / len(known):.{digits}f}" if known else "-"
+    return f"{mean} ({', '.join(each)})" if len(each) > 1 else mean
+
+
+def table(found: dict[tuple[str, int], dict[str, Any]], seeds: Sequence[int], command: str, settings: Settings) -> str:
+    """Markdown: a row a cell, the mean over its finished seeds and, in brackets, each."""
+    rows = [["cell", "", "seeds", *MEASURES], ["---"] * (3 + len(MEASURES))]
+    for name, cell in CELLS.items():
+        done = [(seed, found[name, seed]) for seed in seeds if (name, seed) in found]
+        if done:
+            told = [with_comparison(result, found.get(("full", seed))) for seed, result in done]
+            cells = [mean_and_each([each[key] for each in told], scale, digits) for key, scale, digits in MEASURES.values()]
+            rows.append([f"`{name}`", cell.what, ", ".join(str(seed) for seed, _ in done), *cells])
+    e, g = settings.eval, settings.grpo
+    about = (
+        f"{g.steps} steps of {g.prompts} questions x {g.group} answers on `{settings.model}`, {e.limit} `{e.split}` questions of {e.task} "
+        f"a seed, temperature {e.temperature}, top-p {e.top_p}. Means over seeds, each seed in brackets. All of it at this small scale."
+    )
+    equal = (
+        "*Accuracy at the tokens of full*: the upper hull of a cell's points (left alone; cut at "
+        f"{', '.join(map(str, CEILINGS))} tokens; told {', '.join(SCALES)} of its own number), read at what `full` of the same seed takes "
+        "when left alone. The rivals' strengths are their papers', not tuned; malformed answers earn -1 everywhere."
+    )
+    grid = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return "\n\n".join([BEGIN, "## Ablation", f"    {command}", about, grid, equal, END]) + "\n"
+
+
+def write_results(file: Path, section: str) -> None:
+    """Put the section in the place of the one that is there, else at the end."""
+    old = file.read_text(encoding="utf-8") if file.is_file() else "# Results\n\n"
+    if BEGIN in old and END in old:
+        before, after = old[: old.index(BEGIN)], old[old.index(END) + len(END) + 1 :]
+    else:
+        before, after = old.rstrip() + "\n\n", ""
+    runs.write_text(file, before + section + after)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--only", default=",".join(CELLS), help="cells, by commas")
+    parser.add_argument("--steps", type=int, help="updates of GRPO in each cell")
+    parser.add_argument("--output", type=Path, default=Path("runs/ablation"))
+    parser.add_argument("--results", type=Path, default=Path("docs/results.md"))
+    parser.add_argument("--set", action="append", default=[], help="any setting, as section.key=value")
+    args = parser.parse_args()
+    args.seeds, args.only = [int(seed) for seed in args.seeds.split(",")], args.only.split(",")
+    if unknown := [name for name in args.only if name not in CELLS]:
+        parser.error(f"no cell {unknown[0]!r}: choose from {', '.join(CELLS)}")
+    return args
+
+
+def main() -> None:
+    args = arguments()
+    changed = [parse_assignment(text) for text in args.set] + ([("grpo.steps", args.steps)] if args.steps else [])
+    settings = load(preset="cpu", overrides=changed)
+    keep_settings(args.output / "settings.yaml", settings)
+    told = " ".join(f"--set {key}={value}" for key, value in changed)
+    command = f"python examples/ablation.py --seeds {','.join(map(str, args.seeds))} {told}".rstrip()
+    todo = [(name, seed) for seed in args.seeds for name in CELLS if name in args.only]
+    for number, (name, seed) in enumerate(todo, 1):
+        console.print(f"cell {number} of {len(todo)}: {name}, seed {seed}", markup=False)
+        run_cell(name, replace(settings, seed=seed), args.output / f"seed{seed}")
+        files = {(n, s): args.output / f"seed{s}" / n / "eval.json" for n in CELLS for s in args.seeds}
+        found = {key: runs.read_json(file) for key, file in files.items() if file.is_file()}
+        write_results(args.results, table(found, args.seeds, command, settings))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except InputError as error:
+        raise SystemExit(f"error: {error}") from error
