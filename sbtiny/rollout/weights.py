@@ -86,9 +86,9 @@ class Weights:
         plain = model.get_base_model() if hasattr(model, "get_base_model") else model
         config = plain.config
         if config.model_type not in SUPPORTED:
-            raise InputError(f"the rollout engine knows {', '.join(SUPPORTED)} models, not {config.model_type!r}")
+            raise InputError(f"the rollout engine knows {', '.join(SUPPORTED)} models, not {config.model_type!r}: use --engine generate")
         if (rope_type := config.rope_parameters["rope_type"]) in CHANGING_ROPE:
-            raise InputError(f"the rollout engine knows no {rope_type!r} rotary embedding: give a model without it")
+            raise InputError(f"the rollout engine knows no {rope_type!r} rotary embedding: use --engine generate")
         self.dtype = dtype or plain.get_input_embeddings().weight.dtype
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // self.heads
