@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from sbtiny.rollout.batch import Batch
 from sbtiny.rollout.decoder import OnEpisode, check, stop_mask
 from sbtiny.rollout.episode import Episode, Request
+from sbtiny.rollout.graph import Graphs
 from sbtiny.rollout.memory import slot_bytes, slots_within
 from sbtiny.rollout.sampling import Sampling, sample, uniforms
 from sbtiny.rollout.weights import Layer, Weights
@@ -43,7 +44,7 @@ class Engine:
     ) -> None:
         self.weights = Weights(model)
         self.pieces, self.slots, self.capacity, self.kv_memory = pieces, slots, 0, kv_memory
-        self.rows, self.cache = 0, None
+        self.rows, self.cache, self.graphs = 0, None, None
         self.stops = stop_mask(stop_ids, len(self.weights.embed))
 
     def refresh(self) -> None:
@@ -62,13 +63,16 @@ class Engine:
         """Cache for `capacity` tokens a slot: (layers, 2, slots, kv heads, capacity, head_dim), zeros: unwritten memory is read masked."""
         if capacity <= self.capacity:
             return
-        w, self.cache, self.capacity = self.weights, None, 0  # the old cache goes before the new one comes
+        w, self.capacity = self.weights, 0
+        self.cache = self.graphs = None  # the old memory goes before the new one comes
         capacity = math.ceil(capacity / 64) * 64
         self.rows = slots_within(self._slot_bytes(capacity), self.slots, self.kv_memory, w.embed.device)
         shape = (len(w.layers), 2, self.rows, w.kv_heads, capacity, w.head_dim)
         self.cache = torch.zeros(shape, dtype=w.dtype, device=w.embed.device)
         self.cos, self.sin = w.rope(capacity)
         self.capacity = capacity
+        if self.cache.device.type == "cuda":
+            self.graphs = Graphs(self._decode, self.rows, capacity, self.cache.device)
 
     def _project(self, layer: Layer, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys (rotated) and values of x (..., width): each (..., heads, head_dim)."""
@@ -138,7 +142,7 @@ class Engine:
         batch = Batch(self, requests, on_episode)
         while batch.refill():
             n = batch.active
-            logits = self._decode(*batch.inputs())
+            logits = (self.graphs or self._decode)(*batch.inputs())
             draws = uniforms(batch.seeds[:n], batch.counts[:n].astype(np.uint64))
             tokens, logprobs = sample(logits, sampling, draws)
             batch.accept(tokens.cpu().numpy(), None if logprobs is None else logprobs.cpu().numpy())

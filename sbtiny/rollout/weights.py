@@ -96,13 +96,14 @@ class Weights:
         self.max_positions = config.max_position_embeddings
         self.model = plain
         self.layers = [read_layer(layer, self.dtype) for layer in plain.model.layers]
-        self._read_ends()
+        self.embed, self.norm, self.head = self._ends()
 
-    def _read_ends(self) -> None:
-        self.embed = self.model.get_input_embeddings().weight.data.to(self.dtype)
-        self.norm = self.model.model.norm.weight.data.to(self.dtype)
+    def _ends(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Embedding and head (vocabulary, width), final norm (width,): the model's own memory where the dtype is the same."""
+        embed = self.model.get_input_embeddings().weight.data.to(self.dtype)
         tied = self.model.config.tie_word_embeddings
-        self.head = self.embed if tied else folded(self.model.get_output_embeddings(), self.dtype)
+        head = embed if tied else folded(self.model.get_output_embeddings(), self.dtype)
+        return embed, self.model.model.norm.weight.data.to(self.dtype), head
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -110,7 +111,9 @@ class Weights:
         for held, layer in zip(self.layers, self.model.model.layers, strict=True):
             for old, new in zip(held.tensors(), read_layer(layer, self.dtype).tensors(), strict=True):
                 old.copy_(new)
-        self._read_ends()
+        for old, new in zip((self.embed, self.norm, self.head), self._ends(), strict=True):
+            if old.data_ptr() != new.data_ptr():
+                old.copy_(new)
 
     def rope(self, length: int) -> tuple[Tensor, Tensor]:
         """cos and sin (length, head_dim) of the model's own rotary embedding, scaling included.
