@@ -62,7 +62,7 @@ def check(requests: Sequence[Request], positions: int | None, stops: np.ndarray)
         if positions is not None and prompt + request.max_tokens > positions:
             raise InputError(
                 f"a prompt of {prompt} tokens and {request.max_tokens} to write exceed the model's {positions} positions: "
-                "lower --max-tokens"
+                "lower max_tokens"
             )
     for token in {token for r in requests if r.limits for token in r.limits.wrap_up}:
         if not 0 <= token < len(stops) or stops[token]:
