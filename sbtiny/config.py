@@ -22,6 +22,7 @@ from sbtiny.errors import InputError
 
 WRAP_UP = "\n\nTime is up. \\boxed{"
 PRESETS = ("cpu", "t4", "rtx4090")
+EngineName = Literal["ours", "generate", "vllm"]
 Assignment = tuple[str, Any, str]  # dotted key, value, where it was said
 AT_LEAST_1 = (
     *("grpo.reserve", "eval.reserve"),
@@ -140,6 +141,8 @@ class Settings:
     model: str = "tiny"
     seed: int = 0
     four_bit: bool | None = None  # None: 4-bit where there is a GPU
+    engine: EngineName = "ours"  # what decodes: ours; generate, slower, for any model of transformers; vllm where it is installed
+    kv_memory: float | None = None  # GiB for the keys and values of answers under way; null: most of what is free
     data: DataSettings = field(default_factory=DataSettings)
     sft: SftSettings = field(default_factory=SftSettings)
     grpo: GrpoSettings = field(default_factory=GrpoSettings)
@@ -157,6 +160,9 @@ class Settings:
                 need(holds(value), key, value, wanted)
         g, s = self.grpo, self.sft
         need(0 <= self.seed < 2**32, "seed", self.seed, "a whole number from 0 to below 2**32")
+        need(self.kv_memory is None or self.kv_memory > 0, "kv_memory", self.kv_memory, "a number of GiB above 0, or null")
+        limits = self.engine == "vllm" and (g.cut_share > 0 or self.eval.cut > 0)
+        need(not limits, "engine", self.engine, "ours or generate, or grpo.cut_share and eval.cut to 0: vllm cannot cut answers")
         need(g.group >= 2, "grpo.group", g.group, "a group of 2 or more (the paper's is 5)")
         need(g.user_share + g.cut_share <= 1, "grpo.cut_share", g.cut_share, "at most 1 - grpo.user_share")
         need(0 < g.user_low <= g.user_high, "grpo.user_low", g.user_low, "above 0 and at most grpo.user_high")

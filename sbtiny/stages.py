@@ -32,7 +32,7 @@ from sbtiny.training.rows import read_labelled
 start_backend()  # unsloth patches trl, transformers and peft; what follows imports them, so it must come first
 
 from sbtiny.evaluation import cutting, evaluate  # noqa: E402
-from sbtiny.rollout import llama_cpp  # noqa: E402
+from sbtiny.rollout import llama_cpp, vllm  # noqa: E402
 from sbtiny.rollout.episode import Episode  # noqa: E402
 from sbtiny.rollout.policy import Policy  # noqa: E402
 from sbtiny.training import checkpoint, coldstart, grpo, preflight, rollouts, sft  # noqa: E402
@@ -52,22 +52,25 @@ def is_four_bit(settings: Settings) -> bool:
 def open_policy(name: str, settings: Settings, slots: int, trainable: bool = False) -> Policy:
     """A run's policy (base model and adapter) or a plain model. Tiny models run faster on one thread than on many.
 
-    A .gguf file is decoded by llama.cpp where its module is installed, else unpacked and decoded as any model.
+    A .gguf file is decoded by llama.cpp where its module is installed and no other engine is named, else unpacked and decoded as any model.
     """
     folder = runs.find(name)
     torch.manual_seed(settings.seed)
-    if folder is None and name.endswith(".gguf") and not trainable and llama_cpp.available():
-        return llama_cpp.GgufPolicy(Path(resolve(name).ref), slots)
+    if settings.engine == "vllm":
+        vllm.ensure()
+    if folder is None and name.endswith(".gguf") and not trainable and settings.engine == "ours" and llama_cpp.available():
+        return llama_cpp.GgufPolicy(Path(resolve(name).ref), slots, settings.kv_memory)
     model_name = runs.read_json(folder / "run.json")["model"] if folder else name
     adapter = folder / "adapter" if folder else None
     if adapter and not adapter.is_dir():
         raise InputError(f"{folder} holds no adapter: was the run finished?")
-    model, tokenizer = load(model_name, four_bit=is_four_bit(settings), adapter=adapter, trainable=trainable)
+    how = {"four_bit": is_four_bit(settings), "vllm": settings.engine == "vllm"}
+    model, tokenizer = load(model_name, **how, adapter=adapter, trainable=trainable)
     if trainable and adapter is None:
         model = add_lora(model, rank=settings.sft.lora_rank, alpha=settings.sft.lora_alpha)
     if model.num_parameters() < 20_000_000:  # its products are too small to share among many
         torch.set_num_threads(min(torch.get_num_threads(), 2))
-    return Policy(model, tokenizer, slots)
+    return Policy(model, tokenizer, slots, settings.kv_memory, settings.engine)
 
 
 def trained_on(settings: Settings, policy: Policy) -> dict[str, Any]:
@@ -91,6 +94,7 @@ def build_data(
     if traces:
         found = coldstart.label_traces(policy, source, verify)
     else:
+        policy.engine.check_room(d.max_tokens)
         found = coldstart.harvest(policy, source, verify, d, settings.seed, file, settings.model)
     harvest = replace(found, leaked=leaked)
     runs.write_jsonl(file, harvest.rows)
@@ -157,6 +161,8 @@ def run_sft(settings: Settings, output: Path | None, resume: bool = False) -> Pa
     last = going_on(output, settings, "sft", rows) if resume and output else None
     policy = open_policy(settings.model, settings, settings.data.slots, trainable=True)
     dataset = sft.prepare(policy, rows, settings) if rows else None
+    if not rows:
+        policy.engine.check_room(settings.data.max_tokens)
     folder = output if resume and output else runs.new("sft", output, settings, **trained_on(settings, policy))
     with keeping(folder, "sft"):
         if dataset is None and questions:
@@ -196,6 +202,7 @@ def run_grpo(
     questions = training_questions(settings)
     last = going_on(output, settings, "grpo", questions) if resume and output else None
     policy = open_policy(str(start), settings, settings.grpo.slots, trainable=True)
+    policy.engine.check_room(settings.grpo.max_tokens)
     folder = output if resume and output else runs.new("grpo", output, settings, parent=str(start), **trained_on(settings, policy))
     with keeping(folder, "grpo"):
         if not last:
@@ -243,6 +250,7 @@ def run_eval(name: str, settings: Settings, folder: Path, sweep: bool = False, c
     """Evaluate a run or model into `folder`: eval.json, eval_samples.jsonl and, when asked for, sweep.json and cuts.json."""
     e = settings.eval
     policy = open_policy(name, settings, e.slots)
+    policy.engine.check_room(e.max_tokens)
     questions = load_questions(e.task, e.split, e.limit, settings.seed)
     verify = load_verifier(e.verifier)
 

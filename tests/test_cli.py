@@ -127,6 +127,9 @@ WRONG = {
     "sft --seed -1 -o out": "seed is -1",
     "grpo --preset t5": "unknown preset 't5'",
     "eval tiny --limit -1": "eval.limit is -1",
+    "eval tiny --engine theirs": "engine in the command line is 'theirs': choose from ours, generate, vllm",
+    "eval tiny --engine vllm --set eval.cut=0.5": "vllm cannot cut answers",
+    "eval tiny --kv-memory 0": "kv_memory is 0.0: set it to a number of GiB above 0",
     "eval tiny --budget lots": "--budget 'lots' is not understood",
     "eval tiny --budget 0": "--budget '0'",
     "eval tiny --budget -0.5x": "--budget '-0.5x'",
@@ -215,6 +218,29 @@ for line in {lines!r}:
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-300:]
+
+
+@pytest.mark.parametrize("line", ["sft -o out", "data build out.jsonl --limit 2", "eval tiny --limit 2 -o out"])
+def test_a_cache_without_room_for_one_answer_is_told_in_one_line_and_nothing_is_left_behind(
+    line: str, sbtiny_: Sbtiny, files: dict[str, bytes], tmp_path: Path
+) -> None:
+    found = sbtiny_(f"{line} --kv-memory 0.000001")
+    assert (found.code, len(found.err.splitlines())) == (2, 1)
+    assert found.err.startswith("error: one answer takes")
+    assert found.err.endswith("lower max_tokens, or raise --kv-memory\n")
+    assert listing(tmp_path) == files
+
+
+@pytest.mark.parametrize("line", ["sft -o out", "grpo --run done -o out", "data build out.jsonl", "eval tiny -o out"])
+def test_an_engine_that_is_not_there_is_told_in_one_line(
+    line: str, sbtiny_: Sbtiny, files: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sbtiny.rollout.vllm.find_spec", lambda name: None)
+    found = sbtiny_(f"{line} --engine vllm")
+    assert (found.code, len(found.err.splitlines())) == (2, 1)
+    assert "vllm is not installed: pip install vllm, or use --engine ours or generate" in found.err
+    assert listing(tmp_path) == files
+
 
 
 def test_bare_commands_show_their_help(sbtiny_: Sbtiny) -> None:

@@ -1,7 +1,8 @@
 """Whole GRPO steps: sbtiny against plain `trl.GRPOTrainer`, with the same model, adapter, prompts, group, lengths and micro-batch.
 
-Every answer has a length given beforehand and ends with the end token there. Stages, scoring and science are left out on both sides:
-what differs is how answers are decoded and how micro-batches are padded.
+Every answer has a length given beforehand and ends with the end token there. Our engine is not told that length but a guess of it,
+drawn anew at each step, with a log-normal error of 30 %: about what a budget is worth. Stages, scoring and science are left out on both
+sides: what differs is how answers are decoded and how micro-batches are padded.
 """
 
 import copy
@@ -22,7 +23,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from sbtiny.bench.machine import forget_peak, machine, peak_mb
 from sbtiny.bench.rollout import PerRow
-from sbtiny.bench.work import ratio, spread
+from sbtiny.bench.work import guesses, ratio, spread
 from sbtiny.models.load import add_lora, load, prompt_ids
 from sbtiny.progress import bar
 from sbtiny.rollout.engine import Engine
@@ -117,13 +118,12 @@ class Decoder:
         self.written: list[dict[str, Any]] = []
 
     def __call__(self, prompts: list[str], trainer: GRPOTrainer) -> dict[str, Any]:
-        self.engine.weights.refresh()
+        self.engine.refresh()
         ids = [prompt_ids(self.tokenizer, prompt) for prompt in prompts]
         self.step += 1
-        requests = [
-            Request(tuple(p), n, seed=self.plan.seed + 1000 * self.step + i, expected=n)
-            for i, (p, n) in enumerate(zip(ids, self.plan.lengths, strict=True))
-        ]
+        seed = self.plan.seed + 1000 * self.step
+        work = zip(ids, self.plan.lengths, guesses(self.plan.lengths, seed), strict=True)
+        requests = [Request(tuple(p), n, seed=seed + i, expected=guess) for i, (p, n, guess) in enumerate(work)]
         episodes = self.engine.run(requests, Sampling())
         answers = [[(self.end + 1) % 3 if t == self.end else t for t in e.completion_ids[:-1]] for e in episodes]
         self.written.append(

@@ -8,24 +8,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedTokenizerBase
 from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList
-from trl.trainer.utils import pad
 
 from sbtiny.bench.machine import forget_peak, machine, peak_mb
-from sbtiny.bench.work import ratio, spread
+from sbtiny.bench.work import guesses, ratio, spread
 from sbtiny.errors import Failed
 from sbtiny.models.load import prompt_ids
 from sbtiny.progress import bar
 from sbtiny.rollout.engine import Engine
 from sbtiny.rollout.episode import Request
+from sbtiny.rollout.generate import left_padded
 from sbtiny.rollout.sampling import Sampling
 from sbtiny.tasks import arithmetic
 
-BLIND = 0.3  # how far off, in the logarithm, our engine's guess of a length is: about what a stated budget is worth
 Clock = Callable[[], float]
 
 
@@ -58,16 +56,13 @@ class PerRow(StoppingCriteria):
 
 
 class Ours:
-    def __init__(self, model: nn.Module, slots: int) -> None:
+    def __init__(self, model: nn.Module, slots: int, kv_memory: float | None) -> None:
         vocabulary = model.get_input_embeddings().weight.shape[0]
-        self.engine = Engine(model, [""] * vocabulary, frozenset(), slots)
+        self.engine = Engine(model, [""] * vocabulary, frozenset(), slots, kv_memory)
 
     def __call__(self, job: Job, clock: Clock) -> tuple[float, int]:
-        guess = np.exp(np.random.default_rng(job.seed).normal(0, BLIND, len(job.lengths))) * job.lengths
-        requests = [
-            Request(tuple(prompt), length, seed=job.seed + i, expected=int(guess[i]))
-            for i, (prompt, length) in enumerate(zip(job.prompts, job.lengths, strict=True))
-        ]
+        work = zip(job.prompts, job.lengths, guesses(job.lengths, job.seed), strict=True)
+        requests = [Request(tuple(p), n, seed=job.seed + i, expected=guess) for i, (p, n, guess) in enumerate(work)]
         first: list[float] = []
         episodes = self.engine.run(requests, Sampling(), lambda *_: first or first.append(clock()))
         return first[0], sum(len(e.completion_ids) for e in episodes)
@@ -83,10 +78,8 @@ class Generate:
     def __call__(self, job: Job, clock: Clock) -> tuple[float, int]:
         first: list[float] = []
         for start in range(0, len(job.prompts), job.slots):
-            rows = [torch.tensor(p) for p in job.prompts[start : start + job.slots]]
             lengths = job.lengths[start : start + job.slots]
-            ids = pad(rows, padding_value=self.pad_id, padding_side="left").to(self.model.device)
-            mask = pad([torch.ones_like(row) for row in rows], padding_value=0, padding_side="left").to(ids.device)
+            ids, mask = left_padded(job.prompts[start : start + job.slots], self.pad_id, self.model.device)
             config = GenerationConfig(
                 max_new_tokens=max(lengths), do_sample=True, pad_token_id=self.pad_id, eos_token_id=-1, top_k=0
             )
@@ -151,11 +144,16 @@ def timed(engine: Callable[[Job, Clock], tuple[float, int]], work: Job) -> Timin
 
 
 def compare(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, work: Job, names: Sequence[str], rounds: int
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    work: Job,
+    names: Sequence[str],
+    rounds: int,
+    kv_memory: float | None = None,
 ) -> dict[str, Any]:
     """Useful tokens a second of each engine, interleaved over the rounds; a short run of each comes before, to warm up."""
     makers = {
-        "ours": lambda: Ours(model, work.slots),
+        "ours": lambda: Ours(model, work.slots, kv_memory),
         "generate": lambda: Generate(model, tokenizer.pad_token_id),
         "continuous": lambda: Continuous(model, tokenizer.pad_token_id),
     }

@@ -9,6 +9,7 @@ import numpy as np
 
 from sbtiny.errors import InputError
 
+BLIND = 0.3  # how far off, in the logarithm, our engine's guess of a length is: about what a stated budget is worth
 TAIL = 3.0  # the longest answer is at least so many times the mean
 SPREAD = 0.9  # of the logarithm
 
@@ -28,6 +29,12 @@ def draw_lengths(count: int, mean: int, longest: int, seed: int) -> list[int]:
         lengths = np.maximum(2, lengths * 9 // 10)
         lengths[lengths.argmax()] = longest
     return lengths.tolist()
+
+
+def guesses(lengths: Sequence[int], seed: int) -> list[int]:
+    """What our engine is told of the lengths, beforehand: as much as a budget would say, not the lengths themselves."""
+    errors = np.exp(np.random.default_rng(seed).normal(0, BLIND, len(lengths)))
+    return [max(1, round(guess)) for guess in (errors * lengths).tolist()]
 
 
 def read_lengths(file: Path, count: int) -> list[int]:

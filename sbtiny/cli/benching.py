@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from sbtiny.cli.app import app
-from sbtiny.cli.options import USE, AsJson, FourBit, out
+from sbtiny.cli.options import USE, AsJson, FourBit, KvMemory, out
 from sbtiny.errors import InputError
 
 bench = typer.Typer(no_args_is_help=True, help="Speed against other engines and trainers, on the same work.")
@@ -54,6 +54,7 @@ def rollout(
     longest: Longest = 192,
     lengths: Lengths = None,
     rounds: Rounds = 3,
+    kv_memory: KvMemory = None,
     threads: Threads = None,
     dtype: Dtype = None,
     four_bit: FourBit = None,
@@ -77,7 +78,7 @@ def rollout(
     weights, tokenizer = load(model, four_bit=bool(four_bit), dtype=dtype)
     from sbtiny.bench.rollout import compare, job
 
-    out(compare(weights, tokenizer, job(tokenizer, work, slots, group, seed), names, rounds), as_json)
+    out(compare(weights, tokenizer, job(tokenizer, work, slots, group, seed), names, rounds, kv_memory), as_json)
 
 
 @bench.command()

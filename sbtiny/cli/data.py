@@ -11,7 +11,9 @@ from sbtiny.cli.options import (
     TRAIN,
     AsJson,
     Config,
+    Engine,
     FourBit,
+    KvMemory,
     Limit,
     Model,
     Preset,
@@ -44,6 +46,8 @@ def data_build(
     limit: Limit = None,
     extra: Set = None,
     four_bit: FourBit = None,
+    engine: Engine = None,
+    kv_memory: KvMemory = None,
     as_json: AsJson = False,
 ) -> None:
     """Sample the model's own answers, keep the correct ones, label each with its own token count.
@@ -63,6 +67,8 @@ def data_build(
         model=model,
         seed=seed,
         four_bit=four_bit,
+        engine=engine,
+        kv_memory=kv_memory,
         data__task=questions or task,
         data__limit=limit,
         data__verifier=verifier,

@@ -11,7 +11,9 @@ from sbtiny.cli.options import (
     USE,
     AsJson,
     Config,
+    Engine,
     FourBit,
+    KvMemory,
     Limit,
     Output,
     Preset,
@@ -42,6 +44,8 @@ def evaluate(
     limit: Limit = None,
     extra: Set = None,
     four_bit: FourBit = None,
+    engine: Engine = None,
+    kv_memory: KvMemory = None,
     as_json: AsJson = False,
 ) -> None:
     """Accuracy, length and how well the number is kept, on held-out questions.
@@ -57,6 +61,8 @@ def evaluate(
         extra,
         seed=seed,
         four_bit=four_bit,
+        engine=engine,
+        kv_memory=kv_memory,
         eval__task=task,
         eval__budget=budget,
         eval__limit=limit,

@@ -31,6 +31,11 @@ SaveSteps = Annotated[int | None, typer.Option(min=0, help="Checkpoint every so 
 FourBit = Annotated[
     bool | None, typer.Option("--4bit/--no-4bit", help="NF4 base weights (default: where there is a GPU).")
 ]
+Engine = Annotated[str | None, typer.Option(help="What decodes: ours, generate (any model of transformers, slower), or vllm.")]
+KvMemory = Annotated[
+    float | None,
+    typer.Option(metavar="GIB", help="Memory for answers under way (default: most of what is free); slots that do not fit wait."),
+]
 
 
 def settings_from(config: Path | None, preset: str | None, extra: list[str] | None, **flags: Any) -> Any:
@@ -89,7 +94,7 @@ def show(settings: Any, stages: tuple[str, ...], preset: str | None, as_json: bo
     from sbtiny.models.aliases import resolve
 
     everything = asdict(settings)
-    chosen = {key: everything[key] for key in ("model", "seed", "four_bit", *stages)}
+    chosen = {key: everything[key] for key in ("model", "seed", "four_bit", "engine", "kv_memory", *stages)}
     source = resolve(settings.model)
     named = {"kind": source.kind, "ref": str(source.ref)}
     out({"source": named, **chosen, "plan": planned(settings, stages[-1], preset)}, as_json)

@@ -45,7 +45,7 @@ class Check:
         """What the policy says and thinks: the reference for all that follows."""
         name = self.plan.source.name if self.plan.source.kind == "bundled" else self.plan.source.ref
         model, tokenizer = load(name, four_bit=self.plan.nf4, adapter=self.plan.run / "adapter")
-        policy = Policy(model, tokenizer, self.e.slots)
+        policy = Policy(model, tokenizer, self.e.slots, self.plan.settings.kv_memory)
         episodes = self._ask(policy, "asking the trained policy")
         self.samples = texts(episodes, model.get_input_embeddings().weight.shape[0])
         self.policy_logits = gathered(scorer(model), self.samples)
@@ -100,12 +100,12 @@ class Check:
         found = distance(self.merged_logits, gathered(scorer(model), self.samples)) | {"strings_same": sum(same)}
         found["prompts_same"] = sum(prompt_ids(tokenizer, q.question) == ids for q, ids in zip(self.questions, self.prompts, strict=False))
         if budgets:
-            policy = Policy(model, tokenizer, self.e.slots)
+            policy = Policy(model, tokenizer, self.e.slots, self.plan.settings.kv_memory)
             found["budget"] = self._figures(self._ask(policy, f"asking {file.name}"))
         return found
 
     def _through_llama_cpp(self, file: Path) -> dict[str, Any]:
-        policy = llama_cpp.GgufPolicy(file, self.e.slots)
+        policy = llama_cpp.GgufPolicy(file, self.e.slots, self.plan.settings.kv_memory)
         engine = policy.engine
         scored = gathered(lambda ids: torch.from_numpy(engine.score(ids)), self.samples)
         found: dict[str, Any] = distance(self.merged_logits, scored)

@@ -32,6 +32,7 @@ Backend = Literal["auto", "transformers", "unsloth"]
 
 ALL_LINEAR = "all-linear"
 UNSLOTH_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+UNSLOTH_RANK = 128  # the largest adapter its vLLM engine has room for
 UNSLOTH_CONTEXT = 32_768  # tokens; unsloth cuts longer rows and sizes its rotary tables by it
 
 
@@ -43,16 +44,17 @@ def load(
     adapter: Path | None = None,
     trainable: bool = False,
     backend: Backend = "auto",
+    vllm: bool = False,
 ) -> "Loaded":
     """Model (in eval mode, on the GPU if there is one) and tokenizer of an alias, folder, .gguf file or hub id.
 
     `four_bit` quantises the linear layers to NF4 (double quantisation), which compute in `dtype`; that is picked by
-    hardware and size unless given. `trainable` says whether the adapter will be trained further. Raises InputError when
-    anything cannot be had.
+    hardware and size unless given. `trainable` says whether the adapter will be trained further, `vllm` whether unsloth
+    shall bring its engine. Raises InputError when anything cannot be had.
     """
     source = resolve(name)
     if start_backend(backend) == "unsloth":
-        model, tokenizer = _with_unsloth(source, four_bit, dtype)
+        model, tokenizer = _with_unsloth(source, four_bit, dtype, vllm)
     else:
         model, tokenizer = _with_transformers(source, four_bit, dtype), load_tokenizer(name)
     if adapter is not None:
@@ -191,7 +193,7 @@ def _mend(source: Source) -> str:
 # ---- unsloth ---------------------------------------------------------------------------------------------------------
 
 
-def _with_unsloth(source: Source, four_bit: bool, dtype: Dtype | None) -> "Loaded":
+def _with_unsloth(source: Source, four_bit: bool, dtype: Dtype | None, vllm: bool) -> "Loaded":
     from transformers import AutoConfig
     from unsloth import FastLanguageModel
 
@@ -203,7 +205,8 @@ def _with_unsloth(source: Source, four_bit: bool, dtype: Dtype | None) -> "Loade
             max_seq_length=min(positions, UNSLOTH_CONTEXT),
             dtype=getattr(torch, dtype or detect().dtype),
             load_in_4bit=four_bit,
-            fast_inference=False,
+            fast_inference=vllm,
+            **({"max_lora_rank": UNSLOTH_RANK} if vllm else {}),
             use_exact_model_name=True,  # else a 4-bit load takes unsloth's own checkpoint of like name
         )
     return model, _padding(tokenizer)
@@ -225,6 +228,18 @@ def _unsloth_lora(model: nn.Module, rank: int, alpha: int, dropout: float, targe
         use_gradient_checkpointing="unsloth",
         random_state=torch.initial_seed() % 2**32,  # it seeds everything anew: with the seed already set
     )
+
+
+@contextmanager
+def decoding(model: nn.Module) -> Iterator[None]:
+    """The model set to write with its own `generate`, and set back to training afterwards if it was."""
+    training, unsloths = model.training, _is_unsloth(model)
+    model.for_inference() if unsloths else model.eval()
+    try:
+        yield
+    finally:
+        if training:
+            model.for_training() if unsloths else model.train()
 
 
 # ---- adapters --------------------------------------------------------------------------------------------------------

@@ -91,8 +91,17 @@ class Size:
 
     @property
     def slots(self) -> int:
+        if not self.decodes:
+            return 0
         section = {"sft": "data"}.get(self.stage, self.stage)  # the cold start may sample its own rows first
-        return getattr(self.settings, section).slots if self.decodes else 0
+        wanted, room = getattr(self.settings, section).slots, self.settings.kv_memory
+        return wanted if room is None else max(1, min(wanted, int(room * GB // self.slot)))
+
+    @property
+    def slot(self) -> int:
+        """Bytes of one answer's keys and values."""
+        s = self.shape
+        return -(-(PROMPT + self.answer) // 64) * 64 * s.layers * 2 * s.kv * BYTES[self.dtype]
 
     @property
     def decodes(self) -> bool:
@@ -137,9 +146,9 @@ class Size:
         found = {
             "process": PROCESS[self.target.device] * GB,
             "weights": s.linear * (NF4 if self.four_bit else number) + (s.parameters - s.linear) * number,
-            "decode_copy": s.linear * number,  # adapters folded in, q/k/v and gate/up fused
+            "decode_copy": s.linear * number * (self.settings.engine != "generate"),  # ours: folded and fused; vllm: its own
             "lora_and_adam": s.lora(self.settings.sft.lora_rank) * ADAPTER if self.rows else 0,
-            "kv_slots": self.slots * -(-(PROMPT + self.answer) // 64) * 64 * s.layers * 2 * s.kv * number,
+            "kv_slots": self.slots * self.slot,
             "activations": tokens * self.saved() + tokens * self.longest * number,  # and the mask of a padded batch
             "logits": min(HEAD_CHUNK, tokens) * s.vocabulary * LOGIT,
             "decoding": (self.slots * s.vocabulary + STAGED * PROMPT * s.feed_forward) * LOGIT if self.decodes else 0,

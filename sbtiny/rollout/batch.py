@@ -1,15 +1,16 @@
 """The state of one run of the decode loop: what a step reads, and what becomes of the tokens it sampled."""
 
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sbtiny.rollout.episode import Episode, Request, StopReason, read_episode
-from sbtiny.rollout.guard import Guard
+from sbtiny.rollout.decoder import OnEpisode
+from sbtiny.rollout.episode import Episode, Request, StopReason
+from sbtiny.rollout.guard import Guard, finished
 
 if TYPE_CHECKING:
     from sbtiny.rollout.engine import Engine
@@ -21,7 +22,7 @@ class Batch:
     """Which request sits in which slot, what it has written, who waits. Active slots are always the first ones."""
 
     def __init__(
-        self, engine: "Engine", requests: Sequence[Request], on_episode: Callable[[int, Episode], None] | None = None
+        self, engine: "Engine", requests: Sequence[Request], on_episode: OnEpisode | None = None
     ) -> None:
         self.engine, self.requests, self.active, self.on_episode = engine, requests, 0, on_episode
         self.guards: dict[int, Guard] = {}  # by request, and only for those that are not plain
@@ -44,7 +45,7 @@ class Batch:
             request = self.requests[index]
             if request.interrupt is not None and request.interrupt.is_set():
                 self._forget(request.prompt_ids)
-                self._deliver(index, read_episode(request, [], self.engine.pieces, "interrupted"))
+                self._deliver(index, finished(request, [], self.engine.pieces, "interrupted"))
             else:
                 self._admit(index)
         return self.active > 0
@@ -126,17 +127,7 @@ class Batch:
         ids = self.written[slot, :count].tolist()
         logprobs = self.logprobs[slot, :count].tolist() if with_logprobs else None
         guard = self.guards.pop(int(self.index[slot]), None)
-        reason: StopReason = cut or ("end" if stopped else "length")
-        if guard is None:
-            return read_episode(request, ids, self.engine.pieces, reason, logprobs)
-        if guard.control.wrapped and reason != "interrupted":
-            reason = "ceiling"
-        injected = guard.injected[:count]
-        if logprobs:
-            logprobs = [0.0 if forced else value for value, forced in zip(logprobs, injected, strict=True)]
-        episode = read_episode(request, ids, self.engine.pieces, reason, logprobs, injected, stopped)
-        episode.heeded = guard.control.budget
-        return episode
+        return finished(request, ids, self.engine.pieces, cut or ("end" if stopped else "length"), logprobs, guard)
 
     def _deliver(self, index: int, episode: Episode) -> None:
         self.episodes[index] = episode

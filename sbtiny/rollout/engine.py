@@ -5,17 +5,18 @@ next request in the same step, the cache is allocated once, and the prompt of a 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sbtiny.errors import InputError
 from sbtiny.rollout.batch import Batch
+from sbtiny.rollout.decoder import OnEpisode, check, stop_mask
 from sbtiny.rollout.episode import Episode, Request
-from sbtiny.rollout.memory import slots_within
+from sbtiny.rollout.graph import Graphs
+from sbtiny.rollout.memory import slot_bytes, slots_within
 from sbtiny.rollout.sampling import Sampling, sample, uniforms
 from sbtiny.rollout.weights import Layer, Weights
 
@@ -29,8 +30,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class Engine:
     """Samples requests with a model's folded weights in at most `slots` rows of `capacity` tokens each.
 
-    `pieces[i]` is the text of token i (see `token_pieces`), `stop_ids` the tokens that end an answer. `kv_gb` limits the cache in GiB
-    (default: most of what is free when it is allocated); fewer slots are used where not all of them fit.
+    `pieces[i]` is the text of token i (see `token_pieces`), `stop_ids` the tokens that end an answer. `kv_memory` limits the cache in
+    GiB (default: most of what is free when it is allocated); where not all slots fit there are fewer, and stderr says so.
     """
 
     def __init__(
@@ -39,32 +40,39 @@ class Engine:
         pieces: Sequence[str],
         stop_ids: frozenset[int],
         slots: int = 64,
-        kv_gb: float | None = None,
+        kv_memory: float | None = None,
     ) -> None:
         self.weights = Weights(model)
-        self.pieces, self.slots, self.capacity, self.kv_gb = pieces, slots, 0, kv_gb
-        self.rows, self.cache = 0, None
-        self.stops = np.zeros(len(self.weights.embed), dtype=bool)
-        if outside := [i for i in stop_ids if i >= len(self.stops)]:
-            raise InputError(
-                f"stop token {outside[0]} is outside the vocabulary of {len(self.stops)}: fix eos_token_id"
-            )
-        self.stops[list(stop_ids)] = True
+        self.pieces, self.slots, self.capacity, self.kv_memory = pieces, slots, 0, kv_memory
+        self.rows, self.cache, self.graphs = 0, None, None
+        self.stops = stop_mask(stop_ids, len(self.weights.embed))
+
+    def refresh(self) -> None:
+        self.weights.refresh()
 
     # ---- the model -----------------------------------------------------------------------------------------------------------------
+
+    def _slot_bytes(self, capacity: int) -> int:
+        w = self.weights
+        return slot_bytes(len(w.layers), w.kv_heads, w.head_dim, capacity, w.embed.element_size())
+
+    def check_room(self, tokens: int) -> None:
+        slots_within(self._slot_bytes(tokens), 1, self.kv_memory, self.weights.embed.device)
 
     def _reserve(self, capacity: int) -> None:
         """Cache for `capacity` tokens a slot: (layers, 2, slots, kv heads, capacity, head_dim), zeros: unwritten memory is read masked."""
         if capacity <= self.capacity:
             return
-        w, self.cache, self.capacity = self.weights, None, 0  # the old cache goes before the new one comes
+        w, self.capacity = self.weights, 0
+        self.cache = self.graphs = None  # the old memory goes before the new one comes
         capacity = math.ceil(capacity / 64) * 64
-        slot = len(w.layers) * 2 * w.kv_heads * capacity * w.head_dim * w.embed.element_size()
-        self.rows = slots_within(slot, self.slots, self.kv_gb, w.embed.device)
+        self.rows = slots_within(self._slot_bytes(capacity), self.slots, self.kv_memory, w.embed.device)
         shape = (len(w.layers), 2, self.rows, w.kv_heads, capacity, w.head_dim)
         self.cache = torch.zeros(shape, dtype=w.dtype, device=w.embed.device)
         self.cos, self.sin = w.rope(capacity)
         self.capacity = capacity
+        if self.cache.device.type == "cuda":
+            self.graphs = Graphs(self._decode, self.rows, capacity, self.cache.device)
 
     def _project(self, layer: Layer, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys (rotated) and values of x (..., width): each (..., heads, head_dim)."""
@@ -126,37 +134,19 @@ class Engine:
 
     @torch.inference_mode()
     def run(
-        self, requests: Sequence[Request], sampling: Sampling, on_episode: Callable[[int, Episode], None] | None = None
+        self, requests: Sequence[Request], sampling: Sampling, on_episode: OnEpisode | None = None
     ) -> list[Episode]:
-        """Sample every request; the answer keeps their order. `on_episode(index, episode)` is called as each one ends.
-
-        Raises InputError for an empty prompt or one that leaves no room within the model's positions.
-        """
-        self._check(requests)
+        """Sample every request; see `Decoder`."""
+        check(requests, self.weights.max_positions, self.stops)
         self._reserve(max(len(r.prompt_ids) + r.max_tokens for r in requests))
         batch = Batch(self, requests, on_episode)
         while batch.refill():
             n = batch.active
-            logits = self._decode(*batch.inputs())
+            logits = (self.graphs or self._decode)(*batch.inputs())
             draws = uniforms(batch.seeds[:n], batch.counts[:n].astype(np.uint64))
             tokens, logprobs = sample(logits, sampling, draws)
             batch.accept(tokens.cpu().numpy(), None if logprobs is None else logprobs.cpu().numpy())
         return [episode for episode in batch.episodes if episode is not None]
-
-    def _check(self, requests: Sequence[Request]) -> None:
-        for request in requests:
-            if not request.prompt_ids:
-                raise InputError("an empty prompt: the chat template rendered nothing")
-            if request.max_tokens < 1:
-                raise InputError(f"a request for {request.max_tokens} tokens: ask for 1 or more")
-            if len(request.prompt_ids) + request.max_tokens > self.weights.max_positions:
-                raise InputError(
-                    f"a prompt of {len(request.prompt_ids)} tokens and {request.max_tokens} to write exceed the model's "
-                    f"{self.weights.max_positions} positions: lower --max-tokens"
-                )
-        for token in {token for r in requests if r.limits for token in r.limits.wrap_up}:
-            if not 0 <= token < len(self.stops) or self.stops[token]:
-                raise InputError(f"token {token} of the wrap-up text is a stop token or outside the vocabulary: reword it")
 
 
 def token_pieces(tokenizer: object, size: int) -> list[str]:

@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from sbtiny.rollout.control import Control, Limits, Verdict
-from sbtiny.rollout.episode import Request, StopReason
+from sbtiny.rollout.episode import Episode, Request, StopReason, read_episode
 
 
 class Guard:
@@ -31,3 +31,25 @@ class Guard:
             token = self.forced.popleft()
             self.control.see(self.pieces[token], forced=True)
         return token
+
+
+def finished(
+    request: Request,
+    ids: list[int],
+    pieces: Sequence[str],
+    reason: StopReason,
+    logprobs: list[float] | None = None,
+    guard: Guard | None = None,
+) -> Episode:
+    """The episode of an answer that ended; of a guarded one, what was injected is marked, and a wrap-up is the reason it ended."""
+    ended = reason == "end"
+    if guard is None:
+        return read_episode(request, ids, pieces, reason, logprobs)
+    if guard.control.wrapped and reason != "interrupted":
+        reason = "ceiling"
+    injected = guard.injected[: len(ids)]
+    if logprobs:
+        logprobs = [0.0 if forced else value for value, forced in zip(logprobs, injected, strict=True)]
+    episode = read_episode(request, ids, pieces, reason, logprobs, injected, ended)
+    episode.heeded = guard.control.budget
+    return episode

@@ -3,10 +3,10 @@
 Only the logits are llama.cpp's. So a difference to the same model elsewhere is the weights', never another sampler's.
 """
 
+import ctypes
 import os
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,11 +15,13 @@ import torch
 
 from sbtiny.errors import InputError
 from sbtiny.models.from_gguf import read_tokenizer
+from sbtiny.rollout.answer import Answer, draws
+from sbtiny.rollout.decoder import OnEpisode, check
 from sbtiny.rollout.engine import token_pieces
-from sbtiny.rollout.episode import Episode, Request, StopReason, read_episode
-from sbtiny.rollout.guard import Guard
+from sbtiny.rollout.episode import Episode, Request, StopReason
+from sbtiny.rollout.memory import slot_bytes, slots_within
 from sbtiny.rollout.policy import Policy
-from sbtiny.rollout.sampling import Sampling, sample, uniforms
+from sbtiny.rollout.sampling import Sampling, sample
 
 PAD = 256  # llama.cpp rounds a sequence's cache up to so many tokens
 
@@ -28,26 +30,21 @@ def available() -> bool:
     return find_spec("llama_cpp") is not None
 
 
-@dataclass(slots=True)
-class Row:
+class Row(Answer):
     """One sequence of the cache: `fed` tokens are in it, `coming` go in with the next step."""
 
-    index: int
-    request: Request
-    guard: Guard | None
-    coming: list[int]
-    fed: int = 0
-    written: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
+    def __init__(self, index: int, request: Request, pieces: Sequence[str]) -> None:
+        super().__init__(index, request, pieces)
+        self.coming, self.fed = list(request.prompt_ids), 0
 
 
 class LlamaCpp:
-    """The interface of `rollout.engine.Engine` over a GGUF file; `stop_ids` are what llama.cpp itself ends an answer at."""
+    """A decoder over a GGUF file; `stops` are what llama.cpp itself ends an answer at."""
 
-    def __init__(self, file: Path, slots: int = 64) -> None:
+    def __init__(self, file: Path, slots: int = 64, kv_memory: float | None = None) -> None:
         import llama_cpp
 
-        self.lib, self.slots, self.capacity, self.context = llama_cpp, slots, 0, None
+        self.lib, self.slots, self.kv_memory, self.capacity, self.context = llama_cpp, slots, kv_memory, 0, None
         self._quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)  # kept: C holds no reference
         llama_cpp.llama_log_set(self._quiet, None)
         llama_cpp.llama_backend_init()
@@ -57,7 +54,7 @@ class LlamaCpp:
         self.vocab = llama_cpp.llama_model_get_vocab(self.model)
         self.size = llama_cpp.llama_vocab_n_tokens(self.vocab)
         self.positions = llama_cpp.llama_model_n_ctx_train(self.model)
-        self.stop_ids = frozenset(i for i in range(self.size) if llama_cpp.llama_vocab_is_eog(self.vocab, i))
+        self.stops = np.array([llama_cpp.llama_vocab_is_eog(self.vocab, i) for i in range(self.size)], dtype=bool)
         self.pieces: Sequence[str] = ()
 
     def close(self) -> None:
@@ -84,32 +81,37 @@ class LlamaCpp:
             rows += self._step([(token, start + i, 0, True) for i, token in enumerate(part)])
         return np.stack(rows)
 
+    def refresh(self) -> None:
+        """Nothing: a file's weights do not change."""
+
+    def check_room(self, tokens: int) -> None:
+        slots_within(self._slot_bytes(tokens), 1, self.kv_memory, torch.device("cpu"))
+
     def run(
-        self, requests: Sequence[Request], sampling: Sampling, on_episode: Callable[[int, Episode], None] | None = None
+        self, requests: Sequence[Request], sampling: Sampling, on_episode: OnEpisode | None = None
     ) -> list[Episode]:
-        """Sample every request; the answer keeps their order. Raises InputError for an empty or too long prompt."""
-        self._check(requests)
+        """Sample every request; see `Decoder`."""
+        check(requests, self.positions, self.stops)
         self._reserve(max(len(r.prompt_ids) + r.max_tokens for r in requests))
         self._clear()
         episodes: list[Episode | None] = [None] * len(requests)
         queue = deque(sorted(range(len(requests)), key=lambda i: -requests[i].expected))
         rows: dict[int, Row] = {}
         while queue or rows:
-            for slot in [s for s in range(self.slots) if s not in rows][: len(queue)]:
+            for slot in [s for s in range(self.rows) if s not in rows][: len(queue)]:
                 i = queue.popleft()
-                guard = None if requests[i].plain else Guard(requests[i], self.pieces)
-                rows[slot] = Row(i, requests[i], guard, list(requests[i].prompt_ids))
-            for slot, reason, ended in self._advance(rows, sampling):
+                rows[slot] = Row(i, requests[i], self.pieces)
+            for slot, reason in self._advance(rows, sampling):
                 row = rows.pop(slot)
                 self.lib.llama_memory_seq_rm(self.lib.llama_get_memory(self.context), slot, -1, -1)
-                episodes[row.index] = self._read(row, reason, ended, sampling.logprobs)
+                episodes[row.index] = row.episode(reason, sampling.logprobs)
                 if on_episode:
                     on_episode(row.index, episodes[row.index])
         return [episode for episode in episodes if episode is not None]
 
     # ---- one step ------------------------------------------------------------------------------------------------------------------
 
-    def _advance(self, rows: dict[int, Row], sampling: Sampling) -> list[tuple[int, StopReason, bool]]:
+    def _advance(self, rows: dict[int, Row], sampling: Sampling) -> list[tuple[int, StopReason]]:
         """Feed what is coming, sample one token for every row that has been fed: the slots that ended, and why."""
         entries, asked = [], []
         for slot, row in rows.items():
@@ -123,35 +125,14 @@ class LlamaCpp:
         logits = self._step(entries)
         if not asked:
             return []
-        seeds = np.array([rows[s].request.seed % 2**64 for s in asked], dtype=np.uint64)
-        counts = np.array([len(rows[s].written) for s in asked], dtype=np.uint64)
-        tokens, logprobs = sample(torch.from_numpy(np.stack(logits)), sampling, uniforms(seeds, counts))
+        tokens, logprobs = sample(torch.from_numpy(np.stack(logits)), sampling, draws([rows[s] for s in asked]))
         said = [0.0] * len(asked) if logprobs is None else logprobs.tolist()
-        taken = [(s, self._take(rows[s], t, p)) for s, t, p in zip(asked, tokens.tolist(), said, strict=True)]
-        return [(slot, *end) for slot, end in taken if end]
-
-    def _take(self, row: Row, token: int, logprob: float) -> tuple[StopReason, bool] | None:
-        """Write one sampled token, or what control puts in its place; the reason when the answer is over."""
-        if row.guard:
-            answer = row.guard.take(token, token in self.stop_ids)
-            if isinstance(answer, str):
-                return answer, False
-            token, logprob = answer, 0.0 if row.guard.injected[-1] else logprob
-        row.written.append(token)
-        row.logprobs.append(logprob)
-        row.coming = [token]
-        if token in self.stop_ids:
-            return "end", True
-        return ("length", False) if len(row.written) >= row.request.max_tokens else None
-
-    def _read(self, row: Row, reason: StopReason, ended: bool, with_logprobs: bool) -> Episode:
-        if row.guard and row.guard.control.wrapped and reason != "interrupted":
-            reason = "ceiling"
-        injected = row.guard.injected[: len(row.written)] if row.guard else None
-        logprobs = row.logprobs if with_logprobs else None
-        episode = read_episode(row.request, row.written, self.pieces, reason, logprobs, injected, ended)
-        episode.heeded = row.guard.control.budget if row.guard else None
-        return episode
+        ended = []
+        for slot, token, logprob in zip(asked, tokens.tolist(), said, strict=True):
+            if reason := rows[slot].take(token, logprob, self.stops):
+                ended.append((slot, reason))
+            rows[slot].coming = rows[slot].written[-1:]
+        return ended
 
     def _step(self, entries: list[tuple[int, int, int, bool]]) -> list[np.ndarray]:
         """Compute (token, position, sequence, whether its logits are wanted); the logits wanted, in order."""
@@ -170,45 +151,47 @@ class LlamaCpp:
     # ---- the context ---------------------------------------------------------------------------------------------------------------
 
     def _reserve(self, capacity: int) -> None:
-        """A context of `slots` sequences with room for `capacity` tokens each."""
+        """A context of at most `slots` sequences with room for `capacity` tokens each."""
         if capacity <= self.capacity:
             return
         if self.context is not None:
             self.lib.llama_free(self.context)
             self.lib.llama_batch_free(self.batch)
-        self.capacity, self.width = -(-capacity // PAD) * PAD, max(self.slots, 256)
+            self.context = None
+        self.capacity = -(-capacity // PAD) * PAD
+        self.rows = slots_within(self._slot_bytes(self.capacity), self.slots, self.kv_memory, torch.device("cpu"))
+        self.width = max(self.rows, 256)
         params = self.lib.llama_context_default_params()
-        params.n_ctx, params.n_seq_max, params.kv_unified = self.capacity * self.slots, self.slots, False
+        params.n_ctx, params.n_seq_max, params.kv_unified = self.capacity * self.rows, self.rows, False
         params.n_batch = params.n_ubatch = self.width
         params.n_threads = params.n_threads_batch = int(os.environ.get("OMP_NUM_THREADS", 0)) or os.cpu_count() or 1
         self.context = self.lib.llama_init_from_model(self.model, params)
         if not self.context:
-            raise InputError(f"llama.cpp has no memory for {self.slots} answers of {capacity} tokens: lower eval.slots")
+            raise InputError(f"llama.cpp has no memory for {self.rows} answers of {capacity} tokens: lower eval.slots")
         self.batch = self.lib.llama_batch_init(self.width, 0, 1)
+
+    def _slot_bytes(self, capacity: int) -> int:
+        """A sequence's keys and values in 16 bits."""
+        lib, model = self.lib, self.model
+        text = (ctypes.c_char * 64)()
+        lib.llama_model_meta_val_str(model, b"general.architecture", text, len(text))
+        known = lib.llama_model_meta_val_str(model, text.value + b".attention.key_length", text, len(text)) > 0
+        head_dim = int(text.value) if known else lib.llama_model_n_embd(model) // lib.llama_model_n_head(model)
+        return slot_bytes(lib.llama_model_n_layer(model), lib.llama_model_n_head_kv(model), head_dim, capacity, 2)
 
     def _clear(self) -> None:
         self.lib.llama_memory_clear(self.lib.llama_get_memory(self.context), True)
-
-    def _check(self, requests: Sequence[Request]) -> None:
-        for request in requests:
-            if not request.prompt_ids:
-                raise InputError("an empty prompt: the chat template rendered nothing")
-            if (total := len(request.prompt_ids) + request.max_tokens) > self.positions:
-                raise InputError(f"{total} tokens exceed the model's {self.positions} positions: lower --max-tokens")
 
 
 class GgufPolicy(Policy):
     """A GGUF file ready to be asked, tokenizer and chat template its own. Raises InputError when it cannot be read rightly."""
 
-    def __init__(self, file: Path, slots: int = 64) -> None:
+    def __init__(self, file: Path, slots: int = 64, kv_memory: float | None = None) -> None:
         from gguf import GGUFReader
 
         try:
             self.tokenizer = read_tokenizer(GGUFReader(file), file)
         except (ValueError, IndexError, OSError) as error:
             raise InputError(f"{file} is not a readable GGUF file: {error}") from error
-        self.engine = LlamaCpp(file, slots)
+        self.engine = LlamaCpp(file, slots, kv_memory)
         self.engine.pieces = token_pieces(self.tokenizer, self.engine.size)
-
-    def refresh(self) -> None:
-        """Nothing: its weights do not change."""

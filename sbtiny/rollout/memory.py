@@ -1,13 +1,22 @@
-"""How many slots of keys and values fit into memory."""
+"""How many slots of keys and values fit into memory.
+
+Slots are a wish: as with vLLM's `max_num_seqs`, what does not fit waits for its turn, and one line says so. Not even one is an error.
+"""
 
 from pathlib import Path
 
 import torch
 
 from sbtiny.errors import InputError
+from sbtiny.progress import console
 
 SHARE = 0.8  # of what is free; the rest is for activations
 MEMINFO = Path("/proc/meminfo")
+
+
+def slot_bytes(layers: int, kv_heads: int, head_dim: int, capacity: int, number: int) -> int:
+    """Keys and values of `capacity` tokens, each number of `number` bytes."""
+    return layers * 2 * kv_heads * capacity * head_dim * number
 
 
 def free_bytes(device: torch.device) -> int | None:
@@ -21,14 +30,17 @@ def free_bytes(device: torch.device) -> int | None:
     return int(line.split()[1]) * 1024
 
 
-def slots_within(slot: int, wanted: int, limit_gb: float | None, device: torch.device) -> int:
-    """At most `wanted` slots of `slot` bytes within `limit_gb`, or within what is free. Raises InputError when not one fits."""
+def slots_within(slot: int, wanted: int, limit: float | None, device: torch.device) -> int:
+    """At most `wanted` slots of `slot` bytes within `limit` GiB, or within what is free; fewer are told on stderr.
+
+    Raises InputError when not one fits.
+    """
     free = free_bytes(device)
-    room = limit_gb * 2**30 if limit_gb is not None else None if free is None else free * SHARE
+    room = limit * 2**30 if limit is not None else None if free is None else free * SHARE
     fitting = wanted if room is None else min(wanted, int(room // slot))
+    said = "" if room is None else f"one answer takes {slot / 2**30:.3g} GiB of cache and {room / 2**30:.3g} GiB is there"
     if fitting < 1:
-        raise InputError(
-            f"one answer needs {slot / 2**30:.2f} GiB of cache and {room / 2**30:.2f} GiB is there: "
-            "lower max_tokens, or raise the limit of the cache"
-        )
+        raise InputError(f"{said}: lower max_tokens, or raise --kv-memory")
+    if fitting < wanted:
+        console.print(f"{fitting} answers at a time, not {wanted}: {said}", markup=False)
     return fitting

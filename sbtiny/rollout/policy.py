@@ -1,31 +1,42 @@
 """A model with its tokenizer, ready to be asked: how a question becomes a request, with or without a budget set by the user."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from threading import Event
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from sbtiny.budget.protocol import prefill
+from sbtiny.config import EngineName
 from sbtiny.models.load import prompt_ids, stop_ids
 from sbtiny.rollout.control import Limits
+from sbtiny.rollout.decoder import Decoder, OnEpisode
 from sbtiny.rollout.engine import Engine, token_pieces
 from sbtiny.rollout.episode import Episode, Request
+from sbtiny.rollout.generate import Generate
 from sbtiny.rollout.sampling import Sampling
+from sbtiny.rollout.vllm import Vllm
 
-OnEpisode = Callable[[int, Episode], None]
+ENGINES: dict[EngineName, type[Decoder]] = {"ours": Engine, "generate": Generate, "vllm": Vllm}
 
 
 class Policy:
     """Samples answers of `model`; call `refresh` after its weights have changed."""
 
-    def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, slots: int = 64) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        slots: int = 64,
+        kv_memory: float | None = None,
+        engine: EngineName = "ours",
+    ) -> None:
         self.model, self.tokenizer = model, tokenizer
-        vocabulary = model.get_input_embeddings().weight.shape[0]
-        self.engine = Engine(model, token_pieces(tokenizer, vocabulary), stop_ids(model, tokenizer), slots)
+        pieces = token_pieces(tokenizer, model.get_input_embeddings().weight.shape[0])
+        self.engine: Decoder = ENGINES[engine](model, pieces, stop_ids(model, tokenizer), slots, kv_memory)
 
     def refresh(self) -> None:
-        self.engine.weights.refresh()
+        self.engine.refresh()
 
     def encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)

@@ -86,9 +86,9 @@ class Weights:
         plain = model.get_base_model() if hasattr(model, "get_base_model") else model
         config = plain.config
         if config.model_type not in SUPPORTED:
-            raise InputError(f"the rollout engine knows {', '.join(SUPPORTED)} models, not {config.model_type!r}")
+            raise InputError(f"the rollout engine knows {', '.join(SUPPORTED)} models, not {config.model_type!r}: use --engine generate")
         if (rope_type := config.rope_parameters["rope_type"]) in CHANGING_ROPE:
-            raise InputError(f"the rollout engine knows no {rope_type!r} rotary embedding: give a model without it")
+            raise InputError(f"the rollout engine knows no {rope_type!r} rotary embedding: use --engine generate")
         self.dtype = dtype or plain.get_input_embeddings().weight.dtype
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // self.heads
@@ -96,13 +96,14 @@ class Weights:
         self.max_positions = config.max_position_embeddings
         self.model = plain
         self.layers = [read_layer(layer, self.dtype) for layer in plain.model.layers]
-        self._read_ends()
+        self.embed, self.norm, self.head = self._ends()
 
-    def _read_ends(self) -> None:
-        self.embed = self.model.get_input_embeddings().weight.data.to(self.dtype)
-        self.norm = self.model.model.norm.weight.data.to(self.dtype)
+    def _ends(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Embedding and head (vocabulary, width), final norm (width,): the model's own memory where the dtype is the same."""
+        embed = self.model.get_input_embeddings().weight.data.to(self.dtype)
         tied = self.model.config.tie_word_embeddings
-        self.head = self.embed if tied else folded(self.model.get_output_embeddings(), self.dtype)
+        head = embed if tied else folded(self.model.get_output_embeddings(), self.dtype)
+        return embed, self.model.model.norm.weight.data.to(self.dtype), head
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -110,7 +111,9 @@ class Weights:
         for held, layer in zip(self.layers, self.model.model.layers, strict=True):
             for old, new in zip(held.tensors(), read_layer(layer, self.dtype).tensors(), strict=True):
                 old.copy_(new)
-        self._read_ends()
+        for old, new in zip((self.embed, self.norm, self.head), self._ends(), strict=True):
+            if old.data_ptr() != new.data_ptr():
+                old.copy_(new)
 
     def rope(self, length: int) -> tuple[Tensor, Tensor]:
         """cos and sin (length, head_dim) of the model's own rotary embedding, scaling included.

@@ -22,6 +22,11 @@ def test_rollout_compares_all_engines(tiny) -> None:
     json.dumps(result)
 
 
+def test_our_engine_keeps_to_the_memory_it_is_given() -> None:
+    result = CliRunner().invoke(app, ["bench", "rollout", "--engine", "ours", "--kv-memory", "0.00001"])
+    assert "raise --kv-memory" in str(result.exception)
+
+
 def test_grpo_gives_the_loss_of_plain_trl() -> None:
     plan = grpo.Plan("tiny", "float32", False, 2, 4, 4, [3, 30, 5, 4, 6, 2, 9, 8], steps=1, seed=0, rank=4)
     result = grpo.compare(plan, rounds=1)

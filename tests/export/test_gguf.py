@@ -15,6 +15,7 @@ from sbtiny.export.tokens import read_vocabulary
 from sbtiny.models.from_gguf import read
 from sbtiny.models.load import load_tokenizer
 from sbtiny.rollout import llama_cpp
+from sbtiny.rollout.sampling import Sampling
 
 IDS = list(range(3, 60))
 # Twice to five times what was measured on a random model, whose logits spread far: f32 1e-5 in llama.cpp, which keeps keys and values in
@@ -92,3 +93,18 @@ def test_what_cannot_be_written_is_refused_with_what_can() -> None:
 def test_the_rotary_layouts_pair_the_same_rows() -> None:
     rows = np.arange(8)[:, None]  # one head: halves 0-3 and 4-7
     assert gguf.interleaved(rows, 1)[:, 0].tolist() == [0, 4, 1, 5, 2, 6, 3, 7]
+
+
+@pytest.mark.skipif(not llama_cpp.available(), reason="needs llama-cpp-python")
+def test_llama_cpp_keeps_to_the_memory_it_is_given_and_writes_the_same(new_model, tmp_path: Path) -> None:
+    base = new_model(tmp_path / "base", "qwen3", True)  # heads of 128 on a width of 64
+    file = write(base, "f32", tmp_path / "x.gguf")
+    wide = llama_cpp.GgufPolicy(file, slots=6)
+    asked = [wide.request(f"{n} + 1?", 6, seed=n) for n in range(6)]
+    expected = [e.completion_ids for e in wide.sample(asked, Sampling())]
+    slot = 2 * 2 * 1 * 128 * llama_cpp.PAD * 2 / 2**30  # layers, keys and values, heads, their size, tokens, bytes
+    narrow = llama_cpp.GgufPolicy(file, slots=6, kv_memory=2.5 * slot)
+    assert [e.completion_ids for e in narrow.sample(asked, Sampling())] == expected
+    assert (wide.engine.rows, narrow.engine.rows) == (6, 2)
+    with pytest.raises(InputError, match="raise --kv-memory"):
+        narrow.engine.check_room(10_000)

