@@ -174,15 +174,15 @@ class Rollouts:
     def _retell(self, scored: list[Scored], group: range, alpha: float) -> None:
         """Tell some correct answers of a group again behind the number they needed, where they missed the one they had.
 
-        Self-set: the shortest, because their length is what the question takes; the longest would teach the number of a waste; and
-        only once alpha is below 1, where a window has an upper edge. A user's: any, so that all lengths are met; but none where the
-        number is below every answer, for beside a retold one the nearest to it would look bad.
+        Self-set: the shortest, because their length is what the question takes; the longest would teach the number of a waste. With the
+        paper's peak, on the window's far edge, only once alpha is below 1: before that there is no edge. A user's: any, so that all
+        lengths are met; but none where the number is below every answer, for beside a retold one the nearest to it would look bad.
         """
         kind = scored[group.start].kind
         right = [i for i in group if scored[i].correct and scored[i].episode.budget]
         missed = [i for i in right if scored[i].mismatch > self.g.alpha_end]
         chosen = []
-        if kind == "self" and alpha < 1:
+        if kind == "self" and (alpha < 1 or self.g.centre == 1):
             shortest = sorted(right, key=lambda i: scored[i].episode.length)[: self.g.hindsight]
             chosen = [i for i in shortest if i in missed]
         elif kind == "user" and any(scored[i].episode.length <= scored[i].episode.budget for i in right):
