@@ -44,12 +44,12 @@ def trained(read: Sequence[int], written: Sequence[int]) -> dict[str, list[int]]
     return {"input_ids": [*read, *written], "completion_mask": [0] * len(read) + [1] * len(written)}
 
 
-def parted(row: dict[str, list[int]], opening: int) -> list[dict[str, list[int]]]:
-    """A row as two: the model says the number, which ends the first; it keeps the number, which the second reads as a user's.
+def parted(row: dict[str, list[int]], opening: int, times: int) -> list[dict[str, list[int]]]:
+    """A row in two parts: the model says the number, `times` over; it keeps the number, read as a user's would be.
 
     `opening`: how many of its trained tokens are the opening tags. The number is one token in a hundred and mostly chance: in rows of its
     own it is not drowned, and what is to be learnt of a number that stands there is not drowned by the guessing.
     """
     ids, start = row["input_ids"], row["completion_mask"].index(1)
     end = start + opening
-    return [trained(ids[:start], ids[start:end]), trained(ids[:end], ids[end:])]
+    return [trained(ids[:start], ids[start:end])] * times + [trained(ids[:end], ids[end:])]

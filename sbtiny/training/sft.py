@@ -33,7 +33,7 @@ def prepare(policy: Policy, rows: Sequence[dict[str, Any]], settings: Settings) 
         if not row["response"].strip():
             raise InputError(f"row {row['id']} has an empty response: it would train nothing")
         opening = len(policy.encode(prefill(row["budget"])))
-        ready += parted(example, opening) if settings.sft.parted else [example]
+        ready += parted(example, opening, settings.sft.say) if settings.sft.say else [example]
     if not ready:
         raise InputError("no rows to train on")
     return Dataset.from_list(ready)

@@ -65,10 +65,11 @@ def test_the_label_is_the_number_of_tokens_between_the_tags(policy: Policy, resp
     assert body == policy.encode(response)
 
 
-def test_a_row_in_two_parts_trains_each_token_once(policy: Policy) -> None:
+def test_a_row_in_two_parts_says_the_number_then_keeps_it(policy: Policy) -> None:
     row, prompt = label(policy, SUM, "a)+1=4\n\\boxed{4}"), prompt_ids(policy.tokenizer, SUM.question)
     whole, opening = example(policy, row), policy.encode(prefill(row["budget"]))
-    say, keep = parted(whole, len(opening))
+    say, again, keep = parted(whole, len(opening), 2)
+    assert say == again
     assert say["input_ids"] == [*prompt, *opening]
     assert say["completion_mask"] == [0] * len(prompt) + [1] * len(opening)
     assert keep["input_ids"] == whole["input_ids"]
