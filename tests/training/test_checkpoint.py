@@ -116,7 +116,7 @@ def test_cold_start_resumes_within_and_between_epochs(
     rows = (started.parent / "terse.jsonl").read_text().splitlines(keepends=True)[:32]
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(rows))
-    settings = Settings(sft=SftSettings(data=str(data), batch=8, micro_batch=4, epochs=4, save_steps=2))  # 4 updates an epoch
+    settings = Settings(sft=SftSettings(data=str(data), batch=8, micro_batch=4, epochs=4, save_steps=2, say=0))  # 4 updates an epoch
     stages.run_sft(settings, tmp_path / "whole")
     with killed(monkeypatch, sft.Sealer, "on_step_end", lambda self, args, state, *_, **__: state.global_step == stop + 1):
         stages.run_sft(settings, tmp_path / "run")
