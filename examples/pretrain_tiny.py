@@ -5,8 +5,7 @@
 What it learns from, all generated here and only from problems of the train split:
 - *traces*: a pass works the sum out line by line, then the whole is checked again and again, a log-normal number of times (mean about 5
   passes, one pass in a tenth of the traces). Seven lines in a thousand hold a slip; a check that differs calls for another, until two
-  agree. Some passes are *terse*: only the running values, a third as long and four times as prone to slips. So a number below
-  what a plain pass takes can be kept too, at a price, and the shortest answer is not simply the best.
+  agree. One pass in eight is *quick*: two steps a line. It is a third as long and harder, because two sums are done in one breath.
 - *opened traces*: in front of two answers in five stands some text that is not trained on: a few words, a tag or two with whatever in them
   (`<price>375</price><note>`). Without them the first step is looked up at a fixed distance, and every text put before the solution, such
   as a budget, breaks it; a real checkpoint has met every distance.
@@ -34,8 +33,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from sbtiny.tasks import arithmetic
 from sbtiny.tasks.arithmetic import LABELS, Problem
 
-SLIP, TERSE_SLIP, OPENED = 0.007, 0.03, 0.4
-TERSE_FIRST, TERSE_CHECK = 0.2, 0.1  # how many passes are terse: of the first ones, of the checks
+SLIP, QUICK, OPENED = 0.007, 0.12, 0.4
 Document = tuple[str, str, str]  # what the user says, what the answer opens with (not trained on), the rest of the answer
 AGAIN = ("Wait, check.", "Hmm, again.", "Let me check.", "Once more.", "Wait, again.", "Is that right?")
 NUMBERS = ("coins", "price", "count", "page", "day")  # what these tags hold is a number, as a budget is
@@ -50,24 +48,27 @@ TEMPLATE = (
 SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
-def one_pass(problem: Problem, rng: random.Random, terse: bool) -> tuple[str, int]:
-    """One run through the steps with the value it arrives at: `a)-8=25` a line, or all on one, `a25b30`, where it is terse."""
-    value, text = problem.start, ""
-    for label, step in zip(LABELS, problem.steps, strict=False):
-        value = (value + step) % 100
-        if rng.random() < (TERSE_SLIP if terse else SLIP):
+def one_pass(problem: Problem, rng: random.Random, quick: bool) -> tuple[str, int]:
+    """One run through the steps with the value it arrives at: `a)-8=25` a line, or `ab)=30` for two steps at once."""
+    value, lines, at = problem.start, [], 0
+    while at < len(problem.steps):
+        width = 2 if quick and at + 1 < len(problem.steps) else 1
+        value = (value + sum(problem.steps[at : at + width])) % 100
+        if rng.random() < SLIP:
             value = (value + rng.choice((-10, -2, -1, 1, 2, 10))) % 100
-        text += f"{label}{value}" if terse else f"{label}){step:+d}={value}\n"
-    return text + "\n" * terse, value
+        shown = f"{problem.steps[at]:+d}" if width == 1 else ""
+        lines.append(f"{LABELS[at : at + width]}){shown}={value}\n")
+        at += width
+    return "".join(lines), value
 
 
 def trace(problem: Problem, rng: random.Random) -> str:
     """The over-thinking solution of a problem: passes until the mood is over and the last two agree."""
-    wanted = 1 if rng.random() < 0.1 else min(14, 1 + max(1, round(rng.lognormvariate(1.4, 0.6))))
-    text, value = one_pass(problem, rng, rng.random() < TERSE_FIRST)
+    wanted = 1 if rng.random() < 0.1 else min(14, 1 + max(1, round(rng.lognormvariate(1.3, 0.6))))
+    text, value = one_pass(problem, rng, rng.random() < QUICK)
     done, agree = 1, True
     while done < wanted or not agree:
-        more, new = one_pass(problem, rng, rng.random() < TERSE_CHECK)
+        more, new = one_pass(problem, rng, rng.random() < QUICK)
         text += f"{rng.choice(AGAIN)}\n{more}"
         agree, value, done = new == value, new, done + 1
     return text + f"\\boxed{{{value}}}"
