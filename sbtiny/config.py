@@ -18,6 +18,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from sbtiny.budget.protocol import parse_budget_option
+from sbtiny.budget.reward import Schedule
 from sbtiny.errors import InputError
 
 WRAP_UP = "\n\nTime is up. \\boxed{"
@@ -94,7 +95,7 @@ class GrpoSettings:
     max_tokens: int = 640
     alpha_start: float = 6.0
     alpha_end: float = 0.1
-    alpha_schedule: Literal["linear", "cosine", "fixed"] = "linear"  # how alpha falls; fixed: alpha_end throughout
+    alpha_schedule: Schedule = "linear"  # how alpha falls; fixed: alpha_end throughout
     alpha_hold: float = 0.6  # share of the steps, at the end, that alpha rests at alpha_end; 0 is the paper's
     hindsight: int = 1  # answers of a self-set group retold with the budget they really needed; 0 is the paper's
     user_hindsight: int = 2  # the same in groups with a user's budget

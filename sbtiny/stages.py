@@ -50,7 +50,7 @@ def is_four_bit(settings: Settings) -> bool:
 
 
 def open_policy(name: str, settings: Settings, slots: int, trainable: bool = False) -> Policy:
-    """A run's policy (base model and adapter) or a plain model. Tiny models run faster on one thread than on many.
+    """A run's policy (base model and adapter) or a plain model. Tiny models run faster on two threads than on many.
 
     A .gguf file is decoded by llama.cpp where its module is installed and no other engine is named, else unpacked and decoded as any model.
     """

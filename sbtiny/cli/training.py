@@ -176,10 +176,8 @@ def grpo(
         grpo__save_steps=save_steps,
         grpo__cut_share=cut_share,
     )
-    if resume and output and not run:
-        run = runs.read_run(output).get("parent")
-    if run or not dry_run:
-        start = existing(run) if run else runs.newest("sft")
+    start = cold_start(run, output if resume else None, dry_run)
+    if start:
         settings = replace(settings, model=runs.read_run(start)["model"])
     settings = fit(settings, "grpo", preset)
     if dry_run:
@@ -190,12 +188,21 @@ def grpo(
     from sbtiny import stages
 
     if preflight:
-        from sbtiny.training.preflight import insist
-
         look = stages.run_preflight(settings, start)
         out(look, as_json)
-        return insist(look, force)
+        return stages.preflight.insist(look, force)
     return done("grpo", stages.run_grpo(settings, start, output, resume, force), as_json)
+
+
+def cold_start(run: str | None, resumed_run: Path | None, dry_run: bool) -> Path | None:
+    """The run that GRPO goes on from: the one told, the parent of a resumed one, the newest; a dry run needs none."""
+    from sbtiny import runs
+
+    if resumed_run and not run:
+        run = runs.read_run(resumed_run).get("parent")
+    if run:
+        return existing(run)
+    return None if dry_run else runs.newest("sft")
 
 
 def done(verb: str, folder: Path, as_json: bool) -> None:

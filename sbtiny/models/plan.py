@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from sbtiny.config import Settings
 from sbtiny.models.hardware import CARDS, Device, Dtype, Seen, pick_dtype
-from sbtiny.models.shapes import Shape
+from sbtiny.models.shapes import Shape, slot_bytes
 
 Stage = Literal["data", "sft", "grpo", "eval"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
@@ -100,8 +100,8 @@ class Size:
     @property
     def slot(self) -> int:
         """Bytes of one answer's keys and values."""
-        s = self.shape
-        return -(-(PROMPT + self.answer) // 64) * 64 * s.layers * 2 * s.kv * BYTES[self.dtype]
+        capacity = -(-(PROMPT + self.answer) // 64) * 64
+        return slot_bytes(self.shape.layers, self.shape.kv, capacity, BYTES[self.dtype])
 
     @property
     def decodes(self) -> bool:

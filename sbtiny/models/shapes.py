@@ -12,6 +12,11 @@ from sbtiny.models.aliases import find, resolve
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
 
 
+def slot_bytes(layers: int, kv: int, capacity: int, number: int) -> int:
+    """Keys and values of `capacity` tokens: `kv` numbers of `number` bytes each, a layer."""
+    return layers * 2 * kv * capacity * number
+
+
 @dataclass(frozen=True, slots=True)
 class Shape:
     """A Llama, Qwen2 or Qwen3 decoder: counts, and widths in numbers a token. `bias`: of q, k and v; `qk_norm`: norms of q and k."""

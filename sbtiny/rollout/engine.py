@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sbtiny.models.shapes import slot_bytes
 from sbtiny.rollout.batch import Batch
 from sbtiny.rollout.decoder import OnEpisode, check, stop_mask
 from sbtiny.rollout.episode import Episode, Request
 from sbtiny.rollout.graph import Graphs
-from sbtiny.rollout.memory import slot_bytes, slots_within
+from sbtiny.rollout.memory import slots_within
 from sbtiny.rollout.sampling import Sampling, sample, uniforms
 from sbtiny.rollout.weights import Layer, Weights
 
@@ -54,7 +55,7 @@ class Engine:
 
     def _slot_bytes(self, capacity: int) -> int:
         w = self.weights
-        return slot_bytes(len(w.layers), w.kv_heads, w.head_dim, capacity, w.embed.element_size())
+        return slot_bytes(len(w.layers), w.kv_heads * w.head_dim, capacity, w.embed.element_size())
 
     def check_room(self, tokens: int) -> None:
         slots_within(self._slot_bytes(tokens), 1, self.kv_memory, self.weights.embed.device)

@@ -14,10 +14,11 @@ from transformers.generation.logits_process import LogitsProcessor, LogitsProces
 from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList
 
 from sbtiny.models.load import decoding
+from sbtiny.models.shapes import slot_bytes
 from sbtiny.rollout.answer import Answer, draws
 from sbtiny.rollout.decoder import OnEpisode, check, stop_mask
 from sbtiny.rollout.episode import Episode, Request, StopReason
-from sbtiny.rollout.memory import slot_bytes, slots_within
+from sbtiny.rollout.memory import slots_within
 from sbtiny.rollout.sampling import Sampling, sample
 
 PAD = 0  # any token: padding is masked, and what follows an answer that ended is not read
@@ -59,7 +60,7 @@ class Generate:
             return wanted
         head_dim = getattr(c, "head_dim", None) or c.hidden_size // heads
         kv_heads = getattr(c, "num_key_value_heads", None) or heads
-        slot = slot_bytes(c.num_hidden_layers, kv_heads, head_dim, capacity, self.model.dtype.itemsize)
+        slot = slot_bytes(c.num_hidden_layers, kv_heads * head_dim, capacity, self.model.dtype.itemsize)
         return slots_within(slot, wanted, self.kv_memory, self.model.device)
 
     @torch.no_grad()

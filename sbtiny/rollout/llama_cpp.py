@@ -15,11 +15,12 @@ import torch
 
 from sbtiny.errors import InputError
 from sbtiny.models.from_gguf import read_tokenizer
+from sbtiny.models.shapes import slot_bytes
 from sbtiny.rollout.answer import Answer, draws
 from sbtiny.rollout.decoder import OnEpisode, check
 from sbtiny.rollout.engine import token_pieces
 from sbtiny.rollout.episode import Episode, Request, StopReason
-from sbtiny.rollout.memory import slot_bytes, slots_within
+from sbtiny.rollout.memory import slots_within
 from sbtiny.rollout.policy import Policy
 from sbtiny.rollout.sampling import Sampling, sample
 
@@ -177,7 +178,7 @@ class LlamaCpp:
         lib.llama_model_meta_val_str(model, b"general.architecture", text, len(text))
         known = lib.llama_model_meta_val_str(model, text.value + b".attention.key_length", text, len(text)) > 0
         head_dim = int(text.value) if known else lib.llama_model_n_embd(model) // lib.llama_model_n_head(model)
-        return slot_bytes(lib.llama_model_n_layer(model), lib.llama_model_n_head_kv(model), head_dim, capacity, 2)
+        return slot_bytes(lib.llama_model_n_layer(model), lib.llama_model_n_head_kv(model) * head_dim, capacity, 2)
 
     def _clear(self) -> None:
         self.lib.llama_memory_clear(self.lib.llama_get_memory(self.context), True)

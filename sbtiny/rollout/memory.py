@@ -14,11 +14,6 @@ SHARE = 0.8  # of what is free; the rest is for activations
 MEMINFO = Path("/proc/meminfo")
 
 
-def slot_bytes(layers: int, kv_heads: int, head_dim: int, capacity: int, number: int) -> int:
-    """Keys and values of `capacity` tokens, each number of `number` bytes."""
-    return layers * 2 * kv_heads * capacity * head_dim * number
-
-
 def free_bytes(device: torch.device) -> int | None:
     """Memory that can still be had on this device; None where the system does not say."""
     if device.type == "cuda":

@@ -36,10 +36,10 @@ def tokenized(encode: Encode, row: dict[str, Any], turn_end: int, prompt: Sequen
             f"row {row['id']}: budget {row['budget']} but {len(body)} tokens for this model's tokenizer; "
             "give the --model it was labelled for, or rebuild it with sbtiny data build"
         )
-    return trained(prompt, [*encode(prefill(row["budget"])), *body, *encode(SOLUTION_CLOSE), turn_end])
+    return example(prompt, [*encode(prefill(row["budget"])), *body, *encode(SOLUTION_CLOSE), turn_end])
 
 
-def trained(read: Sequence[int], written: Sequence[int]) -> dict[str, list[int]]:
+def example(read: Sequence[int], written: Sequence[int]) -> dict[str, list[int]]:
     """Token ids of which only those that are written are trained on."""
     return {"input_ids": [*read, *written], "completion_mask": [0] * len(read) + [1] * len(written)}
 
@@ -52,4 +52,4 @@ def parted(row: dict[str, list[int]], opening: int, times: int) -> list[dict[str
     """
     ids, start = row["input_ids"], row["completion_mask"].index(1)
     end = start + opening
-    return [trained(ids[:start], ids[start:end])] * times + [trained(ids[:end], ids[end:])]
+    return [example(ids[:start], ids[start:end])] * times + [example(ids[:end], ids[end:])]
