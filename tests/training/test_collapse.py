@@ -14,7 +14,7 @@ from sbtiny.errors import Failed
 from sbtiny.training.checkpoint import is_whole, step_of
 
 # The rate rises from step to step: the first ones still answer, then the policy is a ruin.
-WRONG = replace(GRPO, steps=30, lr=0.05, decay="constant_with_warmup", warmup=1.0, save_steps=1, patience=3, prompts=4)
+WRONG = replace(GRPO, steps=30, lr=0.05, decay="constant_with_warmup", warmup=1.0, save_steps=1, patience=3, prompts=4, temperature=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def rows(folder: Path) -> list[dict]:
 
 def test_it_is_stopped_with_its_cause_long_before_its_end(ruin: tuple[Path, str]) -> None:
     folder, said = ruin
-    assert "collapse of" in said  # of format and of accuracy at once: which is told first depends on the weights
+    assert "collapse of format" in said
     assert "3 steps running" in said
     assert "lower grpo.lr" in said
     last = rows(folder)[-1]
