@@ -70,7 +70,6 @@ class SftSettings:
     lora_rank: int = 32
     lora_alpha: int = 64
     save_steps: int = 0
-    packing: Literal["length", "none"] = "length"  # rows of like length side by side
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +123,7 @@ class EvalSettings:
     split: Literal["test", "val", "train"] = "test"
     limit: int = 500
     budget: str = "auto"  # auto | N | 0.5x
-    temperature: float = 0.7
+    temperature: float = 0.6  # the paper's, as in every preset
     top_p: float = 0.95  # with it, what the R1 models are recommended to be sampled with; 1 is off
     cut: float = 0.0  # cut the body at this share of its number and wrap it up; 0 is off
     ceiling: int = 0  # cut the body at this many tokens and wrap it up; 0 is off

@@ -44,5 +44,5 @@ def started(tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [label(policy, q, f"\\boxed{{{q.answer}}}") for q in asked]
     data = folder / "terse.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    chosen = Settings(sft=SftSettings(data=str(data), steps=120, lr=4e-3), data=DataSettings(slots=8))
+    chosen = Settings(sft=SftSettings(data=str(data), steps=100, lr=3e-3), data=DataSettings(slots=8))
     return stages.run_sft(chosen, folder / "sft")

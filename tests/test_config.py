@@ -101,7 +101,7 @@ def test_numbers_that_yaml_takes_for_text_are_numbers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("grpo.lr=3e-4", 3e-4), ("grpo.lr=1", 1.0), ("model=a/b", "a/b"), ("sft.packing=none", "none"), ("seed=7", 7)],
+    [("grpo.lr=3e-4", 3e-4), ("grpo.lr=1", 1.0), ("model=a/b", "a/b"), ("grpo.decay=cosine", "cosine"), ("seed=7", 7)],
 )
 def test_an_assignment_sets_its_key(text: str, value: object) -> None:
     found = load(overrides=[parse_assignment(text)])
@@ -277,7 +277,7 @@ def test_settings_made_in_code_are_checked_too() -> None:
 
 @pytest.mark.parametrize("preset", [None, *PRESETS])
 def test_saved_settings_read_back_equal(preset: str | None, tmp_path: Path) -> None:
-    settings = load(preset=preset, overrides=[("sft.lr", 1e-05), ("sft.packing", "none"), ("model", "null")])
+    settings = load(preset=preset, overrides=[("sft.lr", 1e-05), ("grpo.decay", "constant_with_warmup"), ("model", "null")])
     assert load(written(tmp_path, settings.as_yaml())) == settings
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from torch.utils.data import Sampler
 from trl import SFTConfig, SFTTrainer
 
 from sbtiny.budget.protocol import prefill
@@ -16,6 +17,7 @@ from sbtiny.rollout.policy import Policy
 from sbtiny.training import head
 from sbtiny.training.arguments import common
 from sbtiny.training.checkpoint import Sealer
+from sbtiny.training.order import ByLength
 from sbtiny.training.rows import parted, tokenized
 from sbtiny.training.watch import Watch
 
@@ -39,7 +41,7 @@ def prepare(policy: Policy, rows: Sequence[dict[str, Any]], settings: Settings) 
     return Dataset.from_list(ready)
 
 
-def arguments(settings: Settings, rows: int, output: Path, updates: int) -> SFTConfig:
+def arguments(settings: Settings, output: Path, updates: int) -> SFTConfig:
     s = settings.sft
     return SFTConfig(
         **common(settings, output, s.save_steps),
@@ -49,11 +51,19 @@ def arguments(settings: Settings, rows: int, output: Path, updates: int) -> SFTC
         learning_rate=s.lr,
         lr_scheduler_type="cosine",
         warmup_steps=math.ceil(s.warmup * updates),
-        train_sampling_strategy="group_by_length" if s.packing == "length" and rows > 4 * s.batch else "random",
         max_length=None,
         completion_only_loss=True,
         logging_steps=5,
     )
+
+
+class Trainer(SFTTrainer):
+    """TRL's, with rows in our order."""
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int]:
+        rows = (train_dataset or self.train_dataset)["input_ids"]
+        batch = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+        return ByLength([len(ids) for ids in rows], batch, self.args.seed)
 
 
 def updates_planned(settings: Settings, rows: int) -> int:
@@ -73,9 +83,9 @@ def train(
     updates = updates_planned(settings, len(dataset))
     head.ensure()
     watch = Watch("cold start", updates, output)
-    trainer = SFTTrainer(
+    trainer = Trainer(
         model=policy.model,
-        args=arguments(settings, len(dataset), output, updates),
+        args=arguments(settings, output, updates),
         train_dataset=dataset,
         processing_class=policy.tokenizer,
         callbacks=[watch, Sealer(matters)],

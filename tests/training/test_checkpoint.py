@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -43,10 +44,14 @@ def rows_of(file: Path) -> list[dict]:
     return [{key: value for key, value in row.items() if not key.startswith(TIMES)} for row in rows]
 
 
+def digest(folder: Path) -> str:
+    return sha256((folder / "adapter" / "adapter_model.safetensors").read_bytes()).hexdigest()
+
+
 def result(folder: Path) -> tuple:
-    """All that must be equal: the adapter's bytes and the rows of the logs, times aside."""
+    """All that must be equal: the adapter, as a digest (pytest takes hours to show how megabytes differ), and the logs, times aside."""
     return (
-        (folder / "adapter" / "adapter_model.safetensors").read_bytes(),
+        digest(folder),
         rows_of(folder / "metrics.jsonl"),
         rows_of(folder / "samples.jsonl") if (folder / "samples.jsonl").exists() else [],
     )
@@ -100,7 +105,7 @@ def test_killed_and_resumed_is_as_if_nothing_had_happened(
 
 def test_the_runs_compared_above_learnt_something(whole: Path, started: Path) -> None:
     adapter, metrics, samples = result(whole)
-    assert adapter != (started / "adapter" / "adapter_model.safetensors").read_bytes()
+    assert adapter != digest(started)
     assert [row["step"] for row in metrics] == [1, 2, 3, 4, 5, 6, 6]
     assert [row["step"] for row in samples] == sorted([*range(6)] * 2)
     assert len({row["question"] for row in samples[:4]}) == 4  # in their order, each once before any comes again
@@ -109,10 +114,7 @@ def test_the_runs_compared_above_learnt_something(whole: Path, started: Path) ->
     assert kept["state"]["shortest"].keys() <= json.loads((whole / "b_max.json").read_text()).keys()
 
 
-GROUPED = pytest.mark.xfail(reason="the order by length is drawn from what the process drew before", strict=True)
-
-
-@pytest.mark.parametrize(("stop", "say"), [(6, 0), (8, 0), (12, 0), pytest.param(12, 1, marks=GROUPED)])
+@pytest.mark.parametrize(("stop", "say"), [(6, 0), (8, 0), (12, 0), (12, 1)])
 def test_cold_start_resumes_within_and_between_epochs(
     stop: int, say: int, started: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

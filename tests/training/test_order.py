@@ -1,0 +1,41 @@
+"""The order of training rows: every row once, like lengths together, and nothing but seed and epoch decides it."""
+
+from itertools import pairwise
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sbtiny.training.order import ByLength
+
+LENGTHS = [(7 * i) % 201 for i in range(1000)]
+
+
+def batches(order: ByLength) -> list[list[int]]:
+    rows = list(order)
+    return [rows[at : at + order.batch] for at in range(0, len(rows), order.batch)]
+
+
+@given(st.lists(st.integers(1, 500), min_size=1, max_size=600), st.integers(1, 8), st.integers(0, 5))
+def test_every_row_comes_once_an_epoch(lengths: list[int], batch: int, epoch: int) -> None:
+    order = ByLength(lengths, batch, seed=0)
+    order.set_epoch(epoch)
+    assert sorted(order) == list(range(len(lengths)))
+    assert len(order) == len(lengths)
+
+
+def test_rows_of_a_batch_are_of_like_length_and_batches_are_not_sorted() -> None:
+    spread = [max(lengths) - min(lengths) for lengths in ([LENGTHS[i] for i in rows] for rows in batches(ByLength(LENGTHS, 4, 0)))]
+    assert sum(spread) / len(spread) < 5  # 120 at random
+    firsts = [LENGTHS[rows[0]] for rows in batches(ByLength(LENGTHS, 4, 0))]
+    rising = sum(a < b for a, b in pairwise(firsts)) / (len(firsts) - 1)
+    assert 0.4 < rising < 0.6
+
+
+def test_seed_and_epoch_alone_decide_the_order() -> None:
+    first, again, other = (ByLength(LENGTHS, 4, seed) for seed in (0, 0, 1))
+    begun = list(first)
+    assert begun == list(first) == list(again) != list(other)
+    first.set_epoch(1)
+    assert begun != list(first)
+    again.set_epoch(1)
+    assert list(first) == list(again)
