@@ -36,20 +36,5 @@ def tokenized(encode: Encode, row: dict[str, Any], turn_end: int, prompt: Sequen
             f"row {row['id']}: budget {row['budget']} but {len(body)} tokens for this model's tokenizer; "
             "give the --model it was labelled for, or rebuild it with sbtiny data build"
         )
-    return example(prompt, [*encode(prefill(row["budget"])), *body, *encode(SOLUTION_CLOSE), turn_end])
-
-
-def example(read: Sequence[int], written: Sequence[int]) -> dict[str, list[int]]:
-    """Token ids of which only those that are written are trained on."""
-    return {"input_ids": [*read, *written], "completion_mask": [0] * len(read) + [1] * len(written)}
-
-
-def parted(row: dict[str, list[int]], opening: int, times: int) -> list[dict[str, list[int]]]:
-    """A row in two parts: the model says the number, `times` over; it keeps the number, read as a user's would be.
-
-    `opening`: how many of its trained tokens are the opening tags. The number is one token in a hundred and mostly chance: in rows of its
-    own it is not drowned, and what is to be learnt of a number that stands there is not drowned by the guessing.
-    """
-    ids, start = row["input_ids"], row["completion_mask"].index(1)
-    end = start + opening
-    return [example(ids[:start], ids[start:end])] * times + [example(ids[:end], ids[end:])]
+    written = [*encode(prefill(row["budget"])), *body, *encode(SOLUTION_CLOSE), turn_end]
+    return {"input_ids": [*prompt, *written], "completion_mask": [0] * len(prompt) + [1] * len(written)}

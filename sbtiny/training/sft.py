@@ -9,7 +9,6 @@ from datasets import Dataset
 from torch.utils.data import Sampler
 from trl import SFTConfig, SFTTrainer
 
-from sbtiny.budget.protocol import prefill
 from sbtiny.config import Settings
 from sbtiny.errors import InputError
 from sbtiny.models.load import prompt_ids
@@ -18,7 +17,7 @@ from sbtiny.training import head
 from sbtiny.training.arguments import common
 from sbtiny.training.checkpoint import Sealer
 from sbtiny.training.order import ByLength
-from sbtiny.training.rows import parted, tokenized
+from sbtiny.training.rows import tokenized
 from sbtiny.training.watch import Watch
 
 
@@ -34,8 +33,7 @@ def prepare(policy: Policy, rows: Sequence[dict[str, Any]], settings: Settings) 
             )
         if not row["response"].strip():
             raise InputError(f"row {row['id']} has an empty response: it would train nothing")
-        opening = len(policy.encode(prefill(row["budget"])))
-        ready += parted(example, opening, settings.sft.say) if settings.sft.say else [example]
+        ready.append(example)
     if not ready:
         raise InputError("no rows to train on")
     return Dataset.from_list(ready)

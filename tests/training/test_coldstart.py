@@ -16,7 +16,7 @@ from sbtiny.tasks import arithmetic
 from sbtiny.tasks.sources import Question, Trace
 from sbtiny.tasks.verify import auto
 from sbtiny.training.coldstart import Harvest, harvest, label, label_traces, requests_for, sample_answers
-from sbtiny.training.rows import parted, tokenized
+from sbtiny.training.rows import tokenized
 
 SUM = Question("q1", "Tom has 3 coins.\na) finds 4\nHow many coins?", "7", 1)
 RESPONSES = (
@@ -63,18 +63,6 @@ def test_the_label_is_the_number_of_tokens_between_the_tags(policy: Policy, resp
     body = completion[len(opening) : -1 - len(closing)]
     assert len(body) == row["budget"] > 0
     assert body == policy.encode(response)
-
-
-def test_a_row_in_two_parts_says_the_number_then_keeps_it(policy: Policy) -> None:
-    row, prompt = label(policy, SUM, "a)+1=4\n\\boxed{4}"), prompt_ids(policy.tokenizer, SUM.question)
-    whole, opening = example(policy, row), policy.encode(prefill(row["budget"]))
-    say, again, keep = parted(whole, len(opening), 2)
-    assert say == again
-    assert say["input_ids"] == [*prompt, *opening]
-    assert say["completion_mask"] == [0] * len(prompt) + [1] * len(opening)
-    assert keep["input_ids"] == whole["input_ids"]
-    assert sum(keep["completion_mask"]) + len(opening) == sum(whole["completion_mask"])
-    assert keep["completion_mask"][len(prompt) + len(opening) - 1 :][:2] == [0, 1]
 
 
 @pytest.mark.parametrize("response", RESPONSES)
