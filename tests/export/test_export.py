@@ -148,3 +148,20 @@ def test_wrong_choices_are_refused_before_any_work(run: Path, tmp_path: Path, mo
 def test_k_quants_are_made_by_llama_cpp_without_a_leftover(run: Path, tmp_path: Path) -> None:
     export(run, "--gguf", "q4_k_m,q6_k", "--no-check", "-o", tmp_path / "out")
     assert {path.name for path in (tmp_path / "out").glob("*.gguf")} == {"r-q4_k_m.gguf", "r-q6_k.gguf"}
+
+
+@pytest.mark.skipif(not llama_cpp.available(), reason="needs llama-cpp-python")
+@pytest.mark.parametrize("budget", ["auto", "30"])
+def test_a_gguf_file_is_measured_as_the_run_it_came_from(run: Path, budget: str, tmp_path: Path) -> None:
+    """Greedy and under a ceiling: the same questions, protocol and control, the same answers."""
+    export(run, "--gguf", "f32", "--no-check", "-o", tmp_path / "out")
+    changed = ["eval.temperature=0", "eval.max_tokens=60", f"eval.ceiling={40 if budget == '30' else 0}"]
+    said = ["--limit", "6", "--budget", budget, *(word for item in changed for word in ("--set", item))]
+    for name, folder in (str(run), "trained"), (str(tmp_path / "out" / "r-f32.gguf"), "file"):
+        app(["eval", name, "-o", str(tmp_path / folder), *said], standalone_mode=False)
+    trained, file = (json.loads((tmp_path / folder / "eval.json").read_text()) for folder in ("trained", "file"))
+    assert trained.keys() == file.keys()
+    assert {key: trained[key] for key in ("accuracy", "mean_tokens", "format_rate", "budget")} == {
+        key: file[key] for key in ("accuracy", "mean_tokens", "format_rate", "budget")
+    }
+    assert (tmp_path / "trained" / "eval_samples.jsonl").read_text() == (tmp_path / "file" / "eval_samples.jsonl").read_text()
