@@ -160,8 +160,9 @@ class Settings:
         g, s = self.grpo, self.sft
         need(0 <= self.seed < 2**32, "seed", self.seed, "a whole number from 0 to below 2**32")
         need(self.kv_memory is None or self.kv_memory > 0, "kv_memory", self.kv_memory, "a number of GiB above 0, or null")
-        limits = self.engine == "vllm" and (g.cut_share > 0 or self.eval.cut > 0)
-        need(not limits, "engine", self.engine, "ours or generate, or grpo.cut_share and eval.cut to 0: vllm cannot cut answers")
+        limits = self.engine == "vllm" and (g.cut_share > 0 or self.eval.cut > 0 or self.eval.ceiling > 0)
+        wanted = "ours or generate, or grpo.cut_share, eval.cut and eval.ceiling to 0: vllm cannot cut answers"
+        need(not limits, "engine", self.engine, wanted)
         need(g.group >= 2, "grpo.group", g.group, "a group of 2 or more (the paper's is 5)")
         need(g.user_share + g.cut_share <= 1, "grpo.cut_share", g.cut_share, "at most 1 - grpo.user_share")
         need(0 < g.user_low <= g.user_high, "grpo.user_low", g.user_low, "above 0 and at most grpo.user_high")

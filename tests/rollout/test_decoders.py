@@ -123,9 +123,9 @@ def test_vllm_is_refused_in_one_line_where_it_is_not_installed(tiny, monkeypatch
     with pytest.raises(InputError, match="vllm is not installed") as error:
         Policy(*tiny, engine="vllm")
     assert "\n" not in str(error.value)
-    for setting in ("grpo.cut_share", "eval.cut"):
+    for setting, value in (("grpo.cut_share", 0.5), ("eval.cut", 0.5), ("eval.ceiling", 40)):
         with pytest.raises(InputError, match="vllm cannot cut"):
-            settings_of(overrides=[("engine", "vllm"), (setting, 0.5), ("grpo.user_share", 0)])
+            settings_of(overrides=[("engine", "vllm"), (setting, value), ("grpo.user_share", 0)])
 
 
 @pytest.fixture
