@@ -159,7 +159,7 @@ def test_a_changed_setting_is_refused_by_name(said: str, edited: bool, stopped: 
 
 
 def test_another_seed_engine_and_other_questions_are_refused(stopped: Path, started: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="engine is generate but was ours"):
+    with pytest.raises(InputError, match='engine is "generate" but was "ours"'):
         stages.run_grpo(replace(settings_of(), engine="generate"), started, stopped, resume=True)
     with pytest.raises(InputError, match="seed is 1 but was 0"):
         stages.run_grpo(replace(settings_of(), seed=1), started, stopped, resume=True)
