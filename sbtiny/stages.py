@@ -36,6 +36,7 @@ from sbtiny.rollout import llama_cpp, vllm  # noqa: E402
 from sbtiny.rollout.episode import Episode  # noqa: E402
 from sbtiny.rollout.policy import Policy  # noqa: E402
 from sbtiny.training import checkpoint, coldstart, grpo, preflight, rollouts, sft  # noqa: E402
+from sbtiny.training.fitting import fitting  # noqa: E402
 from sbtiny.training.scoring import GroupReward  # noqa: E402
 
 # As the system and safetensors say it; torch.save names its own file where it could not write.
@@ -170,7 +171,12 @@ def run_sft(settings: Settings, output: Path | None, resume: bool = False) -> Pa
                 policy.refresh()
                 rows = build_data(settings, folder / "data.jsonl", policy=policy).rows
             dataset = sft.prepare(policy, rows, settings)
-        sft.train(policy, dataset, settings, folder, checkpoint.mattering(settings, "sft", rows), last)
+        matters = checkpoint.mattering(settings, "sft", rows)
+
+        def once(chosen: Settings, at: Path | None) -> None:
+            sft.train(policy, dataset, chosen, folder, matters, at)
+
+        fitting(once, policy, settings, "sft", folder, last)
     return folder
 
 
@@ -211,7 +217,11 @@ def run_grpo(
             preflight.insist(look, force)
         b_max = lengths_of(policy, questions, verify, settings, folder)
         matters = checkpoint.mattering(settings, "grpo", questions)
-        grpo.train(policy, questions, verify, b_max, settings, folder, matters, last, reward)
+
+        def once(chosen: Settings, at: Path | None) -> None:
+            grpo.train(policy, questions, verify, b_max, chosen, folder, matters, at, reward)
+
+        fitting(once, policy, settings, "grpo", folder, last)
     return folder
 
 

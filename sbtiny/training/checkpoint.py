@@ -22,7 +22,8 @@ from sbtiny.errors import InputError
 from sbtiny.progress import console
 
 SEAL = "sbtiny.json"
-FREE = ("grpo.save_steps", "grpo.sample_steps", "grpo.patience", "sft.save_steps")  # change what is kept, not what is learnt
+# Change what is kept or how much is computed at a time, not what is learnt.
+FREE = ("grpo.save_steps", "grpo.sample_steps", "grpo.patience", "grpo.micro_batch", "sft.save_steps", "sft.micro_batch")
 ABSENT = object()
 
 
@@ -86,10 +87,15 @@ def go_on(folder: Path, settings: dict[str, Any]) -> Path | None:
     """
     if (folder / "adapter").exists():
         raise InputError(f"{folder} is finished: there is nothing to go on with; start a new run without --resume")
-    checkpoint = last_checkpoint(folder)
-    if checkpoint:
+    if checkpoint := last_checkpoint(folder):
         check_same(runs.read_json(checkpoint / SEAL)["settings"], settings, checkpoint)
+    return rewind(folder)
+
+
+def rewind(folder: Path) -> Path | None:
+    """The logs and checkpoints of a run cut back to its last whole checkpoint, which is returned."""
     tidy(folder)
+    checkpoint = last_checkpoint(folder)
     step = step_of(checkpoint) if checkpoint else 0
     cut_off(folder / "metrics.jsonl", lambda row: step > 0 and row["step"] <= step)  # a step is logged when it is done
     cut_off(folder / "samples.jsonl", lambda row: row["step"] < step)  # and its samples bear the steps done before it

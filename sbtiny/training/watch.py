@@ -1,5 +1,6 @@
 """What a person sees of a training run, and what is kept of it: progress, metrics.jsonl, a clean stop."""
 
+import math
 import shutil
 import time
 from collections.abc import Sequence
@@ -54,15 +55,21 @@ class Watch(TrainerCallback):
         kept = {key: value for key, value in logs.items() if value is not None and key not in FORGOTTEN}
         ringing = self.alarms.feed(kept) if "reward" in kept else []
         append_jsonl(self.output / "metrics.jsonl", row | kept | ({"alarms": [a.name for a in ringing]} if ringing else {}))
-        if (loss := logs.get("loss")) is not None and loss != loss:
-            raise Failed(
-                f"{self.stage}: the loss is NaN at step {state.global_step}; lower the learning rate (metrics.jsonl has the run so far)"
-            )
+        for name in ("loss",) if args.fp16 else ("loss", "grad_norm"):  # float16's scaler skips an update that overflows
+            if not math.isfinite(kept.get(name, 0)):
+                self._diverged(name, state.global_step)
         if "loss" in kept or "reward" in kept:
             self._show(state.global_step, kept, row["seconds"])
         if self.alarms.collapsing:  # the checkpoints before it are worth more than one of a ruin
             control.should_save = False
         self._tell(ringing, state.global_step)
+
+    def _diverged(self, name: str, step: int) -> None:
+        """Weights after this step are worth nothing; the checkpoint of the step, if one is due, is written after the log and so never."""
+        raise Failed(
+            f"stopped: {name} is NaN or infinite at step {step}, most likely from a learning rate that is too high (in float16 also from "
+            f"an overflow): lower it (last good checkpoint: {last_checkpoint(self.output, upto=step - 1) or 'none, set save_steps'})"
+        )
 
     def _show(self, step: int, figures: live.Figures, seconds: float) -> None:
         """The table where a person looks on, else a line every twentieth of the run."""
