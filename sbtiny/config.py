@@ -24,6 +24,7 @@ from sbtiny.errors import InputError
 WRAP_UP = "\n\nTime is up. \\boxed{"
 PRESETS = ("cpu", "t4", "rtx4090")
 EngineName = Literal["ours", "generate", "vllm"]
+Reporter = Literal["none", "tensorboard", "trackio", "wandb"]
 Assignment = tuple[str, Any, str]  # dotted key, value, where it was said
 AT_LEAST_1 = (
     *("grpo.reserve", "eval.reserve"),
@@ -142,6 +143,7 @@ class Settings:
     four_bit: bool | None = None  # None: 4-bit where there is a GPU
     engine: EngineName = "ours"  # what decodes: ours; generate, slower, for any model of transformers; vllm where it is installed
     kv_memory: float | None = None  # GiB for the keys and values of answers under way; null: most of what is free
+    report_to: Reporter = "none"  # where training curves go beside the run's own metrics.jsonl; its package must be installed
     data: DataSettings = field(default_factory=DataSettings)
     sft: SftSettings = field(default_factory=SftSettings)
     grpo: GrpoSettings = field(default_factory=GrpoSettings)

@@ -242,6 +242,17 @@ def test_an_engine_that_is_not_there_is_told_in_one_line(
     assert listing(tmp_path) == files
 
 
+@pytest.mark.parametrize("line", ["sft -o out", "grpo --run done -o out"])
+def test_a_reporter_that_is_not_there_is_told_in_one_line_before_any_work(
+    line: str, sbtiny_: Sbtiny, files: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sbtiny.training.arguments.find_spec", lambda name: None)
+    found = sbtiny_(f"{line} --report-to trackio")
+    assert (found.code, found.out) == (2, "")
+    assert found.err == "error: report_to is trackio, which is not installed: pip install trackio, or leave it at none\n"
+    assert listing(tmp_path) == files
+
+
 
 def test_bare_commands_show_their_help(sbtiny_: Sbtiny) -> None:
     for line, word in (("", "grpo"), ("data", "build")):

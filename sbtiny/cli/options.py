@@ -32,6 +32,7 @@ FourBit = Annotated[
     bool | None, typer.Option("--4bit/--no-4bit", help="NF4 base weights (default: where there is a GPU).")
 ]
 Engine = Annotated[str | None, typer.Option(help="What decodes: ours, generate (any model of transformers, slower), or vllm.")]
+ReportTo = Annotated[str | None, typer.Option(help="Training curves also go to tensorboard, trackio or wandb (default: none).")]
 KvMemory = Annotated[
     float | None,
     typer.Option(metavar="GIB", help="Memory for answers under way (default: most of what is free); slots that do not fit wait."),

@@ -19,6 +19,7 @@ from sbtiny.cli.options import (
     Model,
     Output,
     Preset,
+    ReportTo,
     Resume,
     SaveSteps,
     Seed,
@@ -82,6 +83,7 @@ def sft(
     four_bit: FourBit = None,
     engine: Engine = None,
     kv_memory: KvMemory = None,
+    report_to: ReportTo = None,
     resume: Resume = False,
     dry_run: DryRun = False,
     as_json: AsJson = False,
@@ -93,6 +95,7 @@ def sft(
     from sbtiny import runs
     from sbtiny.models.aliases import resolve
     from sbtiny.tasks.sources import read_rows
+    from sbtiny.training.arguments import ensure_reporter
 
     if resume:
         output = resumed("sft", output)
@@ -106,6 +109,7 @@ def sft(
         four_bit=four_bit,
         engine=engine,
         kv_memory=kv_memory,
+        report_to=report_to,
         data__limit=limit,
         data__verifier=verifier,
         sft__data=data,
@@ -120,6 +124,7 @@ def sft(
         read_rows(settings.sft.data)
     else:
         look_ahead(settings.data, settings.data.task)
+    ensure_reporter(settings.report_to)
     if not resume:
         runs.check_free(output or runs.ROOT / "sft")
     from sbtiny import stages
@@ -143,6 +148,7 @@ def grpo(
     four_bit: FourBit = None,
     engine: Engine = None,
     kv_memory: KvMemory = None,
+    report_to: ReportTo = None,
     resume: Resume = False,
     cut_share: Annotated[
         float | None, typer.Option(help="Share of groups that are cut below their own number and learn to finish.")
@@ -157,6 +163,7 @@ def grpo(
     Example: [b]sbtiny grpo --run runs/sft-20261124-101500 --steps 300[/b]
     """
     from sbtiny import runs
+    from sbtiny.training.arguments import ensure_reporter
 
     if resume:
         output = resumed("grpo", output)
@@ -169,6 +176,7 @@ def grpo(
         four_bit=four_bit,
         engine=engine,
         kv_memory=kv_memory,
+        report_to=report_to,
         grpo__limit=limit,
         grpo__verifier=verifier,
         grpo__data=data,
@@ -183,6 +191,7 @@ def grpo(
     if dry_run:
         return show(settings, ("grpo",), preset, as_json)
     look_ahead(settings.grpo, settings.grpo.data or settings.grpo.task)
+    ensure_reporter(settings.report_to)
     if not resume and not preflight:
         runs.check_free(output or runs.ROOT / "grpo")
     from sbtiny import stages

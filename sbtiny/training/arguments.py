@@ -1,10 +1,18 @@
-"""What both trainers are told alike: precision by what the machine has, where to write, no reports to anywhere."""
+"""What both trainers are told alike: precision by what the machine has, where to write, whom to report to."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from sbtiny.config import Settings
+from sbtiny.errors import InputError
 from sbtiny.models.hardware import detect
+
+
+def ensure_reporter(name: str) -> None:
+    """Raise InputError when the package that training curves are to go to is missing: before anything is loaded."""
+    if name != "none" and not find_spec(name):
+        raise InputError(f"report_to is {name}, which is not installed: pip install {name}, or leave it at none")
 
 
 def common(settings: Settings, output: Path, save_steps: int) -> dict[str, Any]:
@@ -26,6 +34,7 @@ def common(settings: Settings, output: Path, save_steps: int) -> dict[str, Any]:
         "save_strategy": "steps" if save_steps else "no",
         "save_steps": save_steps or 500,
         "save_total_limit": 2,
-        "report_to": "none",
+        "report_to": settings.report_to,
+        "run_name": output.name,
         "disable_tqdm": True,
     }
