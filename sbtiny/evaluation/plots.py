@@ -122,7 +122,8 @@ def draw_trade(evals: dict[str, Eval], sweep: Sequence[Eval], ax: Axes) -> None:
     for stage, e in evals.items():
         ax.plot([e["mean_tokens"]] * 2, e["accuracy_ci95"], color=COLOURS[stage], linewidth=1.6, solid_capstyle="round")
         ax.plot(e["mean_tokens"], e["accuracy"], "o", color=COLOURS[stage], markersize=8)
-        label_stage(stage, e, min(crowd) if stage == "grpo" and len(crowd) > 1 else None, ax)
+        aside = stage == "grpo" and len(crowd) > 1 and min(crowd) > 0.4 * most  # further left there is no room
+        label_stage(stage, e, min(crowd) if aside else None, ax)
     if "base" in evals and "grpo" in evals:
         ends = [(evals[stage]["mean_tokens"], evals[stage]["accuracy"]) for stage in ("grpo", "base")]
         style = {"arrowstyle": "-|>", "color": MUTED, "linewidth": 0.9, "shrinkA": 9, "shrinkB": 9}
