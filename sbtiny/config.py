@@ -17,7 +17,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
-from sbtiny.budget.protocol import parse_budget_option
+from sbtiny.budget.protocol import FormatName, parse_budget_option
 from sbtiny.budget.reward import Schedule
 from sbtiny.errors import InputError
 
@@ -140,6 +140,7 @@ class Settings:
 
     model: str = "tiny"
     seed: int = 0
+    format: FormatName = "solution"  # the tags a cold start teaches: the paper's, or <think>thoughts</think>answer; later stages keep to it
     four_bit: bool | None = None  # None: 4-bit where there is a GPU
     engine: EngineName = "ours"  # what decodes: ours; generate, slower, for any model of transformers; vllm where it is installed
     kv_memory: float | None = None  # GiB for the keys and values of answers under way; null: most of what is free

@@ -83,11 +83,11 @@ def read_json(path: Path) -> Any:
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """What run.json says of a run: kind, model, started and, for one that goes on from another, parent."""
+    """What run.json says of a run: kind, model, format, started and, for one that goes on from another, parent."""
     found = read_json(folder / "run.json")
     if not isinstance(found, dict) or not {"kind", "model"} <= found.keys():
         raise InputError(f"{folder / 'run.json'} has no kind and model: it is no run of sbtiny")
-    return found
+    return {"format": "solution"} | found
 
 
 def unused(path: Path) -> Path:
@@ -131,7 +131,7 @@ def new(kind: str, output: Path | None, settings: Settings, **more: str | bool) 
     check_free(folder)
     if (folder / "run.json").exists():
         set_aside(folder)
-    about = {"kind": kind, "model": settings.model, "started": time.strftime("%Y-%m-%d %H:%M:%S"), **more}
+    about = {"kind": kind, "model": settings.model, "format": settings.format, "started": time.strftime("%Y-%m-%d %H:%M:%S"), **more}
     try:
         write_text(folder / "config.yaml", settings.as_yaml())
         write_json(folder / "run.json", about)

@@ -18,7 +18,8 @@ from rich.table import Table
 
 from sbtiny import runs
 from sbtiny.budget.metrics import Sample
-from sbtiny.budget.protocol import parse_budget_option
+from sbtiny.budget.protocol import FORMATS, parse_budget_option
+from sbtiny.budget.template import form_of_template
 from sbtiny.config import Settings
 from sbtiny.errors import InputError
 from sbtiny.models.aliases import resolve
@@ -61,17 +62,20 @@ def open_policy(name: str, settings: Settings, slots: int, trainable: bool = Fal
         vllm.ensure()
     if folder is None and name.endswith(".gguf") and not trainable and settings.engine == "ours" and llama_cpp.available():
         return llama_cpp.GgufPolicy(Path(resolve(name).ref), slots, settings.kv_memory)
-    model_name = runs.read_json(folder / "run.json")["model"] if folder else name
+    about = runs.read_run(folder) if folder else {"model": name, "format": settings.format}
     adapter = folder / "adapter" if folder else None
     if adapter and not adapter.is_dir():
         raise InputError(f"{folder} holds no adapter: was the run finished?")
     how = {"four_bit": is_four_bit(settings), "vllm": settings.engine == "vllm"}
-    model, tokenizer = load(model_name, **how, adapter=adapter, trainable=trainable)
+    model, tokenizer = load(about["model"], **how, adapter=adapter, trainable=trainable)
     if trainable and adapter is None:
         model = add_lora(model, rank=settings.sft.lora_rank, alpha=settings.sft.lora_alpha)
     if model.num_parameters() < 20_000_000:  # its products are too small to share among many
         torch.set_num_threads(min(torch.get_num_threads(), 2))
-    return Policy(model, tokenizer, slots, settings.kv_memory, settings.engine)
+    form = FORMATS[about["format"]]
+    if not folder and not trainable:  # an export of ours says by its template what it writes
+        form = form_of_template(tokenizer.chat_template) or form
+    return Policy(model, tokenizer, slots, settings.kv_memory, settings.engine, form)
 
 
 def trained_on(settings: Settings, policy: Policy) -> dict[str, Any]:
@@ -161,6 +165,7 @@ def run_sft(settings: Settings, output: Path | None, resume: bool = False) -> Pa
     questions = [] if given else load_questions(settings.data.task, "train", 1, settings.seed)
     last = going_on(output, settings, "sft", rows) if resume and output else None
     policy = open_policy(settings.model, settings, settings.data.slots, trainable=True)
+    sft.check_tags(policy)
     dataset = sft.prepare(policy, rows, settings) if rows else None
     if not rows:
         policy.engine.check_room(settings.data.max_tokens)
@@ -191,6 +196,12 @@ def training_questions(settings: Settings) -> list[Question]:
     return found[: g.steps * g.prompts]
 
 
+def of_parent(settings: Settings, start: Path) -> Settings:
+    """The settings with what a run takes over from the one it goes on from."""
+    about = runs.read_run(start)
+    return replace(settings, model=about["model"], format=about["format"])
+
+
 def run_grpo(
     settings: Settings,
     start: Path,
@@ -203,7 +214,7 @@ def run_grpo(
 
     `reward` takes the place of the paper's. Raises Failed when the preflight finds it hopeless, unless `force`.
     """
-    settings = replace(settings, model=runs.read_json(start / "run.json")["model"])
+    settings = of_parent(settings, start)
     verify = load_verifier(settings.grpo.verifier)
     questions = training_questions(settings)
     last = going_on(output, settings, "grpo", questions) if resume and output else None
@@ -238,7 +249,7 @@ def look_before(policy: Policy, questions: Sequence[Question], verify: rollouts.
 
 def run_preflight(settings: Settings, start: Path) -> dict[str, Any]:
     """The preflight alone: writes nothing."""
-    settings = replace(settings, model=runs.read_json(start / "run.json")["model"])
+    settings = of_parent(settings, start)
     questions = training_questions(settings)
     policy = open_policy(str(start), settings, settings.grpo.slots)
     return look_before(policy, questions, load_verifier(settings.grpo.verifier), settings)

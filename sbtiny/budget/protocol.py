@@ -3,6 +3,10 @@
 White space may stand before, between and after the tags and around N; nothing else may. N is written in the digits
 0 to 9. Every path reads and writes the tags here, so that training, evaluation and serving cannot disagree about what
 was promised.
+
+The other format, `<budget>N</budget><think>thoughts</think>answer`, is what reasoning parsers and "skip thinking" buttons understand. N
+promises thoughts and answer together: a promise of the thoughts alone would be kept by thinking behind the tag. Which of the two a text
+is follows from the tag behind `</budget>`; the tags of the other are then words like any.
 """
 
 import re
@@ -15,11 +19,30 @@ from sbtiny.errors import InputError
 
 BUDGET_OPEN = "<budget>"
 BUDGET_CLOSE = "</budget>"
-SOLUTION_OPEN = "<solution>"
-SOLUTION_CLOSE = "</solution>"
-TAG = re.compile(r"</?(?:budget|solution)>")
+FormatName = Literal["solution", "think"]
 MAX_BUDGET = 1_000_000
 SCALE = re.compile(r"([0-9]{1,7}|[0-9]{0,7}\.[0-9]{1,9})x")
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """The tags around the body; `answered`: the answer follows behind them, outside."""
+
+    name: FormatName
+    opening: str
+    closing: str
+    tag: re.Pattern[str]  # every tag that means something in it
+    answered: bool
+
+    @property
+    def shape(self) -> str:
+        """How a completion looks, for a person."""
+        return f"{BUDGET_OPEN}N{BUDGET_CLOSE}{self.opening}...{self.closing}{'answer' if self.answered else ''}"
+
+
+SOLUTION = Format("solution", "<solution>", "</solution>", re.compile("</?(?:budget|solution)>"), False)
+THINK = Format("think", "<think>", "</think>", re.compile("</?(?:budget|think)>"), True)
+FORMATS: dict[str, Format] = {f.name: f for f in (SOLUTION, THINK)}
 
 
 class Outcome(StrEnum):
@@ -45,7 +68,7 @@ class Outcome(StrEnum):
     | nowhere         | OK                  |                                                                      |
 
     CUT means that some continuation would make it OK: `<budget>0` is CUT (05 may come of it), `<budget>0</budget>` is
-    BUDGET_ZERO.
+    BUDGET_ZERO. With `<think>` the thoughts may be empty, and words after them, the answer, must be there: without it is CUT.
     """
 
     OK = auto()
@@ -68,7 +91,8 @@ class Parsed:
 
     `budget` is set whenever the first two tags close around a legal number. `body` is the text from the first
     `<solution>` to the first `</solution>` after it, or to the end without a partial closing tag; None when no solution
-    was opened. `start` and `end` are its span in characters of the text, -1 when there is none.
+    was opened. `start` and `end` are its span in characters of the text, -1 when there is none. With `<think>`, `answer` is
+    all behind `</think>`, from character `after`; None and -1 before that.
     """
 
     outcome: Outcome
@@ -76,6 +100,8 @@ class Parsed:
     body: str | None = None
     start: int = -1
     end: int = -1
+    answer: str | None = None
+    after: int = -1
 
     @property
     def ok(self) -> bool:
@@ -90,47 +116,80 @@ class BudgetChoice:
     value: float | None = None
 
 
-def prefill(budget: int) -> str:
+def format_named(name: str) -> Format:
+    if name not in FORMATS:
+        raise InputError(f"--format {name!r} is not known: choose from {', '.join(FORMATS)}")
+    return FORMATS[name]
+
+
+def format_of(text: str) -> Format:
+    """THINK when `<think>` follows the first `</budget>`, else SOLUTION."""
+    _, _, rest = text.partition(BUDGET_CLOSE)
+    return THINK if rest.lstrip().startswith(THINK.opening) else SOLUTION
+
+
+def prefill(budget: int, form: Format = SOLUTION) -> str:
     """The opening that sets the length for the model. Raises InputError unless 1 <= budget <= MAX_BUDGET."""
     if not 1 <= budget <= MAX_BUDGET:
         raise InputError(f"a budget of {budget} tokens is out of range: use 1 to {MAX_BUDGET}")
-    return f"{BUDGET_OPEN}{budget}{BUDGET_CLOSE}{SOLUTION_OPEN}"
+    return f"{BUDGET_OPEN}{budget}{BUDGET_CLOSE}{form.opening}"
 
 
-def render(budget: int, body: str) -> str:
-    """A whole completion. Raises ValueError for a body with one of the four tags in it: it could not be read back."""
-    tag = TAG.search(body)
-    if tag:
-        raise ValueError(f"the body contains {tag.group()} at character {tag.start()}")
-    return prefill(budget) + body + SOLUTION_CLOSE
+def parts(response: str, form: Format) -> tuple[str, str]:
+    """A plain answer as (body, what follows the closing tag): with `<think>`, cut at its own tags or before its last line.
+
+    Raises ValueError where a tag is left in it: it could not be read back.
+    """
+    body, after = response, ""
+    if form.answered:
+        body, closed, after = response.partition(form.closing)
+        if closed and body.lstrip().startswith(form.opening):
+            body = body.lstrip().removeprefix(form.opening)
+        elif not closed:
+            thoughts, line, last = body.rstrip().rpartition("\n")
+            body, after = thoughts + line, last
+    for part in (body, after):
+        if tag := form.tag.search(part):
+            raise ValueError(f"the answer holds the tag {tag.group()} at character {tag.start()}")
+    return body, after
+
+
+def render(budget: int, response: str, form: Format = SOLUTION) -> str:
+    """A whole completion around a plain answer. Raises ValueError for an answer with a tag in it."""
+    body, after = parts(response, form)
+    return prefill(budget, form) + body + form.closing + after
 
 
 def parse(text: str) -> Parsed:
     """Read a completion; never raises, in time linear in the text."""
-    tags = list(TAG.finditer(text))
+    form = format_of(text)
+    tags = list(form.tag.finditer(text))
     fault, budget = _read_budget(text, tags)
-    outcome = fault or _read_solution(text, tags)
-    opened = text.find(SOLUTION_OPEN)
+    outcome = fault or _read_solution(text, tags, form)
+    opened = text.find(form.opening)
     if opened < 0:
         return Parsed(outcome, budget)
-    start = opened + len(SOLUTION_OPEN)
-    closed = text.find(SOLUTION_CLOSE, start)
-    end = closed if closed >= 0 else len(text) - partial(text[start:], SOLUTION_CLOSE)
-    return Parsed(outcome, budget, text[start:end], start, end)
+    start = opened + len(form.opening)
+    closed = text.find(form.closing, start)
+    end = closed if closed >= 0 else len(text) - partial(text[start:], form.closing)
+    if not form.answered or closed < 0:
+        return Parsed(outcome, budget, text[start:end], start, end)
+    after = closed + len(form.closing)
+    return Parsed(outcome, budget, text[start:end], start, end, text[after:], after)
 
 
 def body_length(pieces: Sequence[str], parsed: Parsed) -> int:
-    """Tokens of the body, counted as sampled; `pieces[i]` is the text of token i, their join what was parsed.
+    """Tokens of the body and the answer behind it, as sampled; `pieces[i]` is the text of token i, their join what was parsed.
 
-    A token that straddles a tag counts when it holds at least one character of the body. A token without text counts
+    A token that straddles a tag counts when it holds at least one character of them. A token without text counts
     when it lies strictly inside: byte-level tokens that complete no character are real work.
     """
-    if parsed.start >= parsed.end:
-        return 0
     count = at = 0
     for piece in pieces:
-        count += at < parsed.end and at + len(piece) > parsed.start
-        at += len(piece)
+        end = at + len(piece)
+        in_body = parsed.start < parsed.end and at < parsed.end and end > parsed.start
+        count += in_body or end > parsed.after >= 0
+        at = end
     return count
 
 
@@ -191,24 +250,28 @@ def _read_open_number(field: str) -> Outcome:
     return fault or Outcome.CUT
 
 
-def _read_solution(text: str, tags: list[re.Match[str]]) -> Outcome:
+def _read_solution(text: str, tags: list[re.Match[str]], form: Format) -> Outcome:
     """Judge everything after a faultless `</budget>`, which is tags[1]."""
     gap = text[tags[1].end() : tags[2].start() if len(tags) > 2 else len(text)]
     if len(tags) == 2:
-        return Outcome.CUT if SOLUTION_OPEN.startswith(gap.lstrip()) else Outcome.NO_SOLUTION
-    if tags[2].group() != SOLUTION_OPEN:
-        return Outcome.NO_SOLUTION if tags[2].group() == SOLUTION_CLOSE else Outcome.REPEATED_TAG
+        opens = any(f.opening.startswith(gap.lstrip()) for f in FORMATS.values())
+        return Outcome.CUT if opens else Outcome.NO_SOLUTION
+    if tags[2].group() != form.opening:
+        return Outcome.NO_SOLUTION if tags[2].group() == form.closing else Outcome.REPEATED_TAG
     if gap.strip():
         return Outcome.TEXT_OUTSIDE
     if len(tags) == 3:
         return Outcome.CUT
-    if tags[3].group() != SOLUTION_CLOSE:
+    if tags[3].group() != form.closing:
         return Outcome.NESTED_TAG
-    if not text[tags[2].end() : tags[3].start()].strip():
+    if not form.answered and not text[tags[2].end() : tags[3].start()].strip():
         return Outcome.EMPTY_SOLUTION
     if len(tags) > 4:
         return Outcome.REPEATED_TAG
-    return Outcome.TEXT_OUTSIDE if text[tags[3].end() :].strip() else Outcome.OK
+    outside = bool(text[tags[3].end() :].strip())
+    if form.answered:
+        return Outcome.OK if outside else Outcome.CUT
+    return Outcome.TEXT_OUTSIDE if outside else Outcome.OK
 
 
 def partial(text: str, tag: str) -> int:

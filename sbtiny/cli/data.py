@@ -100,13 +100,15 @@ def data_show(
     file: Annotated[str, typer.Argument(help="Labelled JSONL.")],
     model: Model = "tiny",
     row: Annotated[int, typer.Option(min=1)] = 1,
+    form: Annotated[str, typer.Option("--format", help="The tags to show it in: solution or think.")] = "solution",
 ) -> None:
     """Show one row as the model meets it: trained tokens in green, the prompt dimmed.
 
     Example: [b]sbtiny data show rows.jsonl --row 3[/b]
     """
+    from sbtiny.budget.protocol import format_named
     from sbtiny.models.aliases import resolve
     from sbtiny.training.show import show_row
 
     resolve(model or "tiny")
-    show_row(file, model or "tiny", row)
+    show_row(file, model or "tiny", row, format_named(form))

@@ -18,6 +18,9 @@ def export(
             help="GGUF files to write, by kind: f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0; with llama.cpp q6_k, q5_k_m, q4_k_m; or none."
         ),
     ] = "q8_0",
+    form: Annotated[
+        str | None, typer.Option("--format", help="The tags the files must write: solution or think, as trained (default: the run's).")
+    ] = None,
     merge: Annotated[
         str, typer.Option(help="dequantized (what was trained) or original (the 16-bit weights): the base to merge onto.")
     ] = "dequantized",
@@ -44,7 +47,7 @@ def export(
     settings = settings_from(
         run / "config.yaml", None, extra, seed=seed, four_bit=four_bit, eval__task=task, eval__limit=questions
     )
-    plan = planning.make(run, settings, output, merge, dtype, gguf, bool(settings.four_bit), check)
+    plan = planning.make(run, settings, output, form, merge, dtype, gguf, bool(settings.four_bit), check)
     if dry_run:
         return out({key: str(value) for key, value in asdict(replace(plan, settings=None)).items()}, as_json)
     e, asked = settings.eval, []

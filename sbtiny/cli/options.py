@@ -31,6 +31,7 @@ SaveSteps = Annotated[int | None, typer.Option(min=0, help="Checkpoint every so 
 FourBit = Annotated[
     bool | None, typer.Option("--4bit/--no-4bit", help="NF4 base weights (default: where there is a GPU).")
 ]
+Format = Annotated[str | None, typer.Option("--format", help="Tags to teach: solution (the paper's), or think, with the answer behind it.")]
 Engine = Annotated[str | None, typer.Option(help="What decodes: ours, generate (any model of transformers, slower), or vllm.")]
 ReportTo = Annotated[str | None, typer.Option(help="Training curves also go to tensorboard, trackio or wandb (default: none).")]
 KvMemory = Annotated[
@@ -95,7 +96,7 @@ def show(settings: Any, stages: tuple[str, ...], preset: str | None, as_json: bo
     from sbtiny.models.aliases import resolve
 
     everything = asdict(settings)
-    chosen = {key: everything[key] for key in ("model", "seed", "four_bit", "engine", "kv_memory", *stages)}
+    chosen = {key: everything[key] for key in ("model", "format", "seed", "four_bit", "engine", "kv_memory", *stages)}
     source = resolve(settings.model)
     named = {"kind": source.kind, "ref": str(source.ref)}
     out({"source": named, **chosen, "plan": planned(settings, stages[-1], preset)}, as_json)

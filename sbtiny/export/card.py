@@ -31,7 +31,7 @@ def card(plan: Plan, base: Path) -> str:
 # {plan.name}
 
 {plan.source.name}, trained by sbtiny to say how many tokens it will think and to keep to it:
-`<budget>N</budget><solution>...</solution>`. Merged onto the {plan.merge} base, saved in {plan.dtype}.
+`{plan.form.shape}`. Merged onto the {plan.merge} base, saved in {plan.dtype}.
 `budget` in `chat_template_kwargs` sets the number for it.
 {note}{figures(plan.run / "eval.json")}"""
 

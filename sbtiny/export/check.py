@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from sbtiny.budget.metrics import Sample, summarise
+from sbtiny.budget.protocol import prefill
 from sbtiny.evaluation.evaluate import Verify, answer, judge
 from sbtiny.export.compare import distance, gathered, kl, scorer, texts
 from sbtiny.export.plan import Plan
@@ -45,7 +46,7 @@ class Check:
         """What the policy says and thinks: the reference for all that follows."""
         name = self.plan.source.name if self.plan.source.kind == "bundled" else self.plan.source.ref
         model, tokenizer = load(name, four_bit=self.plan.nf4, adapter=self.plan.run / "adapter")
-        policy = Policy(model, tokenizer, self.e.slots, self.plan.settings.kv_memory)
+        policy = Policy(model, tokenizer, self.e.slots, self.plan.settings.kv_memory, form=self.plan.form)
         episodes = self._ask(policy, "asking the trained policy")
         self.samples = texts(episodes, model.get_input_embeddings().weight.shape[0])
         self.policy_logits = gathered(scorer(model), self.samples)
@@ -100,7 +101,7 @@ class Check:
         found = distance(self.merged_logits, gathered(scorer(model), self.samples)) | {"strings_same": sum(same)}
         found["prompts_same"] = sum(prompt_ids(tokenizer, q.question) == ids for q, ids in zip(self.questions, self.prompts, strict=False))
         if budgets:
-            policy = Policy(model, tokenizer, self.e.slots, self.plan.settings.kv_memory)
+            policy = Policy(model, tokenizer, self.e.slots, self.plan.settings.kv_memory, form=self.plan.form)
             found["budget"] = self._figures(self._ask(policy, f"asking {file.name}"))
         return found
 
@@ -125,11 +126,13 @@ class Check:
         """Whole chats as a user of llama.cpp has them, its template, sampler and stops: how many end by themselves."""
         with opened(file) as model:
             ended = [chat(model, q.question, i, self.e) for i, q in enumerate(self.questions[:CHATS])]
-            prefilled = chat(model, self.questions[0].question, 0, self.e, budget=self._some_budget())
+            prefilled = chat(model, self.questions[0].question, 0, self.e, self._said())
         return {"chats": len(ended), "chats_ended": sum(c.ended for c in ended), "self_stated": ended[0].text, "prefilled": prefilled.text}
 
-    def _some_budget(self) -> int:
-        return max(1, round(2 * (self.unquantised["mean_budget"] or 50)))
+    def _said(self) -> tuple[int, str]:
+        """A user's number, and how it stands before the answer."""
+        budget = max(1, round(2 * (self.unquantised["mean_budget"] or 50)))
+        return budget, prefill(budget, self.plan.form)
 
     def _judge(self, name: str, kind: str, reader: str, found: dict[str, Any]) -> None:
         least = AGREE.get(kind, AGREE_LOW)

@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from sbtiny import runs
+from sbtiny.budget.template import fitted, with_budget
 from sbtiny.errors import Failed, InputError
 from sbtiny.evaluation.evaluate import Verify
 from sbtiny.export import gguf, kquants, modelfile, template
@@ -42,8 +43,9 @@ class Export:
         self.config = AutoConfig.from_pretrained(self.base)
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(str(self.base))
         trained = load_tokenizer(str(self.base))
-        self.tokenizer.chat_template = template.with_budget(trained.chat_template or "")
-        template.check_prompts(trained, self.tokenizer)
+        trained.chat_template = fitted(trained.chat_template, plan.form)
+        self.tokenizer.chat_template = with_budget(trained.chat_template or "", plan.form)
+        template.check_prompts(trained, self.tokenizer, plan.form)
         adapter = plan.run / "adapter"
         on_4bit = plan.nf4 and plan.merge == "dequantized"
         self.merged = Merged(self.base, adapter, nf4=on_4bit, tied=self.config.tie_word_embeddings)
@@ -99,7 +101,7 @@ class Export:
         e = self.plan.settings.eval
         about = {"name": self.plan.name, "base": self.plan.source.name, "run": str(self.plan.run), "merge": self.plan.merge}
         first = files[0].name if files else None
-        (folder / "README.md").write_text(modelfile.readme(about, self.tokenizer, first, e), encoding="utf-8")
+        (folder / "README.md").write_text(modelfile.readme(about, self.tokenizer, first, self.plan.form, e), encoding="utf-8")
         if first:
             text = modelfile.modelfile(first, self.tokenizer, self.stops, e, self.config.max_position_embeddings)
             (folder / "Modelfile").write_text(text, encoding="utf-8")
@@ -159,7 +161,8 @@ def export(plan: Plan, questions: list[Question], verify: Verify) -> dict[str, A
     """
     work = Export(plan)
     result: dict[str, Any] = {
-        "run": str(plan.run), "model": plan.source.name, "merge": plan.merge, "trained_in_4bit": plan.nf4, "dtype": plan.dtype,
+        "run": str(plan.run), "model": plan.source.name, "format": plan.form.name,
+        "merge": plan.merge, "trained_in_4bit": plan.nf4, "dtype": plan.dtype,
     }  # fmt: skip
     failures: list[str] = []
     with aside(plan.output) as building:

@@ -4,7 +4,7 @@ import json
 import shlex
 from typing import TYPE_CHECKING
 
-from sbtiny.budget.protocol import prefill
+from sbtiny.budget.protocol import Format, prefill
 from sbtiny.config import EvalSettings
 from sbtiny.errors import InputError
 
@@ -68,14 +68,14 @@ def _around(tokenizer: "PreTrainedTokenizerBase", turns: list[tuple[str, str]]) 
 
 README = """# {name}
 
-A model that says how many tokens it will think before it answers: `<budget>N</budget><solution>...</solution>`. Trained from {base} by
+A model that says how many tokens it will think before it answers: `{shape}`. Trained from {base} by
 sbtiny; exported from `{run}`, merged onto its {merge} base. How near these files are to the trained policy: `export.json`.
 
 The prompt, with `<`, `>` and line breaks as they are:
 
 {prompt}
 
-The model goes on with its own number. To set it yourself, add `<budget>200</budget><solution>` at the end; where a program takes
+The model goes on with its own number. To set it yourself, add `{said}` at the end; where a program takes
 `chat_template_kwargs`, `{{"budget": 200}}` does that.
 {ways}"""
 
@@ -107,13 +107,13 @@ FOLDER = """
 """
 
 
-def readme(about: dict[str, str], tokenizer: "PreTrainedTokenizerBase", gguf: str | None, e: EvalSettings) -> str:
+def readme(about: dict[str, str], tokenizer: "PreTrainedTokenizerBase", gguf: str | None, form: Format, e: EvalSettings) -> str:
     """`about`: name, base, run, merge."""
     prompt = tokenizer.apply_chat_template([{"role": "user", "content": "..."}], tokenize=False, add_generation_prompt=True)
     shown = "\n".join(f"    {line}" for line in prompt.splitlines())
-    raw = json.dumps({"model": about["name"], "raw": True, "prompt": prompt + prefill(200), "stream": False})
+    raw = json.dumps({"model": about["name"], "raw": True, "prompt": prompt + prefill(200, form), "stream": False})
     ways = FOLDER.format()
     if gguf:
         sampling = {"temperature": e.temperature, "top_p": e.top_p}
         ways = OLLAMA.format(name=about["name"], raw=shlex.quote(raw), gguf=gguf, **sampling) + ways
-    return README.format(**about, prompt=shown, ways=ways)
+    return README.format(**about, prompt=shown, ways=ways, shape=form.shape, said=prefill(200, form))

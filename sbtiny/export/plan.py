@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from sbtiny import runs
+from sbtiny.budget.protocol import FORMATS, Format, format_named
 from sbtiny.config import Settings
 from sbtiny.errors import InputError
 from sbtiny.export import kquants
@@ -27,6 +28,7 @@ class Plan:
     settings: Settings
     source: Source
     output: Path
+    form: Format
     merge: Merge
     dtype: Dtype
     kinds: tuple[str, ...]
@@ -38,20 +40,29 @@ class Plan:
         return self.run.resolve().name
 
 
-def make(run: Path, settings: Settings, output: Path | None, merge: str, dtype: str, gguf: str, nf4: bool, check: bool) -> Plan:
+def make(
+    run: Path, settings: Settings, output: Path | None, form: str | None, merge: str, dtype: str, gguf: str, nf4: bool, check: bool
+) -> Plan:
     """Raises InputError for an unknown choice, a missing tool, a run without adapter, or a place that cannot be written."""
     for name, value, known in (("--merge", merge, MERGES), ("--dtype", dtype, DTYPES)):
         if value not in known:
             raise InputError(f"{name} {value!r} is not known: choose from {', '.join(known)}")
     kinds = read_kinds(gguf)
     about = runs.read_run(run)
+    check_format(run, form, about["format"])
     nf4 = bool(about.get("four_bit", nf4))  # what training resolved: config.yaml may say null, which is another thing here
     for file in ("adapter_config.json", "adapter_model.safetensors"):
         if not (run / "adapter" / file).is_file():
             raise InputError(f"{run} holds no adapter ({file} is missing): give a finished run")
     output = output or run / "export"
     check_output(output)
-    return Plan(run, settings, check_base(run, resolve(about["model"])), output, merge, dtype, kinds, nf4, check)
+    return Plan(run, settings, check_base(run, resolve(about["model"])), output, FORMATS[about["format"]], merge, dtype, kinds, nf4, check)
+
+
+def check_format(run: Path, asked: str | None, trained: str) -> None:
+    """Raises InputError for another format than the policy was trained to write: no template can make it write other tags."""
+    if asked is not None and format_named(asked) is not FORMATS[trained]:
+        raise InputError(f"{run} was trained to write <{trained}>, not <{asked}>: train one with sbtiny sft --format {asked}")
 
 
 def read_kinds(text: str) -> tuple[str, ...]:

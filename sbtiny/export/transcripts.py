@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sbtiny.budget.protocol import prefill
 from sbtiny.config import EvalSettings
 
 CONTEXT = 4096  # tokens
@@ -32,13 +31,14 @@ def opened(file: Path) -> Iterator[Any]:
         model.close()
 
 
-def chat(model: Any, question: str, seed: int, e: EvalSettings, budget: int | None = None) -> Chat:
-    """One answer of an opened model; a budget is prefilled through the template in the file, as llama-server does it."""
+def chat(model: Any, question: str, seed: int, e: EvalSettings, given: tuple[int | None, str] = (None, "")) -> Chat:
+    """One answer of an opened model; `given`: a budget, put in by the template in the file, and the text that this makes."""
+    budget, said = given
     tokens = model.tokenize(rendered(model, question, budget).encode(), add_bos=False, special=True)
     room = max(1, min(e.max_tokens, model.n_ctx() - len(tokens)))
     found = model.create_completion(tokens, max_tokens=room, seed=seed, temperature=e.temperature, top_p=e.top_p, **OFF)
     choice = found["choices"][0]
-    return Chat(("" if budget is None else prefill(budget)) + choice["text"], choice["finish_reason"] == "stop")
+    return Chat(said + choice["text"], choice["finish_reason"] == "stop")
 
 
 def rendered(model: Any, question: str, budget: int | None) -> str:

@@ -14,19 +14,22 @@ What counts is what `Episode.length` counts: the tokens of the body, or every to
 | a legal number, then a second budget tag | the first| everything                     |
 | a head that does not end in HEAD_CHARS   | if legal | everything                     |
 
-With no number, the ceiling alone limits; a tag inside the body or after it changes nothing.
+With no number, the ceiling alone limits; a tag inside the body or after it changes nothing. The answer behind `</think>` counts as the
+body does, and has the reserve to itself where the thoughts have used up the limit.
 """
 
 import math
+import re
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Literal
 
-from sbtiny.budget.protocol import BUDGET_OPEN, SOLUTION_CLOSE, SOLUTION_OPEN, Outcome, parse, partial
+from sbtiny.budget.protocol import BUDGET_OPEN, SOLUTION, THINK, Outcome, parse, partial
 from sbtiny.errors import InputError
 
 LimitSource = Literal["self", "user", "ceiling"]
 HEAD_CHARS = 64  # the longest legal head without white space has 41
+OPENING = re.compile(f"{SOLUTION.opening}|{THINK.opening}")
 
 
 class Verdict(Enum):
@@ -88,7 +91,7 @@ class Control:
     """
 
     def __init__(self, limits: Limits, said: str = "") -> None:
-        self.limits, self.head, self.place = limits, said, Place.HEAD
+        self.limits, self.head, self.place, self.form = limits, said, Place.HEAD, SOLUTION
         self.budget: int | None = None
         self.used = self.pending = self.seen = 0
         self.tail = ""
@@ -116,7 +119,8 @@ class Control:
     def _over(self) -> bool:
         if (allowed := self.allowed) is None:
             return False
-        if not self.wrapped:
+        answering = self.place is Place.AFTER and self.form.answered
+        if not self.wrapped and not answering:
             return self.used > allowed
         return self.used + (self.pending if self.place is not Place.AFTER else 0) > allowed + self.limits.reserve
 
@@ -132,15 +136,15 @@ class Control:
 
     def _read_head(self, new: int) -> None:
         """Look for the end of the head in `self.head`, whose last `new` characters have just come."""
-        opened = self.head.find(SOLUTION_OPEN)
-        end = opened + len(SOLUTION_OPEN) if opened >= 0 else len(self.head)
+        opened = OPENING.search(self.head)
+        end = opened.end() if opened else len(self.head)
         parsed = parse(self.head[:end])
         legal = parsed.outcome in (Outcome.CUT, Outcome.EMPTY)
-        if legal and opened < 0 and len(self.head) <= HEAD_CHARS:
+        if legal and not opened and len(self.head) <= HEAD_CHARS:
             return
         self.budget = parsed.budget if self.head.lstrip().startswith(BUDGET_OPEN) else None
-        if legal and opened >= 0:
-            self.place = Place.BODY
+        if legal and opened:
+            self.place, self.form = Place.BODY, THINK if opened.group() == THINK.opening else SOLUTION
             if rest := self.head[max(end, len(self.head) - new) :]:
                 self._read_body(rest)
         else:
@@ -148,15 +152,18 @@ class Control:
 
     def _read_body(self, piece: str) -> None:
         text = self.tail + piece
-        closed = text.find(SOLUTION_CLOSE)
+        closed = text.find(self.form.closing)
         if closed >= 0:
             if closed > 0:  # what waited was not this tag
                 self.used, self.pending = self.used + self.pending, 0
             last_of_body = closed > len(self.tail)
             self.used += last_of_body
             self.place, self.pending, self.tail = Place.AFTER, self.pending + (not last_of_body), ""
+            if self.form.answered:  # the tag's own tokens are never counted, one that goes on into the answer is
+                straddles = not last_of_body and len(text) > closed + len(self.form.closing)
+                self.used, self.pending = self.used + straddles, 0
             return
-        waiting = partial(text, SOLUTION_CLOSE)
+        waiting = partial(text, self.form.closing)
         if self.tail and waiting > len(piece):  # the tag goes on: nothing of this token is surely body
             self.pending += 1
         elif waiting and waiting == len(piece):

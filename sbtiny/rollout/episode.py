@@ -41,9 +41,9 @@ class Episode:
     """One sampled completion: tokens, what they say, and why they ended.
 
     `completion_ids` holds the stop token when the model ended by itself (`ended`), after a wrap-up too. `length` counts the tokens of
-    the solution body; a malformed completion counts as a whole. `injected` marks, token by token, those that were not sampled: they
-    must not be trained on. `logprobs` are those of sampled tokens, 0 for injected ones. `heeded` is the number control went by: a
-    number behind other words limits nothing.
+    the solution body, of thoughts and answer with `<think>`; a malformed completion counts as a whole. `injected` marks, token by token,
+    those that were not sampled: they must not be trained on. `logprobs` are those of sampled tokens, 0 for injected ones. `heeded` is
+    the number control went by: a number behind other words limits nothing.
     """
 
     request: Request
@@ -83,8 +83,9 @@ class Episode:
 
     @property
     def solution(self) -> str:
-        """The text to verify: the solution body, or everything when there is none (the base model writes no tags)."""
-        return self.parsed.body if self.parsed.body is not None else self.text
+        """The text to verify: the answer behind `</think>`, else the body, or everything when there is none (the base model)."""
+        read = (self.parsed.answer, self.parsed.body, self.text)
+        return next(text for text in read if text is not None)
 
 
 def read_episode(

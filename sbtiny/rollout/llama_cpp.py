@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from sbtiny.budget.protocol import SOLUTION
+from sbtiny.budget.template import form_of_template
 from sbtiny.errors import InputError
 from sbtiny.models.from_gguf import read_tokenizer
 from sbtiny.models.shapes import slot_bytes
@@ -194,5 +196,6 @@ class GgufPolicy(Policy):
             self.tokenizer = read_tokenizer(GGUFReader(file), file)
         except (ValueError, IndexError, OSError) as error:
             raise InputError(f"{file} is not a readable GGUF file: {error}") from error
+        self.form = form_of_template(self.tokenizer.chat_template) or SOLUTION
         self.engine = LlamaCpp(file, slots, kv_memory)
         self.engine.pieces = token_pieces(self.tokenizer, self.engine.size)

@@ -6,7 +6,8 @@ from threading import Event
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from sbtiny.budget.protocol import prefill
+from sbtiny.budget.protocol import SOLUTION, Format, prefill
+from sbtiny.budget.template import fitted
 from sbtiny.config import EngineName
 from sbtiny.models.load import prompt_ids, stop_ids
 from sbtiny.rollout.control import Limits
@@ -21,7 +22,7 @@ ENGINES: dict[EngineName, type[Decoder]] = {"ours": Engine, "generate": Generate
 
 
 class Policy:
-    """Samples answers of `model`; call `refresh` after its weights have changed."""
+    """Samples answers of `model`; call `refresh` after its weights have changed. `form` is the format it was trained in."""
 
     def __init__(
         self,
@@ -30,8 +31,10 @@ class Policy:
         slots: int = 64,
         kv_memory: float | None = None,
         engine: EngineName = "ours",
+        form: Format = SOLUTION,
     ) -> None:
-        self.model, self.tokenizer = model, tokenizer
+        self.model, self.tokenizer, self.form = model, tokenizer, form
+        tokenizer.chat_template = fitted(tokenizer.chat_template, form)
         pieces = token_pieces(tokenizer, model.get_input_embeddings().weight.shape[0])
         self.engine: Decoder = ENGINES[engine](model, pieces, stop_ids(model, tokenizer), slots, kv_memory)
 
@@ -55,13 +58,13 @@ class Policy:
 
         The prefilled text is tokenised by itself, exactly as the cold start trains it.
         """
-        said = "" if budget is None else prefill(budget)
+        said = "" if budget is None else prefill(budget, self.form)
         ids = (*prompt_ids(self.tokenizer, question), *self.encode(said))
         return Request(ids, max_tokens, seed, said, expected or budget or 0, limits, interrupt)
 
     def budget_request(self, question: str, seed: int) -> Request:
         """A request for the number alone: room for the tags of the largest common one and no more."""
-        return self.request(question, len(self.encode(prefill(999_999))), seed)
+        return self.request(question, len(self.encode(prefill(999_999, self.form))), seed)
 
     def sample(
         self, requests: Sequence[Request], sampling: Sampling, on_episode: OnEpisode | None = None

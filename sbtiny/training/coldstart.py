@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from sbtiny import runs
-from sbtiny.budget.protocol import TAG
+from sbtiny.budget.protocol import FORMATS, parts
 from sbtiny.config import DataSettings
 from sbtiny.errors import Failed, InputError
 from sbtiny.progress import bar, console
@@ -140,8 +140,18 @@ def digest(name: str, questions: Sequence[Question], data: DataSettings, seed: i
 def judged(episode: Episode, question: Question, verify: Verify) -> str:
     if episode.stop_reason != "end":
         return "cut"
-    unusable = TAG.search(episode.solution) or not episode.solution.strip()  # a tag inside a body could not be read back
-    return "wrong" if unusable or not verify(episode.solution, question) else "row"
+    usable = episode.solution.strip() and not stray_tag(episode.solution)
+    return "row" if usable and verify(episode.solution, question) else "wrong"
+
+
+def stray_tag(response: str) -> str:
+    """What keeps a plain answer from being read back in one of the formats; empty when nothing does."""
+    try:
+        for form in FORMATS.values():
+            parts(response, form)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def with_b_max(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -177,8 +187,8 @@ def label_traces(policy: Policy, traces: Sequence[Trace], verify: Verify) -> Har
             cut += 1
         elif not (verify(trace.response, question) if trace.correct is None else trace.correct):
             wrong += 1
-        elif tag := TAG.search(trace.response):
-            raise InputError(f"trace {trace.id} already holds the tag {tag.group()}: give the plain answers")
+        elif stray := stray_tag(trace.response):
+            raise InputError(f"trace {trace.id}: {stray}: give the plain answers")
         else:
             rows.append(label(policy, question, trace.response))
     if not rows:

@@ -24,10 +24,10 @@ def needed(length: int, alpha: float, centre: float) -> int:
 
 def retold(policy: Policy, episode: Episode, budget: int) -> Episode:
     """The same answer behind another number; tokens of the body and after it are kept as they were sampled."""
-    pieces, said, request = policy.engine.pieces, policy.encode(prefill(budget)), episode.request
+    pieces, said, request = policy.engine.pieces, policy.encode(prefill(budget, policy.form)), episode.request
     if request.prefill:
         prompt = request.prompt_ids[: len(request.prompt_ids) - len(policy.encode(request.prefill))]
-        told = replace(request, prompt_ids=(*prompt, *said), prefill=prefill(budget))
+        told = replace(request, prompt_ids=(*prompt, *said), prefill=prefill(budget, policy.form))
         return read_episode(told, episode.completion_ids, pieces, episode.stop_reason)
     at = seen = 0
     while seen < episode.parsed.start:

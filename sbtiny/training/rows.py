@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sbtiny.budget.protocol import SOLUTION_CLOSE, TAG, prefill
+from sbtiny.budget.protocol import Format, parts, prefill
 from sbtiny.errors import InputError
 from sbtiny.tasks.sources import read_rows
 
@@ -22,19 +22,20 @@ def read_labelled(path: str) -> list[dict[str, Any]]:
     return rows
 
 
-def tokenized(encode: Encode, row: dict[str, Any], turn_end: int, prompt: Sequence[int]) -> dict[str, list[int]]:
+def tokenized(encode: Encode, row: dict[str, Any], turn_end: int, prompt: Sequence[int], form: Format) -> dict[str, list[int]]:
     """`input_ids` and `completion_mask` of a row: prompt, tags, the answer's own tokens, turn end.
 
     The parts are tokenised apart, so that the label is exactly the number of body tokens the model is trained to write.
     Raises InputError when the label is not that number (labelled for another tokenizer), or when the answer holds tags itself.
     """
-    if tag := TAG.search(row["response"]):
-        raise InputError(f"row {row['id']}: the response holds the tag {tag.group()}: give the plain answer")
-    body = encode(row["response"])
-    if len(body) != row["budget"]:
+    if (whole := len(encode(row["response"]))) != row["budget"]:
         raise InputError(
-            f"row {row['id']}: budget {row['budget']} but {len(body)} tokens for this model's tokenizer; "
+            f"row {row['id']}: budget {row['budget']} but {whole} tokens for this model's tokenizer; "
             "give the --model it was labelled for, or rebuild it with sbtiny data build"
         )
-    written = [*encode(prefill(row["budget"])), *body, *encode(SOLUTION_CLOSE), turn_end]
+    try:
+        body, after = map(encode, parts(row["response"], form))
+    except ValueError as error:
+        raise InputError(f"row {row['id']}: {error}: give the plain answer") from error
+    written = [*encode(prefill(len(body) + len(after), form)), *body, *encode(form.closing), *after, turn_end]
     return {"input_ids": [*prompt, *written], "completion_mask": [0] * len(prompt) + [1] * len(written)}

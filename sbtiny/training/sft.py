@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from torch.nn import functional
 from torch.utils.data import Sampler
 from trl import SFTConfig, SFTTrainer
 
+from sbtiny.budget.protocol import BUDGET_CLOSE, BUDGET_OPEN
 from sbtiny.config import Settings
 from sbtiny.errors import InputError
 from sbtiny.models.load import prompt_ids
@@ -20,13 +22,15 @@ from sbtiny.training.order import ByLength
 from sbtiny.training.rows import tokenized
 from sbtiny.training.watch import Watch
 
+ALIKE, MANY = 0.995, 50  # cosine, and so many rows of an output embedding are alike only where none was ever trained
+
 
 def prepare(policy: Policy, rows: Sequence[dict[str, Any]], settings: Settings) -> Dataset:
     """Token rows for TRL; raises InputError for a row that is too long (it would lose its end in silence) or trains nothing."""
     turn_end, max_length = policy.tokenizer.eos_token_id, settings.sft.max_length
     ready = []
     for row in rows:
-        example = tokenized(policy.encode, row, turn_end, prompt_ids(policy.tokenizer, row["question"]))
+        example = tokenized(policy.encode, row, turn_end, prompt_ids(policy.tokenizer, row["question"]), policy.form)
         if len(example["input_ids"]) > max_length:
             raise InputError(
                 f"row {row['id']} has {len(example['input_ids'])} tokens, over sft.max_length {max_length}: raise it or drop the row"
@@ -37,6 +41,21 @@ def prepare(policy: Policy, rows: Sequence[dict[str, Any]], settings: Settings) 
     if not ready:
         raise InputError("no rows to train on")
     return Dataset.from_list(ready)
+
+
+def check_tags(policy: Policy) -> None:
+    """Raises InputError for a tag with a token that no text of the pretraining had: LoRA leaves the head alone, which cannot tell it apart.
+
+    The rows of such tokens never moved away from each other, (vocabulary, width).
+    """
+    rows = functional.normalize(policy.model.get_output_embeddings().weight.detach().float(), dim=1)
+    for tag in (BUDGET_OPEN, BUDGET_CLOSE, policy.form.opening, policy.form.closing):
+        for token in policy.encode(tag):
+            if int((rows @ rows[token] > ALIKE).sum()) > MANY:
+                raise InputError(
+                    f"this model cannot learn to write {tag}: its pretraining never met {policy.tokenizer.decode([token])!r}; "
+                    "use --format solution, or another model"
+                )
 
 
 def arguments(settings: Settings, output: Path, updates: int) -> SFTConfig:

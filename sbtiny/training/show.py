@@ -7,7 +7,8 @@ from itertools import accumulate
 from rich.console import Console
 from rich.text import Text
 
-from sbtiny.budget.protocol import TAG
+from sbtiny.budget.protocol import FORMATS, SOLUTION, Format
+from sbtiny.budget.template import fitted
 from sbtiny.errors import InputError
 from sbtiny.training.rows import read_labelled, tokenized
 
@@ -16,7 +17,7 @@ SEPARATOR = "▏"  # between tokens where underlines cannot be seen
 VISIBLE = {code: 0x2400 + code for code in range(32)} | dict.fromkeys(range(0x7F, 0xA0), "�") | {10: "↵\n"}
 
 
-def show_row(file: str, model_name: str, row: int) -> None:
+def show_row(file: str, model_name: str, row: int, form: Format = SOLUTION) -> None:
     """Print the row of that number (from 1) in the tokens of a model; needs its tokenizer, not its weights.
 
     The prompt is dimmed, trained tokens are green, tags bold, every other token underlined. Raises InputError for a
@@ -28,9 +29,10 @@ def show_row(file: str, model_name: str, row: int) -> None:
     from sbtiny.models.load import load_tokenizer, prompt_ids
 
     chosen, tokenizer = rows[row - 1], load_tokenizer(model_name)
+    tokenizer.chat_template = fitted(tokenizer.chat_template, form)
     encode = partial(tokenizer.encode, add_special_tokens=False)
     prompt = prompt_ids(tokenizer, chosen["question"])
-    ids = tokenized(encode, chosen, tokenizer.eos_token_id, prompt)["input_ids"]
+    ids = tokenized(encode, chosen, tokenizer.eos_token_id, prompt, form)["input_ids"]
     pieces = [tokenizer.decode([i], skip_special_tokens=False, clean_up_tokenization_spaces=False) for i in ids]
     console = Console(soft_wrap=True, highlight=False)
     console.print(painted(pieces, len(prompt), console.is_terminal))
@@ -45,6 +47,7 @@ def painted(pieces: Sequence[str], prompt: int, underline: bool) -> Text:
     for number, piece in enumerate(shown):
         style = "underline" if underline and number % 2 else ""
         (read if number < prompt else written).append(piece, style)
-    written.highlight_regex(TAG, "bold")
+    for form in FORMATS.values():
+        written.highlight_regex(form.tag, "bold")
     whole = Text.assemble(read, written)
     return whole if underline else Text(SEPARATOR, "dim").join(whole.divide(list(accumulate(map(len, shown)))[:-1]))

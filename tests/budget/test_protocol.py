@@ -4,21 +4,21 @@ import re
 from itertools import pairwise
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from sbtiny.budget.protocol import (
     BUDGET_CLOSE,
     BUDGET_OPEN,
     MAX_BUDGET,
-    SOLUTION_CLOSE,
-    SOLUTION_OPEN,
-    TAG,
+    SOLUTION,
+    THINK,
     BudgetChoice,
     Outcome,
     body_length,
     parse,
     parse_budget_option,
+    parts,
     prefill,
     render,
 )
@@ -83,13 +83,27 @@ CASES = [
     ("<budget>5</budget>x</solution>", Outcome.NO_SOLUTION, 5, None),
     ("<budget>5</budget><solution></solution>", Outcome.EMPTY_SOLUTION, 5, ""),
     ("<budget>5</budget><solution> \n</solution>", Outcome.EMPTY_SOLUTION, 5, " \n"),
+    ("<budget>5</budget><think>a</think>b", Outcome.OK, 5, "a"),
+    ("<budget>5</budget>\n<think></think>\n\nb", Outcome.OK, 5, ""),
+    ("<budget>5</budget><think>a <solution> </solution></think>b </solution>", Outcome.OK, 5, "a <solution> </solution>"),
+    ("<budget>5</budget><thi", Outcome.CUT, 5, None),
+    ("<budget>5</budget><think>a</thi", Outcome.CUT, 5, "a"),
+    ("<budget>5</budget><think>a</think> \n", Outcome.CUT, 5, "a"),
+    ("<budget>5</budget></think>a", Outcome.NO_SOLUTION, 5, None),
+    ("<budget>5</budget> so <think>a</think>b", Outcome.NO_SOLUTION, 5, None),
+    ("<budget>0</budget><think>a</think>b", Outcome.BUDGET_ZERO, None, "a"),
+    ("<budget>5</budget><think>a<think>b</think>c", Outcome.NESTED_TAG, 5, "a<think>b"),
+    ("<budget>5</budget><think>a</think>b</think>", Outcome.REPEATED_TAG, 5, "a"),
+    ("<budget>5</budget><think>a</think>b<budget>6</budget>", Outcome.REPEATED_TAG, 5, "a"),
+    ("<budget>5</budget><solution>a <think> b </think></solution>", Outcome.OK, 5, "a <think> b </think>"),
+    ("<think>a</think>b", Outcome.NO_BUDGET, None, None),
 ]
 
 budgets = st.integers(1, MAX_BUDGET)
-bodies = st.text(max_size=40).filter(lambda body: not TAG.search(body))
+bodies = st.text(max_size=40).filter(lambda body: not SOLUTION.tag.search(body))
 spaces = st.text(" \n\t", max_size=3)
-TAGS = [BUDGET_OPEN, BUDGET_CLOSE, SOLUTION_OPEN, SOLUTION_CLOSE]
-BITS = ["<", "</", "<bud", "get>", "</solu", "tion>", ">", "-", ".", " ", "\n", "word", "é", "٥", "\x00", "<think>"]
+TAGS = [BUDGET_OPEN, BUDGET_CLOSE, SOLUTION.opening, SOLUTION.closing]
+BITS = ["</think>", "<thi", "<", "</", "<bud", "get>", "</solu", "tion>", ">", "-", ".", " ", "\n", "word", "é", "٥", "\x00", "<think>"]
 fragments = st.sampled_from([*TAGS, *BITS, "0", "7", "12", "9999999"])
 junk = st.lists(fragments, max_size=12).map("".join)
 
@@ -98,7 +112,8 @@ junk = st.lists(fragments, max_size=12).map("".join)
 def spoiled(draw: st.DrawFn) -> str:
     """A well-formed text in which one piece may be missing and another may be too many."""
     pieces = [draw(spaces), BUDGET_OPEN, draw(st.sampled_from(["1", " 12", "00", "x", ""])), BUDGET_CLOSE, draw(spaces)]
-    pieces += [SOLUTION_OPEN, draw(junk), SOLUTION_CLOSE, draw(spaces)]
+    form, after = draw(st.sampled_from([SOLUTION, THINK])), draw(spaces | junk)
+    pieces += [form.opening, draw(junk), form.closing, after]
     if draw(st.booleans()):
         pieces.pop(draw(st.integers(0, len(pieces) - 1)))
     if draw(st.booleans()):
@@ -108,6 +123,9 @@ def spoiled(draw: st.DrawFn) -> str:
 
 WELL_FORMED = re.compile(
     r"\s*<budget>\s*([0-9]+)\s*</budget>\s*<solution>((?:(?!</?(?:budget|solution)>).)*)</solution>\s*", re.DOTALL
+)
+THOUGHT = re.compile(
+    r"\s*<budget>\s*([0-9]+)\s*</budget>\s*<think>((?:(?!</?(?:budget|think)>).)*)</think>((?:(?!</?(?:budget|think)>).)*)", re.DOTALL
 )
 
 
@@ -136,6 +154,34 @@ def test_round_trip(budget: int, body: str, before: str, between: str, after: st
     assert (before + text + after)[parsed.start : parsed.end] == body
 
 
+@given(budgets, st.text(max_size=40).filter(lambda text: not THINK.tag.search(text)), bodies)
+def test_think_round_trip(budget: int, thoughts: str, answer: str):
+    assume(not THINK.tag.search(answer) and answer.strip())
+    parsed = parse(render(budget, f"{thoughts}</think>{answer}", THINK))
+    assert (parsed.outcome, parsed.budget) == ("ok", budget)
+    assert (parsed.body, parsed.answer) == (thoughts, answer)
+
+
+@pytest.mark.parametrize(
+    ("response", "body", "after"),
+    [
+        ("<think>\na\n</think>\n\nIt is 4.", "\na\n", "\n\nIt is 4."),
+        ("a\n</think>\n\nIt is 4.", "a\n", "\n\nIt is 4."),  # the prompt had opened it
+        ("3+1=4\nso\n\\boxed{4}\n", "3+1=4\nso\n", "\\boxed{4}"),
+        ("\\boxed{4}", "", "\\boxed{4}"),
+    ],
+)
+def test_a_plain_answer_becomes_thoughts_and_answer(response: str, body: str, after: str):
+    assert parts(response, THINK) == (body, after)
+    assert parts(response, SOLUTION) == (response, "")
+
+
+@pytest.mark.parametrize("response", ["a<think>b</think>c", "a</think>b</think>c", "a <budget>"])
+def test_an_answer_with_tags_left_over_is_refused(response: str):
+    with pytest.raises(ValueError, match="holds the tag <"):
+        parts(response, THINK)
+
+
 @given(budgets, bodies, st.data())
 def test_a_strict_prefix_is_cut(budget: int, body: str, data: st.DataObject):
     text = render(budget, body)
@@ -149,8 +195,8 @@ def test_a_strict_prefix_is_cut(budget: int, body: str, data: st.DataObject):
 @settings(max_examples=400)
 @given(junk | spoiled() | spoiled().map(lambda text: text[: len(text) // 2]))
 def test_cut_means_that_it_could_still_become_right(text: str):
-    template = "<budget>1</budget><solution>x</solution>"
-    endings = [template[i:] for i in range(len(template) + 1)]
+    templates = ("<budget>1</budget><solution>x</solution>", "<budget>1</budget><think>x</think>y")
+    endings = [template[i:] for template in templates for i in range(len(template) + 1)]
     can = any(parse(text + ending).ok for ending in endings) and not parse(text).ok and bool(text.strip())
     assert (parse(text).outcome == "cut") == can
 
@@ -159,8 +205,8 @@ def test_cut_means_that_it_could_still_become_right(text: str):
 @given(junk | spoiled() | st.text())
 def test_any_text_is_read_and_agrees_with_the_grammar(text: str):
     parsed = parse(text)
-    match = WELL_FORMED.fullmatch(text)
-    right = match and match[2].strip() and 1 <= int(match[1]) <= MAX_BUDGET
+    match = WELL_FORMED.fullmatch(text) or THOUGHT.fullmatch(text)
+    right = match and match[match.lastindex].strip() and 1 <= int(match[1]) <= MAX_BUDGET
     assert parsed.ok == bool(right)
     if right:
         assert (parsed.budget, parsed.body) == (int(match[1]), match[2])
@@ -188,7 +234,7 @@ def test_prefill_refuses_what_parse_would_refuse(budget: int):
         prefill(budget)
 
 
-@pytest.mark.parametrize("tag", [BUDGET_OPEN, BUDGET_CLOSE, SOLUTION_OPEN, SOLUTION_CLOSE])
+@pytest.mark.parametrize("tag", [BUDGET_OPEN, BUDGET_CLOSE, SOLUTION.opening, SOLUTION.closing])
 def test_render_refuses_tags_in_the_body(tag: str):
     with pytest.raises(ValueError, match="character 1"):
         render(5, f"a{tag}b")
@@ -204,6 +250,13 @@ def test_body_length_of_any_split(budget: int, body: str, data: st.DataObject):
     held = sum(any(parsed.start <= i < parsed.end for i in range(*span)) for span in spans)
     assert body_length([text[a:b] for a, b in spans], parsed) == held
     assert body_length(list(text), parsed) == len(body)
+
+
+def test_thoughts_and_answer_are_counted_together():
+    pieces = ["<budget>5</budget>", "<think>", "a", "b", "</", "think", ">", "\n", "c", ""]
+    assert body_length(pieces, parse("".join(pieces))) == 5  # the empty one behind the tag too
+    assert body_length(["<budget>5</budget><think>a", "b</th", "ink>c"], parse("<budget>5</budget><think>ab</think>c")) == 3
+    assert body_length(["<budget>5</budget><think></think>", "c", "d"], parse("<budget>5</budget><think></think>cd")) == 2
 
 
 def test_body_length_by_hand():

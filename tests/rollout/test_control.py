@@ -84,6 +84,25 @@ def test_a_tag_that_closes_just_at_the_limit_is_let_through() -> None:
     assert (stands, any(injected), stopped, control.used) == (words, False, False, 4)
 
 
+THOUGHT = "<budget>4</budget><think>"
+
+
+@given(st.sets(st.integers(0, 80)), st.text("ab<>/think ", max_size=24), st.text("ab \n", max_size=9))
+def test_thoughts_and_the_answer_behind_them_are_counted(cuts: set[int], thoughts: str, answer: str) -> None:
+    assume("</think>" not in thoughts)
+    text = f"{THOUGHT}x{thoughts}</think>{answer}y"
+    pieces = chopped(text, cuts)
+    control = Control(Limits(ceiling=10_000))
+    assert {control.see(piece) for piece in pieces} == {Verdict.GO}
+    assert (control.place, control.used) == (Place.AFTER, body_length(pieces, parse(text)))
+
+
+def test_the_answer_has_the_reserve_to_itself() -> None:
+    words = [THOUGHT, "a", "b", "</think>", "c", "d", "e", "f", "g"]
+    stands, injected, _, stopped = play(words, Limits(ceiling=2, wrap_up=(1, 2), reserve=3))
+    assert (stands, any(injected), stopped) == ([THOUGHT, "a", "b", "</think>", "c", "d", "e"], False, True)
+
+
 def test_what_only_began_like_the_tag_is_charged_to_the_reserve() -> None:
     words = [HEAD, "a", "</", "sol", "o", "b", "c", "d", "e"]
     stands, _, _, stopped = play(words, Limits(ceiling=1, wrap_up=(1, 2), reserve=6))

@@ -6,7 +6,7 @@ from threading import Event
 import pytest
 import torch
 
-from sbtiny.budget.protocol import SOLUTION_CLOSE, SOLUTION_OPEN, body_length
+from sbtiny.budget.protocol import SOLUTION, body_length
 from sbtiny.errors import InputError
 from sbtiny.rollout.control import Limits
 from sbtiny.rollout.engine import Engine
@@ -23,7 +23,7 @@ def asked(policy, count: int, **more) -> list[Request]:
 
 def body(policy, episode: Episode) -> int:
     """Tokens after the opening tag, or all of them where there is none: never fewer than the body has."""
-    if episode.request.prefill or SOLUTION_OPEN not in episode.text:
+    if episode.request.prefill or SOLUTION.opening not in episode.text:
         return len(episode.completion_ids) - episode.ended
     return body_length([policy.engine.pieces[i] for i in episode.completion_ids], episode.parsed)
 
@@ -33,7 +33,7 @@ def held(policy, episodes: list[Episode], limits: Limits) -> None:
         forced = [i for i, injected in zip(episode.completion_ids, episode.injected, strict=True) if injected]
         assert len(episode.injected) == len(episode.completion_ids)
         assert forced in ([], list(limits.wrap_up))
-        tag = len(policy.encode(SOLUTION_CLOSE)) if episode.parsed.ok else 0
+        tag = len(policy.encode(SOLUTION.closing)) if episode.parsed.ok else 0
         assert body(policy, episode) <= limits.ceiling + limits.reserve + tag
         assert (episode.stop_reason == "ceiling") >= bool(forced)
 

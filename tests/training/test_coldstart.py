@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sbtiny.budget.protocol import SOLUTION_CLOSE, parse, prefill
+from sbtiny.budget.protocol import SOLUTION, parse, prefill
 from sbtiny.config import DataSettings
 from sbtiny.errors import Failed, InputError
 from sbtiny.models.load import prompt_ids
@@ -30,7 +30,7 @@ DATA = DataSettings(max_tokens=600, slots=8)
 
 
 def example(policy: Policy, row: dict) -> dict[str, list[int]]:
-    return tokenized(policy.encode, row, policy.tokenizer.eos_token_id, prompt_ids(policy.tokenizer, row["question"]))
+    return tokenized(policy.encode, row, policy.tokenizer.eos_token_id, prompt_ids(policy.tokenizer, row["question"]), policy.form)
 
 
 def says(*texts: str, stop: str = "end"):
@@ -55,7 +55,7 @@ def test_the_label_is_the_number_of_tokens_between_the_tags(policy: Policy, resp
     row = label(policy, SUM, response)
     found, prompt = example(policy, row), prompt_ids(policy.tokenizer, SUM.question)
     completion = found["input_ids"][len(prompt) :]
-    opening, closing = policy.encode(prefill(row["budget"])), policy.encode(SOLUTION_CLOSE)
+    opening, closing = policy.encode(prefill(row["budget"])), policy.encode(SOLUTION.closing)
     assert found["input_ids"][: len(prompt)] == prompt
     assert completion[: len(opening)] == opening
     assert completion[-1] == policy.tokenizer.eos_token_id
@@ -108,7 +108,7 @@ def test_a_label_of_another_tokenizer_is_refused(policy: Policy, off: int) -> No
 @pytest.mark.parametrize("tag", ["<budget>", "</budget>", "<solution>", "</solution>"])
 def test_an_answer_with_a_tag_in_it_is_refused(policy: Policy, tag: str) -> None:
     row = label(policy, SUM, f"so {tag} 7")
-    with pytest.raises(InputError, match=f"row q1: the response holds the tag {tag}"):
+    with pytest.raises(InputError, match=f"row q1: the answer holds the tag {tag}"):
         example(policy, row)
 
 
@@ -247,7 +247,7 @@ def test_traces_that_are_unfinished_or_wrong_are_dropped(policy: Policy) -> None
     ],
 )
 def test_a_trace_with_budget_tags_is_refused(policy: Policy, response: str) -> None:
-    with pytest.raises(InputError, match=r"trace t2 already holds the tag <\w+>: give the plain answers"):
+    with pytest.raises(InputError, match=r"trace t2: the answer holds the tag <\w+> at character \d+: give the plain answers"):
         label_traces(policy, [trace("t1", "\\boxed{7}"), trace("t2", response)], auto)
 
 

@@ -46,7 +46,7 @@ def test_every_token_is_shown_once_and_counted(
     show_row(file, "tiny", 2)
     shown, counts = capsys.readouterr().out.rstrip().rsplit("\n", 1)
     prompt = prompt_ids(policy.tokenizer, SUM.question)
-    ids = tokenized(policy.encode, row, policy.tokenizer.eos_token_id, prompt)["input_ids"]
+    ids = tokenized(policy.encode, row, policy.tokenizer.eos_token_id, prompt, policy.form)["input_ids"]
     assert shown.count(SEPARATOR) + 1 == len(ids)
     text = shown.replace(SEPARATOR, "").replace("↵\n", "\n")
     assert SUM.question in text

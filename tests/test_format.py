@@ -1,0 +1,103 @@
+"""`--format think` from the cold start to the files: every stage writes, rewards and counts the same tags."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from sbtiny import runs, stages
+from sbtiny.budget.protocol import THINK, prefill
+from sbtiny.budget.template import ending, fitted
+from sbtiny.cli import app
+from sbtiny.config import EvalSettings, GrpoSettings, Settings, SftSettings
+from sbtiny.errors import InputError
+from sbtiny.models.load import load
+from sbtiny.rollout.policy import Policy
+from sbtiny.tasks import arithmetic
+from sbtiny.training.coldstart import label
+from sbtiny.training.rows import tokenized
+
+EVAL = EvalSettings(limit=4, max_tokens=40, slots=4)
+
+
+@pytest.fixture(scope="module")
+def knowing(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The bundled model with rows of their own for the tokens of `<think>`, which no text of its pretraining had."""
+    folder = tmp_path_factory.mktemp("knowing") / "model"
+    model, tokenizer = load("tiny")
+    weight = model.get_input_embeddings().weight
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for i in tokenizer.encode("<think", add_special_tokens=False):
+            weight[i] = torch.randn(weight.shape[1]) * weight.norm(dim=1).mean() / weight.shape[1] ** 0.5
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def thinking(tiny, knowing: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A GRPO run of two updates from a cold start of seconds that answers `<think>` one line `</think>` and a box."""
+    folder = tmp_path_factory.mktemp("think")
+    asked = arithmetic.questions("train", 64, seed=5)
+    policy = Policy(*tiny, slots=2)
+    data = folder / "rows.jsonl"
+    runs.write_jsonl(data, [label(policy, q, f"So.\n\\boxed{{{q.answer}}}") for q in asked])
+    sft = SftSettings(data=str(data), steps=300, lr=3e-3)
+    start = stages.run_sft(Settings(model=knowing, format="think", sft=sft), folder / "sft")
+    grpo = GrpoSettings(steps=2, prompts=2, group=4, micro_batch=8, max_tokens=40, limit=4, sample_steps=1, slots=8)
+    return stages.run_grpo(Settings(grpo=grpo), start, folder / "grpo", force=True)
+
+
+def test_the_format_is_taken_over_and_kept_to(thinking: Path, tmp_path: Path) -> None:
+    assert runs.read_run(thinking)["format"] == "think"
+    found = stages.run_eval(str(thinking), Settings(eval=EVAL), tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "eval_samples.jsonl").read_text().splitlines()]
+    assert found["format_rate"] >= 0.75
+    assert any("</think>\\boxed{" in row["text"] for row in rows)
+    given = stages.run_eval(str(thinking), Settings(eval=replace(EVAL, budget="7")), tmp_path / "given")
+    assert given["mean_budget"] == 7
+    assert (tmp_path / "given" / "eval_samples.jsonl").read_text().count(json.dumps(prefill(7, THINK))[1:-1]) == 4
+
+
+def test_a_tag_of_letters_never_met_is_refused_before_hours_are_spent(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"cannot learn to write <think>: its pretraining never met '<'.*--format solution"):
+        stages.run_sft(Settings(format="think"), tmp_path / "sft")
+    assert not (tmp_path / "sft").exists()
+
+
+def test_thoughts_and_answer_make_the_label(tiny) -> None:
+    policy = Policy(*tiny, slots=2, form=THINK)
+    question = arithmetic.questions("train", 1, seed=5)[0]
+    row = label(policy, question, "So.\n\\boxed{4}")
+    ids = tokenized(policy.encode, row, 2, (), THINK)["input_ids"]
+    count = len(policy.encode("So.\n")) + len(policy.encode("\\boxed{4}"))
+    assert policy.tokenizer.decode(ids[:-1]) == f"<budget>{count}</budget><think>So.\n</think>\\boxed{{4}}"
+
+
+def test_the_files_prefill_the_same_tags(thinking: Path, tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    few = ["--questions", "4", "--set", "eval.max_tokens=40", "--set", "eval.slots=4"]
+    app(["export", str(thinking), "--gguf", "f16", "--format", "think", "-o", str(tmp_path / "out"), *few], standalone_mode=False)
+    told = json.loads((tmp_path / "out" / "export.json").read_text())
+    assert (told["format"], told["passed"]) == ("think", True), told["failures"]
+    file = tmp_path / "out" / "grpo-f16.gguf"
+    assert stages.open_policy(str(file), Settings(), 4).form is THINK
+    assert stages.open_policy(str(tmp_path / "out" / "merged"), Settings(), 4).form is THINK
+    assert "<budget>200</budget><think>" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_run_is_not_exported_in_tags_that_it_does_not_write(thinking: Path, started: Path) -> None:
+    for run, other, trained in ((thinking, "solution", "think"), (started, "think", "solution")):
+        with pytest.raises(InputError, match=f"trained to write <{trained}>, not <{other}>.*sft --format {other}"):
+            app(["export", str(run), "--gguf", "none", "--format", other], standalone_mode=False)
+    with pytest.raises(InputError, match="choose from solution, think"):
+        app(["export", str(started), "--gguf", "none", "--format", "xml"], standalone_mode=False)
+
+
+def test_a_prompt_does_not_open_the_thoughts_before_the_number() -> None:
+    template = "{% if add_generation_prompt %}{{'<A><think>\\n'}}{% endif %}"
+    assert fitted(template, THINK) == "{% if add_generation_prompt %}{{'<A>'}}{% endif %}"
+    assert ending(THINK).endswith("<think>{% endif %}")
