@@ -34,7 +34,7 @@ AT_LEAST_1 = (
     *("grpo.patience", "grpo.slots", "eval.limit", "eval.max_tokens", "eval.slots"),
 )
 AT_LEAST_0 = (
-    *("eval.cut", "eval.ceiling", "eval.temperature", "data.temperature"),
+    *("data.keep", "eval.cut", "eval.ceiling", "eval.temperature", "data.temperature"),
     *("sft.steps", "sft.save_steps", "grpo.save_steps", "grpo.beta"),
 )
 ABOVE_0 = ("sft.epochs", "sft.lr", "grpo.lr", "grpo.clip")
@@ -47,8 +47,9 @@ class DataSettings:
     """Cold-start data: the model's own correct answers."""
 
     task: str = "arithmetic"
-    limit: int = 3200  # questions
-    samples: int = 1  # answers sampled for each question
+    limit: int = 1200  # questions
+    samples: int = 4  # answers sampled for each question
+    keep: int = 2  # rows of a question: of its correct answers the shortest, the longest, and evenly between; 0 keeps all
     temperature: float = 0.7
     max_tokens: int = 900
     verifier: str = "auto"

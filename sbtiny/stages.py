@@ -110,7 +110,7 @@ def build_data(
 
 def told(harvest: coldstart.Harvest, file: Path) -> None:
     """What came of it, on stderr: rows, what was dropped and why, lengths by level."""
-    why = {"wrong": harvest.wrong, "cut": harvest.cut, "evaluation questions": harvest.leaked}
+    why = {"wrong": harvest.wrong, "cut": harvest.cut, "spare": harvest.spare, "evaluation questions": harvest.leaked}
     dropped = ", ".join(f"{count} {name}" for name, count in why.items() if count) or "none"
     console.print(f"{len(harvest.rows)} labelled rows of {harvest.sampled} answers in {file}; dropped: {dropped}")
     table = Table("level", "rows", "accepted", "p10", "p50", "p90", "longest", box=None, title="tokens by level")

@@ -28,23 +28,26 @@ Verify = Callable[[str, Question], bool]
 
 @dataclass(frozen=True, slots=True)
 class Harvest:
-    """Labelled rows and what was left out: answers cut at the limit, wrong ones, and evaluation questions (`leaked`)."""
+    """Labelled rows and what was left out: answers cut at the limit, wrong ones, evaluation questions (`leaked`), and correct ones that are
+    no more of a question's than `data.keep` (`spare`)."""
 
     rows: list[dict[str, Any]]
     sampled: int
     cut: int
     wrong: int
     leaked: int = 0
+    spare: int = 0
     asked: dict[int | None, int] = field(default_factory=dict)  # answers looked at, by level
+    right: dict[int | None, int] = field(default_factory=dict)  # of them correct
 
     def levels(self) -> list[dict[str, Any]]:
-        """For each level, and over all: rows, the share accepted, and percentiles of their length in tokens."""
+        """For each level, and over all: rows, the share of answers accepted, and percentiles of the rows' length in tokens."""
         found = sorted(self.asked, key=lambda level: (level is None, level))
-        groups = [(level, [r["budget"] for r in self.rows if r["level"] == level], self.asked[level]) for level in found]
-        every = ("all", [r["budget"] for r in self.rows], self.sampled)
+        groups = [(level, [r for r in self.rows if r["level"] == level], self.right.get(level, 0), self.asked[level]) for level in found]
+        every = ("all", self.rows, sum(self.right.values()), self.sampled)
         return [
-            {"level": level, "rows": len(lengths), "accepted": round(len(lengths) / looked, 4)} | percentiles(lengths)
-            for level, lengths, looked in [*groups, every]
+            {"level": level, "rows": len(rows), "accepted": round(right / looked, 4)} | percentiles([r["budget"] for r in rows])
+            for level, rows, right, looked in [*groups, every]
         ]
 
 
@@ -122,13 +125,15 @@ def harvest(
     if todo:
         sample_answers(policy, [requests[i] for i in todo], data.temperature, each)
     found = [partial.done[i] for i in range(len(requests))]
-    rows = with_b_max([line["row"] for line in found if line["row"]])
+    right = with_b_max([line["row"] for line in found if line["row"]])
+    rows = apart(right, data.keep)
     cut, wrong = (sum(line["kind"] == kind for line in found) for kind in ("cut", "wrong"))
     if not rows:
         partial.path.unlink()
         limit = f"cut at {data.max_tokens} tokens; check --task or data.max_tokens"
         raise Failed(f"no usable answer in {len(found)}: {wrong} wrong, {cut} {limit}")
-    return Harvest(rows, len(found), cut, wrong, asked=by_level(asked))
+    counts = {"asked": by_level(asked), "right": by_level(right)}
+    return Harvest(rows, len(found), cut, wrong, spare=len(right) - len(rows), **counts)
 
 
 def digest(name: str, questions: Sequence[Question], data: DataSettings, seed: int) -> str:
@@ -162,8 +167,25 @@ def with_b_max(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [row | {"b_max": first[row["id"]]} for row in rows]
 
 
-def by_level(items: Sequence[Question | Trace]) -> dict[int | None, int]:
-    levels = [item.level for item in items]
+def apart(rows: list[dict[str, Any]], keep: int) -> list[dict[str, Any]]:
+    """At most `keep` rows of each question, as far apart in length as they are: the shortest, the longest, and evenly between; 0 is all.
+
+    Where a question has one row, its length follows from the question, and the number has nothing to say; of two far apart it says all.
+    """
+    if not keep:
+        return rows
+    lengths: dict[str, dict[int, int]] = {}
+    for i, row in enumerate(rows):
+        lengths.setdefault(row["id"], {}).setdefault(row["budget"], i)
+    kept: set[int] = set()
+    for by_length in lengths.values():
+        order = [by_length[length] for length in sorted(by_length)]
+        kept |= {order[round(n * (len(order) - 1) / max(1, keep - 1))] for n in range(keep)}
+    return [row for i, row in enumerate(rows) if i in kept]
+
+
+def by_level(items: Sequence[Question | Trace | dict[str, Any]]) -> dict[int | None, int]:
+    levels = [item["level"] if isinstance(item, dict) else item.level for item in items]
     return {level: levels.count(level) for level in dict.fromkeys(levels)}
 
 
@@ -193,4 +215,4 @@ def label_traces(policy: Policy, traces: Sequence[Trace], verify: Verify) -> Har
             rows.append(label(policy, question, trace.response))
     if not rows:
         raise Failed(f"no usable trace in {len(traces)}: {wrong} wrong, {cut} unfinished")
-    return Harvest(rows, len(traces), cut, wrong, asked=by_level(traces))
+    return Harvest(rows, len(traces), cut, wrong, asked=by_level(traces), right=by_level(rows))

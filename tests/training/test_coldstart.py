@@ -15,7 +15,7 @@ from sbtiny.rollout.policy import Policy
 from sbtiny.tasks import arithmetic
 from sbtiny.tasks.sources import Question, Trace
 from sbtiny.tasks.verify import auto
-from sbtiny.training.coldstart import Harvest, harvest, label, label_traces, requests_for, sample_answers
+from sbtiny.training.coldstart import Harvest, apart, harvest, label, label_traces, requests_for, sample_answers
 from sbtiny.training.rows import tokenized
 
 SUM = Question("q1", "Tom has 3 coins.\na) finds 4\nHow many coins?", "7", 1)
@@ -26,7 +26,7 @@ RESPONSES = (
     "Wait, <think>numbers like 33 and 1,000,000 and 99</think> so 7",
     "naïve – 数学 🙂",
 )
-DATA = DataSettings(max_tokens=600, slots=8)
+DATA = DataSettings(samples=1, max_tokens=600, slots=8)
 
 
 def example(policy: Policy, row: dict) -> dict[str, list[int]]:
@@ -150,7 +150,7 @@ def test_every_question_is_asked_as_often_as_told_and_in_order(policy: Policy) -
 def test_a_real_harvest_adds_up_and_every_row_can_be_trained(policy: Policy, gather) -> None:
     asked = arithmetic.questions("train", 12, seed=5)
     found = gather(asked, lambda text, question: question.level % 2 == 0)
-    assert found.sampled == 12 == len(found.rows) + found.wrong + found.cut
+    assert found.sampled == 12 == len(found.rows) + found.wrong + found.cut + found.spare
     assert {row["id"] for row in found.rows} <= {q.id for q in asked if q.level % 2 == 0}
     for row in found.rows:
         assert sum(example(policy, row)["completion_mask"]) > row["budget"]
@@ -254,3 +254,12 @@ def test_a_trace_with_budget_tags_is_refused(policy: Policy, response: str) -> N
 def test_traces_without_one_to_use_are_a_failure(policy: Policy) -> None:
     with pytest.raises(Failed, match="no usable trace in 2: 1 wrong, 1 unfinished"):
         label_traces(policy, [trace("a", "\\boxed{8}"), trace("b", "\\boxed{7}", finished=False)], auto)
+
+
+@pytest.mark.parametrize(
+    ("keep", "left"),
+    [(0, [30, 10, 50, 20, 50, 7]), (1, [10, 7]), (2, [10, 50, 7]), (3, [30, 10, 50, 7]), (4, [30, 10, 50, 20, 7])],
+)
+def test_the_rows_kept_of_a_question_are_far_apart(keep: int, left: list[int]) -> None:
+    rows = [{"id": "a", "budget": b} for b in (30, 10, 50, 20, 50)] + [{"id": "b", "budget": 7}]
+    assert [row["budget"] for row in apart(rows, keep)] == left
