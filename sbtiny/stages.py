@@ -36,7 +36,7 @@ from sbtiny.evaluation import cutting, evaluate  # noqa: E402
 from sbtiny.rollout import llama_cpp, vllm  # noqa: E402
 from sbtiny.rollout.episode import Episode  # noqa: E402
 from sbtiny.rollout.policy import Policy  # noqa: E402
-from sbtiny.training import checkpoint, coldstart, grpo, preflight, rollouts, sft  # noqa: E402
+from sbtiny.training import checkpoint, coldstart, grpo, preflight, ranks, rollouts, sft  # noqa: E402
 from sbtiny.training.fitting import fitting  # noqa: E402
 from sbtiny.training.scoring import GroupReward  # noqa: E402
 
@@ -134,13 +134,16 @@ def keeping(folder: Path, verb: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
+        if not ranks.first():
+            raise
         checkpoint.tidy(folder)
         saved = checkpoint.last_checkpoint(folder)
         console.print(f"\nstopped; {folder} keeps metrics and samples", f"and {saved.name}" if saved else "")
         console.print(f"go on with: sbtiny {verb} --resume --output {folder}")
         raise
     except Exception as error:  # what the libraries raise when they cannot write is of no common kind
-        checkpoint.tidy(folder)
+        if ranks.first():
+            checkpoint.tidy(folder)
         if reason := DISK.search(str(error)):
             why = "torch could not write all of a file" if reason[0] == "inline_container" else reason[0]
             raise InputError(f"cannot write {folder}: {why}; free space or choose another --output") from error
@@ -159,22 +162,24 @@ def run_sft(settings: Settings, output: Path | None, resume: bool = False) -> Pa
 
     Everything that can be wrong is read before the folder is made.
     """
+    ranks.join()
     kept = output / "data.jsonl" if resume and output else None
     given = settings.sft.data or (str(kept) if kept and kept.is_file() else None)
     rows = read_labelled(given) if given else []
     questions = [] if given else load_questions(settings.data.task, "train", 1, settings.seed)
-    last = going_on(output, settings, "sft", rows) if resume and output else None
+    last = ranks.once(lambda: going_on(output, settings, "sft", rows)) if resume and output else None
     policy = open_policy(settings.model, settings, settings.data.slots, trainable=True)
     sft.check_tags(policy)
     dataset = sft.prepare(policy, rows, settings) if rows else None
     if not rows:
         policy.engine.check_room(settings.data.max_tokens)
-    folder = output if resume and output else runs.new("sft", output, settings, **trained_on(settings, policy))
+    ranks.share(settings.sft.batch, settings.sft.micro_batch, "sft.batch")
+    folder = output if resume and output else ranks.once(lambda: runs.new("sft", output, settings, **trained_on(settings, policy)))
     with keeping(folder, "sft"):
         if dataset is None and questions:
             with policy.model.disable_adapter():
                 policy.refresh()
-                rows = build_data(settings, folder / "data.jsonl", policy=policy).rows
+                rows = ranks.once(lambda: build_data(settings, folder / "data.jsonl", policy=policy).rows)
             dataset = sft.prepare(policy, rows, settings)
         matters = checkpoint.mattering(settings, "sft", rows)
 
@@ -214,17 +219,20 @@ def run_grpo(
 
     `reward` takes the place of the paper's. Raises Failed when the preflight finds it hopeless, unless `force`.
     """
+    ranks.join()
     settings = of_parent(settings, start)
     verify = load_verifier(settings.grpo.verifier)
     questions = training_questions(settings)
-    last = going_on(output, settings, "grpo", questions) if resume and output else None
+    last = ranks.once(lambda: going_on(output, settings, "grpo", questions)) if resume and output else None
     policy = open_policy(str(start), settings, settings.grpo.slots, trainable=True)
     policy.engine.check_room(settings.grpo.max_tokens)
-    folder = output if resume and output else runs.new("grpo", output, settings, parent=str(start), **trained_on(settings, policy))
+    about = {"parent": str(start)} | trained_on(settings, policy)
+    folder = output if resume and output else ranks.once(lambda: runs.new("grpo", output, settings, **about))
     with keeping(folder, "grpo"):
         if not last:
-            look = look_before(policy, questions, verify, settings)
-            runs.write_json(folder / "preflight.json", look)
+            look = ranks.once(lambda: look_before(policy, questions, verify, settings))
+            if ranks.first():
+                runs.write_json(folder / "preflight.json", look)
             preflight.insist(look, force)
         b_max = lengths_of(policy, questions, verify, settings, folder)
         matters = checkpoint.mattering(settings, "grpo", questions)
@@ -263,7 +271,8 @@ def lengths_of(
     if kept.is_file():
         return {key: float(value) for key, value in runs.read_json(kept).items()}
     b_max = rollouts.initial_lengths(policy, questions, verify, settings)
-    runs.write_json(kept, {key: str(value) for key, value in b_max.items()})
+    if ranks.first():
+        runs.write_json(kept, {key: str(value) for key, value in b_max.items()})
     return b_max
 
 

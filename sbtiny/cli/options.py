@@ -1,6 +1,7 @@
 """What the verbs share: their options, and the way from options to settings. Imports nothing heavy."""
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -82,7 +83,9 @@ def existing(name: str) -> Path:
 
 
 def out(value: Any, as_json: bool) -> None:
-    """A result on stdout: JSON alone, or YAML-like lines for a person."""
+    """A result on stdout: JSON alone, or YAML-like lines for a person; of several processes the first one speaks."""
+    if int(os.environ.get("RANK", 0)):
+        return
     if as_json:
         print(json.dumps(value, ensure_ascii=False))
     else:

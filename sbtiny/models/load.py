@@ -114,7 +114,7 @@ def _with_transformers(source: Source, four_bit: bool, dtype: Dtype | None) -> "
             ref,
             dtype=kind,
             attn_implementation="sdpa",
-            device_map={"": 0} if hardware.device == "cuda" else None,
+            device_map={"": int(os.environ.get("LOCAL_RANK", 0))} if hardware.device == "cuda" else None,
             quantization_config=_nf4(kind) if four_bit else None,
         )
     keep_4bit_gradients(model)

@@ -20,6 +20,7 @@ from sbtiny import runs
 from sbtiny.config import Settings, flatten, load
 from sbtiny.errors import InputError
 from sbtiny.progress import console
+from sbtiny.training import ranks
 
 SEAL = "sbtiny.json"
 # Change what is kept or how much is computed at a time, not what is learnt.
@@ -47,6 +48,9 @@ class Sealer(TrainerCallback):
             control.should_log = True  # the loss since the last log is kept in memory alone
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        ranks.wait()  # every process has files of its own in it
+        if not ranks.first():
+            return
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         sizes = {str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
         for name in sizes:

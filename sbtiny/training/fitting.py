@@ -13,7 +13,7 @@ from sbtiny.config import Settings
 from sbtiny.errors import Failed
 from sbtiny.progress import console
 from sbtiny.rollout.policy import Policy
-from sbtiny.training import checkpoint
+from sbtiny.training import checkpoint, ranks
 
 Train = Callable[[Settings, Path | None], None]  # with these settings, from this checkpoint
 
@@ -39,7 +39,9 @@ def fits(train: Train, settings: Settings, last: Path | None) -> bool:
     """False when memory ran out; with the error goes all that its traceback held."""
     try:
         train(settings, last)
-    except torch.OutOfMemoryError:
+    except torch.OutOfMemoryError as error:
+        if ranks.count() > 1:  # the others know nothing of it and wait for this process's gradients
+            raise Failed("out of memory in one of several processes: lower micro_batch and go on with --resume") from error
         return False
     return True
 

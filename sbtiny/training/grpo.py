@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from trl import GRPOConfig, GRPOTrainer
 
 from sbtiny.config import Settings
+from sbtiny.errors import InputError
 from sbtiny.rollout.policy import Policy
 from sbtiny.tasks.sources import Question
-from sbtiny.training import head
+from sbtiny.training import head, ranks
 from sbtiny.training.alarms import Alarms
 from sbtiny.training.arguments import common
 from sbtiny.training.checkpoint import Sealer, state_of
@@ -73,13 +74,14 @@ def trimmed(inputs: dict[str, Any]) -> dict[str, Any]:
 def arguments(settings: Settings, output: Path) -> GRPOConfig:
     """TRL's arguments from prompts a step and group size; the batch algebra is derived."""
     g = settings.grpo
-    answers = g.prompts * g.group
-    micro = min(g.micro_batch, answers)
+    if g.prompts % ranks.count():
+        raise InputError(f"grpo.prompts is {g.prompts}: {ranks.count()} processes cannot share its groups, set it to a multiple")
+    micro, passes = ranks.share(g.prompts * g.group, g.micro_batch, "grpo.prompts x grpo.group")
     return GRPOConfig(
         **common(settings, output, g.save_steps),
         per_device_train_batch_size=micro,
-        gradient_accumulation_steps=answers // micro,
-        steps_per_generation=answers // micro,
+        gradient_accumulation_steps=passes,
+        steps_per_generation=passes,
         num_generations=g.group,
         max_completion_length=g.max_tokens,
         max_steps=g.steps,

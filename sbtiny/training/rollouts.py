@@ -22,6 +22,7 @@ from sbtiny.rollout.policy import Policy
 from sbtiny.rollout.sampling import Sampling
 from sbtiny.runs import append_jsonl
 from sbtiny.tasks.sources import Question
+from sbtiny.training import ranks
 from sbtiny.training.figures import Scored, summary, warning
 from sbtiny.training.groups import SELF, Group, Kind, deal, kinds, spread
 from sbtiny.training.hindsight import needed, retold
@@ -44,14 +45,14 @@ def initial_lengths(
     The initial model is the policy without its adapter.
     """
     room, seed = settings.grpo.max_tokens, settings.seed * 7_919
-    requests = [policy.request(q.question, room, seed + i) for i, q in enumerate(questions)]
+    requests = ranks.mine([policy.request(q.question, room, seed + i) for i, q in enumerate(questions)])
     with policy.model.disable_adapter():
         policy.refresh()
         with bar("lengths of the initial model", len(requests)) as advance:
             episodes = policy.sample(requests, Sampling(settings.data.temperature), lambda *_: advance())
     policy.refresh()
-    pairs = zip(questions, episodes, strict=True)
-    return {q.id: float(e.length) if e.ended and verify(e.solution, q) else math.inf for q, e in pairs}
+    pairs = zip(ranks.mine(questions), episodes, strict=True)
+    return dict(ranks.gather([(q.id, float(e.length) if e.ended and verify(e.solution, q) else math.inf) for q, e in pairs]))
 
 
 class Rollouts:
@@ -76,22 +77,30 @@ class Rollouts:
         self.shortest: dict[str, float] = {}  # correct answers seen, in tokens, by question id
 
     def __call__(self, prompts: list[str], trainer: GRPOTrainer) -> dict[str, Any]:
-        """`prompts` are question ids, each already repeated once per answer of its group."""
+        """`prompts` are question ids, each already repeated once per answer of its group: those of this process, of several.
+
+        What a group is asked, and every seed, follow from its place in the whole step, so that any number of processes samples the same.
+        """
         step, started = trainer.state.global_step, time.perf_counter()
         self.policy.refresh()
         alpha = alpha_at(step, self.g)
-        asked = [self.questions[name] for name in prompts[:: self.g.group]]
+        asked = [self.questions[name] for name in ranks.gather(prompts)[:: self.g.group]]
         groups = self._groups(asked, step)
         first = random.Random(f"{self.seed}/{step}/seeds").getrandbits(63)
-        rows = [(q, group) for q, group in zip(asked, groups, strict=True) for _ in range(self.g.group)]
+        rows = ranks.mine([(q, group) for q, group in zip(asked, groups, strict=True) for _ in range(self.g.group)])
+        first += ranks.rank() * len(rows)
         requests = [self._request(q, group, first + i) for i, (q, group) in enumerate(rows)]
         episodes = self.policy.sample(requests, Sampling(temperature=self.g.temperature))
         scored = self.judge([(q, group.kind) for q, group in rows], episodes, alpha)
         if self.g.replace_flat:
             self._replace_flat(scored, asked, step, alpha)
-        self.metrics = summary(scored, alpha, time.perf_counter() - started) | warning(scored, self.g.group, self.b_max)
-        if step % self.g.sample_steps == 0:
-            self._keep(step, scored)
+        everything = ranks.gather(scored)
+        for s in everything:  # those of the other processes
+            if s.correct:
+                self._note(s.question, s.episode)
+        self.metrics = summary(everything, alpha, time.perf_counter() - started) | warning(everything, self.g.group, self.b_max)
+        if step % self.g.sample_steps == 0 and ranks.first():
+            self._keep(step, everything)
         for start in range(0, len(scored), self.g.group):
             self._retell(scored, range(start, start + self.g.group), alpha)
         return {
@@ -132,13 +141,16 @@ class Rollouts:
         correct = [e.ended and self.verify(e.solution, q) for (q, _), e in zip(asked, episodes, strict=True)]
         for (question, _), episode, right in zip(asked, episodes, correct, strict=True):
             if right:
-                self.shortest[question.id] = min(self.shortest.get(question.id, math.inf), episode.length)
+                self._note(question, episode)
         rewards: list[Reward] = []
         for start in range(0, len(episodes), self.g.group):
             part = slice(start, start + self.g.group)
             rewards += self._earned(*asked[start], episodes[part], correct[part], alpha)
         judged = zip(asked, episodes, correct, rewards, strict=True)
         return [Scored(episode, question, kind, right, reward) for (question, kind), episode, right, reward in judged]
+
+    def _note(self, question: Question, right: Episode) -> None:
+        self.shortest[question.id] = min(self.shortest.get(question.id, math.inf), right.length)
 
     def _earned(
         self, question: Question, kind: Kind, group: Sequence[Episode], correct: Sequence[bool], alpha: float
@@ -156,7 +168,7 @@ class Rollouts:
 
     def _replace_flat(self, scored: list[Scored], asked: Sequence[Question], step: int, alpha: float) -> None:
         """Sample each group of equal rewards again, once, with a self-set question that the step does not ask, where there is one."""
-        rng, size = random.Random(f"{self.seed}/{step}/again"), self.g.group
+        rng, size = random.Random(f"{self.seed}/{step}/again" + f"/{ranks.rank()}" * (not ranks.first())), self.g.group
         starts = range(0, len(scored), size)
         flat = [start for start in starts if spread([s.reward.total for s in scored[start : start + size]]) == 0]
         taken = {q.id for q in asked}

@@ -15,7 +15,7 @@ from sbtiny.config import Settings
 from sbtiny.errors import InputError
 from sbtiny.models.load import prompt_ids
 from sbtiny.rollout.policy import Policy
-from sbtiny.training import head
+from sbtiny.training import head, ranks
 from sbtiny.training.arguments import common
 from sbtiny.training.checkpoint import Sealer
 from sbtiny.training.order import ByLength
@@ -60,17 +60,18 @@ def check_tags(policy: Policy) -> None:
 
 def arguments(settings: Settings, output: Path, updates: int) -> SFTConfig:
     s = settings.sft
+    micro, passes = ranks.share(s.batch, s.micro_batch, "sft.batch")
     return SFTConfig(
         **common(settings, output, s.save_steps),
-        per_device_train_batch_size=s.micro_batch,
-        gradient_accumulation_steps=s.batch // s.micro_batch,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=passes,
         max_steps=updates,
         learning_rate=s.lr,
         lr_scheduler_type="cosine",
         warmup_steps=math.ceil(s.warmup * updates),
         max_length=None,
         completion_only_loss=True,
-        logging_steps=5,
+        logging_steps=5 if updates >= 100 else 1,
     )
 
 
@@ -79,7 +80,7 @@ class Trainer(SFTTrainer):
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int]:
         rows = (train_dataset or self.train_dataset)["input_ids"]
-        batch = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+        batch = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps * ranks.count()
         return ByLength([len(ids) for ids in rows], batch, self.args.seed)
 
 

@@ -15,7 +15,7 @@ from transformers.trainer_callback import PrinterCallback
 from sbtiny.errors import Failed
 from sbtiny.progress import bar, console
 from sbtiny.runs import append_jsonl
-from sbtiny.training import live
+from sbtiny.training import live, ranks
 from sbtiny.training.alarms import Alarm, Alarms
 from sbtiny.training.checkpoint import last_checkpoint, step_of
 
@@ -39,7 +39,9 @@ class Watch(TrainerCallback):
         else:
             with bar(self.stage, self.steps) as self.advance:
                 trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-        self.save_adapter(trainer.model)
+        if ranks.first():
+            self.save_adapter(trainer.model)
+        ranks.wait()
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.first = state.global_step
@@ -54,7 +56,8 @@ class Watch(TrainerCallback):
         row = {"stage": self.stage, "step": state.global_step, "seconds": round(time.perf_counter() - self.started, 2)}
         kept = {key: value for key, value in logs.items() if value is not None and key not in FORGOTTEN}
         ringing = self.alarms.feed(kept) if "reward" in kept else []
-        append_jsonl(self.output / "metrics.jsonl", row | kept | ({"alarms": [a.name for a in ringing]} if ringing else {}))
+        if ranks.first():
+            append_jsonl(self.output / "metrics.jsonl", row | kept | ({"alarms": [a.name for a in ringing]} if ringing else {}))
         for name in ("loss",) if args.fp16 else ("loss", "grad_norm"):  # float16's scaler skips an update that overflows
             if not math.isfinite(kept.get(name, 0)):
                 self._diverged(name, state.global_step)
