@@ -1,6 +1,7 @@
 """Verbs that hand the model on: export."""
 
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -28,6 +29,8 @@ def export(
     questions: Annotated[int, typer.Option(min=1, help="Questions that the trained policy and every file are asked.")] = 100,
     task: Annotated[str | None, typer.Option(help="Ask these instead of the run's own: a task, or a JSONL file.")] = None,
     check: Annotated[bool, typer.Option("--check/--no-check", help="Measure that the files are the trained policy.")] = True,
+    push: Annotated[str | None, typer.Option(metavar="USER/NAME", help="Upload the finished export to this repository of the hub.")] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make that repository private.")] = False,
     output: Output = None,
     seed: Seed = None,
     extra: Set = None,
@@ -40,6 +43,7 @@ def export(
     Example: [b]sbtiny export runs/demo --gguf q8_0,q4_k_m[/b]
     """
     from sbtiny.export import plan as planning
+    from sbtiny.export import push as pushing
     from sbtiny.tasks.sources import load_questions
     from sbtiny.tasks.verify import load_verifier
 
@@ -50,14 +54,19 @@ def export(
     plan = planning.make(run, settings, output, form, merge, dtype, gguf, bool(settings.four_bit), check)
     if dry_run:
         return out({key: str(value) for key, value in asdict(replace(plan, settings=None)).items()}, as_json)
+    if push:
+        pushing.check(push)
     e, asked = settings.eval, []
     if check:
         look_ahead(e, e.task)
         asked = load_questions(e.task, e.split, e.limit, settings.seed)
     from sbtiny.export.export import export as write
     from sbtiny.export.show import table
-    from sbtiny.progress import quieten_libraries
+    from sbtiny.progress import console, quieten_libraries
 
     quieten_libraries()
     result = write(plan, asked, load_verifier(e.verifier))
+    if push:
+        result["pushed"] = pushing.push(Path(result["folder"]), push, private)
+        console.print(f"pushed to {result['pushed']}")
     return out(result, True) if as_json else table(result)
