@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from sbtiny.budget.protocol import Format, prefill
 from sbtiny.errors import InputError
-from sbtiny.models.load import prompt_ids
+from sbtiny.models.load import inner_ids, prompt_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -22,7 +22,7 @@ def check_prompts(trained: "PreTrainedTokenizerBase", exported: "PreTrainedToken
 
     wanted = prompt_ids(trained, question)
     same = ids() == wanted and all(
-        ids(budget=n) == wanted + trained.encode(prefill(n, form), add_special_tokens=False) for n in PROBE
+        ids(budget=n) == wanted + inner_ids(trained, prefill(n, form)) for n in PROBE
     )
     if not same:
         raise InputError("this chat template merges a budget into its last token: end its generation prompt with a line break")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sbtiny import __version__
 from sbtiny.errors import InputError
+from sbtiny.models import sentencepiece
 
 if TYPE_CHECKING:
     from gguf import GGUFReader
@@ -118,21 +119,21 @@ def _read_model(reader: "GGUFReader", file: Path) -> "PreTrainedModel":
 
 
 def read_tokenizer(reader: "GGUFReader", file: Path) -> "PreTrainedTokenizerBase":
-    """The byte-level BPE tokenizer a GGUF file describes, special tokens and chat template included.
+    """The tokenizer a GGUF file describes, byte-level BPE or SentencePiece, special tokens and chat template included.
 
     Raises InputError for other kinds and for splits not listed above: a guess would give tokens it never trained on.
     """
     from transformers import PreTrainedTokenizerFast
 
     kind, split = field(reader, "tokenizer.ggml.model"), field(reader, "tokenizer.ggml.pre")
-    if kind != "gpt2" or split not in SPLITS:
+    if kind != "llama" and (kind != "gpt2" or split not in SPLITS):
         known = ", ".join(SPLITS)
-        raise InputError(f"{file} has a {kind!r} tokenizer with split {split!r}, not 'gpt2' with {known}: {ORIGINAL}")
+        raise InputError(f"{file} has a {kind!r} tokenizer with split {split!r}, not 'llama', nor 'gpt2' with {known}: {ORIGINAL}")
     tokens = field(reader, "tokenizer.ggml.tokens")
     ids = {name: field(reader, f"tokenizer.ggml.{key}_token_id") for name, key in
            (("bos", "bos"), ("eos", "eos"), ("pad", "padding"), ("unk", "unknown"))}  # fmt: skip
     return PreTrainedTokenizerFast(
-        tokenizer_object=_byte_pairs(tokens, reader, split),
+        tokenizer_object=_byte_pairs(tokens, reader, split) if kind == "gpt2" else _pieces(tokens, reader, ids["unk"]),
         clean_up_tokenization_spaces=False,
         chat_template=field(reader, "tokenizer.chat_template"),
         **{f"{name}_token": None if i is None else tokens[i] for name, i in ids.items()},
@@ -158,8 +159,19 @@ def _byte_pairs(tokens: list[str], reader: "GGUFReader", split: str) -> Any:
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = splitter(split)
     tokenizer.decoder = decoders.ByteLevel()
-    types = field(reader, "tokenizer.ggml.token_type")
-    for token, kind in zip(tokens, types, strict=True):
-        if kind in (CONTROL, USER_DEFINED):
-            tokenizer.add_tokens([AddedToken(token, normalized=False, special=kind == CONTROL)])
+    tokenizer.add_tokens([AddedToken(token, normalized=False, special=special) for token, special in _added(tokens, reader).items()])
     return tokenizer
+
+
+def _pieces(tokens: list[str], reader: "GGUFReader", unknown: int | None) -> Any:
+    prefixed = field(reader, "tokenizer.ggml.add_space_prefix") is not False  # llama.cpp's default is true
+    scores = field(reader, "tokenizer.ggml.scores")
+    if not scores:
+        raise InputError(f"a 'llama' tokenizer without scores in this GGUF file: {ORIGINAL}")
+    return sentencepiece.build(tokens, scores, _added(tokens, reader), None if unknown is None else tokens[unknown], prefixed)
+
+
+def _added(tokens: list[str], reader: "GGUFReader") -> dict[str, bool]:
+    """Tokens that are found in a text before it is cut -> whether they are special."""
+    types = field(reader, "tokenizer.ggml.token_type")
+    return {token: kind == CONTROL for token, kind in zip(tokens, types, strict=True) if kind in (CONTROL, USER_DEFINED)}

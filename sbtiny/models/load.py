@@ -21,6 +21,7 @@ from sbtiny.models import aliases
 from sbtiny.models.aliases import Source, resolve
 from sbtiny.models.from_gguf import as_folder, cache_folder
 from sbtiny.models.hardware import Dtype, detect
+from sbtiny.models.sentencepiece import SPACE
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -304,6 +305,15 @@ def prompt_ids(tokenizer: "PreTrainedTokenizerBase", question: str) -> list[int]
         raise InputError("this tokenizer has no chat template: use an instruct model, or add chat_template.jinja to it")
     messages = [{"role": "user", "content": question}]
     return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+
+
+def inner_ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+    """Token ids of a text that goes on from another, without the space that SentencePiece puts before every text."""
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    if not ids or not tokenizer.tokenize("a")[0].startswith(SPACE):
+        return ids
+    before = tokenizer.encode("\n", add_special_tokens=False)
+    return tokenizer.encode("\n" + text, add_special_tokens=False)[len(before) :]
 
 
 def stop_ids(model: nn.Module, tokenizer: "PreTrainedTokenizerBase") -> frozenset[int]:

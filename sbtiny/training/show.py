@@ -26,11 +26,11 @@ def show_row(file: str, model_name: str, row: int, form: Format = SOLUTION) -> N
     rows = read_labelled(file)
     if not 1 <= row <= len(rows):
         raise InputError(f"{file} has no row {row}: give --row 1 to {len(rows)}")
-    from sbtiny.models.load import load_tokenizer, prompt_ids
+    from sbtiny.models.load import inner_ids, load_tokenizer, prompt_ids
 
     chosen, tokenizer = rows[row - 1], load_tokenizer(model_name)
     tokenizer.chat_template = fitted(tokenizer.chat_template, form)
-    encode = partial(tokenizer.encode, add_special_tokens=False)
+    encode = partial(inner_ids, tokenizer)
     prompt = prompt_ids(tokenizer, chosen["question"])
     ids = tokenized(encode, chosen, tokenizer.eos_token_id, prompt, form)["input_ids"]
     pieces = [tokenizer.decode([i], skip_special_tokens=False, clean_up_tokenization_spaces=False) for i in ids]
