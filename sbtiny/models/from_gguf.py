@@ -129,6 +129,8 @@ def read_tokenizer(reader: "GGUFReader", file: Path) -> "PreTrainedTokenizerBase
     if kind != "llama" and (kind != "gpt2" or split not in SPLITS):
         known = ", ".join(SPLITS)
         raise InputError(f"{file} has a {kind!r} tokenizer with split {split!r}, not 'llama', nor 'gpt2' with {known}: {ORIGINAL}")
+    if kind == "llama" and not field(reader, "tokenizer.ggml.scores"):
+        raise InputError(f"{file} has a 'llama' tokenizer without scores: {ORIGINAL}")
     tokens = field(reader, "tokenizer.ggml.tokens")
     ids = {name: field(reader, f"tokenizer.ggml.{key}_token_id") for name, key in
            (("bos", "bos"), ("eos", "eos"), ("pad", "padding"), ("unk", "unknown"))}  # fmt: skip
@@ -166,8 +168,6 @@ def _byte_pairs(tokens: list[str], reader: "GGUFReader", split: str) -> Any:
 def _pieces(tokens: list[str], reader: "GGUFReader", unknown: int | None) -> Any:
     prefixed = field(reader, "tokenizer.ggml.add_space_prefix") is not False  # llama.cpp's default is true
     scores = field(reader, "tokenizer.ggml.scores")
-    if not scores:
-        raise InputError(f"a 'llama' tokenizer without scores in this GGUF file: {ORIGINAL}")
     return sentencepiece.build(tokens, scores, _added(tokens, reader), None if unknown is None else tokens[unknown], prefixed)
 
 
