@@ -18,7 +18,7 @@ from sbtiny.rollout.policy import Policy
 from sbtiny.training import head, ranks
 from sbtiny.training.arguments import common
 from sbtiny.training.checkpoint import Sealer
-from sbtiny.training.order import ByLength
+from sbtiny.training.order import Together
 from sbtiny.training.rows import tokenized
 from sbtiny.training.watch import Watch
 
@@ -26,7 +26,10 @@ ALIKE, MANY = 0.995, 50  # cosine, and so many rows of an output embedding are a
 
 
 def prepare(policy: Policy, rows: Sequence[dict[str, Any]], settings: Settings) -> Dataset:
-    """Token rows for TRL; raises InputError for a row that is too long (it would lose its end in silence) or trains nothing."""
+    """Token rows for TRL, with the id of the question each answers.
+
+    Raises InputError for a row that is too long (it would lose its end in silence) or trains nothing.
+    """
     turn_end, max_length = policy.tokenizer.eos_token_id, settings.sft.max_length
     ready = []
     for row in rows:
@@ -37,7 +40,7 @@ def prepare(policy: Policy, rows: Sequence[dict[str, Any]], settings: Settings) 
             )
         if not row["response"].strip():
             raise InputError(f"row {row['id']} has an empty response: it would train nothing")
-        ready.append(example)
+        ready.append(example | {"question": row["id"]})
     if not ready:
         raise InputError("no rows to train on")
     return Dataset.from_list(ready)
@@ -79,9 +82,9 @@ class Trainer(SFTTrainer):
     """TRL's, with rows in our order."""
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int]:
-        rows = (train_dataset or self.train_dataset)["input_ids"]
+        rows = self.train_dataset
         batch = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps * ranks.count()
-        return ByLength([len(ids) for ids in rows], batch, self.args.seed)
+        return Together([len(ids) for ids in rows["input_ids"]], rows["question"], batch, self.args.seed)
 
 
 def updates_planned(settings: Settings, rows: int) -> int:
