@@ -1,87 +1,36 @@
-"""The stages of the method, each from settings to a run folder, and the demo that runs them all.
-
-data build -> sft -> grpo -> eval -> report
-"""
+"""The stages of the method, each from settings to a run folder: data build -> sft -> grpo -> eval (`demo.py` runs them all)."""
 
 import math
 import random
-import re
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.table import Table
 
+from sbtiny.opening import open_policy, trained_on  # before all else that imports transformers, which unsloth patches
+
+# isort: split
 from sbtiny import runs
 from sbtiny.budget.metrics import Sample
-from sbtiny.budget.protocol import FORMATS, parse_budget_option
-from sbtiny.budget.template import form_of_template
+from sbtiny.budget.protocol import parse_budget_option
 from sbtiny.config import Settings
-from sbtiny.errors import InputError
-from sbtiny.models.aliases import resolve
-from sbtiny.models.load import add_lora, fingerprint, load, start_backend
+from sbtiny.evaluation import cutting, evaluate
 from sbtiny.progress import console, quieten_libraries
+from sbtiny.rollout.episode import Episode
+from sbtiny.rollout.policy import Policy
 from sbtiny.tasks.leaks import Item, without_heldout
 from sbtiny.tasks.sources import Question, load_questions, read_traces
 from sbtiny.tasks.verify import load_verifier
+from sbtiny.training import checkpoint, coldstart, grpo, preflight, ranks, rollouts, sft
+from sbtiny.training.fitting import fitting
+from sbtiny.training.keeping import going_on, keeping
 from sbtiny.training.rows import read_labelled
+from sbtiny.training.scoring import GroupReward
 
-start_backend()  # unsloth patches trl, transformers and peft; what follows imports them, so it must come first
-
-from sbtiny.evaluation import cutting, evaluate  # noqa: E402
-from sbtiny.rollout import llama_cpp, vllm  # noqa: E402
-from sbtiny.rollout.episode import Episode  # noqa: E402
-from sbtiny.rollout.policy import Policy  # noqa: E402
-from sbtiny.training import checkpoint, coldstart, grpo, preflight, ranks, rollouts, sft  # noqa: E402
-from sbtiny.training.fitting import fitting  # noqa: E402
-from sbtiny.training.scoring import GroupReward  # noqa: E402
-
-# As the system and safetensors say it; torch.save names its own file where it could not write.
-DISK = re.compile("No space left on device|Disk quota exceeded|File too large|Read-only file system|inline_container")
 SWEEP = ("0.5x", "1x", "2x", "4x")
 quieten_libraries()
-
-
-def is_four_bit(settings: Settings) -> bool:
-    """NF4 as told; untold, where there is a GPU."""
-    return torch.cuda.is_available() if settings.four_bit is None else settings.four_bit
-
-
-def open_policy(name: str, settings: Settings, slots: int, trainable: bool = False) -> Policy:
-    """A run's policy (base model and adapter) or a plain model. Tiny models run faster on two threads than on many.
-
-    A .gguf file is decoded by llama.cpp where its module is installed and no other engine is named, else unpacked and decoded as any model.
-    """
-    folder = runs.find(name)
-    torch.manual_seed(settings.seed)
-    if settings.engine == "vllm":
-        vllm.ensure()
-    if folder is None and name.endswith(".gguf") and not trainable and settings.engine == "ours" and llama_cpp.available():
-        return llama_cpp.GgufPolicy(Path(resolve(name).ref), slots, settings.kv_memory)
-    about = runs.read_run(folder) if folder else {"model": name, "format": settings.format}
-    adapter = folder / "adapter" if folder else None
-    if adapter and not adapter.is_dir():
-        raise InputError(f"{folder} holds no adapter: was the run finished?")
-    how = {"four_bit": is_four_bit(settings), "vllm": settings.engine == "vllm"}
-    model, tokenizer = load(about["model"], **how, adapter=adapter, trainable=trainable)
-    if trainable and adapter is None:
-        model = add_lora(model, rank=settings.sft.lora_rank, alpha=settings.sft.lora_alpha)
-    if model.num_parameters() < 20_000_000:  # its products are too small to share among many
-        torch.set_num_threads(min(torch.get_num_threads(), 2))
-    form = FORMATS[about["format"]]
-    if not folder and not trainable:  # an export of ours says by its template what it writes
-        form = form_of_template(tokenizer.chat_template) or form
-    return Policy(model, tokenizer, slots, settings.kv_memory, settings.engine, form)
-
-
-def trained_on(settings: Settings, policy: Policy) -> dict[str, Any]:
-    """What export must know of the base and config.yaml may leave open: its bits, its number format, and which one it was."""
-    embedding = policy.model.get_input_embeddings().weight
-    return {"four_bit": is_four_bit(settings), "dtype": str(embedding.dtype).removeprefix("torch."), "base": fingerprint(embedding)}
 
 
 def build_data(
@@ -126,35 +75,6 @@ def trainable(items: list[Item], source: str, settings: Settings) -> tuple[list[
     if e.split == "train" or source == e.task == "arithmetic":
         return items, 0
     return without_heldout(items, e.task, e.split, lambda said: console.print(said, markup=False, style="yellow"))
-
-
-@contextmanager
-def keeping(folder: Path, verb: str) -> Iterator[None]:
-    """Say how to go on after Ctrl-C, and leave nothing half-written: a full disk is the user's to mend."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        if not ranks.first():
-            raise
-        checkpoint.tidy(folder)
-        saved = checkpoint.last_checkpoint(folder)
-        console.print(f"\nstopped; {folder} keeps metrics and samples", f"and {saved.name}" if saved else "")
-        console.print(f"go on with: sbtiny {verb} --resume --output {folder}")
-        raise
-    except Exception as error:  # what the libraries raise when they cannot write is of no common kind
-        if ranks.first():
-            checkpoint.tidy(folder)
-        if reason := DISK.search(str(error)):
-            why = "torch could not write all of a file" if reason[0] == "inline_container" else reason[0]
-            raise InputError(f"cannot write {folder}: {why}; free space or choose another --output") from error
-        raise
-
-
-def going_on(folder: Path, settings: Settings, stage: str, data: Sequence[Any]) -> Path | None:
-    """The checkpoint to go on from; the run in `folder` may have none yet. Raises InputError for a setting that differs."""
-    matters = checkpoint.mattering(settings, stage, data)
-    checkpoint.check_same(checkpoint.begun_with(folder, stage), matters, folder)
-    return checkpoint.go_on(folder, matters)
 
 
 def run_sft(settings: Settings, output: Path | None, resume: bool = False) -> Path:
@@ -304,29 +224,3 @@ def run_eval(name: str, settings: Settings, folder: Path, sweep: bool = False, c
         found = cutting.measure(lambda share: one(budget=cutting.FREE, cut=share)[:2])
         runs.write_json(folder / "cuts.json", found)
     return result
-
-
-def demo(settings: Settings, folder: Path) -> dict[str, Any]:
-    """The whole pipeline on the bundled model: base, cold start, GRPO, each evaluated on the same held-out questions."""
-    from sbtiny.evaluation import report
-
-    runs.set_aside(folder)
-    seconds: dict[str, float] = {}
-
-    @contextmanager
-    def timed(stage: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        seconds[stage] = round(time.perf_counter() - started, 1)
-
-    with timed("eval_base"):
-        run_eval(settings.model, settings, folder / "base")
-    with timed("sft"):
-        start = run_sft(settings, folder / "sft")
-    with timed("eval_sft"):
-        run_eval(str(start), settings, start)
-    with timed("grpo"):
-        run_grpo(settings, start, folder, force=True)
-    with timed("eval_grpo"):
-        run_eval(str(folder), settings, folder, sweep=True)
-    return report.write(folder, seconds)

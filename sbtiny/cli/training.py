@@ -58,10 +58,10 @@ def demo(
     for section in (settings.data, settings.grpo, settings.eval):
         look_ahead(section, section.task)
     runs.check_writable(folder / "report.json")
-    from sbtiny import stages
+    from sbtiny import demo as pipeline
     from sbtiny.evaluation import report
 
-    result = stages.demo(settings, folder)
+    result = pipeline.run(settings, folder)
     if as_json:
         out(result, True)
     else:

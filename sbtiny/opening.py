@@ -1,0 +1,57 @@
+"""A policy by its name: a run, a model or a .gguf file becomes something that can be asked, and trained."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sbtiny import runs
+from sbtiny.budget.protocol import FORMATS
+from sbtiny.budget.template import form_of_template
+from sbtiny.config import Settings
+from sbtiny.errors import InputError
+from sbtiny.models.aliases import resolve
+from sbtiny.models.load import add_lora, fingerprint, load, start_backend
+
+start_backend()  # unsloth patches trl, transformers and peft; what follows imports them, so it must come first
+
+from sbtiny.rollout import llama_cpp, vllm  # noqa: E402
+from sbtiny.rollout.policy import Policy  # noqa: E402
+
+
+def is_four_bit(settings: Settings) -> bool:
+    """NF4 as told; untold, where there is a GPU."""
+    return torch.cuda.is_available() if settings.four_bit is None else settings.four_bit
+
+
+def open_policy(name: str, settings: Settings, slots: int, trainable: bool = False) -> Policy:
+    """A run's policy (base model and adapter) or a plain model. Tiny models run faster on two threads than on many.
+
+    A .gguf file is decoded by llama.cpp where its module is installed and no other engine is named, else unpacked and decoded as any model.
+    """
+    folder = runs.find(name)
+    torch.manual_seed(settings.seed)
+    if settings.engine == "vllm":
+        vllm.ensure()
+    if folder is None and name.endswith(".gguf") and not trainable and settings.engine == "ours" and llama_cpp.available():
+        return llama_cpp.GgufPolicy(Path(resolve(name).ref), slots, settings.kv_memory)
+    about = runs.read_run(folder) if folder else {"model": name, "format": settings.format}
+    adapter = folder / "adapter" if folder else None
+    if adapter and not adapter.is_dir():
+        raise InputError(f"{folder} holds no adapter: was the run finished?")
+    how = {"four_bit": is_four_bit(settings), "vllm": settings.engine == "vllm"}
+    model, tokenizer = load(about["model"], **how, adapter=adapter, trainable=trainable)
+    if trainable and adapter is None:
+        model = add_lora(model, rank=settings.sft.lora_rank, alpha=settings.sft.lora_alpha)
+    if model.num_parameters() < 20_000_000:  # its products are too small to share among many
+        torch.set_num_threads(min(torch.get_num_threads(), 2))
+    form = FORMATS[about["format"]]
+    if not folder and not trainable:  # an export of ours says by its template what it writes
+        form = form_of_template(tokenizer.chat_template) or form
+    return Policy(model, tokenizer, slots, settings.kv_memory, settings.engine, form)
+
+
+def trained_on(settings: Settings, policy: Policy) -> dict[str, Any]:
+    """What export must know of the base and config.yaml may leave open: its bits, its number format, and which one it was."""
+    embedding = policy.model.get_input_embeddings().weight
+    return {"four_bit": is_four_bit(settings), "dtype": str(embedding.dtype).removeprefix("torch."), "base": fingerprint(embedding)}
