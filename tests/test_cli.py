@@ -528,7 +528,7 @@ def test_from_traces_to_an_evaluated_run_with_json_alone_on_stdout(
     every = built.pop("levels")[-1]
     assert (every["level"], every["rows"], every["accepted"]) == ("all", 10, 1.0)
     assert 0 < every["p10"] <= every["p50"] <= every["p100"]
-    assert built == {"file": "rows.jsonl", "rows": 10, "sampled": 10, "wrong": 0, "cut": 0, "leaked": 0}
+    assert built == {"file": "rows.jsonl", "rows": 10, "sampled": 10, "wrong": 0, "cut": 0, "spare": 0, "leaked": 0}
     Path("held.jsonl").write_text('{"question": "TOM has 0 coins; a) finds 4. How many coins?", "answer": "4"}\n')
     apart = call("data build apart.jsonl --traces traces.jsonl --set eval.task=held.jsonl --json")
     assert (apart["rows"], apart["sampled"], apart["leaked"]) == (11, 11, 1)

@@ -21,7 +21,7 @@ from sbtiny.training.coldstart import label
 from sbtiny.training.scoring import Answer
 
 BROKEN = replace(
-    GRPO, steps=60, lr=3e-3, decay="constant_with_warmup", clip=1.0, prompts=4, group=8, micro_batch=16, temperature=1.0, limit=40,
+    GRPO, steps=40, lr=3e-3, decay="constant_with_warmup", clip=1.0, prompts=4, group=8, micro_batch=16, temperature=1.0, limit=40,
     save_steps=0, hindsight=0, user_share=0.0, patience=4, max_tokens=60, tight_bmax=False, slots=32,
 )  # fmt: skip
 
