@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from statistics import fmean, pstdev
 from typing import Any
 
+from sbtiny.budget.protocol import format_of
 from sbtiny.config import Settings
 from sbtiny.errors import Failed
 from sbtiny.rollout.sampling import Sampling
@@ -115,7 +116,7 @@ def figures(scored: Sequence[Scored], questions: Sequence[Question], verify: Ver
         answers=len(scored),
         cut=mean([not s.episode.ended for s in scored]),
         malformed=mean([s.episode.budget is None for s in scored]),
-        unended=mean([not s.episode.ended and "</solution>" in s.episode.text for s in scored]),
+        unended=mean([not s.episode.ended and format_of(s.episode.text).closing in s.episode.text for s in scored]),
         accuracy=mean([s.correct for s in scored]),
         reward_mean=mean(rewards),
         reward_std=round(pstdev(rewards), 4) if rewards else 0.0,
