@@ -21,7 +21,7 @@ from sbtiny.progress import console, quieten_libraries
 from sbtiny.rollout.episode import Episode
 from sbtiny.rollout.policy import Policy
 from sbtiny.tasks.leaks import Item, without_heldout
-from sbtiny.tasks.sources import Question, load_questions, read_traces
+from sbtiny.tasks.sources import Question, Trace, load_questions, read_traces
 from sbtiny.tasks.verify import load_verifier
 from sbtiny.training import checkpoint, coldstart, grpo, preflight, ranks, rollouts, sft
 from sbtiny.training.fitting import fitting
@@ -41,7 +41,7 @@ def build_data(
     Stopped, it goes on from `file`.part where it was.
     """
     d = settings.data
-    source = read_traces(traces, d.limit) if traces else load_questions(d.task, "train", d.limit, settings.seed)
+    source = first_traces(traces, d.limit) if traces else load_questions(d.task, "train", d.limit, settings.seed)
     source, leaked = trainable(source, traces or d.task, settings)
     policy = policy or open_policy(settings.model, settings, d.slots)
     verify = load_verifier(d.verifier)
@@ -55,6 +55,14 @@ def build_data(
     file.with_name(f"{file.name}.part").unlink(missing_ok=True)
     told(harvest, file)
     return harvest
+
+
+def first_traces(path: str, limit: int) -> list[Trace]:
+    """The first `limit` traces of a file, and a line where there are more: nobody should find out from the row count."""
+    traces = read_traces(path)
+    if len(traces) > limit:
+        console.print(f"{path}: the first {limit:,} of {len(traces):,} traces; --limit reads more", markup=False)
+    return traces[:limit]
 
 
 def told(harvest: coldstart.Harvest, file: Path) -> None:

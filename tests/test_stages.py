@@ -16,11 +16,12 @@ STAGES = """
 import sys
 import torch
 torch.cuda.is_available = lambda: {gpu}
-import sbtiny.stages
+import sbtiny.{module}
 print("imported:", sorted({{"trl", "transformers", "peft", "unsloth"}} & set(sys.modules)))
 """
 
 
+@pytest.mark.parametrize("module", ["stages", "demo"])
 @pytest.mark.parametrize(
     ("gpu", "said"),
     [
@@ -28,8 +29,19 @@ print("imported:", sorted({{"trl", "transformers", "peft", "unsloth"}} & set(sys
         (False, "imported: ['peft', 'transformers', 'trl']\n"),
     ],
 )
-def test_unsloth_comes_before_what_it_patches_and_only_with_a_gpu(gpu: bool, said: str, tmp_path: Path) -> None:
+def test_unsloth_comes_before_what_it_patches_and_only_with_a_gpu(gpu: bool, said: str, module: str, tmp_path: Path) -> None:
     (tmp_path / "unsloth.py").write_text(UNSLOTH)
-    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r})" + STAGES.format(gpu=gpu)
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r})" + STAGES.format(gpu=gpu, module=module)
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, said), done.stderr[-500:]
+
+
+def test_traces_beyond_the_limit_are_said(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    from sbtiny.stages import first_traces
+
+    file = tmp_path / "traces.jsonl"
+    file.write_text('{"question": "1+1=", "answer": "2", "response": "\\\\boxed{2}"}\n' * 3)
+    assert len(first_traces(str(file), 3)) == 3
+    assert capfd.readouterr().err == ""
+    assert len(first_traces(str(file), 2)) == 2
+    assert "the first 2 of 3 traces; --limit reads more" in " ".join(capfd.readouterr().err.split())
