@@ -10,6 +10,7 @@ from sbtiny.rollout.episode import Episode
 
 NUMBERS = 60_000_000  # logits kept of one model: 240 MB
 MOST = 4000  # positions
+LEAD = 0.1  # of a first choice that rounding must not change
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,38 @@ def agreement(p: Tensor, q: Tensor) -> float:
     return (p.argmax(-1) == q.argmax(-1)).float().mean().item()
 
 
+def clear(logits: Tensor) -> Tensor:
+    """Positions whose first choice leads the second by LEAD in probability; at the others rounding may take either. (positions,) bool."""
+    best = logits.softmax(-1).topk(2, -1).values
+    return best[:, 0] - best[:, 1] >= LEAD
+
+
 def distance(reference: Tensor, other: Tensor) -> dict[str, float]:
+    """KL(reference, other), and how often first choices agree: at all positions, and where the reference's is clear."""
     other = other[:, : reference.shape[1]]  # a GGUF may pad its vocabulary
-    return {"kl": kl(reference, other), "argmax_agreement": agreement(reference, other)}
+    sure = clear(reference)
+    return {
+        "kl": kl(reference, other),
+        "argmax_agreement": agreement(reference, other),
+        "clear_agreement": agreement(reference[sure], other[sure]) if sure.any() else 1.0,
+    }
+
+
+def in_float32(model: nn.Module) -> nn.Module:
+    """The same weights in plain float32 layers, those in 4 bits as they are when computed with: what is left to differ is weights alone."""
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, nn.Linear) and hasattr(layer.weight, "quant_state"):
+            model.set_submodule(name, unpacked(layer))
+    for weight in model.parameters():
+        weight.data = weight.data.float()
+    return model
+
+
+def unpacked(layer: nn.Module) -> nn.Linear:
+    """A layer of bitsandbytes, 4 bits a weight, as a plain one; its weights are rounded to the dtype that training computes in."""
+    from bitsandbytes.functional import dequantize_4bit
+
+    plain = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
+    plain.weight = nn.Parameter(dequantize_4bit(layer.weight.data, layer.weight.quant_state), requires_grad=False)
+    plain.bias = layer.bias
+    return plain

@@ -47,8 +47,9 @@ class Export:
         self.tokenizer.chat_template = with_budget(trained.chat_template or "", plan.form)
         template.check_prompts(trained, self.tokenizer, plan.form)
         adapter = plan.run / "adapter"
-        on_4bit = plan.nf4 and plan.merge == "dequantized"
-        self.merged = Merged(self.base, adapter, nf4=on_4bit, tied=self.config.tie_word_embeddings)
+        as_trained = plan.merge == "dequantized"
+        dtype = getattr(torch, plan.trained_in) if as_trained and plan.trained_in else None
+        self.merged = Merged(self.base, adapter, as_trained and plan.nf4, self.config.tie_word_embeddings, dtype)
         check_same(self.merged, plan.run)
         rows = self.merged.shapes[EMBEDDING][0]
         self.generation: GenerationConfig = GenerationConfig.from_pretrained(self.base) if has_generation(self.base) else GenerationConfig()

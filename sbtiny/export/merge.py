@@ -1,7 +1,7 @@
 """The trained policy as plain weights: base plus adapter, one tensor at a time, so that memory stays near one tensor.
 
-A run trained on a 4-bit base learnt to correct that base, rounding included: `dequantized` merges onto it and is exactly what was
-trained. `original` merges onto the 16-bit weights the 4 bits were made of. Nothing is ever merged into 4 bits: it erases the adapter.
+A run learnt to correct the base it was trained on, rounding to 16 and to 4 bits included: `dequantized` merges onto that and is exactly
+what was trained. `original` merges onto the weights as published. Nothing is ever merged into 4 bits: it erases the adapter.
 """
 
 import json
@@ -60,12 +60,13 @@ def read_adapter(folder: Path) -> dict[str, Lora]:
 class Merged:
     """The policy's tensors by their Hugging Face names, float32, read and merged when asked for.
 
-    `nf4`: the linear layers are rounded to 4 bits and back first, as training had them. `adapter` None: the base alone. Raises
-    InputError when the base has no safetensors or the adapter does not fit it.
+    `dtype` is what training loaded the base in, `nf4` whether it rounded the linear layers to 4 bits: every weight goes the same way
+    first. `dtype` None: as stored; `adapter` None: the base alone. Raises InputError when the base has no safetensors or the adapter
+    does not fit it.
     """
 
-    def __init__(self, base: Path, adapter: Path | None, nf4: bool = False, tied: bool = False) -> None:
-        self.base, self.nf4 = base, nf4
+    def __init__(self, base: Path, adapter: Path | None, nf4: bool = False, tied: bool = False, dtype: torch.dtype | None = None) -> None:
+        self.base, self.nf4, self.dtype = base, nf4, dtype
         self.lora = read_adapter(adapter) if adapter else {}
         self.files: dict[str, Path] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
@@ -93,6 +94,7 @@ class Merged:
         # Opened anew each time: an open file keeps every page it ever read in this process's memory.
         with safe_open(self.files[name], "pt") as file:
             weight = file.get_tensor(name)
+        weight = weight.to(self.dtype or weight.dtype)
         if self.nf4 and name.endswith("_proj.weight"):
             weight = through_nf4(weight)
         weight = weight.float()

@@ -22,7 +22,8 @@ MERGES = ("dequantized", "original")
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """`kinds` are the GGUF files to write, none for the merged folder alone; `nf4`: the run was trained on a 4-bit base."""
+    """`kinds` are the GGUF files to write, none for the merged folder alone; `nf4`: the run was trained on a 4-bit base; `trained_in`: the
+    dtype it was loaded in, None for runs of before that was noted."""
 
     run: Path
     settings: Settings
@@ -33,6 +34,7 @@ class Plan:
     dtype: Dtype
     kinds: tuple[str, ...]
     nf4: bool
+    trained_in: Dtype | None
     check: bool
 
     @property
@@ -56,7 +58,8 @@ def make(
             raise InputError(f"{run} holds no adapter ({file} is missing): give a finished run")
     output = output or run / "export"
     check_output(output)
-    return Plan(run, settings, check_base(run, resolve(about["model"])), output, FORMATS[about["format"]], merge, dtype, kinds, nf4, check)
+    source = check_base(run, resolve(about["model"]))
+    return Plan(run, settings, source, output, FORMATS[about["format"]], merge, dtype, kinds, nf4, about.get("dtype"), check)
 
 
 def check_format(run: Path, asked: str | None, trained: str) -> None:

@@ -14,7 +14,7 @@ from sbtiny.cli import app
 from sbtiny.config import Settings
 from sbtiny.errors import Failed, InputError
 from sbtiny.export import check, kquants
-from sbtiny.export.compare import kl
+from sbtiny.export.compare import clear, distance, in_float32, kl
 from sbtiny.export.merge import Merged
 from sbtiny.models.aliases import BUNDLED
 from sbtiny.models.load import load, prompt_ids
@@ -46,6 +46,28 @@ def test_merged_onto_the_training_base_is_the_trained_policy(new_run, four_bit: 
     assert kl(logits(policy), logits(merged)) < 1e-5
     with policy.disable_adapter():
         assert kl(logits(merged), logits(policy)) > 1e-3
+
+
+@pytest.mark.parametrize("four_bit", [False, True])
+def test_the_base_is_rounded_as_training_had_it(new_run, four_bit: bool, tmp_path: Path) -> None:
+    """Weights kept in 32 bits and trained in bfloat16: the policy is the rounded ones, which the unrounded are visibly not."""
+    run = new_run(tmp_path / "r", four_bit=four_bit)
+    (run / "run.json").write_text(json.dumps(json.loads((run / "run.json").read_text()) | {"dtype": "bfloat16"}))
+    export(run, "--gguf", "none", "--dtype", "float32", "-o", tmp_path / "rounded", *FEW)
+    assert json.loads((tmp_path / "rounded" / "export.json").read_text())["merged"]["kl_adapter_merged"] < 1e-9
+    export(run, "--gguf", "none", "--no-check", "--merge", "original", "--dtype", "float32", "-o", tmp_path / "original")
+    policy = in_float32(load("tiny", four_bit=four_bit, dtype="bfloat16", adapter=run / "adapter")[0])
+    assert kl(logits(policy), logits(load(str(tmp_path / "original" / "merged"))[0])) > 1e-6
+
+
+def test_a_choice_between_equals_is_not_held_against_a_file() -> None:
+    sure, torn = [4.0, 0.0, 0.0], [1.00, 1.01, 0.0]
+    reference = torch.tensor([sure, torn, torn])
+    assert clear(reference).tolist() == [True, False, False]
+    found = distance(reference, torch.tensor([sure, torn, [1.01, 1.0, 0.0]]))
+    assert found["argmax_agreement"] == pytest.approx(2 / 3)
+    assert found["clear_agreement"] == 1.0
+    assert distance(reference, -reference)["clear_agreement"] == 0.0
 
 
 def test_the_whole_export_is_checked_and_keeps_prompts(run: Path, tmp_path: Path) -> None:
