@@ -13,9 +13,14 @@ from sbtiny.errors import Failed, InputError
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # what the user can mend by writing elsewhere
 INTERRUPTED = 130
-# oneDNN, behind torch on a CPU, keeps a kernel and its memory for each shape of a product it has met, 1,024 in each of two caches. Answers
-# are of every length, so a run grew without an end. So many hold one pass through a model.
-KERNELS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "LRU_CACHE_CAPACITY": "64"}
+ENVIRONMENT = {  # for libraries that read it when they are imported; what the user has set stands
+    "TRL_EXPERIMENTAL_SILENCE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    # oneDNN, behind torch on a CPU, keeps a kernel and its memory for each shape of a product it has met, 1,024 in each of two caches.
+    # Answers are of every length, so a run grew without an end. So many hold one pass through a model.
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
+    "LRU_CACHE_CAPACITY": "64",
+}
 
 app = typer.Typer(
     name="sbtiny",
@@ -45,9 +50,7 @@ def root(
 
 def main() -> None:
     """Run the CLI: 0 done, 1 failed, 2 wrong input, 130 interrupted; one line for an error, a traceback only with --debug."""
-    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    for name, value in KERNELS.items():
+    for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # before its import, which already speaks
     debug = "--debug" in sys.argv

@@ -75,7 +75,7 @@ def data_build(
     )
     resolve(settings.model)
     if traces:
-        read_traces(traces, settings.data.limit)
+        read_traces(traces)
     look_ahead(settings.data, "arithmetic" if traces else settings.data.task)
     runs.check_writable(file)
     from sbtiny import stages

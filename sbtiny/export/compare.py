@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sbtiny.rollout.episode import Episode
+from sbtiny.rollout.weights import folded
 
 NUMBERS = 60_000_000  # logits kept of one model: 240 MB
 MOST = 4000  # positions
@@ -79,7 +80,7 @@ def distance(reference: Tensor, other: Tensor) -> dict[str, float]:
 
 
 def in_float32(model: nn.Module) -> nn.Module:
-    """The same weights in plain float32 layers, those in 4 bits as they are when computed with: what is left to differ is weights alone."""
+    """The same weights in plain float32 layers, those in 4 bits rounded as they are computed with: what can differ is weights alone."""
     for name, layer in list(model.named_modules()):
         if isinstance(layer, nn.Linear) and hasattr(layer.weight, "quant_state"):
             model.set_submodule(name, unpacked(layer))
@@ -88,11 +89,9 @@ def in_float32(model: nn.Module) -> nn.Module:
     return model
 
 
-def unpacked(layer: nn.Module) -> nn.Linear:
-    """A layer of bitsandbytes, 4 bits a weight, as a plain one; its weights are rounded to the dtype that training computes in."""
-    from bitsandbytes.functional import dequantize_4bit
-
+def unpacked(layer: nn.Linear) -> nn.Linear:
+    """A layer of bitsandbytes, 4 bits a weight, as a plain one."""
     plain = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
-    plain.weight = nn.Parameter(dequantize_4bit(layer.weight.data, layer.weight.quant_state), requires_grad=False)
+    plain.weight = nn.Parameter(folded(layer, torch.float32), requires_grad=False)
     plain.bias = layer.bias
     return plain

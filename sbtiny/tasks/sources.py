@@ -88,13 +88,13 @@ def read_questions(path: str, limit: int | None = None) -> list[Question]:
     return list(found.values())
 
 
-def read_traces(path: str, limit: int | None = None) -> list[Trace]:
-    """The first `limit` traces of a file: question, answer, response; if known, correct, finished, level and id.
+def read_traces(path: str) -> list[Trace]:
+    """The traces of a file: question, answer, response; if known, correct, finished, level and id.
 
     `correct` is unknown and `finished` is true unless told.
     """
     traces = []
-    for number, row in numbered_rows(path)[:limit]:
+    for number, row in numbered_rows(path):
         where = f"{path}, line {number}"
         known = to_question(row, where, f"{stem(path)}-{number:05d}")
         correct, finished = (flag(row, key, where) for key in ("correct", "finished"))
