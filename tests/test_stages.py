@@ -16,22 +16,25 @@ STAGES = """
 import sys
 import torch
 torch.cuda.is_available = lambda: {gpu}
-import sbtiny.{module}
+from sbtiny.cli.options import begun
+from sbtiny.config import Settings
+assert begun(Settings(backend={backend!r})).__name__ == "sbtiny.stages"
 print("imported:", sorted({{"trl", "transformers", "peft", "unsloth"}} & set(sys.modules)))
 """
 
 
-@pytest.mark.parametrize("module", ["stages", "demo"])
 @pytest.mark.parametrize(
-    ("gpu", "said"),
+    ("gpu", "backend", "said"),
     [
-        (True, "early: []\nimported: ['peft', 'transformers', 'trl', 'unsloth']\n"),
-        (False, "imported: ['peft', 'transformers', 'trl']\n"),
+        (True, "auto", "early: []\nimported: ['peft', 'transformers', 'trl', 'unsloth']\n"),
+        (True, "unsloth", "early: []\nimported: ['peft', 'transformers', 'trl', 'unsloth']\n"),
+        (False, "auto", "imported: ['peft', 'transformers', 'trl']\n"),
+        (False, "transformers", "imported: ['peft', 'transformers', 'trl']\n"),
     ],
 )
-def test_unsloth_comes_before_what_it_patches_and_only_with_a_gpu(gpu: bool, said: str, module: str, tmp_path: Path) -> None:
+def test_unsloth_comes_before_what_it_patches_and_only_with_a_gpu(gpu: bool, backend: str, said: str, tmp_path: Path) -> None:
     (tmp_path / "unsloth.py").write_text(UNSLOTH)
-    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r})" + STAGES.format(gpu=gpu, module=module)
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r})" + STAGES.format(gpu=gpu, backend=backend)
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, said), done.stderr[-500:]
 

@@ -4,7 +4,7 @@ An alarm rings when its condition held for some steps running, once a run; three
 """
 
 from dataclasses import dataclass, field
-from statistics import fmean
+from statistics import median
 
 PATIENCE = 20  # steps running that a condition must hold
 SOMETHING = 0.2  # an accuracy that is worth the name: below it there is nothing to lose
@@ -110,12 +110,15 @@ class Alarms:
         return value > alarm.limit and not (alarm.collapse and level > alarm.limit)
 
     def _level(self, figure: str, value: float) -> float | None:
-        """The mean of the first figures, half as many as the patience has steps; None while they are still being gathered."""
+        """The median of the first figures, half as many as the patience has steps; None while they are still being gathered.
+
+        Not their mean: one number of thousands among them would make all that follows look small.
+        """
         first = self.early.setdefault(figure, [])
         if 2 * len(first) < self.patience:
             first.append(value)
             return None
-        return fmean(first)
+        return median(first)
 
     def _first(self, alarm: Alarm) -> bool:
         if alarm.name in self.rung:

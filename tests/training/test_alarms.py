@@ -56,6 +56,11 @@ def test_each_rings_once_after_twenty_steps_running(name: str) -> None:
     assert rung(rows) == [(29 + PATIENCE, name)]
 
 
+def test_one_wild_number_at_the_start_does_not_deafen_it() -> None:
+    rows = [HEALTHY | {"free_budget": 60_000.0 if step == 3 else 260.0} for step in range(30)] + [HEALTHY | {"free_budget": 600.0}] * 30
+    assert rung(rows) == [(29 + PATIENCE, "budget inflation")]
+
+
 @pytest.mark.parametrize("name", [alarm.name for alarm in ALARMS])
 def test_one_good_step_begins_the_count_anew(name: str) -> None:
     bad = [HEALTHY | WRONG[name]] * (PATIENCE - 1)

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,7 @@ def rung(start: Path, folder: Path, worth: Callable[[Answer], float], g: GrpoSet
 
 def test_numbers_that_nothing_bounds(started: Path, tmp_path: Path) -> None:
     (tmp_path / "never.py").write_text("def check(question, completion):\n    return False\n")
-    never = replace(BROKEN, verifier=f"{tmp_path / 'never.py'}:check")
+    never = replace(BROKEN, steps=60, patience=5, verifier=f"{tmp_path / 'never.py'}:check")
     assert "budget inflation" in rung(started, tmp_path / "run", lambda a: math.log(a.budget) if a.budget else -1.0, never)
 
 
@@ -55,8 +56,11 @@ def test_length_without_success(started: Path, tmp_path: Path) -> None:
     assert "wrong answers grow" in rung(started, tmp_path / "run", lambda a: a.length / 10 if a.budget else -1.0, never)
 
 
-def test_one_answer_to_everything(started: Path, tmp_path: Path) -> None:
-    assert "collapse of spread" in rung(started, tmp_path / "run", lambda a: -abs((a.budget or 99) - 6))
+def test_a_reward_that_ceases_to_tell_answers_apart(started: Path, tmp_path: Path) -> None:
+    answers = count()
+    early = 8 * BROKEN.prompts * BROKEN.group
+    frozen = replace(BROKEN, lr=1e-6)
+    assert rung(started, tmp_path / "run", lambda a: float(a.length) if next(answers) < early else 0.0, frozen) == ["collapse of spread"]
 
 
 def test_words_around_the_tags(policy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
