@@ -54,12 +54,13 @@ class Export:
         rows = self.merged.shapes[EMBEDDING][0]
         self.generation: GenerationConfig = GenerationConfig.from_pretrained(self.base) if has_generation(self.base) else GenerationConfig()
         self.stops = ordered_stops(stop_ids_of(self.generation, self.tokenizer, rows), self.tokenizer)
-        self.vocabulary = None
+        self.vocabulary, self.composes = None, False
         if plan.kinds:
             gguf.check_architecture(self.config)
             for name in self.merged.files:
                 gguf.gguf_name(name, self.config)
             self.vocabulary = read_vocabulary(self.tokenizer, rows)
+            self.composes = self.vocabulary.composes
             modelfile.go_template(self.tokenizer)
 
     def write(self, folder: Path) -> dict[str, Path]:
@@ -102,7 +103,8 @@ class Export:
         e = self.plan.settings.eval
         about = {"name": self.plan.name, "base": self.plan.source.name, "run": str(self.plan.run), "merge": self.plan.merge}
         first = files[0].name if files else None
-        (folder / "README.md").write_text(modelfile.readme(about, self.tokenizer, first, self.plan.form, e), encoding="utf-8")
+        text = modelfile.readme(about, self.tokenizer, first, self.plan.form, e, self.composes)
+        (folder / "README.md").write_text(text, encoding="utf-8")
         if first:
             text = modelfile.modelfile(first, self.tokenizer, self.stops, e, self.config.max_position_embeddings)
             (folder / "Modelfile").write_text(text, encoding="utf-8")
@@ -170,7 +172,7 @@ def export(plan: Plan, questions: list[Question], verify: Verify) -> dict[str, A
         files = work.write(building)
         result["stops"] = work.tokenizer.convert_ids_to_tokens(work.stops)
         if plan.check:
-            check = Check(plan, questions, verify)
+            check = Check(plan, questions, verify, work.composes)
             check.trained()
             check.merged(building / "merged")
             for kind, file in files.items():

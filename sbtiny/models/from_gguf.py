@@ -35,6 +35,7 @@ SPLITS = {
     "gpt-2": ((_GPT2,), False),
 }
 CONTROL, USER_DEFINED = 3, 4  # token types of GGUF
+COMPOSES = "sbtiny.composes"  # our own field: whether the tokenizer brings text into composed form, for which GGUF has no name
 ORIGINAL = "use the original model folder or hub id"
 
 
@@ -157,7 +158,8 @@ def _byte_pairs(tokens: list[str], reader: "GGUFReader", split: str) -> Any:
     ignore_merges = SPLITS[split][1]
     merges = [tuple(merge.split(" ")) for merge in field(reader, "tokenizer.ggml.merges")]
     tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges, ignore_merges=ignore_merges))
-    if "qwen" in split:
+    composes = field(reader, COMPOSES)
+    if "qwen" in split if composes is None else composes:
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = splitter(split)
     tokenizer.decoder = decoders.ByteLevel()

@@ -4,11 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from sbtiny import runs
 from sbtiny.config import Settings
+from sbtiny.export.strings import STRINGS
 from sbtiny.models.aliases import BUNDLED
+from sbtiny.models.from_gguf import splitter
 from sbtiny.models.load import add_lora, load, load_tokenizer
 
 pytest.importorskip("gguf")
@@ -50,10 +53,10 @@ def new_model():
     return random_model
 
 
-def random_model(folder: Path, kind: str, tied: bool, **more: object) -> Path:
-    """A folder with a random model of an architecture and the bundled tokenizer."""
+def random_model(folder: Path, kind: str, tied: bool, tokenizer: PreTrainedTokenizerBase | None = None, **more: object) -> Path:
+    """A folder with a random model of an architecture, with the bundled tokenizer unless another is given."""
     torch.manual_seed(0)
-    tokenizer = load_tokenizer(str(BUNDLED))
+    tokenizer = tokenizer or load_tokenizer(str(BUNDLED))
     head = 128 if kind == "qwen3" else 32  # the default of transformers' GGUF reader, which does not read it
     config = AutoConfig.for_model(
         kind, vocab_size=len(tokenizer) + 3, hidden_size=64 if kind != "llama" else 128, intermediate_size=96,
@@ -69,3 +72,26 @@ def random_model(folder: Path, kind: str, tied: bool, **more: object) -> Path:
     tokenizer.save_pretrained(folder)
     return folder
 
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def new_tokenizer():
+    return byte_pair_tokenizer
+
+
+def byte_pair_tokenizer(split: object = None, normalizer: object = None) -> PreTrainedTokenizerFast:
+    """Made as Qwen2's: byte-level BPE, composed text (NFC), ChatML, whose end of a turn (2) is the end; `split`, `normalizer`: others."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC() if normalizer is None else normalizer
+    tokenizer.pre_tokenizer = splitter("qwen2") if split is None else split
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator([*STRINGS, "Ünïcödé é", "user assistant\nWhat is 3 + 4?"], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=CHATML)
