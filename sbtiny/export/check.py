@@ -18,7 +18,7 @@ from sbtiny.export.compare import distance, gathered, in_float32, kl, scorer, te
 from sbtiny.export.plan import Plan
 from sbtiny.export.strings import STRINGS
 from sbtiny.export.transcripts import chat, opened
-from sbtiny.models.from_gguf import read
+from sbtiny.models.from_gguf import lost, read
 from sbtiny.models.load import load, prompt_ids
 from sbtiny.rollout import llama_cpp
 from sbtiny.rollout.episode import Episode
@@ -88,21 +88,16 @@ class Check:
     # ---- a GGUF file ---------------------------------------------------------------------------------------------------------------
 
     def gguf(self, file: Path, kind: str) -> None:
+        from gguf import GGUFReader
+
         found: dict[str, Any] = {"kind": kind, "bytes": file.stat().st_size}
         self.result.setdefault("files", {})[file.name] = found
-        scaled = self._scales_rope(file)
-        found["transformers"] = None if scaled else self._through_transformers(file, budgets=not llama_cpp.available())
+        dropped = lost(GGUFReader(file))
+        found["transformers"] = None if dropped else self._through_transformers(file, budgets=not llama_cpp.available())
         found["llama_cpp"] = self._through_llama_cpp(file) if llama_cpp.available() else None
         for reader in ("transformers", "llama_cpp"):
             if found[reader]:
                 self._judge(file.name, kind, reader, found[reader])
-
-    def _scales_rope(self, file: Path) -> bool:
-        """transformers drops rotary scaling from a GGUF, so only llama.cpp can tell."""
-        from gguf import GGUFReader
-
-        fields = GGUFReader(file)
-        return any(key.endswith("rope.scaling.type") for key in fields.fields) or any(t.name == "rope_freqs.weight" for t in fields.tensors)
 
     def _through_transformers(self, file: Path, budgets: bool) -> dict[str, Any]:
         model, tokenizer = read(file)
