@@ -1,15 +1,10 @@
 """From a run to files: merged folder, GGUF files, what goes beside them, and the check. Built aside, renamed when whole."""
 
-import errno
-import re
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from sbtiny import runs
 from sbtiny.budget.template import fitted, with_budget
@@ -19,6 +14,7 @@ from sbtiny.export import gguf, kquants, modelfile, template
 from sbtiny.export.card import card
 from sbtiny.export.check import Check
 from sbtiny.export.merge import Merged, save_weights
+from sbtiny.export.placing import aside, place
 from sbtiny.export.plan import Plan
 from sbtiny.export.tokens import read_vocabulary
 from sbtiny.models.load import base_folder, fingerprint, load_tokenizer, stop_ids_of, turn_end
@@ -28,8 +24,6 @@ from sbtiny.tasks.sources import Question
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# What safetensors says of a full disk, and numpy, which gives no number: "65536 requested and 14768 written".
-SHORT = re.compile(r"No space left|\d+ requested and \d+ written")
 EMBEDDING = "model.embed_tokens.weight"
 
 
@@ -131,30 +125,11 @@ def ordered_stops(found: frozenset[int], tokenizer: "PreTrainedTokenizerBase") -
     return [first, *sorted(found - {first})] if first is not None else sorted(found)
 
 
-@contextmanager
-def aside(folder: Path) -> Iterator[Path]:
-    """A folder to build in, beside `folder`; gone when the work fails. A full disk becomes one line."""
-    building = folder.with_name(f".{folder.name}.building")
-    shutil.rmtree(building, ignore_errors=True)  # of an export that was killed
-    try:
-        building.mkdir(parents=True)
-        yield building
-    except (OSError, RuntimeError, SafetensorError) as error:
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or SHORT.search(str(error)):
-            raise InputError(f"no space left for {folder}: free some, write fewer kinds, or choose another --output") from error
-        raise
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-
-
-def place(building: Path, folder: Path) -> None:
-    """Put a finished export under its name; an earlier one goes only then."""
-    old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    building.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+def passed(checked: bool, failures: list[str], unread: list[str]) -> bool | None:
+    """None: nobody knows, for there was no check, or there is a file that nothing here could read."""
+    if failures:
+        return False
+    return True if checked and not unread else None
 
 
 def export(plan: Plan, questions: list[Question], verify: Verify) -> dict[str, Any]:
@@ -168,6 +143,7 @@ def export(plan: Plan, questions: list[Question], verify: Verify) -> dict[str, A
         "merge": plan.merge, "trained_in_4bit": plan.nf4, "dtype": plan.dtype,
     }  # fmt: skip
     failures: list[str] = []
+    unread: list[str] = []
     with aside(plan.output) as building:
         files = work.write(building)
         result["stops"] = work.tokenizer.convert_ids_to_tokens(work.stops)
@@ -178,13 +154,15 @@ def export(plan: Plan, questions: list[Question], verify: Verify) -> dict[str, A
             for kind, file in files.items():
                 check.gguf(file, kind)
             result |= check.result
-            failures = check.failures
-        result |= {"checked": plan.check, "passed": not failures if plan.check else None, "failures": failures}
+            failures, unread = check.failures, check.unread
+        result |= {"checked": plan.check, "passed": passed(plan.check, failures, unread), "failures": failures, "not_checked": unread}
         runs.write_json(building / "export.json", result)
         output = plan.output if not failures else runs.unused(plan.output.with_name(f"{plan.output.name}-failed"))
         place(building, output)
     result["folder"] = str(output)
     if failures:
         raise Failed(f"{output} is not the trained policy: {'; '.join(failures)}")
+    for reason in unread:
+        console.print(f"not checked: {reason}", style="yellow", soft_wrap=True, markup=False)
     console.print(f"wrote {output}")
     return result

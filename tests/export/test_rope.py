@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from sbtiny.cli import app
 from sbtiny.errors import InputError
-from sbtiny.export import gguf
+from sbtiny.export import gguf, show
 from sbtiny.export.compare import kl
 from sbtiny.export.merge import Merged
 from sbtiny.export.tokens import read_vocabulary
@@ -109,3 +109,15 @@ def test_a_run_with_scaled_positions_is_checked_through_llama_cpp(scaled: Path, 
     assert found["passed"] is True
     assert found["files"]["r-f32.gguf"]["transformers"] is None
     assert found["files"]["r-f32.gguf"]["llama_cpp"]["kl"] < NEAR
+
+
+def test_a_file_that_nothing_here_reads_has_not_passed(scaled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr(llama_cpp, "available", lambda: False)
+    found = exported(scaled, tmp_path / "out")
+    assert (found["checked"], found["passed"], found["failures"]) == (True, None, [])
+    assert found["files"]["r-f32.gguf"]["checked"] is False
+    assert found["not_checked"] == [
+        "r-f32.gguf has scaled rotary positions, which only llama.cpp reads: pip install 'sbtiny[llama]' and export again"
+    ]
+    assert f"not checked: {found['not_checked'][0]}" in capsys.readouterr().err
+    assert [name for name, _ in show.lines(found)] == ["trained policy", "merged", "r-f32.gguf, not checked"]
