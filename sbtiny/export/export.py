@@ -31,26 +31,26 @@ class Export:
     """One export under way: the base's parts, read once. Raises InputError for what cannot be exported rightly."""
 
     def __init__(self, plan: Plan) -> None:
-        from transformers import AutoConfig, GenerationConfig
+        from transformers import GenerationConfig
 
         self.plan, self.base = plan, base_folder(plan.source)
-        self.config = AutoConfig.from_pretrained(self.base)
+        self.config = read_config(self.base)
+        if plan.kinds:
+            gguf.check_architecture(self.config)
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(str(self.base))
         trained = load_tokenizer(str(self.base))
         trained.chat_template = fitted(trained.chat_template, plan.form)
         self.tokenizer.chat_template = with_budget(trained.chat_template or "", plan.form)
         template.check_prompts(trained, self.tokenizer, plan.form)
-        adapter = plan.run / "adapter"
         as_trained = plan.merge == "dequantized"
         dtype = getattr(torch, plan.trained_in) if as_trained and plan.trained_in else None
-        self.merged = Merged(self.base, adapter, as_trained and plan.nf4, self.config.tie_word_embeddings, dtype)
+        self.merged = Merged(self.base, plan.run / "adapter", as_trained and plan.nf4, self.config.tie_word_embeddings, dtype)
         check_same(self.merged, plan.run)
         rows = self.merged.shapes[EMBEDDING][0]
         self.generation: GenerationConfig = GenerationConfig.from_pretrained(self.base) if has_generation(self.base) else GenerationConfig()
         self.stops = ordered_stops(stop_ids_of(self.generation, self.tokenizer, rows), self.tokenizer)
         self.vocabulary, self.composes = None, False
         if plan.kinds:
-            gguf.check_architecture(self.config)
             for name in self.merged.files:
                 gguf.gguf_name(name, self.config)
             self.vocabulary = read_vocabulary(self.tokenizer, rows)
@@ -104,8 +104,20 @@ class Export:
             (folder / "Modelfile").write_text(text, encoding="utf-8")
 
 
+def read_config(base: Path) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(base)
+    except (OSError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"cannot read {base / 'config.json'}: {reason}; give the model the run was trained on") from error
+
+
 def check_same(merged: Merged, run: Path) -> None:
     """Raises InputError when the base has other weights than the one trained on; runs of before that was noted pass."""
+    if EMBEDDING not in merged.files:
+        raise InputError(f"{merged.base} has no {EMBEDDING}: only models laid out as Llama's can be exported")
     about = runs.read_run(run)
     if known := about.get("base"):
         with safe_open(merged.files[EMBEDDING], "pt") as file:
