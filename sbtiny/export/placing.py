@@ -11,8 +11,9 @@ from safetensors import SafetensorError
 
 from sbtiny.errors import InputError
 
-# What safetensors says of a full disk, and numpy, which gives no number: "65536 requested and 14768 written".
-SHORT = re.compile(r"No space left|\d+ requested and \d+ written")
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the last: more than the disk, FAT for one, or a limit lets a file have
+# What safetensors says of it, and numpy, which gives no number: "65536 requested and 14768 written".
+SHORT = re.compile(r"No space left|File too large|\d+ requested and \d+ written")
 
 
 @contextmanager
@@ -24,7 +25,7 @@ def aside(folder: Path) -> Iterator[Path]:
         building.mkdir(parents=True)
         yield building
     except (OSError, RuntimeError, SafetensorError) as error:
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or SHORT.search(str(error)):
+        if getattr(error, "errno", None) in FULL or SHORT.search(str(error)):
             raise InputError(f"no space left for {folder}: free some, write fewer kinds, or choose another --output") from error
         raise
     finally:

@@ -167,12 +167,6 @@ def test_wrong_choices_are_refused_before_any_work(run: Path, tmp_path: Path, mo
 
 
 @pytest.mark.skipif(not llama_cpp.available(), reason="needs llama-cpp-python")
-def test_k_quants_are_made_by_llama_cpp_without_a_leftover(run: Path, tmp_path: Path) -> None:
-    export(run, "--gguf", "q4_k_m,q6_k", "--no-check", "-o", tmp_path / "out")
-    assert {path.name for path in (tmp_path / "out").glob("*.gguf")} == {"r-q4_k_m.gguf", "r-q6_k.gguf"}
-
-
-@pytest.mark.skipif(not llama_cpp.available(), reason="needs llama-cpp-python")
 @pytest.mark.parametrize("budget", ["auto", "30"])
 def test_a_gguf_file_is_measured_as_the_run_it_came_from(run: Path, budget: str, tmp_path: Path) -> None:
     """Greedy and under a ceiling: the same questions, protocol and control, the same answers."""

@@ -11,10 +11,7 @@ from sbtiny.cli import app
 from sbtiny.errors import InputError
 from sbtiny.export import gguf, show
 from sbtiny.export.compare import kl
-from sbtiny.export.merge import Merged
-from sbtiny.export.tokens import read_vocabulary
 from sbtiny.models.from_gguf import read
-from sbtiny.models.load import load_tokenizer
 from sbtiny.rollout import llama_cpp
 
 IDS = list(range(3, 60))
@@ -32,20 +29,6 @@ def logits(base: Path) -> torch.Tensor:
         return AutoModelForCausalLM.from_pretrained(base)(input_ids=torch.tensor([IDS])).logits[0]
 
 
-def write(base: Path, file: Path) -> Path:
-    config, tokenizer, merged = AutoConfig.from_pretrained(base), load_tokenizer(str(base)), Merged(base, None, tied=True)
-    vocabulary = read_vocabulary(tokenizer, merged.shapes["model.embed_tokens.weight"][0])
-    list(gguf.write(file, "f32", merged, config, tokenizer, vocabulary, [2], "x"))
-    return file
-
-
-def through_llama_cpp(file: Path) -> torch.Tensor:
-    engine = llama_cpp.LlamaCpp(file, slots=2)
-    found = torch.from_numpy(engine.score(IDS))
-    engine.close()
-    return found
-
-
 @needs_llama_cpp
 @pytest.mark.parametrize(
     ("kind", "rope"),
@@ -54,17 +37,19 @@ def through_llama_cpp(file: Path) -> torch.Tensor:
         ("llama", YARN | {"attention_factor": 1.5}), ("qwen2", YARN | SPREAD), ("qwen3", YARN | {"beta_fast": 32, "beta_slow": 1.0}),
     ],
 )  # fmt: skip
-def test_scaled_rotary_positions_are_llama_cpps_too(new_model, kind: str, rope: dict, tmp_path: Path) -> None:
+def test_scaled_rotary_positions_are_llama_cpps_too(new_model, write, llama_logits, kind: str, rope: dict, tmp_path: Path) -> None:
     base = new_model(tmp_path / "base", kind, True, rope_parameters=rope)
-    assert kl(logits(base), through_llama_cpp(write(base, tmp_path / "x.gguf"))) < NEAR
+    assert kl(logits(base), llama_logits(write(base, "f32", tmp_path / "x.gguf"), IDS)) < NEAR
 
 
 @needs_llama_cpp
 @pytest.mark.parametrize("bias", ["attention_bias", "mlp_bias"])
-def test_a_llamas_biases_are_written_and_transformers_which_drops_them_is_not_asked(new_model, bias: str, tmp_path: Path) -> None:
+def test_a_llamas_biases_are_written_and_transformers_which_drops_them_is_not_asked(
+    new_model, write, llama_logits, bias: str, tmp_path: Path
+) -> None:
     base = new_model(tmp_path / "base", "llama", True, **{bias: True})
-    file = write(base, tmp_path / "x.gguf")
-    assert kl(logits(base), through_llama_cpp(file)) < NEAR
+    file = write(base, "f32", tmp_path / "x.gguf")
+    assert kl(logits(base), llama_logits(file, IDS)) < NEAR
     with pytest.raises(InputError, match="has biases, which transformers drops from a GGUF"):
         read(file)
 
