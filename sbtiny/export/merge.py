@@ -103,7 +103,10 @@ class Merged:
 def base_files(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+        try:
+            return [folder / name for name in sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{index} is corrupt ({error!r}): check that the model is whole") from error
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
     raise InputError(f"{folder} holds no model.safetensors: save the base with save_pretrained first")
