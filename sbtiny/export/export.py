@@ -1,61 +1,51 @@
 """From a run to files: merged folder, GGUF files, what goes beside them, and the check. Built aside, renamed when whole."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from safetensors import safe_open
 
 from sbtiny import runs
-from sbtiny.budget.template import fitted, with_budget
-from sbtiny.errors import Failed, InputError
+from sbtiny.errors import Failed
 from sbtiny.evaluation.evaluate import Verify
-from sbtiny.export import gguf, kquants, modelfile, template
+from sbtiny.export import gguf, kquants, modelfile
+from sbtiny.export.base import EMBEDDING, check_same, ordered_stops, read_config, read_generation, read_tokenizer
 from sbtiny.export.card import card
 from sbtiny.export.check import Check
 from sbtiny.export.merge import Merged, save_weights
 from sbtiny.export.placing import aside, place
 from sbtiny.export.plan import Plan
-from sbtiny.export.tokens import read_vocabulary
-from sbtiny.models.load import base_folder, fingerprint, load_tokenizer, stop_ids_of, turn_end
+from sbtiny.export.tokens import Vocabulary, read_vocabulary
+from sbtiny.models.load import base_folder, stop_ids_of
 from sbtiny.progress import bar, console
 from sbtiny.tasks.sources import Question
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-EMBEDDING = "model.embed_tokens.weight"
 
 
 class Export:
     """One export under way: the base's parts, read once. Raises InputError for what cannot be exported rightly."""
 
     def __init__(self, plan: Plan) -> None:
-        from transformers import GenerationConfig
-
         self.plan, self.base = plan, base_folder(plan.source)
         self.config = read_config(self.base)
         if plan.kinds:
             gguf.check_architecture(self.config)
-        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(str(self.base))
-        trained = load_tokenizer(str(self.base))
-        trained.chat_template = fitted(trained.chat_template, plan.form)
-        self.tokenizer.chat_template = with_budget(trained.chat_template or "", plan.form)
-        template.check_prompts(trained, self.tokenizer, plan.form)
+        self.tokenizer = read_tokenizer(self.base, plan.form)
         as_trained = plan.merge == "dequantized"
         dtype = getattr(torch, plan.trained_in) if as_trained and plan.trained_in else None
         self.merged = Merged(self.base, plan.run / "adapter", as_trained and plan.nf4, self.config.tie_word_embeddings, dtype)
         check_same(self.merged, plan.run)
         rows = self.merged.shapes[EMBEDDING][0]
-        self.generation: GenerationConfig = GenerationConfig.from_pretrained(self.base) if has_generation(self.base) else GenerationConfig()
+        self.generation = read_generation(self.base)
         self.stops = ordered_stops(stop_ids_of(self.generation, self.tokenizer, rows), self.tokenizer)
-        self.vocabulary, self.composes = None, False
-        if plan.kinds:
-            for name in self.merged.files:
-                gguf.gguf_name(name, self.config)
-            self.vocabulary = read_vocabulary(self.tokenizer, rows)
-            self.composes = self.vocabulary.composes
-            modelfile.go_template(self.tokenizer)
+        self.vocabulary = self._vocabulary(rows) if plan.kinds else None
+        self.composes = self.vocabulary is not None and self.vocabulary.composes
+
+    def _vocabulary(self, rows: int) -> Vocabulary:
+        """The tokenizer as a GGUF file has it, when all the rest can be put in one too."""
+        for name in self.merged.files:
+            gguf.gguf_name(name, self.config)
+        modelfile.go_template(self.tokenizer)
+        return read_vocabulary(self.tokenizer, rows)
 
     def write(self, folder: Path) -> dict[str, Path]:
         """Everything but export.json into `folder`; the GGUF files by kind."""
@@ -102,39 +92,6 @@ class Export:
         if first:
             text = modelfile.modelfile(first, self.tokenizer, self.stops, e, self.config.max_position_embeddings)
             (folder / "Modelfile").write_text(text, encoding="utf-8")
-
-
-def read_config(base: Path) -> Any:
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(base)
-    except (OSError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"cannot read {base / 'config.json'}: {reason}; give the model the run was trained on") from error
-
-
-def check_same(merged: Merged, run: Path) -> None:
-    """Raises InputError when the base has other weights than the one trained on; runs of before that was noted pass."""
-    if EMBEDDING not in merged.files:
-        raise InputError(f"{merged.base} has no {EMBEDDING}: only models laid out as Llama's can be exported")
-    about = runs.read_run(run)
-    if known := about.get("base"):
-        with safe_open(merged.files[EMBEDDING], "pt") as file:
-            rows = file.get_slice(EMBEDDING)[:256].to(getattr(torch, about["dtype"]))
-        if fingerprint(rows) != known:
-            raise InputError(f"{merged.base} has other weights than the base {run} was trained on: give the model it was trained on")
-
-
-def has_generation(folder: Path) -> bool:
-    return (folder / "generation_config.json").is_file()
-
-
-def ordered_stops(found: frozenset[int], tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """The end of a turn first: it is what ends an answer."""
-    first = turn_end(tokenizer)
-    first = first if first is not None else tokenizer.eos_token_id
-    return [first, *sorted(found - {first})] if first is not None else sorted(found)
 
 
 def passed(checked: bool, failures: list[str], unread: list[str]) -> bool | None:
