@@ -83,6 +83,11 @@ def paired_difference(a: Sequence[float], b: Sequence[float], seed: int = 0) -> 
     return {"mean": _mean(differences), "lo": lo, "hi": hi}
 
 
+def kept(sample: Sample, tolerance: float) -> bool:
+    """Whether the answer was well-formed and its length that near to its number."""
+    return sample.ok and sample.budget is not None and mismatch(sample.length, sample.budget) <= tolerance
+
+
 def compression(base_mean: float, mean: float) -> float:
     """The share of the base's tokens that was saved, negative when answers grew. Raises InputError for a base of 0."""
     if not base_mean > 0:
@@ -106,7 +111,7 @@ def _adherence(samples: Sequence[Sample]) -> dict:
 
 
 def _within(samples: Sequence[Sample], tolerance: float) -> float | None:
-    return _mean([s.ok and s.budget is not None and mismatch(s.length, s.budget) <= tolerance for s in samples])
+    return _mean([kept(s, tolerance) for s in samples])
 
 
 def _by_level(samples: Sequence[Sample]) -> dict[str, dict]:

@@ -1,66 +1,51 @@
 """From a run to files: merged folder, GGUF files, what goes beside them, and the check. Built aside, renamed when whole."""
 
-import errno
-import re
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from sbtiny import runs
-from sbtiny.budget.template import fitted, with_budget
-from sbtiny.errors import Failed, InputError
+from sbtiny.errors import Failed
 from sbtiny.evaluation.evaluate import Verify
-from sbtiny.export import gguf, kquants, modelfile, template
+from sbtiny.export import gguf, kquants, modelfile
+from sbtiny.export.base import EMBEDDING, check_same, ordered_stops, read_config, read_generation, read_tokenizer
 from sbtiny.export.card import card
 from sbtiny.export.check import Check
 from sbtiny.export.merge import Merged, save_weights
+from sbtiny.export.placing import aside, place
 from sbtiny.export.plan import Plan
-from sbtiny.export.tokens import read_vocabulary
-from sbtiny.models.load import base_folder, fingerprint, load_tokenizer, stop_ids_of, turn_end
+from sbtiny.export.tokens import Vocabulary, read_vocabulary
+from sbtiny.models.load import base_folder, stop_ids_of
 from sbtiny.progress import bar, console
 from sbtiny.tasks.sources import Question
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-# What safetensors says of a full disk, and numpy, which gives no number: "65536 requested and 14768 written".
-SHORT = re.compile(r"No space left|\d+ requested and \d+ written")
-EMBEDDING = "model.embed_tokens.weight"
 
 
 class Export:
     """One export under way: the base's parts, read once. Raises InputError for what cannot be exported rightly."""
 
     def __init__(self, plan: Plan) -> None:
-        from transformers import AutoConfig, GenerationConfig
-
         self.plan, self.base = plan, base_folder(plan.source)
-        self.config = AutoConfig.from_pretrained(self.base)
-        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(str(self.base))
-        trained = load_tokenizer(str(self.base))
-        trained.chat_template = fitted(trained.chat_template, plan.form)
-        self.tokenizer.chat_template = with_budget(trained.chat_template or "", plan.form)
-        template.check_prompts(trained, self.tokenizer, plan.form)
-        adapter = plan.run / "adapter"
-        as_trained = plan.merge == "dequantized"
-        dtype = getattr(torch, plan.trained_in) if as_trained and plan.trained_in else None
-        self.merged = Merged(self.base, adapter, as_trained and plan.nf4, self.config.tie_word_embeddings, dtype)
-        check_same(self.merged, plan.run)
-        rows = self.merged.shapes[EMBEDDING][0]
-        self.generation: GenerationConfig = GenerationConfig.from_pretrained(self.base) if has_generation(self.base) else GenerationConfig()
-        self.stops = ordered_stops(stop_ids_of(self.generation, self.tokenizer, rows), self.tokenizer)
-        self.vocabulary = None
+        self.config = read_config(self.base)
         if plan.kinds:
             gguf.check_architecture(self.config)
-            for name in self.merged.files:
-                gguf.gguf_name(name, self.config)
-            self.vocabulary = read_vocabulary(self.tokenizer, rows)
-            modelfile.go_template(self.tokenizer)
+        self.tokenizer = read_tokenizer(self.base, plan.form)
+        as_trained = plan.merge == "dequantized"
+        dtype = getattr(torch, plan.trained_in) if as_trained and plan.trained_in else None
+        self.merged = Merged(self.base, plan.run / "adapter", as_trained and plan.nf4, self.config.tie_word_embeddings, dtype)
+        check_same(self.merged, plan.run)
+        rows = self.merged.shapes[EMBEDDING][0]
+        self.generation = read_generation(self.base)
+        self.stops = ordered_stops(stop_ids_of(self.generation, self.tokenizer, rows), self.tokenizer)
+        self.vocabulary = self._vocabulary(rows) if plan.kinds else None
+        self.composes = self.vocabulary is not None and self.vocabulary.composes
+
+    def _vocabulary(self, rows: int) -> Vocabulary:
+        """The tokenizer as a GGUF file has it, when all the rest can be put in one too."""
+        for name in self.merged.files:
+            gguf.gguf_name(name, self.config)
+        modelfile.go_template(self.tokenizer)
+        return read_vocabulary(self.tokenizer, rows)
 
     def write(self, folder: Path) -> dict[str, Path]:
         """Everything but export.json into `folder`; the GGUF files by kind."""
@@ -102,57 +87,18 @@ class Export:
         e = self.plan.settings.eval
         about = {"name": self.plan.name, "base": self.plan.source.name, "run": str(self.plan.run), "merge": self.plan.merge}
         first = files[0].name if files else None
-        (folder / "README.md").write_text(modelfile.readme(about, self.tokenizer, first, self.plan.form, e), encoding="utf-8")
+        text = modelfile.readme(about, self.tokenizer, first, self.plan.form, e, self.composes)
+        (folder / "README.md").write_text(text, encoding="utf-8")
         if first:
             text = modelfile.modelfile(first, self.tokenizer, self.stops, e, self.config.max_position_embeddings)
             (folder / "Modelfile").write_text(text, encoding="utf-8")
 
 
-def check_same(merged: Merged, run: Path) -> None:
-    """Raises InputError when the base has other weights than the one trained on; runs of before that was noted pass."""
-    about = runs.read_run(run)
-    if known := about.get("base"):
-        with safe_open(merged.files[EMBEDDING], "pt") as file:
-            rows = file.get_slice(EMBEDDING)[:256].to(getattr(torch, about["dtype"]))
-        if fingerprint(rows) != known:
-            raise InputError(f"{merged.base} has other weights than the base {run} was trained on: give the model it was trained on")
-
-
-def has_generation(folder: Path) -> bool:
-    return (folder / "generation_config.json").is_file()
-
-
-def ordered_stops(found: frozenset[int], tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """The end of a turn first: it is what ends an answer."""
-    first = turn_end(tokenizer)
-    first = first if first is not None else tokenizer.eos_token_id
-    return [first, *sorted(found - {first})] if first is not None else sorted(found)
-
-
-@contextmanager
-def aside(folder: Path) -> Iterator[Path]:
-    """A folder to build in, beside `folder`; gone when the work fails. A full disk becomes one line."""
-    building = folder.with_name(f".{folder.name}.building")
-    shutil.rmtree(building, ignore_errors=True)  # of an export that was killed
-    try:
-        building.mkdir(parents=True)
-        yield building
-    except (OSError, RuntimeError, SafetensorError) as error:
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or SHORT.search(str(error)):
-            raise InputError(f"no space left for {folder}: free some, write fewer kinds, or choose another --output") from error
-        raise
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-
-
-def place(building: Path, folder: Path) -> None:
-    """Put a finished export under its name; an earlier one goes only then."""
-    old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    building.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+def passed(checked: bool, failures: list[str], unread: list[str]) -> bool | None:
+    """None: nobody knows, for there was no check, or there is a file that nothing here could read."""
+    if failures:
+        return False
+    return True if checked and not unread else None
 
 
 def export(plan: Plan, questions: list[Question], verify: Verify) -> dict[str, Any]:
@@ -166,23 +112,26 @@ def export(plan: Plan, questions: list[Question], verify: Verify) -> dict[str, A
         "merge": plan.merge, "trained_in_4bit": plan.nf4, "dtype": plan.dtype,
     }  # fmt: skip
     failures: list[str] = []
+    unread: list[str] = []
     with aside(plan.output) as building:
         files = work.write(building)
         result["stops"] = work.tokenizer.convert_ids_to_tokens(work.stops)
         if plan.check:
-            check = Check(plan, questions, verify)
+            check = Check(plan, questions, verify, work.composes)
             check.trained()
             check.merged(building / "merged")
             for kind, file in files.items():
                 check.gguf(file, kind)
             result |= check.result
-            failures = check.failures
-        result |= {"checked": plan.check, "passed": not failures if plan.check else None, "failures": failures}
+            failures, unread = check.failures, check.unread
+        result |= {"checked": plan.check, "passed": passed(plan.check, failures, unread), "failures": failures, "not_checked": unread}
         runs.write_json(building / "export.json", result)
         output = plan.output if not failures else runs.unused(plan.output.with_name(f"{plan.output.name}-failed"))
         place(building, output)
     result["folder"] = str(output)
     if failures:
         raise Failed(f"{output} is not the trained policy: {'; '.join(failures)}")
+    for reason in unread:
+        console.print(f"not checked: {reason}", style="yellow", soft_wrap=True, markup=False)
     console.print(f"wrote {output}")
     return result

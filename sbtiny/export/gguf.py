@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sbtiny.errors import InputError
+from sbtiny.export import rope
 from sbtiny.export.merge import Merged
 from sbtiny.export.tokens import Vocabulary, add_special, add_tokens
 
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
-SCALINGS = ("default", "linear", "yarn", "llama3")
 # Name -> (type of the matrices, type of embedding and head, llama.cpp's number for it). The ends of a model bear less rounding.
 KINDS = {
     "f32": ("F32", "F32", 0),
@@ -35,8 +35,9 @@ def check_architecture(config: Any) -> None:
     """Raises InputError for what this file cannot write rightly, naming what works."""
     if config.model_type not in ARCHITECTURES:
         raise InputError(f"no GGUF for a {config.model_type!r} model: {', '.join(ARCHITECTURES)} work; use --gguf none")
-    if (scaling := config.rope_parameters["rope_type"]) not in SCALINGS:
-        raise InputError(f"no GGUF for {scaling!r} rotary scaling: {', '.join(SCALINGS)} work; use --gguf none")
+    rope.check(config)
+    if config.model_type == "qwen3" and config.attention_bias:
+        raise InputError("no GGUF for a 'qwen3' model with attention_bias: llama.cpp has no bias for its o_proj; use --gguf none")
     if getattr(config, "use_sliding_window", False):
         raise InputError("no GGUF for sliding-window attention in these architectures: use --gguf none")
 
@@ -61,7 +62,7 @@ def write(
     add_shape(writer, config, merged.shapes["model.embed_tokens.weight"][0])
     add_tokens(writer, vocabulary)
     add_special(writer, tokenizer, stops)
-    factors = llama3_factors(config)
+    factors = rope.llama3_factors(config)
     if factors is not None:
         writer.add_tensor_info("rope_freqs.weight", factors.shape, factors.dtype, factors.nbytes)
     names = {given: gguf_name(given, config) for given in merged.files}
@@ -80,44 +81,18 @@ def write(
 
 
 def add_shape(writer: "GGUFWriter", config: Any, vocabulary: int) -> None:
-    heads = config.num_attention_heads
-    head = getattr(config, "head_dim", None) or config.hidden_size // heads
+    head = rope.head_size(config)
     writer.add_vocab_size(vocabulary)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(heads)
+    writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_key_length(head)
     writer.add_value_length(head)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_dimension_count(head)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    add_scaling(writer, config.rope_parameters)
-
-
-def add_scaling(writer: "GGUFWriter", rope: dict[str, Any]) -> None:
-    """Linear and YaRN scaling are fields; llama3's is a tensor (`llama3_factors`)."""
-    from gguf import RopeScalingType
-
-    if rope["rope_type"] in ("linear", "yarn"):
-        writer.add_rope_scaling_type(RopeScalingType(rope["rope_type"]))
-        writer.add_rope_scaling_factor(rope["factor"])
-    if rope["rope_type"] == "yarn":
-        writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
-
-
-def llama3_factors(config: Any) -> np.ndarray | None:
-    """What Llama 3.1 divides each rotary frequency by, (head_dim / 2,); None for other scalings."""
-    rope = config.rope_parameters
-    if rope["rope_type"] != "llama3":
-        return None
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    waves = 2 * math.pi * rope["rope_theta"] ** (np.arange(0, head, 2) / head)
-    low, high = rope["low_freq_factor"], rope["high_freq_factor"]
-    smooth = np.clip((rope["original_max_position_embeddings"] / waves - low) / (high - low), 0, 1)
-    return (1 / (smooth + (1 - smooth) / rope["factor"])).astype(np.float32)
+    rope.add(writer, config)
 
 
 def gguf_name(name: str, config: Any) -> str:

@@ -1,6 +1,8 @@
 """K-quants (q4_k_m and the like), which only llama.cpp makes: found before any work, run on a float16 file of ours."""
 
 import ctypes
+import errno
+import os
 import shutil
 import subprocess
 from importlib.util import find_spec
@@ -19,14 +21,13 @@ def check_tool() -> None:
 
 
 def quantize(source: Path, target: Path, kind: str) -> None:
-    """Write `target` from a float16 GGUF. Raises InputError with what llama.cpp said."""
+    """Write `target` from a float16 GGUF. Raises InputError with what llama.cpp said, OSError when there was no room."""
     if find_spec("llama_cpp"):
         _with_module(source, target, kind)
     else:
         done = subprocess.run([TOOL, source, target, kind.upper()], capture_output=True, text=True, check=False)
         if done.returncode:
-            last = (done.stderr.strip().splitlines() or ["nothing"])[-1]
-            raise InputError(f"{TOOL} could not make {kind}: {last}; another kind, such as q8_0, needs no llama.cpp")
+            raise failure(TOOL, kind, done.stderr)
 
 
 def _with_module(source: Path, target: Path, kind: str) -> None:
@@ -41,5 +42,12 @@ def _with_module(source: Path, target: Path, kind: str) -> None:
     code = llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(params))
     llama_cpp.llama_log_set(llama_cpp.llama_log_callback(), None)  # `log` goes with this frame
     if code:
-        last = "".join(said).strip().splitlines()[-1:] or ["nothing"]
-        raise InputError(f"llama.cpp could not make {kind}: {last[0]}; another kind, such as q8_0, needs no llama.cpp")
+        raise failure("llama.cpp", kind, "".join(said))
+
+
+def failure(program: str, kind: str, said: str) -> Exception:
+    """What to raise for a program that failed and said so much."""
+    if "iostream error" in said:  # all that C++ tells of a disk that took no more
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    last = (said.strip().splitlines() or ["nothing"])[-1].rpartition("failed to quantize: ")[2]
+    return InputError(f"{program} could not make {kind}: {last}; another kind, such as q8_0, needs no llama.cpp")

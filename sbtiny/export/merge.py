@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sbtiny.errors import InputError
+from sbtiny.models.adapters import read_config
 
 SHARD = 10**9  # bytes
 PREFIX, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
@@ -38,12 +39,10 @@ class Lora:
 
 def read_adapter(folder: Path) -> dict[str, Lora]:
     """Name of a weight -> its change. Raises InputError when the adapter is missing, corrupt, or no plain LoRA."""
+    config = read_config(folder)
     try:
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         with safe_open(folder / "adapter_model.safetensors", "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no mapping)
-    except FileNotFoundError as error:
-        raise InputError(f"{folder} holds no adapter ({error}): give a finished run") from error
     except (SafetensorError, ValueError, OSError) as error:
         raise InputError(f"the adapter in {folder} is corrupt ({error}): take one from a checkpoint-N of the run") from error
     for key, wanted in PLAIN.items():
@@ -104,7 +103,10 @@ class Merged:
 def base_files(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+        try:
+            return [folder / name for name in sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{index} is corrupt ({error!r}): check that the model is whole") from error
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
     raise InputError(f"{folder} holds no model.safetensors: save the base with save_pretrained first")

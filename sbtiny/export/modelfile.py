@@ -93,6 +93,11 @@ A budget of your own (ollama's templates take no arguments, so the prompt is giv
       -d '{{"messages": [{{"role": "user", "content": "..."}}], "chat_template_kwargs": {{"budget": 200}}}}'
 """
 
+COMPOSE = """
+llama.cpp and what is built on it read letters as they are written, where the model was trained on composed ones (Unicode NFC, which
+keyboards write): bring other text into that form first, as Python's `unicodedata.normalize("NFC", text)` does.
+"""
+
 FOLDER = """
 ## transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -107,13 +112,15 @@ FOLDER = """
 """
 
 
-def readme(about: dict[str, str], tokenizer: "PreTrainedTokenizerBase", gguf: str | None, form: Format, e: EvalSettings) -> str:
-    """`about`: name, base, run, merge."""
+def readme(
+    about: dict[str, str], tokenizer: "PreTrainedTokenizerBase", gguf: str | None, form: Format, e: EvalSettings, composes: bool
+) -> str:
+    """`about`: name, base, run, merge; `composes`: the tokenizer brings text into composed form, which llama.cpp does not."""
     prompt = tokenizer.apply_chat_template([{"role": "user", "content": "..."}], tokenize=False, add_generation_prompt=True)
     shown = "\n".join(f"    {line}" for line in prompt.splitlines())
     raw = json.dumps({"model": about["name"], "raw": True, "prompt": prompt + prefill(200, form), "stream": False})
     ways = FOLDER.format()
     if gguf:
         sampling = {"temperature": e.temperature, "top_p": e.top_p}
-        ways = OLLAMA.format(name=about["name"], raw=shlex.quote(raw), gguf=gguf, **sampling) + ways
+        ways = OLLAMA.format(name=about["name"], raw=shlex.quote(raw), gguf=gguf, **sampling) + (COMPOSE if composes else "") + ways
     return README.format(**about, prompt=shown, ways=ways, shape=form.shape, said=prefill(200, form))

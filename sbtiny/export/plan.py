@@ -1,16 +1,16 @@
 """What an export is to do, and everything that can be known to go wrong, looked at before any work. Imports no torch."""
 
-import json
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from sbtiny import runs
 from sbtiny.budget.protocol import FORMATS, Format, format_named
 from sbtiny.config import Settings
 from sbtiny.errors import InputError
 from sbtiny.export import kquants
+from sbtiny.models.adapters import read_config
 from sbtiny.models.aliases import Source, resolve
 
 Merge = Literal["dequantized", "original"]
@@ -53,12 +53,10 @@ def make(
     about = runs.read_run(run)
     check_format(run, form, about["format"])
     nf4 = bool(about.get("four_bit", nf4))  # what training resolved: config.yaml may say null, which is another thing here
-    for file in ("adapter_config.json", "adapter_model.safetensors"):
-        if not (run / "adapter" / file).is_file():
-            raise InputError(f"{run} holds no adapter ({file} is missing): give a finished run")
+    adapter = read_config(run / "adapter")
     output = output or run / "export"
     check_output(output)
-    source = check_base(run, resolve(about["model"]))
+    source = check_base(run, adapter, resolve(about["model"]))
     return Plan(run, settings, source, output, FORMATS[about["format"]], merge, dtype, kinds, nf4, about.get("dtype"), check)
 
 
@@ -89,12 +87,9 @@ def check_output(folder: Path) -> None:
     runs.check_writable(folder / "export.json")
 
 
-def check_base(run: Path, source: Source) -> Source:
+def check_base(run: Path, adapter: dict[str, Any], source: Source) -> Source:
     """Raises InputError when the adapter names another hub model than the run: two of the same shape would merge quietly."""
-    try:
-        named = json.loads((run / "adapter" / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path") or ""
-    except ValueError as error:
-        raise InputError(f"{run}/adapter/adapter_config.json is corrupt ({error}): take one from a checkpoint-N of the run") from error
+    named = str(adapter.get("base_model_name_or_path") or "")
     on_hub = named.count("/") == 1 and not named.startswith((".", "/", "~"))
     if on_hub and source.kind == "hub" and named != source.ref:
         raise InputError(f"the adapter in {run} was trained on {named}, the run says {source.ref}: give the model it was trained on")

@@ -27,6 +27,8 @@ def lines(result: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
     merged = result["merged"]
     yield "merged", ["", f"{merged['kl_adapter_merged']:.1e}", f"{100 * merged['argmax_agreement']:.2f}", *[""] * 5]
     for name, file in result.get("files", {}).items():
+        if not file["checked"]:
+            yield f"{name}, not checked", [f"{file['bytes'] / 1e6:,.1f}", *[""] * 7]
         for reader in ("transformers", "llama_cpp"):
             if found := file[reader]:
                 size = f"{file['bytes'] / 1e6:,.1f}" if reader == "transformers" or not file["transformers"] else ""

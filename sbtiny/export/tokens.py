@@ -7,22 +7,25 @@ trained on, with no error. So the name is found by behaviour, on strings that te
 import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from unicodedata import normalize
 
 from sbtiny.errors import InputError
 from sbtiny.export.strings import STRINGS
-from sbtiny.models.from_gguf import CONTROL, SPLITS, USER_DEFINED, splitter
+from sbtiny.models.from_gguf import COMPOSES, CONTROL, SPLITS, USER_DEFINED, splitter
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
     from transformers import PreTrainedTokenizerBase
 
 NORMAL, UNKNOWN, UNUSED, BYTE = 1, 2, 5, 6  # token types of GGUF, beside those of from_gguf
-DEPENDS = "e\u0301"  # one tokenizer composes it, llama.cpp does not
 
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """`kind` is gpt2 (byte-level BPE) or llama (SentencePiece); lists have an entry a token id, `merges` are 'left right'."""
+    """`kind` is gpt2 (byte-level BPE) or llama (SentencePiece); lists have an entry a token id, `merges` are 'left right'.
+
+    `composes`: see `composes`.
+    """
 
     kind: str
     split: str
@@ -30,6 +33,7 @@ class Vocabulary:
     types: list[int]
     merges: list[str]
     scores: list[float]
+    composes: bool
 
 
 def read_vocabulary(tokenizer: "PreTrainedTokenizerBase", size: int) -> Vocabulary:
@@ -41,11 +45,30 @@ def read_vocabulary(tokenizer: "PreTrainedTokenizerBase", size: int) -> Vocabula
     if len(tokenizer) > size:
         raise InputError(f"the tokenizer has {len(tokenizer)} tokens and the model {size} rows: resize its embedding first")
     merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
-    tokens, types = _tokens(tokenizer, size)
+    tokens, types, composing = *_tokens(tokenizer, size), composes(tokenizer)
     if model.get("byte_fallback"):
         types = [BYTE if t == NORMAL and _is_byte(w) else t for w, t in zip(tokens, types, strict=True)]
-        return Vocabulary("llama", "default", tokens, types, [], _scores(tokens, types, merges))
-    return Vocabulary("gpt2", split_of(backend, bool(model.get("ignore_merges"))), tokens, types, merges, [])
+        return Vocabulary("llama", "default", tokens, types, [], _scores(tokens, types, merges), composing)
+    return Vocabulary("gpt2", split_of(backend, bool(model.get("ignore_merges"))), tokens, types, merges, [], composing)
+
+
+def composes(tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Whether this tokenizer brings text into composed form (NFC: e and its accent become one letter) before it reads it.
+
+    llama.cpp reads text as it stands. Raises InputError for any other change, for it could not be made up for in the text.
+    """
+    found = False
+    for text in STRINGS:
+        plain, read = _normalised(None, text), _normalised(tokenizer.backend_tokenizer.normalizer, text)
+        if read not in (plain, normalize("NFC", plain)):
+            raise InputError(f"this tokenizer reads {plain!r} as {read!r}, and llama.cpp does not: use --gguf none")
+        found |= read != plain
+    return found
+
+
+def _normalised(normalizer: Any, text: str) -> str:
+    """What a tokenizer makes of a text before it cuts it, SentencePiece's marks of spaces aside: llama.cpp sets those too."""
+    return (normalizer.normalize_str(text) if normalizer else text).replace("▁", " ").strip(" ")
 
 
 def split_of(backend: Any, whole: bool) -> str:
@@ -87,6 +110,7 @@ def _scores(tokens: list[str], types: list[int], merges: list[str]) -> list[floa
 def add_tokens(writer: "GGUFWriter", vocabulary: Vocabulary) -> None:
     writer.add_tokenizer_model(vocabulary.kind)
     writer.add_tokenizer_pre(vocabulary.split)
+    writer.add_bool(COMPOSES, vocabulary.composes)
     writer.add_token_list(vocabulary.tokens)
     writer.add_token_types(vocabulary.types)
     if vocabulary.scores:

@@ -35,6 +35,7 @@ SPLITS = {
     "gpt-2": ((_GPT2,), False),
 }
 CONTROL, USER_DEFINED = 3, 4  # token types of GGUF
+COMPOSES = "sbtiny.composes"  # our own field: whether the tokenizer brings text into composed form, for which GGUF has no name
 ORIGINAL = "use the original model folder or hub id"
 
 
@@ -83,7 +84,8 @@ def read(file: Path) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
         reader = GGUFReader(file)
     except (ValueError, IndexError, OSError) as error:
         raise InputError(f"{file} is not a readable GGUF file: {error}") from error
-    _refuse_scaled_rope(reader, file)
+    if dropped := lost(reader):
+        raise InputError(f"{file} has {dropped}, which transformers drops from a GGUF: {ORIGINAL}")
     tokenizer = read_tokenizer(reader, file)
     model = _read_model(reader, file)
     ends = {field(reader, f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot")} - {None}
@@ -97,10 +99,14 @@ def field(reader: "GGUFReader", key: str) -> Any:
     return None if found is None else found.contents()
 
 
-def _refuse_scaled_rope(reader: "GGUFReader", file: Path) -> None:
-    scaling = field(reader, f"{field(reader, 'general.architecture')}.rope.scaling.type")
-    if scaling not in (None, "none") or any(tensor.name == "rope_freqs.weight" for tensor in reader.tensors):
-        raise InputError(f"{file} scales rotary positions, which transformers drops from a GGUF: {ORIGINAL}")
+def lost(reader: "GGUFReader") -> str | None:
+    """What transformers drops from this file without a word: the model would be another. None: nothing."""
+    architecture, names = field(reader, "general.architecture"), {tensor.name for tensor in reader.tensors}
+    if field(reader, f"{architecture}.rope.scaling.type") not in (None, "none") or "rope_freqs.weight" in names:
+        return "scaled rotary positions"
+    if architecture != "qwen2" and any(name.endswith(".bias") for name in names):
+        return "biases"
+    return None
 
 
 def _read_model(reader: "GGUFReader", file: Path) -> "PreTrainedModel":
@@ -157,7 +163,8 @@ def _byte_pairs(tokens: list[str], reader: "GGUFReader", split: str) -> Any:
     ignore_merges = SPLITS[split][1]
     merges = [tuple(merge.split(" ")) for merge in field(reader, "tokenizer.ggml.merges")]
     tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges, ignore_merges=ignore_merges))
-    if "qwen" in split:
+    composes = field(reader, COMPOSES)
+    if "qwen" in split if composes is None else composes:
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = splitter(split)
     tokenizer.decoder = decoders.ByteLevel()

@@ -20,6 +20,7 @@ from torch import nn
 from sbtiny.config import BackendName
 from sbtiny.errors import InputError
 from sbtiny.models import aliases
+from sbtiny.models.adapters import read_config
 from sbtiny.models.aliases import Source, resolve
 from sbtiny.models.from_gguf import as_folder, cache_folder
 from sbtiny.models.hardware import Dtype, detect
@@ -290,10 +291,8 @@ def add_lora(
 
 
 def load_adapter(model: nn.Module, path: Path, trainable: bool = False) -> "PeftModel":
-    """The model with a saved adapter, in float32. Raises InputError when it is missing or fits another model."""
-    for file in ("adapter_config.json", "adapter_model.safetensors"):
-        if not (path / file).is_file():
-            raise InputError(f"{path} holds no adapter ({file} is missing): give a finished run or its adapter folder")
+    """The model with a saved adapter, in float32. Raises InputError when it is missing, broken, or fits another model."""
+    read_config(path)
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import SafetensorError, safe_open
 

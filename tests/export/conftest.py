@@ -4,12 +4,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from sbtiny import runs
 from sbtiny.config import Settings
+from sbtiny.export import gguf
+from sbtiny.export.merge import Merged
+from sbtiny.export.strings import STRINGS
+from sbtiny.export.tokens import read_vocabulary
 from sbtiny.models.aliases import BUNDLED
+from sbtiny.models.from_gguf import splitter
 from sbtiny.models.load import add_lora, load, load_tokenizer
+from sbtiny.rollout import llama_cpp
 
 pytest.importorskip("gguf")
 
@@ -50,18 +57,18 @@ def new_model():
     return random_model
 
 
-def random_model(folder: Path, kind: str, tied: bool, **more: object) -> Path:
-    """A folder with a random model of an architecture and the bundled tokenizer."""
+def random_model(folder: Path, kind: str, tied: bool, tokenizer: PreTrainedTokenizerBase | None = None, **more: object) -> Path:
+    """A folder with a random model of an architecture, with the bundled tokenizer unless another is given."""
     torch.manual_seed(0)
-    tokenizer = load_tokenizer(str(BUNDLED))
+    tokenizer = tokenizer or load_tokenizer(str(BUNDLED))
     head = 128 if kind == "qwen3" else 32  # the default of transformers' GGUF reader, which does not read it
-    config = AutoConfig.for_model(
-        kind, vocab_size=len(tokenizer) + 3, hidden_size=64 if kind != "llama" else 128, intermediate_size=96,
-        num_hidden_layers=2, num_attention_heads=2 if kind != "llama" else 4, num_key_value_heads=1 if kind != "llama" else 2,
-        head_dim=head, max_position_embeddings=512, tie_word_embeddings=tied, eos_token_id=2, bos_token_id=None,
-        initializer_range=0.2, **more,
-    )  # fmt: skip
-    model = AutoModelForCausalLM.from_config(config)
+    shape = {
+        "vocab_size": len(tokenizer) + 3, "hidden_size": 64 if kind != "llama" else 128, "intermediate_size": 96,
+        "num_hidden_layers": 2, "num_attention_heads": 2 if kind != "llama" else 4, "num_key_value_heads": 1 if kind != "llama" else 2,
+        "head_dim": head, "max_position_embeddings": 512, "tie_word_embeddings": tied, "eos_token_id": 2, "bos_token_id": None,
+        "initializer_range": 0.2,
+    }  # fmt: skip
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **shape | more))
     for name, weight in model.named_parameters():
         if name.endswith(("bias", "norm.weight")):  # zeros and ones would hide a mistake
             torch.nn.init.normal_(weight.data, mean=1.0, std=0.3)
@@ -69,3 +76,52 @@ def random_model(folder: Path, kind: str, tied: bool, **more: object) -> Path:
     tokenizer.save_pretrained(folder)
     return folder
 
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def new_tokenizer():
+    return byte_pair_tokenizer
+
+
+def byte_pair_tokenizer(split: object = None, normalizer: object = None) -> PreTrainedTokenizerFast:
+    """Made as Qwen2's: byte-level BPE, composed text (NFC), ChatML, whose end of a turn (2) is the end; `split`, `normalizer`: others."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC() if normalizer is None else normalizer
+    tokenizer.pre_tokenizer = splitter("qwen2") if split is None else split
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator([*STRINGS, "Ünïcödé é", "user assistant\nWhat is 3 + 4?"], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=CHATML)
+
+
+@pytest.fixture(scope="session")
+def write():
+    return written
+
+
+def written(base: Path, kind: str, file: Path) -> Path:
+    """A GGUF file of a model folder."""
+    config, tokenizer = AutoConfig.from_pretrained(base), load_tokenizer(str(base))
+    merged = Merged(base, None, tied=config.tie_word_embeddings)
+    vocabulary = read_vocabulary(tokenizer, merged.shapes["model.embed_tokens.weight"][0])
+    list(gguf.write(file, kind, merged, config, tokenizer, vocabulary, [2], "x"))
+    return file
+
+
+@pytest.fixture(scope="session")
+def llama_logits():
+    return through_llama_cpp
+
+
+def through_llama_cpp(file: Path, ids: list[int]) -> torch.Tensor:
+    engine = llama_cpp.LlamaCpp(file, slots=2)
+    found = torch.from_numpy(engine.score(ids))
+    engine.close()
+    return found

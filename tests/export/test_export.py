@@ -13,7 +13,7 @@ from sbtiny.budget.protocol import prefill
 from sbtiny.cli import app
 from sbtiny.config import Settings
 from sbtiny.errors import Failed, InputError
-from sbtiny.export import check, kquants
+from sbtiny.export import check, kquants, verdict
 from sbtiny.export.compare import clear, distance, in_float32, kl
 from sbtiny.export.merge import Merged
 from sbtiny.models.aliases import BUNDLED
@@ -87,7 +87,7 @@ def test_the_whole_export_is_checked_and_keeps_prompts(run: Path, tmp_path: Path
 
 
 def test_a_failed_check_keeps_the_files_aside(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(check.AGREE, "q8_0", 1.1)
+    monkeypatch.setitem(verdict.AGREE, "q8_0", 1.1)
     with pytest.raises(Failed, match="first choices agree"):
         export(run, "--gguf", "q8_0", "-o", tmp_path / "out", *FEW)
     assert not (tmp_path / "out").exists()
@@ -164,12 +164,6 @@ def test_wrong_choices_are_refused_before_any_work(run: Path, tmp_path: Path, mo
     (tmp_path / "mine" / "file").touch()
     with pytest.raises(InputError, match="is no earlier export"):
         export(run, "-o", tmp_path / "mine")
-
-
-@pytest.mark.skipif(not llama_cpp.available(), reason="needs llama-cpp-python")
-def test_k_quants_are_made_by_llama_cpp_without_a_leftover(run: Path, tmp_path: Path) -> None:
-    export(run, "--gguf", "q4_k_m,q6_k", "--no-check", "-o", tmp_path / "out")
-    assert {path.name for path in (tmp_path / "out").glob("*.gguf")} == {"r-q4_k_m.gguf", "r-q6_k.gguf"}
 
 
 @pytest.mark.skipif(not llama_cpp.available(), reason="needs llama-cpp-python")

@@ -73,7 +73,7 @@ def test_the_bundled_tokenizer_survives_gguf(tmp_path: Path) -> None:
         ({"tokenizer_pre": "tekken"}, "split 'tekken'"),
         ({"tokenizer_pre": None}, "split None"),
         ({"tokenizer_model": "llama"}, "a 'llama' tokenizer"),
-        ({"rope_scaling_type": gguf.RopeScalingType.YARN}, "scales rotary positions"),
+        ({"rope_scaling_type": gguf.RopeScalingType.YARN}, "scaled rotary positions"),
     ],
 )
 def test_what_cannot_be_read_rightly_is_refused(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:

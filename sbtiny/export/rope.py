@@ -1,0 +1,81 @@
+"""Rotary positions as llama.cpp computes them: what a GGUF file says of their scaling, and what it cannot say."""
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sbtiny.errors import InputError
+
+if TYPE_CHECKING:
+    from gguf import GGUFWriter
+
+SCALINGS = ("default", "linear", "yarn", "llama3")
+# llama.cpp's own values, which it takes for these architectures whatever a file says (tried with 0.3.36 of llama-cpp-python).
+FIXED = {"beta_fast": 32, "beta_slow": 1, "truncate": True}
+
+
+def check(config: Any) -> None:
+    """Raises InputError for scaling that llama.cpp would compute otherwise."""
+    rope = config.rope_parameters
+    kind = rope["rope_type"]
+    if kind not in SCALINGS:
+        raise InputError(f"no GGUF for {kind!r} rotary scaling: {', '.join(SCALINGS)} work; use --gguf none")
+    if kind == "llama3" and config.model_type != "llama":
+        raise InputError(f"no GGUF for 'llama3' rotary scaling in a {config.model_type!r} model: llama.cpp lacks it; use --gguf none")
+    if (part := rope.get("partial_rotary_factor") or 1) != 1:
+        raise InputError(f"no GGUF for a partial_rotary_factor of {part}: llama.cpp turns whole heads; use --gguf none")
+    for name, value in FIXED.items() if kind == "yarn" else ():
+        if (told := rope.get(name)) not in (None, value):
+            raise InputError(f"no GGUF for 'yarn' rotary scaling with {name} = {told}: llama.cpp always takes {value}; use --gguf none")
+
+
+def head_size(config: Any) -> int:
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def add(writer: "GGUFWriter", config: Any) -> None:
+    """Linear and YaRN scaling are fields; llama3's is a tensor (`llama3_factors`)."""
+    from gguf import RopeScalingType
+
+    rope = config.rope_parameters
+    writer.add_rope_dimension_count(head_size(config))
+    writer.add_rope_freq_base(rope["rope_theta"])
+    if rope["rope_type"] in ("linear", "yarn"):
+        writer.add_rope_scaling_type(RopeScalingType(rope["rope_type"]))
+        writer.add_rope_scaling_factor(factor(config))
+    if rope["rope_type"] == "yarn":
+        writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+        # llama.cpp multiplies this with the factor of the paper; its field of the name yarn_attn_factor it does not read here.
+        writer.add_rope_scaling_attn_factors(attention(config) / stretch(factor(config)))
+
+
+def factor(config: Any) -> float:
+    """How many times longer a text may be than in pre-training."""
+    rope = config.rope_parameters
+    return rope["factor"] or config.max_position_embeddings / rope["original_max_position_embeddings"]
+
+
+def attention(config: Any) -> float:
+    """What YaRN multiplies queries and keys with, as transformers reads it out of its three settings."""
+    rope = config.rope_parameters
+    if rope.get("attention_factor") is not None:
+        return rope["attention_factor"]
+    if rope.get("mscale") and rope.get("mscale_all_dim"):
+        return stretch(factor(config), rope["mscale"]) / stretch(factor(config), rope["mscale_all_dim"])
+    return stretch(factor(config))
+
+
+def stretch(factor: float, scale: float = 1.0) -> float:
+    return 0.1 * scale * math.log(factor) + 1 if factor > 1 else 1.0
+
+
+def llama3_factors(config: Any) -> np.ndarray | None:
+    """What Llama 3.1 divides each rotary frequency by, (head_dim / 2,); None for other scalings."""
+    rope, head = config.rope_parameters, head_size(config)
+    if rope["rope_type"] != "llama3":
+        return None
+    waves = 2 * math.pi * rope["rope_theta"] ** (np.arange(0, head, 2) / head)
+    low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+    smooth = np.clip((rope["original_max_position_embeddings"] / waves - low) / (high - low), 0, 1)
+    return (1 / (smooth + (1 - smooth) / rope["factor"])).astype(np.float32)

@@ -1,0 +1,77 @@
+"""What cannot be exported: one line and exit 2, before any work, and nothing written."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from sbtiny.cli.app import main
+from sbtiny.errors import InputError
+from sbtiny.models.load import load
+
+
+def refused(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, run: Path, *arguments: str) -> str:
+    """The one line that the command says; it must write nothing."""
+    out = run.parent / "out"
+    monkeypatch.setattr(sys, "argv", ["sbtiny", "export", str(run), "-o", str(out), *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    lines = capsys.readouterr().err.splitlines()
+    assert (ended.value.code, len(lines)) == (2, 1), lines
+    assert not list(run.parent.glob("*out*"))
+    return lines[0]
+
+
+def model_of(run: Path, base: Path) -> Path:
+    about = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(about | {"model": str(base)}))
+    return run
+
+
+@pytest.mark.parametrize(
+    ("config", "gguf", "said"),
+    [
+        ({"model_type": "gpt2"}, "q8_0", "no GGUF for a 'gpt2' model: llama, qwen2, qwen3 work; use --gguf none"),
+        ({"model_type": "mistral"}, "q8_0", "no GGUF for a 'mistral' model: llama, qwen2, qwen3 work; use --gguf none"),
+        ({"model_type": "new"}, "none", "config.json: The checkpoint you are trying to load has model type `new`"),
+        ("{", "q8_0", "config.json: It looks like the config file"),
+    ],
+)
+def test_an_architecture_that_is_not_known(run: Path, tmp_path: Path, config: object, gguf: str, said: str, capsys, monkeypatch) -> None:
+    """The base holds nothing but its config: all the rest would be work."""
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text(config if isinstance(config, str) else json.dumps(config))
+    other = model_of(shutil.copytree(run, tmp_path / "r"), tmp_path / "base")
+    assert said in refused(capsys, monkeypatch, other, "--gguf", gguf)
+
+
+def test_a_base_laid_out_otherwise(new_run, new_tokenizer, tmp_path: Path, capsys, monkeypatch) -> None:
+    tokenizer, base = new_tokenizer(), tmp_path / "base"
+    config = AutoConfig.for_model(
+        "gpt_neox", vocab_size=len(tokenizer), hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    run = new_run(tmp_path / "r", model=str(base))
+    capsys.readouterr()  # of peft
+    assert "has no model.embed_tokens.weight" in refused(capsys, monkeypatch, run, "--gguf", "none")
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "null", "{oops", '{"peft_type": "LORA", "r": 0, "lora_alpha": 8}', '{"peft_type": "IA3"}'])
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_a_broken_adapter_config(run: Path, tmp_path: Path, content: str, more: list[str], capsys, monkeypatch) -> None:
+    broken = shutil.copytree(run, tmp_path / "r")
+    (broken / "adapter" / "adapter_config.json").write_text(content)
+    said = refused(capsys, monkeypatch, broken, *more)
+    assert "adapter_config.json is corrupt (" in said
+    assert said.endswith("take one from a checkpoint-N of the run")
+
+
+def test_a_broken_adapter_config_is_told_by_whatever_loads_it(run: Path, tmp_path: Path) -> None:
+    broken = shutil.copytree(run / "adapter", tmp_path / "adapter")
+    (broken / "adapter_config.json").write_text("[]")
+    with pytest.raises(InputError, match="it describes no LoRA"):
+        load("tiny", adapter=broken)
