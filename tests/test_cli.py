@@ -313,13 +313,14 @@ def test_a_dry_run_prints_the_resolved_settings_and_makes_nothing(sbtiny_: Sbtin
 @pytest.mark.usefixtures("offline")
 @pytest.mark.parametrize("preset", [*PRESETS, "auto"])
 @pytest.mark.parametrize("alias", [alias.name for alias in ALIASES])
-def test_a_dry_run_shows_the_plan_of_every_alias_with_every_preset(alias: str, preset: str, sbtiny_: Sbtiny) -> None:
-    found = sbtiny_(f"sft --model {alias} --preset {preset} --json --dry-run")
+@pytest.mark.parametrize("verb", ["sft", "grpo"])
+def test_a_dry_run_shows_the_plan_of_every_alias_with_every_preset(verb: str, alias: str, preset: str, sbtiny_: Sbtiny) -> None:
+    found = sbtiny_(f"{verb} --set model={alias} --preset {preset} --json --dry-run")
     shown = json.loads(found.out)["plan"]
     assert (found.code, found.err) == (0, "")
     assert shown["fits"] == (shown["peak_gb"] <= shown["free_gb"])
     everything = json.loads(sbtiny_(f"plan --model {alias} --preset {preset} --json").out)
-    assert everything["stages"]["sft"] == shown | {"free_gb": everything["stages"]["sft"]["free_gb"]} or preset == "auto"
+    assert everything["stages"][verb] == shown | {"free_gb": everything["stages"][verb]["free_gb"]} or preset == "auto"
 
 
 @pytest.mark.usefixtures("offline")
