@@ -64,14 +64,29 @@ FILES = {
         "holds the tag",
     ),
     "correct is text": ("data build out.jsonl --traces q.jsonl", json.dumps(TRACE | {"correct": "yes"}).encode(), "'correct'"),
-    "budget is text": ("sft --data q.jsonl -o out", json.dumps(ROW | {"budget": "1"}).encode(), "line 1: budget '1'"),
-    "budget of another model": ("sft --data q.jsonl -o out", json.dumps(ROW | {"budget": 9}).encode(), "row a: budget 9"),
+    "budget of another model": ("sft --data q.jsonl -o out", json.dumps(ROW | {"budget": 9}).encode(), "q.jsonl, line 1: budget 9"),
     "a row too long": (
         "sft --data q.jsonl -o out --set sft.max_length=8",
         json.dumps(ROW).encode(),
-        "row a has",
+        "q.jsonl, line 1 has",
     ),
 }  # fmt: skip
+# name -> (changes of a labelled row; None takes a key away, what is said besides file and line)
+LABELLED = {
+    "no budget": ({"budget": None}, "has no 'budget'"),
+    "no response": ({"response": None}, "has no 'response'"),
+    "budget is text": ({"budget": "41"}, 'budget "41" is no positive whole number'),
+    "budget is a fraction": ({"budget": 4.5}, "budget 4.5"),
+    "budget is true": ({"budget": True}, "budget true"),
+    "budget is zero": ({"budget": 0}, "budget 0"),
+    "budget is negative": ({"budget": -3}, "budget -3"),
+    "response is a number": ({"response": 2}, "'response' is 2: it must be text"),
+    "response is a list": ({"response": ["2"]}, "'response' is"),
+    "response is empty": ({"response": " "}, "not empty"),
+    "question is a number": ({"question": 2}, "'question' is 2: it must be text"),
+    "question is empty": ({"question": ""}, "not empty"),
+    "id is an object": ({"id": {"n": 1}}, "'id'"),
+}
 
 
 @pytest.fixture
@@ -110,3 +125,16 @@ def test_a_broken_row_is_told_with_its_file_and_line(kind: str, told) -> None:
 def test_a_file_that_cannot_be_used_is_told(kind: str, told) -> None:
     command, content, said = FILES[kind]
     assert said in told(command, content)
+
+
+@pytest.mark.parametrize("kind", LABELLED)
+def test_a_labelled_row_of_wrong_types_is_told_before_anything_is_loaded(kind: str, told, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sbtiny import stages
+
+    monkeypatch.setattr(stages, "open_policy", lambda *_, **__: pytest.fail("a model was loaded"))
+    changes, said = LABELLED[kind]
+    row = {key: value for key, value in (ROW | changes).items() if value is not None}
+    content = "\n".join(["", json.dumps(ROW), json.dumps(row)]).encode()  # a blank line counts, as an editor counts it
+    line = told("sft --data q.jsonl -o out", content)
+    assert "q.jsonl, line 3" in line
+    assert said in line
