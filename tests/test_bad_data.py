@@ -57,6 +57,11 @@ FILES = {
     "sample of nothing": ("data build out.jsonl --questions q.jsonl#0", GOOD, "above 0"),
     "sample of some": ("data build out.jsonl --questions q.jsonl#some", GOOD, "q.jsonl#1000"),
     "evaluation questions": ("data build out.jsonl --questions q.jsonl --set eval.task=q.jsonl", GOOD, "evaluation question"),
+    "no answer of the model is right": (
+        "data build out.jsonl --questions q.jsonl --set data.max_tokens=40",
+        row(question="Tom has 3 coins.\na) finds 4\nHow many coins?", answer="93"),
+        "no usable answer in 4 of tiny to q.jsonl",
+    ),
     "trace without response": ("data build out.jsonl --traces q.jsonl", GOOD, "line 1 has no 'response'"),
     "trace with a tag": (
         "data build out.jsonl --traces q.jsonl",
@@ -71,6 +76,15 @@ FILES = {
         "q.jsonl, line 1 has",
     ),
 }  # fmt: skip
+# (command, answer of the second row, what is said of it)
+REFERENCES = [
+    ("data build out.jsonl --questions q.jsonl --verifier numeric", "four", "its answer 'four' is no number: use --verifier auto"),
+    ("data build out.jsonl --questions q.jsonl --verifier choice", "2", "its answer '2' is no letter"),
+    ("data build out.jsonl --questions q.jsonl --verifier regex", "(4", "its answer '(4' is no regular expression"),
+    ("data build out.jsonl --traces q.jsonl --verifier numeric", "two", "its answer 'two' is no number"),
+    ("sft -o out --set data.task=q.jsonl --verifier numeric", "four", "its answer 'four' is no number"),
+    ("eval tiny -o out --task q.jsonl --verifier choice", "4", "its answer '4' is no letter"),
+]
 # name -> (changes of a labelled row; None takes a key away, what is said besides file and line)
 LABELLED = {
     "no budget": ({"budget": None}, "has no 'budget'"),
@@ -125,6 +139,15 @@ def test_a_broken_row_is_told_with_its_file_and_line(kind: str, told) -> None:
 def test_a_file_that_cannot_be_used_is_told(kind: str, told) -> None:
     command, content, said = FILES[kind]
     assert said in told(command, content)
+
+
+@pytest.mark.parametrize(("command", "answer", "said"), REFERENCES)
+def test_an_answer_that_the_verifier_cannot_read_is_told_before_sampling(command: str, answer: str, said: str, told) -> None:
+    first = "A" if "choice" in command else "2"
+    content = [row(answer=a, response="so it is") for a in (first, answer)]
+    line = told(command, b"".join(content))
+    assert "q.jsonl, line 2" in line
+    assert said in line
 
 
 @pytest.mark.parametrize("kind", LABELLED)

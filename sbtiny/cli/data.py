@@ -56,7 +56,8 @@ def data_build(
     """
     from sbtiny import runs
     from sbtiny.models.aliases import resolve
-    from sbtiny.tasks.sources import read_traces
+    from sbtiny.tasks.traces import read_traces, unjudged
+    from sbtiny.tasks.verify import check_references, load_verifier
 
     if len([given for given in (task, questions, traces) if given]) > 1:
         raise InputError("--task, --questions and --traces exclude each other: give one of them")
@@ -75,8 +76,9 @@ def data_build(
     )
     resolve(settings.model)
     if traces:
-        read_traces(traces)
-    look_ahead(settings.data, "arithmetic" if traces else settings.data.task)
+        check_references(load_verifier(settings.data.verifier), unjudged(read_traces(traces)))
+    else:
+        look_ahead(settings.data, settings.data.task)
     runs.check_writable(file)
     from sbtiny import stages
 

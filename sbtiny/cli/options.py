@@ -53,13 +53,13 @@ def settings_from(config: Path | None, preset: str | None, extra: list[str] | No
 
 
 def look_ahead(section: Any, task: str) -> None:
-    """Find a wrong verifier or file of questions before torch is imported (seconds) and weights are read (minutes)."""
+    """Find a wrong verifier or question before torch is imported (seconds) and weights are read (minutes)."""
     from sbtiny.tasks.sources import HUB_TASKS, load_questions
-    from sbtiny.tasks.verify import load_verifier
+    from sbtiny.tasks.verify import check_references, load_verifier
 
-    load_verifier(section.verifier)
+    verify = load_verifier(section.verifier)
     if task not in HUB_TASKS:
-        load_questions(task, "train", section.limit)
+        check_references(verify, load_questions(task, "train", section.limit))
 
 
 def resumed(verb: str, output: Path | None) -> Path:

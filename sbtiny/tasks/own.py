@@ -55,7 +55,7 @@ class OwnVerifier:
 
     def wrong(self, question: Question, what: str, cause: Exception | None = None) -> bool:
         self.failed += 1
-        line = f"verifier {self.name} on question {question.id} {what}"
+        line = f"verifier {self.name} on {question.named} {what}"
         if self.failed >= ALL_FAILED and not self.worked:
             raise InputError(f"{line}; it failed on each of the first {self.failed} answers") from cause
         if self.failed <= SHOWN:

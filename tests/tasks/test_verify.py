@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sbtiny.errors import InputError
-from sbtiny.tasks.sources import Question, read_questions, read_traces
+from sbtiny.tasks.sources import Question, read_questions
+from sbtiny.tasks.traces import read_traces
 from sbtiny.tasks.verify import Verifier, auto, choice, exact, load_verifier, numeric, regex
 
 DATA = Path(os.environ.get("SBTINY_DATA", Path(__file__).parents[3] / "shared" / "data"))
