@@ -13,8 +13,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from sbtiny.errors import InputError
+from sbtiny.progress import console
 from sbtiny.tasks.algebra import math_process, squeezed
 from sbtiny.tasks.answers import boxed_answer, final_answer, given_answer, last_line
+from sbtiny.tasks.limit import TooLong, limited
 from sbtiny.tasks.numbers import EQUALS, LONE_NUMBER, LONGEST_NUMBER, parse_number
 from sbtiny.tasks.own import OwnVerifier
 from sbtiny.tasks.sources import Question
@@ -72,7 +74,11 @@ def regex(response: str, question: Question) -> bool:
         pattern = re.compile(question.answer)
     except re.error as error:
         raise bad_reference(question, f"regular expression ({error})", "exact") from error
-    return pattern.fullmatch(given_answer(response) or last_line(response)) is not None
+    try:
+        return limited(pattern.fullmatch, given_answer(response) or last_line(response)) is not None
+    except TooLong as error:
+        console.print(f"{question.named}: its regular expression {error}; counted as wrong", markup=False, highlight=False, soft_wrap=True)
+        return False
 
 
 def math(response: str, question: Question) -> bool:
