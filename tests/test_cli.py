@@ -346,6 +346,23 @@ def test_the_probe_adds_hours_to_the_plan(sbtiny_: Sbtiny, monkeypatch: pytest.M
     assert stages["grpo"]["hours_at_least"] > stages["eval"]["hours_at_least"] >= 0
 
 
+def test_a_probe_of_this_machine_is_not_told_as_the_hours_of_another(sbtiny_: Sbtiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sbtiny.models import hardware
+
+    monkeypatch.setattr(hardware, "ask_gpu", lambda: ("", ""))
+    found = sbtiny_("plan --preset rtx4090 --probe")
+    assert (found.code, found.out) == (2, "")
+    assert found.err.endswith("and the plan is for RTX 4090: leave --probe out, or run it there\n")
+
+
+def test_auto_looks_at_the_machine_alone(sbtiny_: Sbtiny) -> None:
+    found = sbtiny_("sft --model org/model --preset auto --dry-run --json")
+    assert found.code == 0
+    assert found.err.startswith("--preset auto keeps the preset's micro-batch: the shape of org/model is not known")
+    assert json.loads(found.out)["model"] == "org/model"
+    assert sbtiny_("sft --model nosuch --preset auto --dry-run").code == 2
+
+
 def test_the_doctor_is_well_and_says_so_to_machines_too(sbtiny_: Sbtiny) -> None:
     found = sbtiny_("doctor --json")
     said = json.loads(found.out)

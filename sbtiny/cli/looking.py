@@ -8,6 +8,7 @@ from rich.console import Console
 
 from sbtiny.cli.app import app
 from sbtiny.cli.options import HELP, AsJson, Config, FourBit, Model, Preset, Set, out, settings_from
+from sbtiny.errors import InputError
 
 
 @app.command(rich_help_panel=HELP)
@@ -51,6 +52,9 @@ def plan(
     shape = shape_of(settings.model)
     plans = [planned(stage, settings, shape, seen, preset) for stage in STAGES]
     found = {p.stage: p.record() for p in plans}
+    if probe and not plans[0].here:
+        other = plans[0].device
+        raise InputError(f"--probe measures what is here, {seen.name}, and the plan is for {other}: leave --probe out, or run it there")
     if probe:
         from sbtiny.models.probe import hours, measure
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -119,9 +120,17 @@ def planned(settings: Any, stage: str, preset: str | None) -> dict[str, Any]:
 
 
 def fit(settings: Any, stage: str, preset: str | None) -> Any:
-    """With --preset auto, the largest micro-batch that fits what is free here; else the settings as they are."""
+    """With --preset auto, the largest micro-batch that fits what is free here (the preset's where the shape is unknown, which is said)."""
+    from sbtiny.models.aliases import resolve
     from sbtiny.models.hardware import glance
     from sbtiny.models.plan import fitted
     from sbtiny.models.shapes import shape_of
 
-    return fitted(settings, stage, shape_of(settings.model), glance()) if preset == "auto" else settings
+    if preset != "auto":
+        return settings
+    resolve(settings.model)  # a name that is none is wrong input
+    try:
+        return fitted(settings, stage, shape_of(settings.model), glance())
+    except InputError as error:
+        print(f"--preset auto keeps the preset's micro-batch: {error}", file=sys.stderr)
+        return settings
