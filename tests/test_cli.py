@@ -334,6 +334,7 @@ def test_the_plan_is_a_table_of_the_stages(sbtiny_: Sbtiny) -> None:
 def test_a_model_whose_shape_only_its_weights_tell_has_no_plan(sbtiny_: Sbtiny) -> None:
     shown = json.loads(sbtiny_("sft --model org/model --dry-run --json").out)
     assert "shape of org/model is not known" in shown["plan"]["unknown"]
+    assert (shown["plan"]["gradient_accumulation"], shown["plan"]["tokens_at_most"]["sampled"]) == (1, 1200 * 4 * 900)
     assert sbtiny_("plan --model org/model").code == 2
 
 
@@ -381,6 +382,10 @@ def test_a_dry_run_shows_what_a_preset_comes_to(verb: str, preset: str, sbtiny_:
     assert (found.code, found.err) == (0, "")
     assert (shown["model"], shown["four_bit"]) == (settings.model, settings.four_bit)
     assert (shown[verb]["steps"], shown[verb]["lr"]) == (7, 3e-4)
+    rows = settings.sft.batch if verb == "sft" else settings.grpo.prompts * settings.grpo.group
+    assert shown["plan"]["micro_batch"] * shown["plan"]["gradient_accumulation"] == rows
+    assert shown["plan"]["tokens_at_most"]["trained"] > 0
+    assert "hours" not in found.out
     assert shown[verb]["slots" if verb == "grpo" else "max_length"] == (
         settings.grpo.slots if verb == "grpo" else settings.sft.max_length
     )

@@ -43,9 +43,9 @@ def plan(
     Example: [b]sbtiny plan --model qwen-1.5b --preset rtx4090[/b]
     """
     from sbtiny.models.hardware import glance
-    from sbtiny.models.plan import STAGES
     from sbtiny.models.plan import plan as planned
     from sbtiny.models.shapes import shape_of
+    from sbtiny.models.work import STAGES
 
     seen = glance()
     settings = settings_from(config, preset, extra, model=model, four_bit=four_bit)
@@ -78,11 +78,11 @@ def plan_table(model: str, found: dict[str, dict[str, Any]]) -> Any:
     for part in first["parts"]:
         table.add_row(part.replace("_", " "), *(f"{f['parts'][part]:.2f}" for f in found.values()))
     table.add_section()
-    for key in ("peak_gb", "free_gb", "fits", "slots", "micro_batch", "largest_micro_batch", "hours_at_least"):
+    for key in ("peak_gb", "free_gb", "fits", "slots", "micro_batch", "gradient_accumulation", "largest_micro_batch", "hours_at_least"):
         if key in first:
             table.add_row(key.replace("_gb", "").replace("_", " "), *(str(f[key]) for f in found.values()))
-    for key in first["tokens"]:
-        table.add_row(f"tokens {key}, at most", *(f"{f['tokens'][key]:,}" for f in found.values()))
+    for key in first["tokens_at_most"]:
+        table.add_row(f"tokens {key}, at most", *(f"{f['tokens_at_most'][key]:,}" for f in found.values()))
     return table
 
 

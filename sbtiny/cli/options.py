@@ -107,15 +107,16 @@ def show(settings: Any, stages: tuple[str, ...], preset: str | None, as_json: bo
 
 
 def planned(settings: Any, stage: str, preset: str | None) -> dict[str, Any]:
-    """The plan of a stage; for a model whose shape only its weights tell, why there is none."""
+    """The plan of a stage; for a model whose shape only its weights tell, why there is none, and what does not depend on it."""
     from sbtiny.models.hardware import glance
     from sbtiny.models.plan import plan
     from sbtiny.models.shapes import shape_of
+    from sbtiny.models.work import Work
 
     try:
         shape = shape_of(settings.model)
     except InputError as error:
-        return {"unknown": str(error)}
+        return {"unknown": str(error)} | Work(stage, settings).record()
     return plan(stage, settings, shape, glance(), preset).record()
 
 
