@@ -48,7 +48,7 @@ def build_data(
     check_references(verify, unjudged(source) if traces else source)
     policy = policy or open_policy(settings.model, settings, d.slots)
     if traces:
-        found = coldstart.label_traces(policy, source, verify)
+        found = coldstart.label_traces(policy, source, verify, d.keep)
     else:
         policy.engine.check_room(d.max_tokens)
         found = coldstart.harvest(policy, source, verify, settings, file)

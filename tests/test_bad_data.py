@@ -49,7 +49,7 @@ QUESTIONS = {
     "deep brackets": (b"[" * 200_000 + b"\n", "unusable JSON"),
     "messages without a user": (row(messages=[{"role": "assistant", "content": "4"}]), "no user turn"),
     "messages that are text": (row(messages="2 + 2?"), "'messages' must be a list"),
-    "rows to train on": (b'{"prompt": "2 + 2?", "completion": "4"}\n', "prompt and completion"),
+    "rows to train on": (b'{"prompt": "2 + 2?", "completion": "4"}\n', "prompt and completion are for --traces"),
 }
 FILES = {
     "empty file": ("data build out.jsonl --questions q.jsonl", b"", "is empty"),
@@ -67,6 +67,16 @@ FILES = {
         "data build out.jsonl --traces q.jsonl",
         json.dumps(TRACE | {"response": "<budget>9</budget>\\boxed{2}"}).encode(),
         "holds the tag",
+    ),
+    "trace of several turns": (
+        "data build out.jsonl --traces q.jsonl",
+        json.dumps({"messages": [{"role": r, "content": "1"} for r in ("user", "assistant", "user", "assistant")]}).encode(),
+        "line 1: 'messages' must be one user turn",
+    ),
+    "trace without a reply": (
+        "data build out.jsonl --traces q.jsonl",
+        json.dumps({"messages": [{"role": "user", "content": "1 + 1?"}], "answer": "2"}).encode(),
+        "line 1: 'messages' must be one user turn",
     ),
     "correct is text": ("data build out.jsonl --traces q.jsonl", json.dumps(TRACE | {"correct": "yes"}).encode(), "'correct'"),
     "budget of another model": ("sft --data q.jsonl -o out", json.dumps(ROW | {"budget": 9}).encode(), "q.jsonl, line 1: budget 9"),

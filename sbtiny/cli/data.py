@@ -36,7 +36,7 @@ def data_build(
     task: Annotated[str | None, typer.Option(help="arithmetic, gsm8k, math, still3, s1k, or a JSONL file of questions.")] = None,
     questions: Annotated[str | None, typer.Option(help="Own questions (JSONL with question and answer).")] = None,
     traces: Annotated[
-        str | None, typer.Option(help="Answers written elsewhere (JSONL with question, answer, response).")
+        str | None, typer.Option(help="Answers written elsewhere (JSONL: question, answer, response; or prompt, completion; or messages).")
     ] = None,
     config: Config = None,
     preset: Preset = None,

@@ -136,7 +136,7 @@ def to_question(row: Row, where: str, default_id: str) -> Question:
     if "messages" in row:
         row = row | from_messages(row, where)
     elif "question" not in row and {"prompt", "completion"} <= row.keys():
-        raise InputError(f"{where}: prompt and completion make rows to train on: questions need question and answer")
+        raise InputError(f"{where}: prompt and completion are for --traces: questions need question and answer")
     answer = text(row, "answer", where).rpartition("####")[2].strip()
     if not answer:
         raise InputError(f"{where}: nothing follows #### in 'answer'")
@@ -147,6 +147,17 @@ def to_question(row: Row, where: str, default_id: str) -> Question:
 
 def from_messages(row: Row, where: str) -> Row:
     """question and, unless the row has one, answer."""
+    question, replies, _ = last_exchange(row, where)
+    if row.get("answer") is not None:
+        return {"question": question}
+    if not replies:
+        raise InputError(f"{where}: no assistant turn follows the last user turn: add one, or an 'answer' key")
+    reply = text(replies[-1], "content", where)
+    return {"question": question, "answer": given_answer(reply) or reply}
+
+
+def last_exchange(row: Row, where: str) -> tuple[str, list[Row], int]:
+    """What the last user turn says, the assistant's turns after it, and the number of user turns before it."""
     turns = row["messages"]
     shaped = isinstance(turns, list) and all(isinstance(turn, dict) and "role" in turn for turn in turns)
     if not shaped:
@@ -154,14 +165,8 @@ def from_messages(row: Row, where: str) -> Row:
     users = [index for index, turn in enumerate(turns) if turn["role"] == "user"]
     if not users:
         raise InputError(f"{where}: 'messages' has no user turn to take the question from")
-    found = {"question": text(turns[users[-1]], "content", where)}
-    if row.get("answer") is None:
-        replies = [turn for turn in turns[users[-1] :] if turn["role"] == "assistant"]
-        if not replies:
-            raise InputError(f"{where}: no assistant turn follows the last user turn: add one, or an 'answer' key")
-        reply = text(replies[-1], "content", where)
-        found["answer"] = given_answer(reply) or reply
-    return found
+    replies = [turn for turn in turns[users[-1] :] if turn["role"] == "assistant"]
+    return text(turns[users[-1]], "content", where), replies, len(users) - 1
 
 
 def text(row: Row, key: str, where: str) -> str:

@@ -189,9 +189,13 @@ def label(policy: Policy, question: Question | Trace, response: str) -> dict[str
     }
 
 
-def label_traces(policy: Policy, traces: Sequence[Trace], verify: Verifier) -> Harvest:
-    """Rows from answers written elsewhere: finished ones that are correct, as published or, where that is not said, as verified."""
-    rows, cut, wrong = [], 0, 0
+def label_traces(policy: Policy, traces: Sequence[Trace], verify: Verifier, keep: int) -> Harvest:
+    """Rows from answers written elsewhere: finished ones that are correct, as published or, where that is not said, as verified.
+
+    The answers to one question get the id of its first, so that they count as the model's own would.
+    """
+    found, cut, wrong = [], 0, 0
+    names: dict[str, str] = {}
     for trace in traces:
         if not trace.finished:
             cut += 1
@@ -200,9 +204,11 @@ def label_traces(policy: Policy, traces: Sequence[Trace], verify: Verifier) -> H
         elif stray := stray_tag(trace.response):
             raise InputError(f"{trace.asked().named}: {stray}: give the plain answers")
         else:
-            rows.append(label(policy, trace, trace.response))
+            found.append(label(policy, trace, trace.response) | {"id": names.setdefault(trace.question, trace.id)})
+    right = with_b_max(found)
+    rows = apart(right, keep)
     if not rows:
         first = traces[0].asked()
         why = f"the first is {first.named} with the answer {first.answer[:40]!r}"
         raise InputError(f"no usable trace in {len(traces)}: {wrong} wrong, {cut} unfinished; {why}: check the answers, or --verifier")
-    return Harvest(rows, len(traces), cut, wrong, asked=by_level(traces), right=by_level(rows))
+    return Harvest(rows, len(traces), cut, wrong, spare=len(right) - len(rows), asked=by_level(traces), right=by_level(right))

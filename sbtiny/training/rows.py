@@ -36,7 +36,7 @@ def read_labelled(path: str) -> list[Labelled]:
 
 def checked(row: dict[str, Any], where: str) -> Labelled:
     if missing := [key for key in KEYS if key not in row]:
-        raise InputError(f"{where} has no {missing[0]!r}: labelled rows come from sbtiny data build")
+        raise InputError(f"{where} has no {missing[0]!r}: labelled rows come from sbtiny data build (--traces labels a file)")
     for key in ("question", "response"):
         if not isinstance(row[key], str):
             raise InputError(f"{where}: {key!r} is {json.dumps(row[key])[:40]}: it must be text")

@@ -288,8 +288,8 @@ def test_nothing_right_is_wrong_input_that_says_why(gather, tmp_path: Path, monk
 # ---- answers written elsewhere ---------------------------------------------------------------------------------------
 
 
-def trace(name: str, response: str, correct: bool | None = None, finished: bool = True) -> Trace:
-    return Trace(name, SUM.question, "7", response, correct, finished, 1)
+def trace(name: str, response: str, correct: bool | None = None, finished: bool = True, question: str = SUM.question) -> Trace:
+    return Trace(name, question, "7", response, correct, finished, 1)
 
 
 def test_traces_that_are_unfinished_or_wrong_are_dropped(policy: Policy) -> None:
@@ -301,8 +301,8 @@ def test_traces_that_are_unfinished_or_wrong_are_dropped(policy: Policy) -> None
         trace("published as right", "seven", correct=True),
         trace("published as wrong", "\\boxed{7}", correct=False),
     ]
-    found = label_traces(policy, traces, auto)
-    assert [row["id"] for row in found.rows] == ["right", "published as right"]
+    found = label_traces(policy, traces, auto, keep=0)
+    assert [row["response"] for row in found.rows] == ["\\boxed{7}", "seven"]
     assert (found.sampled, found.wrong, found.cut) == (6, 2, 2)
     assert all(row["budget"] == len(policy.encode(row["response"])) for row in found.rows)
 
@@ -318,12 +318,23 @@ def test_traces_that_are_unfinished_or_wrong_are_dropped(policy: Policy) -> None
 )
 def test_a_trace_with_budget_tags_is_refused(policy: Policy, response: str) -> None:
     with pytest.raises(InputError, match=r"question t2: the answer holds the tag <\w+> at character \d+: give the plain answers"):
-        label_traces(policy, [trace("t1", "\\boxed{7}"), trace("t2", response)], auto)
+        label_traces(policy, [trace("t1", "\\boxed{7}"), trace("t2", response)], auto, keep=0)
+
+
+def test_several_traces_of_a_question_are_rows_of_one_question(policy: Policy) -> None:
+    traces = [trace("a", "so it must be \\boxed{7}"), trace("b", "\\boxed{7}", question="Another?"), trace("c", "\\boxed{7}")]
+    traces += [trace(f"d{n}", "so " * n + "\\boxed{7}") for n in range(2, 30)]
+    found = label_traces(policy, traces, auto, keep=2)
+    short, long = (len(policy.encode(t.response)) for t in (traces[2], traces[-1]))
+    assert [(row["id"], row["budget"]) for row in found.rows] == [("b", short), ("a", short), ("a", long)]
+    first = len(policy.encode(traces[0].response))
+    assert [row["b_max"] for row in found.rows] == [short, first, first]
+    assert (found.sampled, found.spare, found.levels()[-1]["accepted"]) == (31, 28, 1.0)
 
 
 def test_traces_without_one_to_use_are_wrong_input(policy: Policy) -> None:
     with pytest.raises(InputError, match="no usable trace in 2: 1 wrong, 1 unfinished; the first is question a with"):
-        label_traces(policy, [trace("a", "\\boxed{8}"), trace("b", "\\boxed{7}", finished=False)], auto)
+        label_traces(policy, [trace("a", "\\boxed{8}"), trace("b", "\\boxed{7}", finished=False)], auto, keep=0)
 
 
 @pytest.mark.parametrize(
