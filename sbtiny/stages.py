@@ -82,9 +82,9 @@ def told(harvest: coldstart.Harvest, file: Path) -> None:
 def trainable(items: list[Item], source: str, settings: Settings) -> tuple[list[Item], int]:
     """The items that no evaluation asks, and how many it does; the generated task keeps its splits apart by itself."""
     e = settings.eval
-    if e.split == "train" or source == e.task == "arithmetic":
+    if source == e.task == "arithmetic":
         return items, 0
-    return without_heldout(items, e.task, e.split, lambda said: console.print(said, markup=False, style="yellow"))
+    return without_heldout(items, e.task, e.split, lambda said: console.print(said, markup=False, style="yellow"), settings.seed)
 
 
 def run_sft(settings: Settings, output: Path | None, resume: bool = False) -> Path:
@@ -96,6 +96,8 @@ def run_sft(settings: Settings, output: Path | None, resume: bool = False) -> Pa
     kept = output / "data.jsonl" if resume and output else None
     given = settings.sft.data or (str(kept) if kept and kept.is_file() else None)
     rows = read_labelled(given) if given else []
+    if settings.sft.data:
+        rows, _ = trainable(rows, settings.sft.data, settings)
     questions = [] if given else load_questions(settings.data.task, "train", 1, settings.seed)
     last = ranks.once(lambda: going_on(output, settings, "sft", rows)) if resume and output else None
     policy = open_policy(settings.model, settings, settings.data.slots, trainable=True)
@@ -124,9 +126,7 @@ def training_questions(settings: Settings) -> list[Question]:
     """The questions GRPO will meet, in their order: as many as its steps need, seeded, drawn again when there are too few."""
     g = settings.grpo
     found = load_questions(g.data or g.task, "train", g.limit, settings.seed + 1)
-    found, leaked = trainable(found, g.data or g.task, settings)
-    if leaked:
-        console.print(f"{leaked} evaluation questions of {settings.eval.task} left out")
+    found, _ = trainable(found, g.data or g.task, settings)
     random.Random(settings.seed).shuffle(found)
     return found[: g.steps * g.prompts]
 

@@ -79,6 +79,11 @@ FILES = {
         "line 1: 'messages' must be one user turn",
     ),
     "correct is text": ("data build out.jsonl --traces q.jsonl", json.dumps(TRACE | {"correct": "yes"}).encode(), "'correct'"),
+    "rows of evaluation questions": (
+        "sft --data q.jsonl -o out --set eval.task=q.jsonl",
+        json.dumps(ROW | {"answer": "2"}).encode(),
+        "every question is an evaluation question of q.jsonl (the first: q.jsonl, line 1)",
+    ),
     "budget of another model": ("sft --data q.jsonl -o out", json.dumps(ROW | {"budget": 9}).encode(), "q.jsonl, line 1: budget 9"),
     "a row too long": (
         "sft --data q.jsonl -o out --set sft.max_length=8",
