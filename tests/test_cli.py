@@ -488,6 +488,28 @@ def test_ctrl_c_while_sampling_ends_at_once_and_the_same_command_goes_on(tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
 
 
+def test_a_build_that_was_killed_goes_on_and_gives_the_same_file(sbtiny_: Sbtiny, tmp_path: Path) -> None:
+    line = "data build {}.jsonl --limit 24 --set data.samples=1 --set data.slots=6 --json"
+    command = [sys.executable, "-m", "sbtiny", *line.format("killed").split()]
+    part, alone = tmp_path / "killed.jsonl.part", os.environ | {"OMP_NUM_THREADS": "1"}  # as conftest has it
+    process = subprocess.Popen(command, cwd=tmp_path, env=alone, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while process.poll() is None and (not part.exists() or len(part.read_bytes().splitlines()) < 8):
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert list(tmp_path.iterdir()) == [part]
+    done = part.read_bytes().count(b"\n") - 1
+    with part.open("ab") as file:
+        file.write(b'{"answer": 23, "kind": "ro')  # as a power cut leaves it
+    again, whole = (sbtiny_(line.format(name)) for name in ("killed", "whole"))
+    assert 0 < done < 24
+    assert f"{done} answers are there" in " ".join(again.err.split())
+    assert json.loads(again.out) | {"file": ""} == json.loads(whole.out) | {"file": ""}
+    assert (tmp_path / "killed.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["killed.jsonl", "whole.jsonl"]
+
+
 # ---- what the verbs hand on ------------------------------------------------------------------------------------------
 
 
