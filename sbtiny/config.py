@@ -23,6 +23,7 @@ from sbtiny.errors import InputError
 
 WRAP_UP = "\n\nTime is up. \\boxed{"
 PRESETS = ("cpu", "t4", "rtx4090")
+BackendName = Literal["auto", "unsloth", "transformers"]
 EngineName = Literal["ours", "generate", "vllm"]
 Reporter = Literal["none", "tensorboard", "trackio", "wandb"]
 Assignment = tuple[str, Any, str]  # dotted key, value, where it was said
@@ -65,7 +66,7 @@ class SftSettings:
     steps: int = 0  # more than 0 overrides epochs
     lr: float = 2e-3
     batch: int = 4  # rows an update
-    micro_batch: int = 4  # rows a forward pass
+    micro_batch: int = 4  # most rows a forward pass; the largest divisor of an update's rows up to it is taken
     max_length: int = 1024  # tokens; a longer row is an error
     warmup: float = 0.05  # share of the updates
     lora_rank: int = 32
@@ -84,7 +85,7 @@ class GrpoSettings:
     steps: int = 120
     prompts: int = 8  # questions a step
     group: int = 8  # answers a question
-    micro_batch: int = 16  # answers a forward pass
+    micro_batch: int = 16  # most answers a forward pass; the largest divisor of a step's answers up to it is taken
     lr: float = 7e-4
     decay: Literal["cosine", "constant_with_warmup"] = "cosine"  # of the learning rate
     clip: float = 0.1  # largest norm of an update's gradient
@@ -143,6 +144,7 @@ class Settings:
     seed: int = 0
     format: FormatName = "solution"  # the tags a cold start teaches: the paper's, or <think>thoughts</think>answer; later stages keep to it
     four_bit: bool | None = None  # None: 4-bit where there is a GPU
+    backend: BackendName = "auto"  # what loads and trains: unsloth where it is installed and can run, else transformers and peft
     engine: EngineName = "ours"  # what decodes: ours; generate, slower, for any model of transformers; vllm where it is installed
     kv_memory: float | None = None  # GiB for the keys and values of answers under way; null: most of what is free
     report_to: Reporter = "none"  # where training curves go beside the run's own metrics.jsonl; its package must be installed
@@ -161,7 +163,7 @@ class Settings:
             for key in keys:
                 value = attrgetter(key)(self)
                 need(holds(value), key, value, wanted)
-        g, s = self.grpo, self.sft
+        g = self.grpo
         need(0 <= self.seed < 2**32, "seed", self.seed, "a whole number from 0 to below 2**32")
         need(self.kv_memory is None or self.kv_memory > 0, "kv_memory", self.kv_memory, "a number of GiB above 0, or null")
         limits = self.engine == "vllm" and (g.cut_share > 0 or self.eval.cut > 0 or self.eval.ceiling > 0)
@@ -177,14 +179,19 @@ class Settings:
         need(0 <= g.alpha_hold < 1, "grpo.alpha_hold", g.alpha_hold, "a share from 0 to below 1")
         need(g.temperature > 0, "grpo.temperature", g.temperature, "above 0: equal answers teach nothing")
         need(0 < self.eval.top_p <= 1, "eval.top_p", self.eval.top_p, "above 0 and at most 1 (1 is off)")
-        answers = g.prompts * g.group
-        wanted = f"a divisor of prompts x group = {answers}"
-        need(answers % min(g.micro_batch, answers) == 0, "grpo.micro_batch", g.micro_batch, wanted)
-        need(s.batch % s.micro_batch == 0, "sft.micro_batch", s.micro_batch, f"a divisor of sft.batch = {s.batch}")
         parse_budget_option(self.eval.budget)
+
+    def rows(self, stage: str) -> int:
+        """Rows an update of a stage; 0 where it trains nothing."""
+        return {"sft": self.sft.batch, "grpo": self.grpo.prompts * self.grpo.group}.get(stage, 0)
 
     def as_yaml(self) -> str:
         return yaml.safe_dump(asdict(self), sort_keys=False)
+
+
+def micro_batch(rows: int, most: int) -> int:
+    """Rows a forward pass of an update of `rows`: the largest divisor up to `most`."""
+    return max(size for size in range(1, min(rows, most) + 1) if rows % size == 0)
 
 
 def need(condition: bool, name: str, value: Any, wanted: str) -> None:

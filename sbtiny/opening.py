@@ -11,12 +11,9 @@ from sbtiny.budget.template import form_of_template
 from sbtiny.config import Settings
 from sbtiny.errors import InputError
 from sbtiny.models.aliases import resolve
-from sbtiny.models.load import add_lora, fingerprint, load, start_backend
-
-start_backend()  # unsloth patches trl, transformers and peft; what follows imports them, so it must come first
-
-from sbtiny.rollout import llama_cpp, vllm  # noqa: E402
-from sbtiny.rollout.policy import Policy  # noqa: E402
+from sbtiny.models.load import add_lora, fingerprint, load
+from sbtiny.rollout import llama_cpp, vllm
+from sbtiny.rollout.policy import Policy
 
 
 def is_four_bit(settings: Settings) -> bool:
@@ -39,7 +36,7 @@ def open_policy(name: str, settings: Settings, slots: int, trainable: bool = Fal
     adapter = folder / "adapter" if folder else None
     if adapter and not adapter.is_dir():
         raise InputError(f"{folder} holds no adapter: was the run finished?")
-    how = {"four_bit": is_four_bit(settings), "vllm": settings.engine == "vllm"}
+    how = {"four_bit": is_four_bit(settings), "vllm": settings.engine == "vllm", "backend": settings.backend}
     model, tokenizer = load(about["model"], **how, adapter=adapter, trainable=trainable)
     if trainable and adapter is None:
         model = add_lora(model, rank=settings.sft.lora_rank, alpha=settings.sft.lora_alpha)

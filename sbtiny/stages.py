@@ -9,14 +9,12 @@ from typing import Any
 
 from rich.table import Table
 
-from sbtiny.opening import open_policy, trained_on  # before all else that imports transformers, which unsloth patches
-
-# isort: split
 from sbtiny import runs
 from sbtiny.budget.metrics import Sample
 from sbtiny.budget.protocol import parse_budget_option
 from sbtiny.config import Settings
 from sbtiny.evaluation import cutting, evaluate
+from sbtiny.opening import open_policy, trained_on
 from sbtiny.progress import console, quieten_libraries
 from sbtiny.rollout.episode import Episode
 from sbtiny.rollout.policy import Policy

@@ -484,7 +484,7 @@ def test_ctrl_c_while_sampling_ends_at_once_and_the_same_command_goes_on(tmp_pat
     done = len(part.read_text().splitlines()) - 1
     again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert f"{done} answers are there" in " ".join(again.stderr.split())
-    assert json.loads(again.stdout)["sampled"] == 400
+    assert json.loads(again.stdout)["sampled"] == 1600  # four answers to each
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
 
 

@@ -16,6 +16,7 @@ from sbtiny.config import (
     Settings,
     SftSettings,
     load,
+    micro_batch,
     parse_assignment,
 )
 from sbtiny.errors import InputError
@@ -56,8 +57,9 @@ def test_every_preset_is_parsed_and_fits_together(name: str) -> None:
     assert parse_budget_option(settings.eval.budget)
     # a row of the cold start is a prompt and an answer of up to data.max_tokens: it must fit into what sft takes
     assert settings.sft.max_length > settings.data.max_tokens
-    answers = settings.grpo.prompts * settings.grpo.group
-    assert answers % settings.grpo.micro_batch == 0 or settings.grpo.micro_batch >= answers
+    for stage in ("sft", "grpo"):  # what a preset says is what is taken
+        most = getattr(settings, stage).micro_batch
+        assert micro_batch(settings.rows(stage), most) == min(most, settings.rows(stage))
     if name != "cpu":
         assert settings.four_bit is True
         assert settings.grpo.task == settings.data.task == settings.eval.task == "gsm8k"
@@ -240,8 +242,6 @@ WRONG = [
     ("grpo.alpha_end", 6.5),
     ("grpo.alpha_hold", 1),
     ("grpo.user_share", 1.01),
-    ("grpo.micro_batch", 7),
-    ("sft.micro_batch", 3),
 ]
 
 
@@ -261,8 +261,10 @@ def test_alpha_start_below_alpha_end_is_told() -> None:
     assert "grpo.alpha_end is 0.1" in complaint(("grpo.alpha_start", 0.05))
 
 
-def test_a_micro_batch_may_be_larger_than_a_step() -> None:
-    assert load(overrides=[("grpo.prompts", 1), ("grpo.group", 4)]).grpo.micro_batch == 16
+@pytest.mark.parametrize(("rows", "most", "taken"), [(4, 16, 4), (40, 16, 10), (15, 2, 1), (12, 8, 6), (8, 8, 8), (7, 6, 1)])
+def test_a_micro_batch_divides_the_rows(rows: int, most: int, taken: int) -> None:
+    """The user sets prompts and group as they like; what a forward pass takes of them is derived."""
+    assert micro_batch(rows, most) == taken
 
 
 def test_settings_made_in_code_are_checked_too() -> None:

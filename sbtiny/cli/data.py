@@ -10,6 +10,7 @@ from sbtiny.cli.app import app
 from sbtiny.cli.options import (
     TRAIN,
     AsJson,
+    Backend,
     Config,
     Engine,
     FourBit,
@@ -20,6 +21,7 @@ from sbtiny.cli.options import (
     Seed,
     Set,
     Verifier,
+    begun,
     look_ahead,
     out,
     settings_from,
@@ -46,6 +48,7 @@ def data_build(
     limit: Limit = None,
     extra: Set = None,
     four_bit: FourBit = None,
+    backend: Backend = None,
     engine: Engine = None,
     kv_memory: KvMemory = None,
     as_json: AsJson = False,
@@ -68,6 +71,7 @@ def data_build(
         model=model,
         seed=seed,
         four_bit=four_bit,
+        backend=backend,
         engine=engine,
         kv_memory=kv_memory,
         data__task=questions or task,
@@ -80,8 +84,7 @@ def data_build(
     else:
         look_ahead(settings.data, settings.data.task)
     runs.check_writable(file)
-    from sbtiny import stages
-
+    stages = begun(settings)
     try:
         harvest = stages.build_data(settings, file, traces)
     except KeyboardInterrupt:

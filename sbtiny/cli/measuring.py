@@ -10,6 +10,7 @@ from sbtiny.cli.app import app
 from sbtiny.cli.options import (
     USE,
     AsJson,
+    Backend,
     Config,
     Engine,
     FourBit,
@@ -20,6 +21,7 @@ from sbtiny.cli.options import (
     Seed,
     Set,
     Verifier,
+    begun,
     existing,
     look_ahead,
     out,
@@ -44,6 +46,7 @@ def evaluate(
     limit: Limit = None,
     extra: Set = None,
     four_bit: FourBit = None,
+    backend: Backend = None,
     engine: Engine = None,
     kv_memory: KvMemory = None,
     as_json: AsJson = False,
@@ -61,6 +64,7 @@ def evaluate(
         extra,
         seed=seed,
         four_bit=four_bit,
+        backend=backend,
         engine=engine,
         kv_memory=kv_memory,
         eval__task=task,
@@ -73,7 +77,7 @@ def evaluate(
     resolve(runs.read_run(run)["model"] if run else name)
     look_ahead(settings.eval, settings.eval.task)
     runs.check_writable(folder / "eval.json")
-    from sbtiny import stages
+    stages = begun(settings)
     from sbtiny.evaluation import cutting, report
 
     result = stages.run_eval(name, settings, folder, sweep, cuts)

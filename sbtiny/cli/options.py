@@ -5,6 +5,7 @@ import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any
 
 import typer
@@ -34,6 +35,9 @@ FourBit = Annotated[
     bool | None, typer.Option("--4bit/--no-4bit", help="NF4 base weights (default: where there is a GPU).")
 ]
 Format = Annotated[str | None, typer.Option("--format", help="Tags to teach: solution (the paper's), or think, with the answer behind it.")]
+Backend = Annotated[
+    str | None, typer.Option(help="What loads and trains: auto (unsloth where it can run), unsloth, or transformers.")
+]
 Engine = Annotated[str | None, typer.Option(help="What decodes: ours, generate (any model of transformers, slower), or vllm.")]
 ReportTo = Annotated[str | None, typer.Option(help="Training curves also go to tensorboard, trackio or wandb (default: none).")]
 KvMemory = Annotated[
@@ -51,6 +55,16 @@ def settings_from(config: Path | None, preset: str | None, extra: list[str] | No
         preset = pick_preset(glance())
     given = [(key.replace("__", "."), value) for key, value in flags.items() if value is not None]
     return load(config, preset, [*map(parse_assignment, extra or []), *given])
+
+
+def begun(settings: Any) -> ModuleType:
+    """The stages, imported after the backend, which may be one that patches what they import."""
+    from sbtiny.models.load import start_backend
+
+    start_backend(settings.backend)
+    from sbtiny import stages
+
+    return stages
 
 
 def look_ahead(section: Any, task: str) -> None:
@@ -100,7 +114,7 @@ def show(settings: Any, stages: tuple[str, ...], preset: str | None, as_json: bo
     from sbtiny.models.aliases import resolve
 
     everything = asdict(settings)
-    chosen = {key: everything[key] for key in ("model", "format", "seed", "four_bit", "engine", "kv_memory", *stages)}
+    chosen = {key: everything[key] for key in ("model", "format", "seed", "four_bit", "backend", "engine", "kv_memory", *stages)}
     source = resolve(settings.model)
     named = {"kind": source.kind, "ref": str(source.ref)}
     out({"source": named, **chosen, "plan": planned(settings, stages[-1], preset)}, as_json)

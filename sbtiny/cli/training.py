@@ -10,6 +10,7 @@ from sbtiny.cli.app import app
 from sbtiny.cli.options import (
     TRAIN,
     AsJson,
+    Backend,
     Config,
     DryRun,
     Engine,
@@ -27,6 +28,7 @@ from sbtiny.cli.options import (
     Set,
     Steps,
     Verifier,
+    begun,
     existing,
     fit,
     look_ahead,
@@ -35,6 +37,7 @@ from sbtiny.cli.options import (
     settings_from,
     show,
 )
+from sbtiny.errors import InputError
 
 
 @app.command(rich_help_panel=TRAIN)
@@ -58,6 +61,7 @@ def demo(
     for section in (settings.data, settings.grpo, settings.eval):
         look_ahead(section, section.task)
     runs.check_writable(folder / "report.json")
+    begun(settings)
     from sbtiny import demo as pipeline
     from sbtiny.evaluation import report
 
@@ -83,6 +87,7 @@ def sft(
     save_steps: SaveSteps = None,
     extra: Set = None,
     four_bit: FourBit = None,
+    backend: Backend = None,
     engine: Engine = None,
     kv_memory: KvMemory = None,
     report_to: ReportTo = None,
@@ -110,6 +115,7 @@ def sft(
         format=form,
         seed=seed,
         four_bit=four_bit,
+        backend=backend,
         engine=engine,
         kv_memory=kv_memory,
         report_to=report_to,
@@ -130,8 +136,7 @@ def sft(
     ensure_reporter(settings.report_to)
     if not resume:
         runs.check_free(output or runs.ROOT / "sft")
-    from sbtiny import stages
-
+    stages = begun(settings)
     return done("sft", stages.run_sft(settings, output, resume), as_json)
 
 
@@ -149,6 +154,7 @@ def grpo(
     save_steps: SaveSteps = None,
     extra: Set = None,
     four_bit: FourBit = None,
+    backend: Backend = None,
     engine: Engine = None,
     kv_memory: KvMemory = None,
     report_to: ReportTo = None,
@@ -177,6 +183,7 @@ def grpo(
         extra,
         seed=seed,
         four_bit=four_bit,
+        backend=backend,
         engine=engine,
         kv_memory=kv_memory,
         report_to=report_to,
@@ -197,8 +204,7 @@ def grpo(
     ensure_reporter(settings.report_to)
     if not resume and not preflight:
         runs.check_free(output or runs.ROOT / "grpo")
-    from sbtiny import stages
-
+    stages = begun(settings)
     if preflight:
         look = stages.run_preflight(settings, start)
         out(look, as_json)
@@ -210,8 +216,10 @@ def cold_start(run: str | None, resumed_run: Path | None, dry_run: bool) -> Path
     """The run that GRPO goes on from: the one told, the parent of a resumed one, the newest; a dry run needs none."""
     from sbtiny import runs
 
-    if resumed_run and not run:
-        run = runs.read_run(resumed_run).get("parent")
+    parent = runs.read_run(resumed_run).get("parent") if resumed_run else None
+    if run and parent and existing(run).resolve() != Path(parent).resolve():
+        raise InputError(f"--run is {run}, but {resumed_run} went on from {parent}: leave --run out, or start a new run without --resume")
+    run = run or parent
     if run:
         return existing(run)
     return None if dry_run else runs.newest("sft")

@@ -5,6 +5,7 @@ see `start_backend`.
 """
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha256
@@ -16,20 +17,20 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
+from sbtiny.config import BackendName
 from sbtiny.errors import InputError
 from sbtiny.models import aliases
 from sbtiny.models.aliases import Source, resolve
 from sbtiny.models.from_gguf import as_folder, cache_folder
 from sbtiny.models.hardware import Dtype, detect
 from sbtiny.models.sentencepiece import SPACE
+from sbtiny.progress import console
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import BitsAndBytesConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     Loaded = tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]
-
-Backend = Literal["auto", "transformers", "unsloth"]
 
 ALL_LINEAR = "all-linear"
 UNSLOTH_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -44,7 +45,7 @@ def load(
     dtype: Dtype | None = None,
     adapter: Path | None = None,
     trainable: bool = False,
-    backend: Backend = "auto",
+    backend: BackendName = "auto",
     vllm: bool = False,
 ) -> "Loaded":
     """Model (in eval mode, on the GPU if there is one) and tokenizer of an alias, folder, .gguf file or hub id.
@@ -82,22 +83,45 @@ def _padding(tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedTokenizerBase":
     return tokenizer
 
 
-def start_backend(backend: Backend = "auto") -> Literal["transformers", "unsloth"]:
+def start_backend(backend: BackendName = "auto") -> Literal["transformers", "unsloth"]:
     """Settle which library loads and trains, and import unsloth if it is the one: auto takes it where it can run.
 
-    Call it before anything imports trl, transformers or peft. Raises InputError when unsloth is asked for in vain.
+    Unsloth patches trl, transformers and peft, so call this before anything imports them: afterwards auto takes transformers. Raises
+    InputError when unsloth is asked for in vain.
     """
-    usable = torch.cuda.is_available()
-    if backend == "transformers" or (backend == "auto" and not (usable and find_spec("unsloth"))):
+    if backend == "transformers":
         return "transformers"
-    if not usable:
-        raise InputError("unsloth needs a CUDA GPU and there is none here: use the transformers backend")
-    if not find_spec("unsloth"):
-        raise InputError("unsloth is not installed: pip install 'sbtiny[unsloth]'")
+    hindrance = _hindrance() or _import_unsloth()
+    if hindrance is None:
+        return "unsloth"
+    if backend == "unsloth":
+        raise InputError(f"{hindrance[0]}: {hindrance[1]}, or use --backend transformers")
+    return "transformers"
+
+
+def _hindrance() -> tuple[str, str] | None:
+    """What keeps unsloth from being used here, and how to mend it."""
+    if not torch.cuda.is_available():
+        return "unsloth needs a CUDA GPU and there is none here", "run on a machine that has one"
+    if "unsloth" not in sys.modules and not find_spec("unsloth"):
+        return "unsloth is not installed", "pip install 'sbtiny[unsloth]'"
+    if "unsloth" not in sys.modules and "trl" in sys.modules:
+        return "unsloth must be imported before trl", "call start_backend first"
+    return None
+
+
+def _import_unsloth() -> tuple[str, str] | None:
+    """Import it; a version that does not go with the others here is told in one line."""
     # Its compiled code would otherwise land in the working directory.
     os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache_folder() / "unsloth"))
-    import_module("unsloth")
-    return "unsloth"
+    try:
+        import_module("unsloth")
+    except Exception as error:  # it looks at versions and cards while it is imported, and raises anything
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        line = f"unsloth cannot be used here ({reason}); sbtiny doctor compares the versions"
+        console.print(line, markup=False, soft_wrap=True, style="yellow")
+        return f"unsloth does not import ({reason})", "install the versions that sbtiny doctor names"
+    return None
 
 
 # ---- transformers ----------------------------------------------------------------------------------------------------

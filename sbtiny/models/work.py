@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from sbtiny.config import Settings
+from sbtiny.config import Settings, micro_batch
 
 Stage = Literal["data", "sft", "grpo", "eval"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
@@ -29,14 +29,12 @@ class Work:
 
     @property
     def micro_batch(self) -> int:
-        s = self.settings
-        return {"sft": s.sft.micro_batch, "grpo": min(s.grpo.micro_batch, self.rows)}.get(self.stage, 0)
+        return micro_batch(self.rows, getattr(self.settings, self.stage).micro_batch) if self.rows else 0
 
     @property
     def rows(self) -> int:
         """Rows an update."""
-        s = self.settings
-        return {"sft": s.sft.batch, "grpo": s.grpo.prompts * s.grpo.group}.get(self.stage, 0)
+        return self.settings.rows(self.stage)
 
     def divisors(self) -> list[int]:
         return [n for n in range(1, self.rows + 1) if self.rows % n == 0]

@@ -3,6 +3,8 @@
 Slots are a wish: as with vLLM's `max_num_seqs`, what does not fit waits for its turn, and one line says so. Not even one is an error.
 """
 
+import resource
+import sys
 from pathlib import Path
 
 import torch
@@ -23,6 +25,13 @@ def free_bytes(device: torch.device) -> int | None:
         return None
     line = next(line for line in MEMINFO.read_text().splitlines() if line.startswith("MemAvailable"))
     return int(line.split()[1]) * 1024
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most memory that this process has held so far: reserved on the GPU, resident on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def slots_within(slot: int, wanted: int, limit: float | None, device: torch.device) -> int:

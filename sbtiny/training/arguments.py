@@ -37,4 +37,5 @@ def common(settings: Settings, output: Path, save_steps: int) -> dict[str, Any]:
         "report_to": settings.report_to,
         "run_name": output.name,
         "disable_tqdm": True,
+        "logging_nan_inf_filter": False,  # it would log a loss that is NaN as 0, and the watch would not see it
     }

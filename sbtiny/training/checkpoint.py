@@ -31,7 +31,7 @@ ABSENT = object()
 def mattering(settings: Settings, stage: str, data: Sequence[Any]) -> dict[str, Any]:
     """Dotted settings of a stage on which its weights depend, and a digest of its rows or questions."""
     everything = asdict(settings)
-    chosen = {key: everything[key] for key in ("model", "format", "seed", "four_bit", "engine", stage)}
+    chosen = {key: everything[key] for key in ("model", "format", "seed", "four_bit", "backend", "engine", stage)}
     found = {key: value for key, value in flatten(chosen) if key not in FREE}
     digest = blake2b(repr(list(data)).encode(), digest_size=8).hexdigest() if data else None
     return found | {"the training data": digest}

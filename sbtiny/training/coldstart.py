@@ -126,7 +126,7 @@ def nothing_right(settings: Settings, first: Question, answers: int, wrong: int,
 def digest(settings: Settings, questions: Sequence[Question]) -> str:
     """What an answer and its verdict depend on; neither the number of slots nor where the questions were read is part of it."""
     d, s = settings.data, settings
-    model = (s.model, s.seed, s.format, s.four_bit, s.engine)
+    model = (s.model, s.seed, s.format, s.four_bit, s.backend, s.engine)
     told = (model, d.samples, d.temperature, d.max_tokens, d.verifier, own_file(d.verifier), list(questions))
     return blake2b(repr(told).encode(), digest_size=8).hexdigest()
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sbtiny import runs
-from sbtiny.config import Settings
+from sbtiny.config import Settings, micro_batch
 from sbtiny.errors import Failed
 from sbtiny.progress import console
 from sbtiny.rollout.policy import Policy
@@ -52,11 +52,11 @@ def weights(policy: Policy) -> dict[str, Tensor]:
 
 
 def halved(settings: Settings, stage: str) -> Settings:
-    """Settings whose micro-batch is the largest divisor of the old one up to half of it."""
-    chosen = getattr(settings, stage)
-    old = chosen.micro_batch
+    """Settings whose micro-batch is the largest divisor of an update's rows up to half of the one that did not fit."""
+    chosen, rows = getattr(settings, stage), settings.rows(stage)
+    old = micro_batch(rows, chosen.micro_batch)
     if old == 1:
         raise Failed(f"out of memory with {stage}.micro_batch 1: shorter answers, fewer slots or a lower --kv-memory would make room")
-    new = max(size for size in range(1, old // 2 + 1) if old % size == 0)
+    new = micro_batch(rows, old // 2)
     console.print(f"out of memory: {stage}.micro_batch {old} -> {new}, the same rows an update", style="yellow", markup=False)
     return replace(settings, **{stage: replace(chosen, micro_batch=new)})

@@ -21,6 +21,7 @@ FORMS = {
     "kl": ("KL", "{:.4f}"),
     "entropy": ("entropy", "{:.3f}"),
     "alpha": ("alpha", "{:.2f}"),
+    "peak_gb": ("peak GiB", "{:.2f}"),
 }  # key of the log: heading and format, in their order on the screen
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import TypeVar
 
+from sbtiny.config import micro_batch
 from sbtiny.errors import InputError
 from sbtiny.progress import console
 
@@ -80,11 +81,13 @@ def once(work: Callable[[], T]) -> T:
     return told[0]
 
 
-def share(total: int, micro: int, key: str) -> tuple[int, int]:
-    """(Rows a forward pass, passes an update) of each process for `total` rows an update. Raises InputError where they cannot be shared."""
+def share(total: int, most: int, key: str) -> tuple[int, int]:
+    """(Rows a forward pass, passes an update) of each process for `total` rows an update: `most` rows, or the next fewer that divide them.
+
+    Raises InputError where the processes cannot share them evenly.
+    """
     if total % count():
         raise InputError(f"{key} gives {total} rows an update, which {count()} processes cannot share evenly: set it to a multiple")
-    micro = min(micro, total // count())
-    if (total // count()) % micro:
-        raise InputError(f"{key}: micro_batch {micro} does not divide the {total // count()} rows of each of {count()} processes: lower it")
-    return micro, total // count() // micro
+    rows = total // count()
+    micro = micro_batch(rows, most)
+    return micro, rows // micro

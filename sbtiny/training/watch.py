@@ -14,11 +14,13 @@ from transformers.trainer_callback import PrinterCallback
 
 from sbtiny.errors import Failed
 from sbtiny.progress import bar, console
+from sbtiny.rollout.memory import peak_bytes
 from sbtiny.runs import append_jsonl
 from sbtiny.training import live, ranks
 from sbtiny.training.alarms import Alarm, Alarms
 from sbtiny.training.checkpoint import last_checkpoint, step_of
 
+SKIPPED = 20  # that is a scale lowered 2**20 times: no scale will do
 FORGOTTEN = ("num_tokens", "train_loss")  # sums that TRL begins anew on resume: they would say less than they seem to
 
 
@@ -29,6 +31,7 @@ class Watch(TrainerCallback):
         self.stage, self.steps, self.output = stage, steps, output
         self.alarms = alarms or Alarms()
         self.started, self.first = time.perf_counter(), 0
+        self.skipped = 0  # logged updates running whose gradient was no number
         self.seen: list[tuple[int, live.Figures]] = []
 
     def run(self, trainer: Trainer, resume: Path | None) -> None:
@@ -41,6 +44,7 @@ class Watch(TrainerCallback):
                 trainer.train(resume_from_checkpoint=str(resume) if resume else None)
         if ranks.first():
             self.save_adapter(trainer.model)
+            console.print(f"{self.stage}: peak memory {peak_bytes(trainer.args.device) / 2**30:.2f} GiB", markup=False)
         ranks.wait()
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -55,23 +59,34 @@ class Watch(TrainerCallback):
     ) -> None:
         row = {"stage": self.stage, "step": state.global_step, "seconds": round(time.perf_counter() - self.started, 2)}
         kept = {key: value for key, value in logs.items() if value is not None and key not in FORGOTTEN}
+        kept["peak_gb"] = round(peak_bytes(args.device) / 2**30, 2)
         ringing = self.alarms.feed(kept) if "reward" in kept else []
         if ranks.first():
             append_jsonl(self.output / "metrics.jsonl", row | kept | ({"alarms": [a.name for a in ringing]} if ringing else {}))
-        for name in ("loss",) if args.fp16 else ("loss", "grad_norm"):  # float16's scaler skips an update that overflows
-            if not math.isfinite(kept.get(name, 0)):
-                self._diverged(name, state.global_step)
+        self._check_finite(kept, args.fp16, state.global_step)
         if "loss" in kept or "reward" in kept:
             self._show(state.global_step, kept, row["seconds"])
         if self.alarms.collapsing:  # the checkpoints before it are worth more than one of a ruin
             control.should_save = False
         self._tell(ringing, state.global_step)
 
-    def _diverged(self, name: str, step: int) -> None:
-        """Weights after this step are worth nothing; the checkpoint of the step, if one is due, is written after the log and so never."""
+    def _check_finite(self, figures: live.Figures, scaled: bool, step: int) -> None:
+        """Raises Failed for a loss or gradient that is no number: weights after it are worth nothing.
+
+        `scaled`: float16's scaler skips an update whose gradient overflows and lowers its scale; that is well, but not for ever. A
+        checkpoint of this step, if one is due, is written after the log and so never.
+        """
+        overflown = not math.isfinite(figures.get("grad_norm", 0))
+        self.skipped = self.skipped + 1 if overflown else 0
+        if not math.isfinite(figures.get("loss", 0)):
+            what, first = f"loss is NaN or infinite at step {step}", step
+        elif overflown and (not scaled or self.skipped == SKIPPED):
+            what, first = f"grad_norm is NaN or infinite at step {step}", step - self.skipped + 1
+        else:
+            return
         raise Failed(
-            f"stopped: {name} is NaN or infinite at step {step}, most likely from a learning rate that is too high (in float16 also from "
-            f"an overflow): lower it (last good checkpoint: {last_checkpoint(self.output, upto=step - 1) or 'none, set save_steps'})"
+            f"stopped: {what}, most likely from a learning rate that is too high (in float16 also from an overflow): lower it "
+            f"(last good checkpoint: {last_checkpoint(self.output, upto=first - 1) or 'none, set save_steps'})"
         )
 
     def _show(self, step: int, figures: live.Figures, seconds: float) -> None:

@@ -6,16 +6,18 @@ A process of its own, because unsloth patches the libraries for good and a peak 
 """
 
 import json
-import resource
 import sys
 import time
 from pathlib import Path
 
-if sys.argv[5] == "transformers":
-    sys.modules["unsloth"] = None  # find_spec then finds none, and nothing is patched
-
 import torch
 
+from sbtiny.models.load import start_backend
+
+start_backend(sys.argv[5])  # unsloth patches what is imported below
+# ruff: noqa: E402
+
+# isort: split
 from sbtiny import runs, stages
 from sbtiny.config import Settings, load
 from sbtiny.models.hardware import glance
@@ -30,7 +32,7 @@ SMALL = {"sft.max_length": 256, "grpo.max_tokens": 24, "grpo.slots": 8, "grpo.pr
 def settings(model: str, preset: str, stage: str) -> Settings:
     """Those of the preset for two updates; what a rehearsal on a processor can bear where there is no GPU."""
     sized = {} if torch.cuda.is_available() else SMALL
-    changes = {"model": model, "sft.steps": 2, "sft.save_steps": 0, "grpo.steps": 2, "grpo.save_steps": 0, **sized}
+    changes = {"model": model, "sft.steps": 2, "sft.save_steps": 0, "grpo.steps": 2, "grpo.save_steps": 0, "backend": sys.argv[5], **sized}
     return load(preset=preset, overrides=changes.items())
 
 
@@ -42,12 +44,6 @@ def rows(model: str, tokens: int, count: int) -> list[dict]:
     text = line * int(tokens / each)
     budget = len(tokenizer.encode(text, add_special_tokens=False))
     return [{"id": str(i), "question": "1 + 1?", "answer": "2", "response": text, "budget": budget} for i in range(count)]
-
-
-def peak_gb() -> float:
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_reserved() / GB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def main() -> None:
@@ -74,7 +70,8 @@ def flat(s: Settings) -> list[tuple[str, object]]:
     """What `settings` changed, to be changed again beside more."""
     keys = ("sft.max_length", "sft.steps", "grpo.steps", "grpo.max_tokens", "grpo.slots", "grpo.prompts")
     pairs = [(key, getattr(getattr(s, key.split(".")[0]), key.split(".")[1])) for key in keys]
-    return [("model", s.model), ("eval.task", "arithmetic"), ("sft.save_steps", 0), ("grpo.save_steps", 0), *pairs]  # no network
+    fixed = [("model", s.model), ("backend", s.backend), ("eval.task", "arithmetic")]  # an evaluation of the hub's would ask for a network
+    return [*fixed, ("sft.save_steps", 0), ("grpo.save_steps", 0), *pairs]
 
 
 def report(s: Settings, model: str, folder: Path, preset: str, stage: str, backend: str, seconds: float) -> None:
@@ -85,7 +82,7 @@ def report(s: Settings, model: str, folder: Path, preset: str, stage: str, backe
         "preset": preset,
         "stage": stage,
         "backend": backend,
-        "peak_gb": round(peak_gb(), 2),
+        "peak_gb": last["peak_gb"],
         "plan_gb": expected.peak_gb if expected.device_kind == "cpu" else round(expected.peak_gb - expected.parts["process"], 2),
         "seconds": round(seconds, 1),
         "generate_seconds": last.get("generate_seconds"),

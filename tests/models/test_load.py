@@ -1,6 +1,7 @@
 """Loading, adapters, 4-bit gradients, prompts and stops."""
 
 import copy
+import os
 import shutil
 import subprocess
 import sys
@@ -80,6 +81,42 @@ def test_unsloth_without_a_gpu_is_refused(small: Path) -> None:
     with pytest.raises(InputError, match="unsloth needs a CUDA GPU"):
         load(str(small), backend="unsloth")
     assert start_backend("auto") == start_backend("transformers") == "transformers"
+
+
+def started(backend: str, unsloth: str, tmp_path: Path, before: str = "") -> subprocess.CompletedProcess[str]:
+    """`start_backend` in a process of its own that believes in a GPU, with a package unsloth of this text."""
+    (tmp_path / "unsloth.py").write_text(unsloth)
+    code = f"""
+{before}
+import torch
+torch.cuda.is_available = lambda: True
+from sbtiny.models.load import start_backend
+print(start_backend({backend!r}))"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
+
+
+BROKEN = "raise RuntimeError('Unsloth: needs torch 9.9,\\nplease update')"
+
+
+def test_auto_takes_unsloth_where_it_can_be_imported_first(tmp_path: Path) -> None:
+    assert started("auto", "", tmp_path).stdout == "unsloth\n"
+    assert started("transformers", "", tmp_path).stdout == "transformers\n"
+    assert started("auto", "", tmp_path, before="import sys; sys.modules['trl'] = sys").stdout == "transformers\n"  # unpatched it stays
+
+
+def test_an_unsloth_that_does_not_import_is_one_line_and_transformers(tmp_path: Path) -> None:
+    done = started("auto", BROKEN, tmp_path)
+    assert done.stdout == "transformers\n"
+    assert done.stderr == (
+        "unsloth cannot be used here (RuntimeError: Unsloth: needs torch 9.9, please update); sbtiny doctor compares the versions\n"
+    )
+
+
+def test_an_unsloth_that_was_asked_for_and_does_not_import_is_an_error(tmp_path: Path) -> None:
+    done = started("unsloth", BROKEN, tmp_path)
+    assert done.returncode == 1
+    assert "InputError: unsloth does not import (RuntimeError: Unsloth: needs torch 9.9, please update): install" in done.stderr
 
 
 def test_importing_the_loader_leaves_the_first_import_to_unsloth() -> None:

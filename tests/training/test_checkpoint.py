@@ -19,6 +19,7 @@ import yaml
 from transformers import Trainer
 
 from sbtiny import runs, stages
+from sbtiny.cli.training import cold_start
 from sbtiny.config import GrpoSettings, Settings, SftSettings, load
 from sbtiny.errors import InputError
 from sbtiny.training import checkpoint, sft, watch
@@ -28,7 +29,7 @@ from sbtiny.training.rollouts import Rollouts
 GRPO = GrpoSettings(
     steps=6, prompts=2, group=4, micro_batch=4, lr=1e-3, max_tokens=40, limit=5, save_steps=2, sample_steps=1, slots=8, tight_bmax=True
 )  # 5 questions for 12 places: a second and a third round of them begin within the run
-TIMES = ("seconds", "generate_seconds", "tokens_per_second", "step_time", "train_runtime", "train_samples", "train_steps")
+TIMES = ("seconds", "generate_seconds", "tokens_per_second", "step_time", "train_runtime", "train_samples", "train_steps", "peak_gb")
 
 
 class Killed(BaseException):
@@ -112,6 +113,15 @@ def test_the_runs_compared_above_learnt_something(whole: Path, started: Path) ->
     kept = json.loads((whole / "checkpoint-6" / SEAL).read_text())
     assert (kept["step"], kept["state"]["alpha"]) == (6, pytest.approx(metrics[5]["alpha"]))
     assert kept["state"]["shortest"].keys() <= json.loads((whole / "b_max.json").read_text()).keys()
+
+
+def test_a_run_does_not_go_on_from_another_cold_start(started: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("one", "other"):
+        shutil.copytree(started, tmp_path / name)
+    run = runs.new("grpo", tmp_path / "run", settings_of(), parent=str(tmp_path / "one"))
+    assert cold_start(str(tmp_path / "one"), run, False) == cold_start(None, run, False) == tmp_path / "one"
+    with pytest.raises(InputError, match=r"--run is .*other, but .*run went on from .*one: leave --run out"):
+        cold_start(str(tmp_path / "other"), run, False)
 
 
 @pytest.mark.parametrize("stop", [6, 8, 12])

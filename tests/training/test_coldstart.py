@@ -217,7 +217,7 @@ def test_a_mended_verifier_does_not_go_on_with_old_verdicts(policy: Policy, tmp_
 
 
 @pytest.mark.parametrize(
-    "other", [{"four_bit": True}, {"format": "think"}, {"engine": "generate"}, {"model": "smollm2-135m"}, {"seed": 1}]
+    "other", [{"four_bit": True}, {"backend": "unsloth"}, {"format": "think"}, {"engine": "generate"}, {"model": "other"}, {"seed": 1}]
 )
 def test_what_was_sampled_belongs_to_everything_the_answers_depend_on(other: dict) -> None:
     assert digest(Settings(**other), [SUM]) != digest(Settings(), [SUM])

@@ -11,10 +11,12 @@ from safetensors.torch import load_file
 from test_checkpoint import rows_of, settings_of
 
 from sbtiny import config, stages
-from sbtiny.config import Settings, SftSettings
+from sbtiny.config import GrpoSettings, Settings, SftSettings
 from sbtiny.errors import Failed
 from sbtiny.training import grpo, sft
 from sbtiny.training.checkpoint import last_checkpoint, step_of
+from sbtiny.training.fitting import halved
+from sbtiny.training.watch import SKIPPED, Watch
 
 # Of what a run changes; an update computed in two parts differs by rounding, which Adam makes larger where a gradient is near zero.
 NEAR = 0.1
@@ -64,6 +66,12 @@ def test_grpo_out_of_memory_goes_on_with_half_the_micro_batch(
     assert apart(whole, run) < NEAR * apart(whole, started)
 
 
+@pytest.mark.parametrize(("prompts", "group", "most", "fits"), [(3, 4, 16, 6), (3, 4, 8, 3), (5, 3, 4, 1), (8, 5, 40, 20)])
+def test_half_of_it_divides_the_rows_again(prompts: int, group: int, most: int, fits: int) -> None:
+    settings = Settings(grpo=GrpoSettings(prompts=prompts, group=group, micro_batch=most))
+    assert halved(settings, "grpo").grpo.micro_batch == fits
+
+
 def test_cold_start_out_of_memory_goes_on_with_half_the_micro_batch(
     started: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -80,6 +88,21 @@ def test_single_rows_that_do_not_fit_are_an_end(started: Path, tmp_path: Path, m
     with pytest.raises(Failed, match=r"out of memory with grpo\.micro_batch 1"):
         stages.run_grpo(settings_of(), started, tmp_path / "run")
     assert not (tmp_path / "run" / "adapter").exists()
+
+
+@pytest.mark.parametrize("figure", ["loss", "grad_norm"])
+def test_in_float16_an_overflow_is_borne_and_a_run_of_them_is_not(figure: str, tmp_path: Path) -> None:
+    """Its scaler skips such an update and tries a lower scale; a loss that is no number it cannot mend."""
+    watch = Watch("grpo", 100, tmp_path)
+    bad = {figure: float("inf")}
+    if figure == "grad_norm":
+        for step in range(1, SKIPPED):
+            watch._check_finite(bad, True, step)
+        watch._check_finite({"grad_norm": 1.0}, True, SKIPPED)
+        for step in range(1, SKIPPED):
+            watch._check_finite(bad, True, SKIPPED + step)
+    with pytest.raises(Failed, match=f"{figure} is NaN or infinite at step 41"):
+        watch._check_finite(bad, True, 41)
 
 
 def test_nan_in_grpo_stops_at_its_step_and_names_cause_and_checkpoint(

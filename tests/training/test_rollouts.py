@@ -135,6 +135,14 @@ def test_summary_counts_malformed_as_not_within(policy, rollouts):
     assert s["budget"] == 5
 
 
+def test_a_figure_of_answers_that_were_not_drawn_is_left_out(policy, rollouts):
+    """Averaged in as 0, or with answers of another kind in its place, it would say something that nobody measured."""
+    far = episode(policy, QUESTIONS[0], "", f"\\boxed{{{QUESTIONS[0].answer}}}", budget=100)
+    told = summary([judged(rollouts, QUESTIONS[0], far, 1.0, "user")], 1.0, 2.0)
+    assert told["user_within_50"] == 0
+    assert not {"accuracy", "tokens", "budget", "within_50", "malformed", "self_reward", "cut_accuracy"} & told.keys()
+
+
 def test_a_flat_group_is_sampled_again_with_another_question(policy, tmp_path: Path):
     settings = Settings(grpo=GrpoSettings(prompts=2, group=4, user_share=0, micro_batch=8, max_tokens=60, replace_flat=True))
     rollouts = Rollouts(policy, QUESTIONS, auto, {q.id: math.inf for q in QUESTIONS}, settings, tmp_path)
