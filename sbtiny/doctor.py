@@ -102,6 +102,9 @@ def device(seen: Seen) -> list[Finding]:
         Finding("device", "numbers", "ok", f"{dtype} (large models)"),
         Finding("device", "preset", "ok", f"auto is {pick_preset(seen)}"),
     ]
+    if seen.silent:
+        mend = "run nvidia-smi to see; until it answers, sbtiny plans for the processor"
+        found.append(Finding("device", "nvidia-smi", "note", seen.silent, mend))
     return [*found, *cuda(seen)] if seen.device == "cuda" else found
 
 

@@ -19,8 +19,9 @@ from sbtiny.progress import console, quieten_libraries
 from sbtiny.rollout.episode import Episode
 from sbtiny.rollout.policy import Policy
 from sbtiny.tasks.leaks import Item, without_heldout
-from sbtiny.tasks.sources import Question, Trace, load_questions, read_traces
-from sbtiny.tasks.verify import load_verifier
+from sbtiny.tasks.sources import Question, load_questions
+from sbtiny.tasks.traces import Trace, read_traces, unjudged
+from sbtiny.tasks.verify import check_references, load_verifier
 from sbtiny.training import checkpoint, coldstart, grpo, preflight, ranks, rollouts, sft
 from sbtiny.training.fitting import fitting
 from sbtiny.training.keeping import going_on, keeping
@@ -41,13 +42,14 @@ def build_data(
     d = settings.data
     source = first_traces(traces, d.limit) if traces else load_questions(d.task, "train", d.limit, settings.seed)
     source, leaked = trainable(source, traces or d.task, settings)
-    policy = policy or open_policy(settings.model, settings, d.slots)
     verify = load_verifier(d.verifier)
+    check_references(verify, unjudged(source) if traces else source)
+    policy = policy or open_policy(settings.model, settings, d.slots)
     if traces:
-        found = coldstart.label_traces(policy, source, verify)
+        found = coldstart.label_traces(policy, source, verify, d.keep)
     else:
         policy.engine.check_room(d.max_tokens)
-        found = coldstart.harvest(policy, source, verify, d, settings.seed, file, settings.model)
+        found = coldstart.harvest(policy, source, verify, settings, file)
     harvest = replace(found, leaked=leaked)
     runs.write_jsonl(file, harvest.rows)
     file.with_name(f"{file.name}.part").unlink(missing_ok=True)
@@ -78,9 +80,9 @@ def told(harvest: coldstart.Harvest, file: Path) -> None:
 def trainable(items: list[Item], source: str, settings: Settings) -> tuple[list[Item], int]:
     """The items that no evaluation asks, and how many it does; the generated task keeps its splits apart by itself."""
     e = settings.eval
-    if e.split == "train" or source == e.task == "arithmetic":
+    if source == e.task == "arithmetic":
         return items, 0
-    return without_heldout(items, e.task, e.split, lambda said: console.print(said, markup=False, style="yellow"))
+    return without_heldout(items, e.task, e.split, lambda said: console.print(said, markup=False, style="yellow"), settings.seed)
 
 
 def run_sft(settings: Settings, output: Path | None, resume: bool = False) -> Path:
@@ -92,6 +94,8 @@ def run_sft(settings: Settings, output: Path | None, resume: bool = False) -> Pa
     kept = output / "data.jsonl" if resume and output else None
     given = settings.sft.data or (str(kept) if kept and kept.is_file() else None)
     rows = read_labelled(given) if given else []
+    if settings.sft.data:
+        rows, _ = trainable(rows, settings.sft.data, settings)
     questions = [] if given else load_questions(settings.data.task, "train", 1, settings.seed)
     last = ranks.once(lambda: going_on(output, settings, "sft", rows)) if resume and output else None
     policy = open_policy(settings.model, settings, settings.data.slots, trainable=True)
@@ -120,9 +124,7 @@ def training_questions(settings: Settings) -> list[Question]:
     """The questions GRPO will meet, in their order: as many as its steps need, seeded, drawn again when there are too few."""
     g = settings.grpo
     found = load_questions(g.data or g.task, "train", g.limit, settings.seed + 1)
-    found, leaked = trainable(found, g.data or g.task, settings)
-    if leaked:
-        console.print(f"{leaked} evaluation questions of {settings.eval.task} left out")
+    found, _ = trainable(found, g.data or g.task, settings)
     random.Random(settings.seed).shuffle(found)
     return found[: g.steps * g.prompts]
 
@@ -149,6 +151,7 @@ def run_grpo(
     settings = of_parent(settings, start)
     verify = load_verifier(settings.grpo.verifier)
     questions = training_questions(settings)
+    check_references(verify, questions)
     last = ranks.once(lambda: going_on(output, settings, "grpo", questions)) if resume and output else None
     policy = open_policy(str(start), settings, settings.grpo.slots, trainable=True)
     policy.engine.check_room(settings.grpo.max_tokens)
@@ -205,10 +208,11 @@ def lengths_of(
 def run_eval(name: str, settings: Settings, folder: Path, sweep: bool = False, cuts: bool = False) -> dict[str, Any]:
     """Evaluate a run or model into `folder`: eval.json, eval_samples.jsonl and, when asked for, sweep.json and cuts.json."""
     e = settings.eval
-    policy = open_policy(name, settings, e.slots)
-    policy.engine.check_room(e.max_tokens)
     questions = load_questions(e.task, e.split, e.limit, settings.seed)
     verify = load_verifier(e.verifier)
+    check_references(verify, questions)
+    policy = open_policy(name, settings, e.slots)
+    policy.engine.check_room(e.max_tokens)
 
     def one(**changed: Any) -> tuple[dict[str, Any], list[Episode], list[Sample]]:
         asked = replace(e, **changed)

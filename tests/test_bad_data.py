@@ -49,7 +49,7 @@ QUESTIONS = {
     "deep brackets": (b"[" * 200_000 + b"\n", "unusable JSON"),
     "messages without a user": (row(messages=[{"role": "assistant", "content": "4"}]), "no user turn"),
     "messages that are text": (row(messages="2 + 2?"), "'messages' must be a list"),
-    "rows to train on": (b'{"prompt": "2 + 2?", "completion": "4"}\n', "prompt and completion"),
+    "rows to train on": (b'{"prompt": "2 + 2?", "completion": "4"}\n', "prompt and completion are for --traces"),
 }
 FILES = {
     "empty file": ("data build out.jsonl --questions q.jsonl", b"", "is empty"),
@@ -57,21 +57,65 @@ FILES = {
     "sample of nothing": ("data build out.jsonl --questions q.jsonl#0", GOOD, "above 0"),
     "sample of some": ("data build out.jsonl --questions q.jsonl#some", GOOD, "q.jsonl#1000"),
     "evaluation questions": ("data build out.jsonl --questions q.jsonl --set eval.task=q.jsonl", GOOD, "evaluation question"),
+    "no answer of the model is right": (
+        "data build out.jsonl --questions q.jsonl --set data.max_tokens=40",
+        row(question="Tom has 3 coins.\na) finds 4\nHow many coins?", answer="93"),
+        "no usable answer in 4 of tiny to q.jsonl",
+    ),
     "trace without response": ("data build out.jsonl --traces q.jsonl", GOOD, "line 1 has no 'response'"),
     "trace with a tag": (
         "data build out.jsonl --traces q.jsonl",
         json.dumps(TRACE | {"response": "<budget>9</budget>\\boxed{2}"}).encode(),
         "holds the tag",
     ),
+    "trace of several turns": (
+        "data build out.jsonl --traces q.jsonl",
+        json.dumps({"messages": [{"role": r, "content": "1"} for r in ("user", "assistant", "user", "assistant")]}).encode(),
+        "line 1: 'messages' must be one user turn",
+    ),
+    "trace without a reply": (
+        "data build out.jsonl --traces q.jsonl",
+        json.dumps({"messages": [{"role": "user", "content": "1 + 1?"}], "answer": "2"}).encode(),
+        "line 1: 'messages' must be one user turn",
+    ),
     "correct is text": ("data build out.jsonl --traces q.jsonl", json.dumps(TRACE | {"correct": "yes"}).encode(), "'correct'"),
-    "budget is text": ("sft --data q.jsonl -o out", json.dumps(ROW | {"budget": "1"}).encode(), "line 1: budget '1'"),
-    "budget of another model": ("sft --data q.jsonl -o out", json.dumps(ROW | {"budget": 9}).encode(), "row a: budget 9"),
+    "rows of evaluation questions": (
+        "sft --data q.jsonl -o out --set eval.task=q.jsonl",
+        json.dumps(ROW | {"answer": "2"}).encode(),
+        "every question is an evaluation question of q.jsonl (the first: q.jsonl, line 1)",
+    ),
+    "budget of another model": ("sft --data q.jsonl -o out", json.dumps(ROW | {"budget": 9}).encode(), "q.jsonl, line 1: budget 9"),
     "a row too long": (
         "sft --data q.jsonl -o out --set sft.max_length=8",
         json.dumps(ROW).encode(),
-        "row a has",
+        "q.jsonl, line 1 has",
     ),
 }  # fmt: skip
+# (command, answer of the second row, what is said of it)
+REFERENCES = [
+    ("data build out.jsonl --questions q.jsonl --verifier numeric", "four", "its answer 'four' is no number: use --verifier auto"),
+    ("data build out.jsonl --questions q.jsonl --verifier choice", "2", "its answer '2' is no letter"),
+    ("data build out.jsonl --questions q.jsonl --verifier regex", "(4", "its answer '(4' is no regular expression"),
+    ("data build out.jsonl --traces q.jsonl --verifier numeric", "two", "its answer 'two' is no number"),
+    ("sft -o out --set data.task=q.jsonl --verifier numeric", "four", "its answer 'four' is no number"),
+    ("eval tiny -o out --task q.jsonl --verifier choice", "4", "its answer '4' is no letter"),
+]
+# name -> (changes of a labelled row; None takes a key away, what is said besides file and line)
+LABELLED = {
+    "no budget": ({"budget": None}, "has no 'budget'"),
+    "no response": ({"response": None}, "has no 'response'"),
+    "budget is text": ({"budget": "41"}, 'budget "41" is no positive whole number'),
+    "budget is a fraction": ({"budget": 4.5}, "budget 4.5"),
+    "budget is true": ({"budget": True}, "budget true"),
+    "budget is zero": ({"budget": 0}, "budget 0"),
+    "budget is negative": ({"budget": -3}, "budget -3"),
+    "response is a number": ({"response": 2}, "'response' is 2: it must be text"),
+    "response is a list": ({"response": ["2"]}, "'response' is"),
+    "response is empty": ({"response": " "}, "not empty"),
+    "question is a number": ({"question": 2}, "'question' is 2: it must be text"),
+    "question is empty": ({"question": ""}, "not empty"),
+    "id is an object": ({"id": {"n": 1}}, "'id'"),
+}
 
 
 @pytest.fixture
@@ -110,3 +154,25 @@ def test_a_broken_row_is_told_with_its_file_and_line(kind: str, told) -> None:
 def test_a_file_that_cannot_be_used_is_told(kind: str, told) -> None:
     command, content, said = FILES[kind]
     assert said in told(command, content)
+
+
+@pytest.mark.parametrize(("command", "answer", "said"), REFERENCES)
+def test_an_answer_that_the_verifier_cannot_read_is_told_before_sampling(command: str, answer: str, said: str, told) -> None:
+    first = "A" if "choice" in command else "2"
+    content = [row(answer=a, response="so it is") for a in (first, answer)]
+    line = told(command, b"".join(content))
+    assert "q.jsonl, line 2" in line
+    assert said in line
+
+
+@pytest.mark.parametrize("kind", LABELLED)
+def test_a_labelled_row_of_wrong_types_is_told_before_anything_is_loaded(kind: str, told, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sbtiny import stages
+
+    monkeypatch.setattr(stages, "open_policy", lambda *_, **__: pytest.fail("a model was loaded"))
+    changes, said = LABELLED[kind]
+    row = {key: value for key, value in (ROW | changes).items() if value is not None}
+    content = "\n".join(["", json.dumps(ROW), json.dumps(row)]).encode()  # a blank line counts, as an editor counts it
+    line = told("sft --data q.jsonl -o out", content)
+    assert "q.jsonl, line 3" in line
+    assert said in line

@@ -335,6 +335,7 @@ def test_the_plan_is_a_table_of_the_stages(sbtiny_: Sbtiny) -> None:
 def test_a_model_whose_shape_only_its_weights_tell_has_no_plan(sbtiny_: Sbtiny) -> None:
     shown = json.loads(sbtiny_("sft --model org/model --dry-run --json").out)
     assert "shape of org/model is not known" in shown["plan"]["unknown"]
+    assert (shown["plan"]["gradient_accumulation"], shown["plan"]["tokens_at_most"]["sampled"]) == (1, 1200 * 4 * 900)
     assert sbtiny_("plan --model org/model").code == 2
 
 
@@ -345,6 +346,23 @@ def test_the_probe_adds_hours_to_the_plan(sbtiny_: Sbtiny, monkeypatch: pytest.M
     monkeypatch.setattr(probe.measure, "__defaults__", (0.01,))
     stages = json.loads(sbtiny_("plan --probe --json").out)["stages"]
     assert stages["grpo"]["hours_at_least"] > stages["eval"]["hours_at_least"] >= 0
+
+
+def test_a_probe_of_this_machine_is_not_told_as_the_hours_of_another(sbtiny_: Sbtiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sbtiny.models import hardware
+
+    monkeypatch.setattr(hardware, "ask_gpu", lambda: ("", ""))
+    found = sbtiny_("plan --preset rtx4090 --probe")
+    assert (found.code, found.out) == (2, "")
+    assert found.err.endswith("and the plan is for RTX 4090: leave --probe out, or run it there\n")
+
+
+def test_auto_looks_at_the_machine_alone(sbtiny_: Sbtiny) -> None:
+    found = sbtiny_("sft --model org/model --preset auto --dry-run --json")
+    assert found.code == 0
+    assert found.err.startswith("--preset auto keeps the preset's micro-batch: the shape of org/model is not known")
+    assert json.loads(found.out)["model"] == "org/model"
+    assert sbtiny_("sft --model nosuch --preset auto --dry-run").code == 2
 
 
 def test_the_doctor_is_well_and_says_so_to_machines_too(sbtiny_: Sbtiny) -> None:
@@ -365,6 +383,10 @@ def test_a_dry_run_shows_what_a_preset_comes_to(verb: str, preset: str, sbtiny_:
     assert (found.code, found.err) == (0, "")
     assert (shown["model"], shown["four_bit"]) == (settings.model, settings.four_bit)
     assert (shown[verb]["steps"], shown[verb]["lr"]) == (7, 3e-4)
+    rows = settings.sft.batch if verb == "sft" else settings.grpo.prompts * settings.grpo.group
+    assert shown["plan"]["micro_batch"] * shown["plan"]["gradient_accumulation"] == rows
+    assert shown["plan"]["tokens_at_most"]["trained"] > 0
+    assert "hours" not in found.out
     assert shown[verb]["slots" if verb == "grpo" else "max_length"] == (
         settings.grpo.slots if verb == "grpo" else settings.sft.max_length
     )
@@ -465,6 +487,28 @@ def test_ctrl_c_while_sampling_ends_at_once_and_the_same_command_goes_on(tmp_pat
     assert f"{done} answers are there" in " ".join(again.stderr.split())
     assert json.loads(again.stdout)["sampled"] == 1600  # four answers to each
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+def test_a_build_that_was_killed_goes_on_and_gives_the_same_file(sbtiny_: Sbtiny, tmp_path: Path) -> None:
+    line = "data build {}.jsonl --limit 24 --set data.samples=1 --set data.slots=6 --json"
+    command = [sys.executable, "-m", "sbtiny", *line.format("killed").split()]
+    part, alone = tmp_path / "killed.jsonl.part", os.environ | {"OMP_NUM_THREADS": "1"}  # as conftest has it
+    process = subprocess.Popen(command, cwd=tmp_path, env=alone, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while process.poll() is None and (not part.exists() or len(part.read_bytes().splitlines()) < 8):
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert list(tmp_path.iterdir()) == [part]
+    done = part.read_bytes().count(b"\n") - 1
+    with part.open("ab") as file:
+        file.write(b'{"answer": 23, "kind": "ro')  # as a power cut leaves it
+    again, whole = (sbtiny_(line.format(name)) for name in ("killed", "whole"))
+    assert 0 < done < 24
+    assert f"{done} answers are there" in " ".join(again.err.split())
+    assert json.loads(again.out) | {"file": ""} == json.loads(whole.out) | {"file": ""}
+    assert (tmp_path / "killed.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["killed.jsonl", "whole.jsonl"]
 
 
 # ---- what the verbs hand on ------------------------------------------------------------------------------------------

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from sbtiny.rollout.policy import Policy
-from sbtiny.tasks.sources import read_questions, read_traces
+from sbtiny.tasks.sources import read_questions
+from sbtiny.tasks.traces import read_traces
 from sbtiny.tasks.verify import load_verifier
 from sbtiny.training.rows import read_labelled
 

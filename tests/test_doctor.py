@@ -1,6 +1,7 @@
 """The doctor: what it compares, what it finds wrong, and that what it says can be read by machines."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,12 @@ def test_a_gpu_that_torch_cannot_use_is_bad(monkeypatch: pytest.MonkeyPatch) -> 
     assert (found.name, found.state) == ("cuda", "bad")
     assert "CUDA build of torch" in found.mend
     assert "cuda" not in {f.name for f in doctor.device(CPU)}
+
+
+def test_a_driver_that_does_not_answer_is_said() -> None:
+    found = doctor.device(replace(CPU, silent="no answer in 20 s"))[-1]
+    assert (found.name, found.state, found.found) == ("nvidia-smi", "note", "no answer in 20 s")
+    assert "nvidia-smi" not in {f.name for f in doctor.device(CPU)}
 
 
 def test_a_folder_that_cannot_be_written_is_bad_and_the_report_says_not_ok(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

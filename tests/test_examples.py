@@ -12,6 +12,11 @@ import typer
 
 from sbtiny import cli
 from sbtiny.config import load
+from sbtiny.models.hardware import CARDS
+from sbtiny.models.plan import plan
+from sbtiny.models.probe import hours
+from sbtiny.models.shapes import shape_of
+from sbtiny.tasks.leaks import fingerprint
 from sbtiny.tasks.sources import Question, read_questions
 from sbtiny.tasks.verify import Verifier, load_verifier
 
@@ -27,31 +32,33 @@ def check() -> Verifier:
 
 def test_the_verifier_takes_every_reference_answer(check: Verifier) -> None:
     questions = read_questions(str(OWN / "questions.jsonl"))
-    assert len(questions) == 20
+    assert len({fingerprint(question.question) for question in questions}) == 30
+    assert not any(re.search(r"\d", question.answer) for question in questions)  # no mathematics
     for question in questions:
-        assert check(f"so \\boxed{{{question.answer}}}", question), question
+        for right in question.answer.split("|"):
+            assert check(f"so \\boxed{{{right.strip(' {}')}}}", question), question
         assert not check("\\boxed{none}", question), question
 
 
 @pytest.mark.parametrize(
     ("response", "answer", "right"),
     [
-        ("It ends at \\boxed{21:35}", "21:35", True),
-        ("The answer is 9:35 p.m.", "21:35", True),
-        ("19:45 plus 110 minutes is 21:35", "21:35", True),
-        ("\\boxed{06:15}", "6:15", True),
-        ("12:05 am", "0:05", True),
-        ("\\boxed{9:35}", "21:35", False),
-        ("21:35, or rather 21:40", "21:35", False),
-        ("\\boxed{121:35}", "21:35", False),
-        ("\\boxed{2135}", "21:35", False),
-        ("", "21:35", False),
-        ("The answer is 5.60 euros.", "5.6", True),
-        ("\\boxed{B}", "B", True),
+        ("It is a \\boxed{\\text{Hive}}.", "hive | beehive", True),
+        ("The answer is **a beehive**.", "hive | beehive", True),
+        ("\\boxed{nest}", "hive | beehive", False),
+        ("Let me see.\nfriday", "Friday", True),
+        ("Not Friday", "Friday", False),
+        ("\\boxed{room, house, city and country}", "room, house, city, country", True),
+        ("The answer is: room; house; city; country.", "room, house, city, country", True),
+        ("\\boxed{house, room, city, country}", "room, house, city, country", False),
+        ("\\boxed{dolphin, the bat}", "{bat, dolphin}", True),
+        ("\\boxed{dolphin}", "{bat, dolphin}", False),
+        ("\\boxed{bat, bat, dolphin}", "{bat, dolphin}", False),
+        ("", "Friday", False),
     ],
 )
-def test_the_verifier_reads_times_of_day(response: str, answer: str, right: bool, check: Verifier) -> None:
-    assert check(response, Question("q", "When?", answer)) is right
+def test_the_verifier_reads_words_and_lists(response: str, answer: str, right: bool, check: Verifier) -> None:
+    assert check(response, Question("q", "Which?", answer)) is right
 
 
 def test_the_settings_name_the_verifier_for_every_stage() -> None:
@@ -114,3 +121,13 @@ def test_the_speedrun_stops_where_a_stage_fails_and_goes_on_from_there(tmp_path:
     assert code == 0
     assert commands[0].startswith("grpo --run out/sft")
     assert commands[0].endswith("--output out/grpo --resume")
+
+
+def test_the_speedruns_hours_are_marked_as_the_estimates_of_the_plan() -> None:
+    """165 TFLOPS in 16 bits and 1,008 GB/s are what NVIDIA's data sheet says of an RTX 4090."""
+    told = re.findall(r"\*estimated\*: ([\d.]+) h for (\w+)", (EXAMPLES / "speedrun.sh").read_text())
+    settings, shape = load(preset="rtx4090", overrides=[("sft.data", "rows.jsonl")]), shape_of("qwen-1.5b")
+    for said, stage in told:
+        found = hours(plan(stage, settings, shape, CARDS["rtx4090"], "rtx4090"), shape, {"flops": 165e12, "bytes": 1008e9})
+        assert float(said) == round(found, 1), stage
+    assert [stage for _, stage in told] == ["data", "sft", "grpo", "eval"]

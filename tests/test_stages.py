@@ -1,5 +1,6 @@
 """What the stages need before they can start."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -48,3 +49,19 @@ def test_traces_beyond_the_limit_are_said(capfd: pytest.CaptureFixture[str], tmp
     assert capfd.readouterr().err == ""
     assert len(first_traces(str(file), 2)) == 2
     assert "the first 2 of 3 traces; --limit reads more" in " ".join(capfd.readouterr().err.split())
+
+
+def test_labelled_rows_of_evaluation_questions_are_left_out_and_told_with_their_lines(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    from sbtiny.config import EvalSettings, Settings
+    from sbtiny.stages import trainable
+    from sbtiny.training.rows import read_labelled
+
+    file, held = tmp_path / "rows.jsonl", tmp_path / "held.jsonl"
+    asked = [{"id": n, "question": f"{n} + 1?", "response": "2", "budget": 1} for n in range(4)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in asked))
+    held.write_text('{"question": "2 + 1", "answer": "3"}\n')
+    kept, left = trainable(read_labelled(str(file)), str(file), Settings(eval=EvalSettings(task=str(held))))
+    assert ([row["id"] for row in kept], left) == (["0", "1", "3"], 1)
+    assert f"left out: 1; {file}, line 3" in capfd.readouterr().err.replace("\n", " ").replace("  ", " ")

@@ -1,28 +1,32 @@
-"""A verifier of one's own: times of day as a clock shows them, everything else as sbtiny checks it.
+"""A verifier of one's own: a word, or a list of words, as people write them.
 
-Named in settings.yaml as `verifier.py:check`. It is called with the text of a response, the question and the reference answer, and says
-whether the response is right. It must not evaluate what the model wrote.
+Named in settings.yaml as `verifier.py:check`. It is called with the question and the text of a response, and says whether the response is
+right. In a reference answer `|` parts what is right as well, and the order of a list counts unless it stands in braces: `{bat, dolphin}`.
+It must not evaluate what the model wrote.
 """
 
 import re
 
-from sbtiny.tasks.answers import given_answer
+from sbtiny.tasks.answers import given_answer, last_line
 from sbtiny.tasks.sources import Question
-from sbtiny.tasks.verify import auto
 
-CLOCK = re.compile(r"(?<![\d:])([01]?\d|2[0-3]):([0-5]\d)(?![\d:])(?:\s?([ap])\.?m\b)?", re.IGNORECASE | re.ASCII)
-
-
-def check(response: str, question: str, answer: str) -> bool:
-    if not CLOCK.fullmatch(answer):
-        return auto(response, Question("own", question, answer))
-    return minutes(given_answer(response) or response) == minutes(answer)
+WRITTEN = re.compile(r"\\(?:text|mathrm|textbf)\s?\{([^{}]*)\}")  # LaTeX around a word
+BETWEEN = re.compile(r"\s*[,;]\s*(?:and\s+)?|\s+and\s+")
 
 
-def minutes(text: str) -> int | None:
-    """Minutes since midnight of the last time of day in a text: 15:30, 3:30 pm and 3:30 p.m. are the same."""
-    found = CLOCK.findall(text)
-    if not found:
-        return None
-    hour, minute, half = int(found[-1][0]), int(found[-1][1]), found[-1][2].lower()
-    return 60 * (hour % 12 + 12 * (half == "p") if half else hour) + minute
+def check(question: Question, completion: str) -> bool:
+    said = words(given_answer(completion) or last_line(completion))
+    return any(same(said, reference.strip()) for reference in question.answer.split("|"))
+
+
+def same(said: list[str], reference: str) -> bool:
+    if reference.startswith("{"):
+        return sorted(said) == sorted(words(reference))
+    return said == words(reference)
+
+
+def words(text: str) -> list[str]:
+    """The words of a list, without what changes nothing: case, articles, quotes, a full stop."""
+    plain = WRITTEN.sub(r"\1", text).casefold()
+    parts = [part.strip(" .!\"'*`{}()$") for part in BETWEEN.split(plain)]
+    return [re.sub(r"^(?:an?|the)\s+", "", part) for part in parts if part]

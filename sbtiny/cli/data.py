@@ -38,7 +38,7 @@ def data_build(
     task: Annotated[str | None, typer.Option(help="arithmetic, gsm8k, math, still3, s1k, or a JSONL file of questions.")] = None,
     questions: Annotated[str | None, typer.Option(help="Own questions (JSONL with question and answer).")] = None,
     traces: Annotated[
-        str | None, typer.Option(help="Answers written elsewhere (JSONL with question, answer, response).")
+        str | None, typer.Option(help="Answers written elsewhere (JSONL: question, answer, response; or prompt, completion; or messages).")
     ] = None,
     config: Config = None,
     preset: Preset = None,
@@ -59,7 +59,8 @@ def data_build(
     """
     from sbtiny import runs
     from sbtiny.models.aliases import resolve
-    from sbtiny.tasks.sources import read_traces
+    from sbtiny.tasks.traces import read_traces, unjudged
+    from sbtiny.tasks.verify import check_references, load_verifier
 
     if len([given for given in (task, questions, traces) if given]) > 1:
         raise InputError("--task, --questions and --traces exclude each other: give one of them")
@@ -79,8 +80,9 @@ def data_build(
     )
     resolve(settings.model)
     if traces:
-        read_traces(traces)
-    look_ahead(settings.data, "arithmetic" if traces else settings.data.task)
+        check_references(load_verifier(settings.data.verifier), unjudged(read_traces(traces)))
+    else:
+        look_ahead(settings.data, settings.data.task)
     runs.check_writable(file)
     stages = begun(settings)
     try:

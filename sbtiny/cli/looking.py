@@ -8,6 +8,7 @@ from rich.console import Console
 
 from sbtiny.cli.app import app
 from sbtiny.cli.options import HELP, AsJson, Config, FourBit, Model, Preset, Set, out, settings_from
+from sbtiny.errors import InputError
 
 
 @app.command(rich_help_panel=HELP)
@@ -42,15 +43,18 @@ def plan(
     Example: [b]sbtiny plan --model qwen-1.5b --preset rtx4090[/b]
     """
     from sbtiny.models.hardware import glance
-    from sbtiny.models.plan import STAGES
     from sbtiny.models.plan import plan as planned
     from sbtiny.models.shapes import shape_of
+    from sbtiny.models.work import STAGES
 
     seen = glance()
     settings = settings_from(config, preset, extra, model=model, four_bit=four_bit)
     shape = shape_of(settings.model)
     plans = [planned(stage, settings, shape, seen, preset) for stage in STAGES]
     found = {p.stage: p.record() for p in plans}
+    if probe and not plans[0].here:
+        other = plans[0].device
+        raise InputError(f"--probe measures what is here, {seen.name}, and the plan is for {other}: leave --probe out, or run it there")
     if probe:
         from sbtiny.models.probe import hours, measure
 
@@ -74,11 +78,11 @@ def plan_table(model: str, found: dict[str, dict[str, Any]]) -> Any:
     for part in first["parts"]:
         table.add_row(part.replace("_", " "), *(f"{f['parts'][part]:.2f}" for f in found.values()))
     table.add_section()
-    for key in ("peak_gb", "free_gb", "fits", "slots", "micro_batch", "largest_micro_batch", "hours_at_least"):
+    for key in ("peak_gb", "free_gb", "fits", "slots", "micro_batch", "gradient_accumulation", "largest_micro_batch", "hours_at_least"):
         if key in first:
             table.add_row(key.replace("_gb", "").replace("_", " "), *(str(f[key]) for f in found.values()))
-    for key in first["tokens"]:
-        table.add_row(f"tokens {key}, at most", *(f"{f['tokens'][key]:,}" for f in found.values()))
+    for key in first["tokens_at_most"]:
+        table.add_row(f"tokens {key}, at most", *(f"{f['tokens_at_most'][key]:,}" for f in found.values()))
     return table
 
 

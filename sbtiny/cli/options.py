@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
@@ -67,13 +68,13 @@ def begun(settings: Any) -> ModuleType:
 
 
 def look_ahead(section: Any, task: str) -> None:
-    """Find a wrong verifier or file of questions before torch is imported (seconds) and weights are read (minutes)."""
+    """Find a wrong verifier or question before torch is imported (seconds) and weights are read (minutes)."""
     from sbtiny.tasks.sources import HUB_TASKS, load_questions
-    from sbtiny.tasks.verify import load_verifier
+    from sbtiny.tasks.verify import check_references, load_verifier
 
-    load_verifier(section.verifier)
+    verify = load_verifier(section.verifier)
     if task not in HUB_TASKS:
-        load_questions(task, "train", section.limit)
+        check_references(verify, load_questions(task, "train", section.limit))
 
 
 def resumed(verb: str, output: Path | None) -> Path:
@@ -120,22 +121,31 @@ def show(settings: Any, stages: tuple[str, ...], preset: str | None, as_json: bo
 
 
 def planned(settings: Any, stage: str, preset: str | None) -> dict[str, Any]:
-    """The plan of a stage; for a model whose shape only its weights tell, why there is none."""
+    """The plan of a stage; for a model whose shape only its weights tell, why there is none, and what does not depend on it."""
     from sbtiny.models.hardware import glance
     from sbtiny.models.plan import plan
     from sbtiny.models.shapes import shape_of
+    from sbtiny.models.work import Work
 
     try:
         shape = shape_of(settings.model)
     except InputError as error:
-        return {"unknown": str(error)}
+        return {"unknown": str(error)} | Work(stage, settings).record()
     return plan(stage, settings, shape, glance(), preset).record()
 
 
 def fit(settings: Any, stage: str, preset: str | None) -> Any:
-    """With --preset auto, the largest micro-batch that fits what is free here; else the settings as they are."""
+    """With --preset auto, the largest micro-batch that fits what is free here (the preset's where the shape is unknown, which is said)."""
+    from sbtiny.models.aliases import resolve
     from sbtiny.models.hardware import glance
     from sbtiny.models.plan import fitted
     from sbtiny.models.shapes import shape_of
 
-    return fitted(settings, stage, shape_of(settings.model), glance()) if preset == "auto" else settings
+    if preset != "auto":
+        return settings
+    resolve(settings.model)  # a name that is none is wrong input
+    try:
+        return fitted(settings, stage, shape_of(settings.model), glance())
+    except InputError as error:
+        print(f"--preset auto keeps the preset's micro-batch: {error}", file=sys.stderr)
+        return settings

@@ -40,6 +40,7 @@ class Seen:
     capability: tuple[int, int] = (0, 0)
     cpu_bf16: bool = False
     driver: str = ""
+    silent: str = ""  # why nvidia-smi, which is installed, told of no GPU
 
 
 # The card that a preset is made for: memory as CUDA reports it for such cards, less what a desktop or Colab takes.
@@ -47,6 +48,7 @@ CARDS = {
     "t4": Seen("cuda", "Tesla T4", 14.7, 14.5, (7, 5)),
     "rtx4090": Seen("cuda", "RTX 4090", 23.6, 23.0, (8, 9)),
 }
+PATIENCE = 20  # seconds for nvidia-smi; a first call after starting up takes some
 LARGE_CARD = 20  # GiB from which on the preset of the 24 GB card is meant
 
 
@@ -88,23 +90,32 @@ def detect(parameters: int | None = None) -> Hardware:
 
 def glance() -> Seen:
     """The device as the system tells of it, in milliseconds and without torch: the first NVIDIA GPU, else the processor."""
-    if found := glance_gpu():
+    told, silent = ask_gpu()
+    if found := read_gpu(told):
         return found
     cpuinfo = CPUINFO.read_text() if CPUINFO.is_file() else ""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     free = re.search(r"^MemAvailable:\s*(\d+) kB", MEMINFO.read_text() if MEMINFO.is_file() else "", re.MULTILINE)
     free_gb = int(free[1]) / 2**20 if free else total
     bf16 = bool(CPU_BF16 & cpu_flags(cpuinfo))
-    return Seen("cpu", cpu_name(cpuinfo), round(total, 1), round(free_gb, 1), cpu_bf16=bf16)
+    return Seen("cpu", cpu_name(cpuinfo), round(total, 1), round(free_gb, 1), cpu_bf16=bf16, silent=silent)
 
 
-def glance_gpu() -> Seen | None:
+def ask_gpu() -> tuple[str, str]:
+    """The answer of nvidia-smi, and why there is none where it is installed: a driver that hangs or does not match is no GPU."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
-        return None
+        return "", ""
     query = "--query-gpu=name,memory.total,memory.free,compute_cap,driver_version"
-    done = subprocess.run([tool, query, "--format=csv,noheader,nounits"], capture_output=True, text=True, timeout=20)
-    return read_gpu(done.stdout) if done.returncode == 0 else None
+    try:
+        done = subprocess.run([tool, query, "--format=csv,noheader,nounits"], capture_output=True, text=True, timeout=PATIENCE)
+    except subprocess.TimeoutExpired:
+        return "", f"no answer in {PATIENCE} s"
+    except OSError as error:
+        return "", f"does not start: {error.strerror}"
+    if done.returncode or not read_gpu(done.stdout):
+        return "", " ".join(f"code {done.returncode}: {done.stdout} {done.stderr}".split())[:160]
+    return done.stdout, ""
 
 
 def read_gpu(lines: str) -> Seen | None:

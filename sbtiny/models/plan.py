@@ -6,19 +6,17 @@ layer at a time is computed again.
 """
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any
 
-from sbtiny.config import Settings, micro_batch
+from sbtiny.config import Settings
 from sbtiny.models.hardware import CARDS, Device, Dtype, Seen, pick_dtype
 from sbtiny.models.shapes import Shape, slot_bytes
+from sbtiny.models.work import PROMPT, Stage, Work
 
-Stage = Literal["data", "sft", "grpo", "eval"]
-STAGES: tuple[Stage, ...] = get_args(Stage)
 GB = 2**30
 BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)  # bytes a weight: 4 bits, an 8-bit scale for 64, a float32 scale for 256 of those
 ADAPTER = 16  # bytes a LoRA weight, all in float32: itself, its gradient, the two moments of Adam
-PROMPT = 256  # tokens allowed for the question
 HEAD_CHUNK = 1024  # tokens whose logits exist at once (training/head.py)
 LOGIT = 18  # bytes a logit at the worst moment: the score in 16 bits, then float32 score, log-probability, gradient, a spare
 STAGED = 32  # prompts that are computed together
@@ -40,11 +38,12 @@ class Plan:
     four_bit: bool
     slots: int
     micro_batch: int
+    gradient_accumulation: int  # forward passes an update, of one process; 0 where nothing is trained
     largest_micro_batch: int
     parts: dict[str, float]
     peak_gb: float
     free_gb: float
-    tokens: dict[str, int]
+    tokens_at_most: dict[str, int]
 
     @property
     def fits(self) -> bool:
@@ -65,7 +64,7 @@ def plan(stage: Stage, settings: Settings, shape: Shape, seen: Seen, preset: str
     largest = max((m for m in size.divisors() if size.peak(m) <= free), default=0)
     parts = {name: round(value, 3) for name, value in size.parts(micro).items()}
     place = (target.name, target.device, card is None, dtype, four_bit)
-    return Plan(stage, *place, size.slots, micro, largest, parts, round(size.peak(micro), 2), free, size.tokens())
+    return Plan(stage, *place, size.slots, micro, size.passes, largest, parts, round(size.peak(micro), 2), free, size.tokens())
 
 
 def fitted(settings: Settings, stage: Stage, shape: Shape, seen: Seen) -> Settings:
@@ -79,11 +78,9 @@ def fitted(settings: Settings, stage: Stage, shape: Shape, seen: Seen) -> Settin
 
 
 @dataclass(frozen=True, slots=True)
-class Size:
+class Size(Work):
     """The arithmetic of one stage on one device."""
 
-    stage: Stage
-    settings: Settings
     shape: Shape
     target: Seen
     dtype: Dtype
@@ -102,33 +99,6 @@ class Size:
         """Bytes of one answer's keys and values."""
         capacity = -(-(PROMPT + self.answer) // 64) * 64
         return slot_bytes(self.shape.layers, self.shape.kv, capacity, BYTES[self.dtype])
-
-    @property
-    def decodes(self) -> bool:
-        return self.stage != "sft" or not self.settings.sft.data
-
-    @property
-    def answer(self) -> int:
-        """Tokens that an answer may have."""
-        section = {"sft": "data"}.get(self.stage, self.stage)
-        return getattr(self.settings, section).max_tokens
-
-    @property
-    def micro_batch(self) -> int:
-        return micro_batch(self.rows, getattr(self.settings, self.stage).micro_batch) if self.rows else 0
-
-    @property
-    def rows(self) -> int:
-        """Rows an update."""
-        return self.settings.rows(self.stage)
-
-    def divisors(self) -> list[int]:
-        return [n for n in range(1, self.rows + 1) if self.rows % n == 0]
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest row in training."""
-        return self.settings.sft.max_length if self.stage == "sft" else PROMPT + self.answer
 
     def peak(self, micro_batch: int) -> float:
         """GiB at the worst moment."""
@@ -163,15 +133,3 @@ class Size:
         number = 2 if half else 4
         layer += REPEATED * s.q * number
         return s.layers * layer if self.target.device == "cpu" else s.layers * s.width * number + layer
-
-    def tokens(self) -> dict[str, int]:
-        """The most tokens that the stage may sample and train, were every answer as long as it may be."""
-        s = self.settings
-        if self.stage == "grpo":
-            each = s.grpo.steps * self.rows
-            return {"sampled": each * self.answer, "trained": each * self.longest}
-        if self.stage == "sft":
-            rows = s.sft.steps * s.sft.batch or round(s.data.limit * s.data.samples * s.sft.epochs)
-            return {"sampled": s.data.limit * s.data.samples * self.answer * self.decodes, "trained": rows * self.longest}
-        answers = s.eval.limit if self.stage == "eval" else s.data.limit * s.data.samples
-        return {"sampled": answers * self.answer, "trained": 0}

@@ -49,6 +49,6 @@ def wait(device: str) -> None:
 def hours(plan: Plan, shape: Shape, speed: dict[str, float]) -> float:
     """Hours at least, were every answer as long as it may be: products alone, no attention, no sampling, no Python."""
     again = 8 if plan.device_kind == "cuda" else 6  # with gradient checkpointing the forward pass is made twice
-    training = plan.tokens["trained"] * again * shape.linear / speed["flops"]
+    training = plan.tokens_at_most["trained"] * again * shape.linear / speed["flops"]
     step = max(shape.linear * BYTES[plan.dtype] / speed["bytes"], 2 * shape.parameters * plan.slots / speed["flops"])
-    return (training + plan.tokens["sampled"] / max(plan.slots, 1) * step) / 3600
+    return (training + plan.tokens_at_most["sampled"] / max(plan.slots, 1) * step) / 3600

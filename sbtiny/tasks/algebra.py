@@ -38,7 +38,7 @@ class MathProcess:
             reply = self.ask(process, json.dumps([question.answer, answer]), MATH_SECONDS)
         if not reply:
             why = f"comparing took over {MATH_SECONDS:.0f} s or too much memory: counted as wrong"
-            logging.getLogger(__name__).warning("question %s: %s", question.id, why)
+            logging.getLogger(__name__).warning("%s: %s", question.named, why)
         return reply == "true"
 
     def start(self) -> subprocess.Popen[str]:

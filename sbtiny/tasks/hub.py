@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from sbtiny.errors import InputError
 from sbtiny.tasks.answers import given_answer
@@ -41,6 +42,16 @@ def questions(task: str, split: str) -> list[Question]:
     if not found:
         raise InputError(f"{HUBS[task].path} has no row whose answer can be checked: give another --task")
     return found
+
+
+def at_hand(task: str, split: str) -> bool:
+    """Whether a set with that split was read on this machine before, and can be again without a network."""
+    from datasets import config
+    from datasets.naming import camelcase_to_snakecase
+
+    owner, _, name = HUBS[task].path.rpartition("/")
+    kept = Path(config.HF_DATASETS_CACHE) / f"{owner}___{camelcase_to_snakecase(name)}"  # as `datasets` names it
+    return split in HUBS[task].splits and kept.is_dir()
 
 
 def rows(task: str, split: str) -> Iterable[Row]:

@@ -5,22 +5,19 @@ gets (completion, question text, reference answer) instead. A number from 0 to 1
 """
 
 import inspect
-import signal
 import sys
-import threading
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib.util import module_from_spec, spec_from_file_location
 from numbers import Real
 from pathlib import Path
-from types import FrameType, ModuleType
+from types import ModuleType
 
 from sbtiny.errors import InputError
 from sbtiny.progress import console
+from sbtiny.tasks.limit import limited
 from sbtiny.tasks.sources import Question
 
-SECONDS = 5.0  # for one answer
 RIGHT = 0.5  # from which number on an answer is right
 ALL_FAILED = 20  # failures, and nothing else, after which the verifier itself must be wrong
 SHOWN = 5  # failures that are told; of the rest only the number
@@ -41,9 +38,10 @@ class OwnVerifier:
     def __call__(self, completion: str, question: Question) -> bool:
         arguments = (question, completion) if self.shape == 2 else (completion, question.question, question.answer)
         try:
-            with time_limit(SECONDS):
-                verdict = self.check(*arguments)
-        except Exception as error:  # the user's code may raise anything: told with the place, never swallowed
+            verdict = limited(self.check, *arguments)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # the user's code may raise anything, SystemExit too: told with the place, never swallowed
             return self.wrong(question, f"raised {told(error, self.path)}", error)
         if type(verdict).__name__ in ("bool", "bool_"):  # bool_ is numpy's
             self.worked += 1
@@ -53,34 +51,15 @@ class OwnVerifier:
             return bool(verdict >= RIGHT)
         return self.wrong(question, f"returned {verdict!r}: return True, False or a number from 0 to 1")
 
-    def wrong(self, question: Question, what: str, cause: Exception | None = None) -> bool:
+    def wrong(self, question: Question, what: str, cause: BaseException | None = None) -> bool:
         self.failed += 1
-        line = f"verifier {self.name} on question {question.id} {what}"
+        line = f"verifier {self.name} on {question.named} {what}"
         if self.failed >= ALL_FAILED and not self.worked:
             raise InputError(f"{line}; it failed on each of the first {self.failed} answers") from cause
         if self.failed <= SHOWN:
             more = " (further failures are counted as wrong too, and not shown)" if self.failed == SHOWN else ""
             console.print(f"{line}; counted as wrong{more}", markup=False, highlight=False, soft_wrap=True)
         return False
-
-
-@contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError inside when it takes longer. Needs the main thread of a system with alarms; elsewhere there is no limit."""
-    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
-        yield
-        return
-
-    def stop(_: int, __: FrameType | None) -> None:
-        raise TimeoutError(f"took longer than {seconds:g} s")
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def own_function(path: Path, function: str) -> tuple[Callable[..., bool | float], int]:
@@ -105,14 +84,16 @@ def own_module(path: Path) -> ModuleType:
     sys.modules[spec.name] = module  # dataclasses look their module up
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # loading runs the user's code
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # loading runs the user's code, which may also call sys.exit
         raise InputError(f"verifier file {path} does not load: {told(error, path)}") from error
     return module
 
 
-def told(error: Exception, path: Path) -> str:
+def told(error: BaseException, path: Path) -> str:
     """An exception in one line: kind, message, and the line of the user's file."""
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if Path(frame.filename) == path.absolute()]
     place = f" ({path.name}, line {lines[-1]})" if lines else ""
-    return " ".join(f"{type(error).__name__}: {error}".split()) + place
+    return " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":") + place

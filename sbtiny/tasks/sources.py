@@ -1,4 +1,4 @@
-"""Where questions come from: JSON Lines told by their keys, recorded traces, the hub's sets, the generated task.
+"""Where questions come from: JSON Lines told by their keys, the hub's sets, the generated task.
 
 A file is used whole, whatever the split. `data.jsonl#1000` is a sample of 1000 rows: drawn with seed 0, kept in the
 file's order.
@@ -8,7 +8,7 @@ import json
 import random
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,19 +30,12 @@ class Question:
     answer: str
     level: int | None = None
     source: str = ""
+    where: str = field(default="", compare=False, repr=False)  # file and line it was read from
 
-
-@dataclass(frozen=True, slots=True)
-class Trace:
-    """A recorded response. `correct` is None where nobody said; `finished` is False when it was cut at a limit."""
-
-    id: str
-    question: str
-    answer: str
-    response: str
-    correct: bool | None
-    finished: bool
-    level: int | None
+    @property
+    def named(self) -> str:
+        """How the user finds it."""
+        return self.where or f"question {self.id}"
 
 
 Row = dict[str, Any]
@@ -86,22 +79,6 @@ def read_questions(path: str, limit: int | None = None) -> list[Question]:
             raise InputError(f"{where}: an earlier row has the id {question.id!r} too: give each row its own")
         found[question.id] = question
     return list(found.values())
-
-
-def read_traces(path: str) -> list[Trace]:
-    """The traces of a file: question, answer, response; if known, correct, finished, level and id.
-
-    `correct` is unknown and `finished` is true unless told.
-    """
-    traces = []
-    for number, row in numbered_rows(path):
-        where = f"{path}, line {number}"
-        known = to_question(row, where, f"{stem(path)}-{number:05d}")
-        correct, finished = (flag(row, key, where) for key in ("correct", "finished"))
-        response = text(row, "response", where)
-        told = (response, correct, finished is not False)
-        traces.append(Trace(known.id, known.question, known.answer, *told, known.level))
-    return traces
 
 
 def read_rows(path: str) -> list[Row]:
@@ -159,17 +136,28 @@ def to_question(row: Row, where: str, default_id: str) -> Question:
     if "messages" in row:
         row = row | from_messages(row, where)
     elif "question" not in row and {"prompt", "completion"} <= row.keys():
-        raise InputError(f"{where}: prompt and completion make rows to train on: questions need question and answer")
+        raise InputError(f"{where}: prompt and completion are for --traces: questions need question and answer")
     answer = text(row, "answer", where).rpartition("####")[2].strip()
     if not answer:
         raise InputError(f"{where}: nothing follows #### in 'answer'")
     name = default_id if row.get("id") is None else text(row, "id", where)
     source = row.get("source") or ""
-    return Question(name, text(row, "question", where), answer, level(row, where), str(source))
+    return Question(name, text(row, "question", where), answer, level(row, where), str(source), where)
 
 
 def from_messages(row: Row, where: str) -> Row:
     """question and, unless the row has one, answer."""
+    question, replies, _ = last_exchange(row, where)
+    if row.get("answer") is not None:
+        return {"question": question}
+    if not replies:
+        raise InputError(f"{where}: no assistant turn follows the last user turn: add one, or an 'answer' key")
+    reply = text(replies[-1], "content", where)
+    return {"question": question, "answer": given_answer(reply) or reply}
+
+
+def last_exchange(row: Row, where: str) -> tuple[str, list[Row], int]:
+    """What the last user turn says, the assistant's turns after it, and the number of user turns before it."""
     turns = row["messages"]
     shaped = isinstance(turns, list) and all(isinstance(turn, dict) and "role" in turn for turn in turns)
     if not shaped:
@@ -177,14 +165,8 @@ def from_messages(row: Row, where: str) -> Row:
     users = [index for index, turn in enumerate(turns) if turn["role"] == "user"]
     if not users:
         raise InputError(f"{where}: 'messages' has no user turn to take the question from")
-    found = {"question": text(turns[users[-1]], "content", where)}
-    if row.get("answer") is None:
-        replies = [turn for turn in turns[users[-1] :] if turn["role"] == "assistant"]
-        if not replies:
-            raise InputError(f"{where}: no assistant turn follows the last user turn: add one, or an 'answer' key")
-        reply = text(replies[-1], "content", where)
-        found["answer"] = given_answer(reply) or reply
-    return found
+    replies = [turn for turn in turns[users[-1] :] if turn["role"] == "assistant"]
+    return text(turns[users[-1]], "content", where), replies, len(users) - 1
 
 
 def text(row: Row, key: str, where: str) -> str:
@@ -200,13 +182,6 @@ def text(row: Row, key: str, where: str) -> str:
     if re.search("[\ud800-\udfff]", value):
         raise InputError(f"{where}: {key!r} has a lone surrogate (\\ud800 to \\udfff), which is no text: remove it")
     return value.strip()
-
-
-def flag(row: Row, key: str, where: str) -> bool | None:
-    value = row.get(key)
-    if value is not None and not isinstance(value, bool):
-        raise InputError(f"{where}: {key!r} is {json.dumps(value)[:40]}: it must be true, false or null")
-    return value
 
 
 def level(row: Row, where: str) -> int | None:

@@ -6,15 +6,17 @@ evaluated and cannot hang a verifier.
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from fractions import Fraction
 from importlib.util import find_spec
 from pathlib import Path
 
 from sbtiny.errors import InputError
+from sbtiny.progress import console
 from sbtiny.tasks.algebra import math_process, squeezed
 from sbtiny.tasks.answers import boxed_answer, final_answer, given_answer, last_line
+from sbtiny.tasks.limit import TooLong, limited
 from sbtiny.tasks.numbers import EQUALS, LONE_NUMBER, LONGEST_NUMBER, parse_number
 from sbtiny.tasks.own import OwnVerifier
 from sbtiny.tasks.sources import Question
@@ -72,13 +74,17 @@ def regex(response: str, question: Question) -> bool:
         pattern = re.compile(question.answer)
     except re.error as error:
         raise bad_reference(question, f"regular expression ({error})", "exact") from error
-    return pattern.fullmatch(given_answer(response) or last_line(response)) is not None
+    try:
+        return limited(pattern.fullmatch, given_answer(response) or last_line(response)) is not None
+    except TooLong as error:
+        console.print(f"{question.named}: its regular expression {error}; counted as wrong", markup=False, highlight=False, soft_wrap=True)
+        return False
 
 
 def math(response: str, question: Question) -> bool:
     """The same text, the same number, or the same by math-verify, which is in the extra `tasks`."""
     if find_spec("math_verify") is None:
-        raise InputError(f"question {question.id}: math answers need math-verify: pip install 'sbtiny[tasks]'")
+        raise InputError(f"{question.named}: math answers need math-verify: pip install 'sbtiny[tasks]'")
     answer = (final_answer(response) or "").strip(" $")
     if not answer or len(answer) > LONGEST_MATH:
         return False
@@ -99,13 +105,14 @@ def auto(response: str, question: Question) -> bool:
 
 
 def bad_reference(question: Question, wanted: str, better: str) -> InputError:
-    return InputError(f"question {question.id}: its answer {question.answer!r} is no {wanted}: use --verifier {better}")
+    return InputError(f"{question.named}: its answer {question.answer[:80]!r} is no {wanted}: use --verifier {better}")
 
 
 def plain(text: str) -> str:
     return " ".join(text.split()).casefold().rstrip(".")
 
 
+OWN = re.compile(r"(.+\.py)(?::(\w+))?")
 BUILT_IN = {check.__name__: check for check in (auto, numeric, math, choice, exact, regex)}
 
 
@@ -116,9 +123,22 @@ def load_verifier(spec: str | None) -> Verifier:
     """
     if spec is None or spec in BUILT_IN:
         return BUILT_IN[spec or "auto"]
-    match = re.fullmatch(r"(.+\.py)(?::(\w+))?", spec)
+    match = OWN.fullmatch(spec)
     if not match:
         near = get_close_matches(spec, BUILT_IN, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise InputError(f"unknown verifier {spec!r}{hint}: choose from {', '.join(BUILT_IN)}, or give my.py:check")
     return OwnVerifier(Path(match[1]).expanduser(), match[2] or "check")
+
+
+def own_file(spec: str) -> bytes:
+    """The content of a user's own verifier, for with another one it may decide otherwise; nothing for one that is built in."""
+    match = OWN.fullmatch(spec)
+    return Path(match[1]).expanduser().read_bytes() if match else b""
+
+
+def check_references(verify: Verifier, questions: Iterable[Question]) -> None:
+    """Raises InputError with the row of a reference that the verifier cannot read; what a user's own can read is not known."""
+    if verify in BUILT_IN.values():
+        for question in questions:
+            verify("", question)  # reads the reference first

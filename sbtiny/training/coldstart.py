@@ -6,24 +6,24 @@ answers are dropped; the questions they came from keep b_max = infinity.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sbtiny import runs
 from sbtiny.budget.protocol import FORMATS, parts
-from sbtiny.config import DataSettings
-from sbtiny.errors import Failed, InputError
-from sbtiny.progress import bar, console
+from sbtiny.config import DataSettings, Settings
+from sbtiny.errors import InputError
+from sbtiny.progress import bar
 from sbtiny.rollout.episode import Episode, Request
 from sbtiny.rollout.policy import Policy
 from sbtiny.rollout.sampling import Sampling
-from sbtiny.tasks.sources import Question, Trace, read_rows
-
-Verify = Callable[[str, Question], bool]
+from sbtiny.tasks.sources import Question
+from sbtiny.tasks.traces import Trace
+from sbtiny.tasks.verify import Verifier, own_file
+from sbtiny.training.partial import Partial
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,29 +57,6 @@ def percentiles(lengths: Sequence[int]) -> dict[str, float | None]:
     return {f"p{point}": value for point, value in zip(points, values, strict=True)}
 
 
-class Partial:
-    """What was sampled so far, beside the file it will become: one line an answer, in the order they ended.
-
-    The first line says what was asked, so that a build of other settings does not go on with it.
-    """
-
-    def __init__(self, file: Path, of: str) -> None:
-        self.path = file.with_name(f"{file.name}.part")
-        if not self.path.exists():
-            self.done: dict[int, dict[str, Any]] = {}
-            runs.write_jsonl(self.path, [{"of": of}])
-            return
-        first, *found = read_rows(str(self.path))
-        if first.get("of") != of:
-            raise InputError(f"{self.path} was begun with other settings, model or questions: remove it, or give those again")
-        self.done = {line["answer"]: line for line in found}
-        console.print(f"going on with {self.path}: {len(self.done)} answers are there")
-
-    def add(self, answer: int, kind: str, row: dict[str, Any] | None) -> None:
-        self.done[answer] = {"answer": answer, "kind": kind, "row": row}
-        runs.append_jsonl(self.path, self.done[answer])
-
-
 def requests_for(policy: Policy, questions: Sequence[Question], data: DataSettings, seed: int) -> list[Request]:
     """`data.samples` requests for each question, in order; the seed of each depends on its place alone."""
     return [
@@ -105,21 +82,24 @@ def sample_answers(
         return policy.sample(requests, Sampling(temperature=temperature), count)
 
 
-def harvest(
-    policy: Policy, questions: Sequence[Question], verify: Verify, data: DataSettings, seed: int, file: Path, name: str
-) -> Harvest:
-    """Sample, keep the correct, label; what is done stands in `file`.part and is not asked again. `name` is the model's.
+def harvest(policy: Policy, questions: Sequence[Question], verify: Verifier, settings: Settings, file: Path) -> Harvest:
+    """Sample, keep the correct, label; what is done stands in `file`.part and is not asked again.
 
-    Raises Failed when the model got nothing right: there is nothing to learn from.
+    Raises InputError when the model got nothing right: there is nothing to learn from.
     """
-    requests = requests_for(policy, questions, data, seed)
+    data = settings.data
+    requests = requests_for(policy, questions, data, settings.seed)
     asked = [question for question in questions for _ in range(data.samples)]
-    partial = Partial(file, digest(name, questions, data, seed))
+    partial = Partial(file, digest(settings, questions))
     todo = [i for i in range(len(requests)) if i not in partial.done]
 
     def each(index: int, episode: Episode) -> None:
         answer = todo[index]
-        kind = judged(episode, asked[answer], verify)
+        try:
+            kind = judged(episode, asked[answer], verify)
+        except InputError:  # the verifier's: its verdicts so far are worth nothing
+            partial.discard()
+            raise
         partial.add(answer, kind, label(policy, asked[answer], episode.solution) if kind == "row" else None)
 
     if todo:
@@ -129,20 +109,29 @@ def harvest(
     rows = apart(right, data.keep)
     cut, wrong = (sum(line["kind"] == kind for line in found) for kind in ("cut", "wrong"))
     if not rows:
-        partial.path.unlink()
-        limit = f"cut at {data.max_tokens} tokens; check --task or data.max_tokens"
-        raise Failed(f"no usable answer in {len(found)}: {wrong} wrong, {cut} {limit}")
+        partial.remove()  # whatever mends this asks for something else, which could not go on with it
+        raise nothing_right(settings, questions[0], len(found), wrong, cut)
     counts = {"asked": by_level(asked), "right": by_level(right)}
     return Harvest(rows, len(found), cut, wrong, spare=len(right) - len(rows), **counts)
 
 
-def digest(name: str, questions: Sequence[Question], data: DataSettings, seed: int) -> str:
-    """What an answer depends on; neither the number of slots nor the name of the task is part of it."""
-    told = (name, seed, data.samples, data.temperature, data.max_tokens, data.verifier, [asdict(q) for q in questions])
+def nothing_right(settings: Settings, first: Question, answers: int, wrong: int, cut: int) -> InputError:
+    data = settings.data
+    what = f"no usable answer in {answers} of {settings.model} to {data.task}: {wrong} wrong, {cut} cut at {data.max_tokens} tokens"
+    why = f"the first question is {first.named} with the answer {first.answer[:40]!r}, checked by {data.verifier}"
+    mend = "raise data.max_tokens" if cut > wrong else "give easier questions, a better --model or another --verifier"
+    return InputError(f"{what}; {why}: {mend}")
+
+
+def digest(settings: Settings, questions: Sequence[Question]) -> str:
+    """What an answer and its verdict depend on; neither the number of slots nor where the questions were read is part of it."""
+    d, s = settings.data, settings
+    model = (s.model, s.seed, s.format, s.four_bit, s.backend, s.engine)
+    told = (model, d.samples, d.temperature, d.max_tokens, d.verifier, own_file(d.verifier), list(questions))
     return blake2b(repr(told).encode(), digest_size=8).hexdigest()
 
 
-def judged(episode: Episode, question: Question, verify: Verify) -> str:
+def judged(episode: Episode, question: Question, verify: Verifier) -> str:
     if episode.stop_reason != "end":
         return "cut"
     usable = episode.solution.strip() and not stray_tag(episode.solution)
@@ -200,19 +189,26 @@ def label(policy: Policy, question: Question | Trace, response: str) -> dict[str
     }
 
 
-def label_traces(policy: Policy, traces: Sequence[Trace], verify: Verify) -> Harvest:
-    """Rows from answers written elsewhere: finished ones that are correct, as published or, where that is not said, as verified."""
-    rows, cut, wrong = [], 0, 0
+def label_traces(policy: Policy, traces: Sequence[Trace], verify: Verifier, keep: int) -> Harvest:
+    """Rows from answers written elsewhere: finished ones that are correct, as published or, where that is not said, as verified.
+
+    The answers to one question get the id of its first, so that they count as the model's own would.
+    """
+    found, cut, wrong = [], 0, 0
+    names: dict[str, str] = {}
     for trace in traces:
-        question = Question(trace.id, trace.question, trace.answer, trace.level)
         if not trace.finished:
             cut += 1
-        elif not (verify(trace.response, question) if trace.correct is None else trace.correct):
+        elif not (verify(trace.response, trace.asked()) if trace.correct is None else trace.correct):
             wrong += 1
         elif stray := stray_tag(trace.response):
-            raise InputError(f"trace {trace.id}: {stray}: give the plain answers")
+            raise InputError(f"{trace.asked().named}: {stray}: give the plain answers")
         else:
-            rows.append(label(policy, question, trace.response))
+            found.append(label(policy, trace, trace.response) | {"id": names.setdefault(trace.question, trace.id)})
+    right = with_b_max(found)
+    rows = apart(right, keep)
     if not rows:
-        raise Failed(f"no usable trace in {len(traces)}: {wrong} wrong, {cut} unfinished")
-    return Harvest(rows, len(traces), cut, wrong, asked=by_level(traces), right=by_level(rows))
+        first = traces[0].asked()
+        why = f"the first is {first.named} with the answer {first.answer[:40]!r}"
+        raise InputError(f"no usable trace in {len(traces)}: {wrong} wrong, {cut} unfinished; {why}: check the answers, or --verifier")
+    return Harvest(rows, len(traces), cut, wrong, spare=len(right) - len(rows), asked=by_level(traces), right=by_level(right))

@@ -1,25 +1,51 @@
 """Labelled rows, read and put into tokens; imports no torch, so that what is wrong with them is told at once."""
 
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from sbtiny.budget.protocol import Format, parts, prefill
 from sbtiny.errors import InputError
-from sbtiny.tasks.sources import read_rows
+from sbtiny.tasks.sources import numbered_rows, text
 
 Encode = Callable[[str], list[int]]  # token ids of a text, without special tokens
 KEYS = ("id", "question", "response", "budget")
 
 
-def read_labelled(path: str) -> list[dict[str, Any]]:
-    """Rows made by `sbtiny data build`; raises InputError for a row without the keys or with a budget that is no positive whole number."""
-    rows = read_rows(path)
-    for number, row in enumerate(rows, 1):
-        if missing := [key for key in KEYS if key not in row]:
-            raise InputError(f"{path} line {number} has no {missing[0]!r}: labelled rows come from sbtiny data build")
-        if not isinstance(row["budget"], int) or isinstance(row["budget"], bool) or row["budget"] < 1:
-            raise InputError(f"{path} line {number}: budget {row['budget']!r} is no positive whole number")
-    return rows
+class Labelled(dict[str, Any]):
+    """A labelled row that knows the file and line it was read from."""
+
+    def __init__(self, row: dict[str, Any], where: str) -> None:
+        super().__init__(row)
+        self.where = where
+
+    @property
+    def question(self) -> str:
+        return self["question"]
+
+
+def place(row: dict[str, Any]) -> str:
+    """Where a row stands, for what is told of it; of one that was just made, whose it is."""
+    return row.where if isinstance(row, Labelled) else f"row {row['id']}"
+
+
+def read_labelled(path: str) -> list[Labelled]:
+    """Rows made by `sbtiny data build`. Raises InputError with file and line for a row that cannot be trained on."""
+    return [checked(row, f"{path}, line {number}") for number, row in numbered_rows(path)]
+
+
+def checked(row: dict[str, Any], where: str) -> Labelled:
+    if missing := [key for key in KEYS if key not in row]:
+        raise InputError(f"{where} has no {missing[0]!r}: labelled rows come from sbtiny data build (--traces labels a file)")
+    for key in ("question", "response"):
+        if not isinstance(row[key], str):
+            raise InputError(f"{where}: {key!r} is {json.dumps(row[key])[:40]}: it must be text")
+        text(row, key, where)
+    budget = row["budget"]
+    if not isinstance(budget, int) or isinstance(budget, bool) or budget < 1:
+        told = json.dumps(budget)[:40]
+        raise InputError(f"{where}: budget {told} is no positive whole number: rebuild the file with sbtiny data build")
+    return Labelled(row | {"id": text(row, "id", where)}, where)
 
 
 def tokenized(encode: Encode, row: dict[str, Any], turn_end: int, prompt: Sequence[int], form: Format) -> dict[str, list[int]]:
@@ -30,12 +56,12 @@ def tokenized(encode: Encode, row: dict[str, Any], turn_end: int, prompt: Sequen
     """
     if (whole := len(encode(row["response"]))) != row["budget"]:
         raise InputError(
-            f"row {row['id']}: budget {row['budget']} but {whole} tokens for this model's tokenizer; "
+            f"{place(row)}: budget {row['budget']} but {whole} tokens for this model's tokenizer; "
             "give the --model it was labelled for, or rebuild it with sbtiny data build"
         )
     try:
         body, after = map(encode, parts(row["response"], form))
     except ValueError as error:
-        raise InputError(f"row {row['id']}: {error}: give the plain answer") from error
+        raise InputError(f"{place(row)}: {error}: give the plain answer") from error
     written = [*encode(prefill(len(body) + len(after), form)), *body, *encode(form.closing), *after, turn_end]
     return {"input_ids": [*prompt, *written], "completion_mask": [0] * len(prompt) + [1] * len(written)}

@@ -19,7 +19,7 @@ from sbtiny.training import head, ranks
 from sbtiny.training.arguments import common
 from sbtiny.training.checkpoint import Sealer
 from sbtiny.training.order import Together
-from sbtiny.training.rows import tokenized
+from sbtiny.training.rows import place, tokenized
 from sbtiny.training.watch import Watch
 
 ALIKE, MANY = 0.995, 50  # cosine, and so many rows of an output embedding are alike only where none was ever trained
@@ -28,7 +28,7 @@ ALIKE, MANY = 0.995, 50  # cosine, and so many rows of an output embedding are a
 def prepare(policy: Policy, rows: Sequence[dict[str, Any]], settings: Settings) -> Dataset:
     """Token rows for TRL, with the id of the question each answers.
 
-    Raises InputError for a row that is too long (it would lose its end in silence) or trains nothing.
+    Raises InputError for a row that is too long: it would lose its end in silence.
     """
     turn_end, max_length = policy.tokenizer.eos_token_id, settings.sft.max_length
     ready = []
@@ -36,10 +36,8 @@ def prepare(policy: Policy, rows: Sequence[dict[str, Any]], settings: Settings) 
         example = tokenized(policy.encode, row, turn_end, prompt_ids(policy.tokenizer, row["question"]), policy.form)
         if len(example["input_ids"]) > max_length:
             raise InputError(
-                f"row {row['id']} has {len(example['input_ids'])} tokens, over sft.max_length {max_length}: raise it or drop the row"
+                f"{place(row)} has {len(example['input_ids'])} tokens, over sft.max_length {max_length}: raise it or drop the row"
             )
-        if not row["response"].strip():
-            raise InputError(f"row {row['id']} has an empty response: it would train nothing")
         ready.append(example | {"question": row["id"]})
     if not ready:
         raise InputError("no rows to train on")

@@ -70,7 +70,8 @@ def flat(s: Settings) -> list[tuple[str, object]]:
     """What `settings` changed, to be changed again beside more."""
     keys = ("sft.max_length", "sft.steps", "grpo.steps", "grpo.max_tokens", "grpo.slots", "grpo.prompts")
     pairs = [(key, getattr(getattr(s, key.split(".")[0]), key.split(".")[1])) for key in keys]
-    return [("model", s.model), ("backend", s.backend), ("sft.save_steps", 0), ("grpo.save_steps", 0), *pairs]
+    fixed = [("model", s.model), ("backend", s.backend), ("eval.task", "arithmetic")]  # an evaluation of the hub's would ask for a network
+    return [*fixed, ("sft.save_steps", 0), ("grpo.save_steps", 0), *pairs]
 
 
 def report(s: Settings, model: str, folder: Path, preset: str, stage: str, backend: str, seconds: float) -> None:

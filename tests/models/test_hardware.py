@@ -1,9 +1,12 @@
 """Devices and number formats."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from sbtiny.models.hardware import Hardware, cpu_flags, cpu_name, detect, pick_dtype
+from sbtiny.models import hardware
+from sbtiny.models.hardware import Hardware, cpu_flags, cpu_name, detect, glance, pick_dtype
 
 XEON = "processor: 0\nmodel name\t: Xeon 8481C\nflags\t\t: fpu avx512f amx_bf16\n\nprocessor: 1\nflags\t: fpu\n"
 
@@ -49,3 +52,25 @@ def test_detect_describes_this_machine() -> None:
     assert found.memory_gb > 0.5
     if found.device == "cpu":
         assert detect(1_000_000).dtype == "float32"
+
+
+@pytest.mark.parametrize(
+    ("script", "device", "silent"),
+    [
+        ("exec sleep 30", "cpu", "no answer in 0.5 s"),
+        ("echo 'Failed to initialize NVML: Driver/library version mismatch'; exit 18", "cpu", "code 18: Failed to initialize NVML"),
+        ("echo 'RTX 4090, 24564, 23028, 8.9, 560.35'", "cuda", ""),
+    ],
+)
+def test_a_driver_that_hangs_or_fails_is_no_gpu_and_says_why(
+    script: str, device: str, silent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\n{script}\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(hardware, "PATIENCE", 0.5)
+    found = glance()
+    assert found.device == device
+    assert found.silent.startswith(silent)
+    assert bool(found.silent) == bool(silent)

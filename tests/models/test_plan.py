@@ -8,8 +8,9 @@ import torch
 from sbtiny.config import PRESETS, Settings, load
 from sbtiny.models.aliases import ALIASES
 from sbtiny.models.hardware import CARDS, Seen, pick_preset, read_gpu
-from sbtiny.models.plan import ADAPTER, GB, SAVED_16, STAGES, Plan, fitted, plan
+from sbtiny.models.plan import ADAPTER, GB, SAVED_16, Plan, fitted, plan
 from sbtiny.models.shapes import SHAPES, shape_of
+from sbtiny.models.work import STAGES
 
 CPU = Seen("cpu", "a processor", 24.0, 20.0, cpu_bf16=True)
 SMALL_CARD = Seen("cuda", "RTX 3060", 11.7, 11.0, (8, 6))
@@ -58,6 +59,11 @@ def test_a_micro_batch_weighs_what_its_tokens_save() -> None:
     assert two == pytest.approx(2 * one, rel=1e-3)
 
 
+def test_the_passes_of_an_update_follow_from_its_rows() -> None:
+    assert [planned(stage).gradient_accumulation for stage in STAGES] == [0, 8, 20, 0]
+    assert planned(prompts=4, group=5, micro_batch=64).gradient_accumulation == 1
+
+
 def test_the_largest_micro_batch_divides_and_fits_and_the_next_one_does_not() -> None:
     found = planned(micro_batch=1)
     larger = [n for n in range(found.largest_micro_batch + 1, 41) if 40 % n == 0]
@@ -84,12 +90,14 @@ def test_auto_takes_the_preset_of_the_memory_and_a_micro_batch_that_fits() -> No
 
 
 def test_tokens_are_the_most_that_the_settings_allow() -> None:
-    assert planned(steps=10, prompts=4, group=5, micro_batch=1, max_tokens=1000).tokens == {
+    assert planned(steps=10, prompts=4, group=5, micro_batch=1, max_tokens=1000).tokens_at_most == {
         "sampled": 10 * 20 * 1000,
         "trained": 10 * 20 * 1256,
     }
+    two_of_four = load(overrides=[("data.limit", 10), ("data.samples", 4), ("data.keep", 2), ("sft.epochs", 3)])
+    assert plan("sft", two_of_four, shape_of("tiny"), CPU).tokens_at_most == {"sampled": 40 * 900, "trained": 20 * 3 * 1024}
     given = load(overrides=[("sft.data", "rows.jsonl"), ("sft.steps", 7)])
-    assert plan("sft", given, shape_of("tiny"), CPU).tokens == {"sampled": 0, "trained": 7 * given.sft.batch * 1024}
+    assert plan("sft", given, shape_of("tiny"), CPU).tokens_at_most == {"sampled": 0, "trained": 7 * given.sft.batch * 1024}
 
 
 def test_saved_bytes_are_those_that_autograd_holds() -> None:

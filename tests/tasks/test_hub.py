@@ -46,6 +46,20 @@ def test_a_named_set_is_read_by_datasets(local: str) -> None:
     assert all(q.question and q.answer and "$" not in q.answer and len(q.answer) < 200 for q in found)
 
 
+def test_a_set_is_at_hand_where_datasets_has_kept_it(local: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The name of its folder is that of `datasets`, which a builder for the hub's name tells."""
+    from datasets.packaged_modules.json.json import Json
+
+    monkeypatch.undo()  # the hub's own name
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    path, split = HUBS[local].path, HUBS[local].splits[-1]
+    assert not hub.at_hand(local, split)
+    builder = Json(cache_dir=str(tmp_path / "cache"), repo_id=path, dataset_name=path.split("/")[1], data_files=__file__)
+    Path(builder.cache_dir).mkdir(parents=True)
+    assert hub.at_hand(local, split)
+    assert hub.at_hand(local, "test") == ("test" in HUBS[local].splits)
+
+
 def test_a_split_that_a_set_lacks_is_told_with_sets_that_have_it(local: str) -> None:
     for split in {"train", "test"} - set(HUBS[local].splits):
         with pytest.raises(InputError, match=rf"{local} has no questions to .*gsm8k"):

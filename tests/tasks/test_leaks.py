@@ -1,11 +1,13 @@
 """An evaluation question is found in training however it is written, and another one is not."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from sbtiny.errors import InputError
+from sbtiny.tasks import arithmetic
 from sbtiny.tasks.leaks import apart, fingerprint, without_heldout
 from sbtiny.tasks.sources import Question
 
@@ -37,11 +39,18 @@ def test_other_numbers_words_and_signs_are_another_question(other: str) -> None:
     assert fingerprint("3 + 1?") != fingerprint("3 - 1?")
 
 
-def test_what_is_evaluated_is_taken_out_and_counted() -> None:
-    kept, leaked = apart([q("one"), q(ASKED), q("two")], [q(ASKED.upper())], "held.jsonl")
-    assert ([item.question for item in kept], leaked) == (["one", "two"], 1)
+def test_what_is_evaluated_is_taken_out_and_told_with_its_place() -> None:
+    said: list[str] = []
+    asked = [replace(q(ASKED), where=f"mine.jsonl, line {n}") for n in range(1, 8)]
+    kept = apart([q("one"), asked[0], q("two")], [q(ASKED.upper())], "held.jsonl", said.append)
+    assert [item.question for item in kept] == ["one", "two"]
+    assert apart([q("one")], [q(ASKED)], "held.jsonl", said.append) == [q("one")]
+    assert said == ["evaluation questions of held.jsonl left out: 1; mine.jsonl, line 1"]
+    apart([q("one"), *asked], [q(ASKED)], "held.jsonl", said.append)
+    assert said[-1].startswith("evaluation questions of held.jsonl left out: 7; mine.jsonl, line 1; ")
+    assert said[-1].endswith("mine.jsonl, line 5; ...")
     with pytest.raises(InputError, match=r"every question is an evaluation question of held\.jsonl"):
-        apart([q(ASKED)], [q(ASKED)], "held.jsonl")
+        apart([q(ASKED)], [q(ASKED)], "held.jsonl", said.append)
 
 
 def test_a_set_of_the_hub_that_is_not_at_hand_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,4 +69,31 @@ def test_a_file_of_evaluation_questions_that_is_missing_is_wrong_input(tmp_path:
         without_heldout([q("one")], str(tmp_path / "none.jsonl"), "test", print)
     held = tmp_path / "held.jsonl"
     held.write_text(json.dumps({"question": "One!", "answer": "1"}) + "\n")
-    assert without_heldout([q("one"), q("two")], str(held), "test", print) == ([q("two")], 1)
+    for split in ("test", "val", "train"):  # a file is used whole, whatever the split
+        assert without_heldout([q("one"), q("two")], str(held), split, print) == ([q("two")], 1)
+
+
+def test_evaluating_a_named_set_on_its_training_split_is_on_purpose() -> None:
+    asked = arithmetic.questions("train", 3)
+    assert without_heldout(asked, "arithmetic", "train", print) == (asked, 0)
+    held = arithmetic.questions("test", 3, seed=9)
+    assert without_heldout([*asked, *held], "arithmetic", "test", print, seed=9) == (asked, 3)
+
+
+def test_named_sets_that_are_on_this_machine_are_compared_with_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
+    asked: list[tuple] = []
+
+    def cached(path: str, *_: object, split: str, **__: object) -> list[dict]:
+        asked.append((path, split))
+        return [{"problem": ASKED, "answer": "7"}]
+
+    monkeypatch.setattr("datasets.load_dataset", cached)
+    items, said = [q("one"), q(ASKED)], []
+    assert without_heldout(items, "arithmetic", "test", said.append) == (items, 0)
+    assert asked == []
+    (tmp_path / "HuggingFaceH4___math-500").mkdir()
+    (tmp_path / "RUC-AIBOX___still-3-preview-rl-data").mkdir()  # has no test split
+    assert without_heldout(items, "arithmetic", "test", said.append) == ([q("one")], 1)
+    assert asked == [("HuggingFaceH4/MATH-500", "test")]
+    assert said == ["evaluation questions of math500 left out: 1"]

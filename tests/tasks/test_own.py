@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from sbtiny.errors import InputError
-from sbtiny.tasks import own as own_module
+from sbtiny.tasks import limit
 from sbtiny.tasks.sources import Question
 from sbtiny.tasks.verify import load_verifier
 
@@ -35,6 +35,8 @@ def test_own_verifier(tmp_path: Path) -> None:
         ("check = 5", "has no function 'check'"),
         ("def check(response): ...", "must take (question, completion), or (response, question, answer)"),
         ("def check(:", "does not load: SyntaxError"),
+        ("import sys\nsys.exit(0)", "does not load: SystemExit: 0 (my.py, line 2)"),
+        ("raise SystemExit", "does not load: SystemExit (my.py, line 1)"),
         ("import nowhere_to_be", "does not load: ModuleNotFoundError: No module named 'nowhere_to_be' (my.py, line 1)"),
     ],
 )
@@ -54,13 +56,16 @@ def test_a_missing_own_file(tmp_path: Path) -> None:
         ("    return 1 / 0", "raised ZeroDivisionError: division by zero (my.py, line 2)"),
         ("    pass", "returned None: return True, False or a number from 0 to 1"),
         ("    return 1.5", "returned 1.5: return True, False or a number from 0 to 1"),
-        ("    while True: pass", "raised TimeoutError: took longer than 0.05 s (my.py, line 2)"),
+        ("    while True: pass", "raised TooLong: took longer than 0.05 s (my.py, line 2)"),
+        ("    raise SystemExit('bye')", "raised SystemExit: bye (my.py, line 2)"),
+        ("    __import__('sys').exit()", "raised SystemExit (my.py, line 2)"),
+        ("    raise GeneratorExit", "raised GeneratorExit (my.py, line 2)"),
     ],
 )
 def test_a_failure_is_told_with_its_row_and_stops_nothing_else(
     body: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(own_module, "SECONDS", 0.05)
+    monkeypatch.setattr(limit, "SECONDS", 0.05)
     spec = own(tmp_path, f"def check(question, completion):\n    if completion == 'fine': return True\n{body}\n")
     words = words.replace("line 2", "line 3")
     check = load_verifier(spec)
@@ -70,6 +75,40 @@ def test_a_failure_is_told_with_its_row_and_stops_nothing_else(
     for _ in range(30):
         assert check("5", ask("5")) is False
     assert capsys.readouterr().err.count("on question q1") == 4
+
+
+STUBBORN = """
+def check(question, completion):
+    while True:
+        try:
+            work()
+        except {caught}:
+            pass
+
+def work():
+    total = 0
+    for number in range(1000):
+        total += number
+"""
+
+
+@pytest.mark.parametrize("caught", ["TimeoutError", "Exception", "BaseException"])
+def test_code_that_catches_everything_and_tries_again_is_stopped_as_well(
+    caught: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limit, "SECONDS", 0.05)
+    monkeypatch.setattr(limit, "AGAIN", 0.001)
+    check = load_verifier(own(tmp_path, STUBBORN.format(caught=caught)))
+    for _ in range(10):  # alarms follow each other closely, and none comes after the end
+        assert check("5", ask("5")) is False
+    assert "took longer than 0.05 s" in capsys.readouterr().err
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("body", ["raise KeyboardInterrupt", "def check(question, completion):\n    raise KeyboardInterrupt"])
+def test_ctrl_c_inside_a_verifier_is_ctrl_c(body: str, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        load_verifier(own(tmp_path, body))("5", ask("5"))
 
 
 def test_a_verifier_that_only_fails_is_the_users_to_mend(tmp_path: Path) -> None:

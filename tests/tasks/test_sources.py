@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sbtiny.errors import InputError
-from sbtiny.tasks.sources import Question, load_questions, read_questions, read_rows, read_traces
+from sbtiny.tasks.sources import Question, load_questions, read_questions, read_rows
 
 MATH_ROW = {"problem": "2+2?", "solution": "It is \\boxed{4}.", "answer": "4", "level": 2, "subject": "Algebra"}
 
@@ -83,7 +83,7 @@ def test_messages(row: dict, question: str, answer: str, tmp_path: Path) -> None
         ),
         ({"question": "a?", "answr": "1"}, ["line 2", "no 'answer'", "did you mean 'answr'?"]),
         ({}, ["line 2", "keys found: none"]),
-        ({"prompt": "a?", "completion": "1"}, ["line 2", "prompt and completion", "question and answer"]),
+        ({"prompt": "a?", "completion": "1"}, ["line 2", "--traces", "question and answer"]),
         ({"question": "a?", "answer": ""}, ["line 2", "'answer'", "not empty"]),
         ({"question": "a?", "answer": None}, ["line 2", "'answer' is null"]),
         ({"question": "a?", "answer": True}, ["line 2", "'answer' is true"]),
@@ -165,32 +165,6 @@ def test_wrong_sample_sizes(count: str, tmp_path: Path) -> None:
 
 def test_a_hash_in_a_file_name_is_a_name(tmp_path: Path) -> None:
     assert len(read_rows(write(tmp_path / "part#2", *asks(5)))) == 5
-
-
-def test_traces(tmp_path: Path) -> None:
-    row = {"question": "a?", "answer": 1, "response": "It is 1."}
-    full = row | {"id": "t", "correct": True, "finished": False, "level": 4}
-    known, bare, null = read_traces(write(tmp_path / "t.jsonl", full, row, row | {"correct": None, "finished": None}))
-    assert (known.id, known.answer, known.response, known.correct, known.finished, known.level) == (
-        "t", "1", "It is 1.", True, False, 4,
-    )  # fmt: skip
-    assert (bare.id, bare.correct, bare.finished, bare.level) == ("t-00002", None, True, None)
-    assert (null.correct, null.finished) == (None, True)
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"response": None}, ["'response' is null"]),
-        ({"correct": "yes"}, ["'correct' is \"yes\"", "true, false or null"]),
-        ({"finished": 1}, ["'finished' is 1"]),
-    ],
-)
-def test_wrong_traces(change: dict, words: list[str], tmp_path: Path) -> None:
-    path = write(tmp_path / "t.jsonl", {"question": "a?", "answer": 1, "response": "1"} | change)
-    with pytest.raises(InputError) as caught:
-        read_traces(path)
-    assert [word for word in ["line 1", *words] if word not in str(caught.value)] == []
 
 
 def test_load_questions_reads_files_whatever_the_split(tmp_path: Path) -> None:

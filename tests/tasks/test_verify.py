@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sbtiny.errors import InputError
-from sbtiny.tasks.sources import Question, read_questions, read_traces
+from sbtiny.tasks import limit
+from sbtiny.tasks.sources import Question, read_questions
+from sbtiny.tasks.traces import read_traces
 from sbtiny.tasks.verify import Verifier, auto, choice, exact, load_verifier, numeric, regex
 
 DATA = Path(os.environ.get("SBTINY_DATA", Path(__file__).parents[3] / "shared" / "data"))
@@ -146,3 +148,13 @@ def test_numeric_agrees_with_the_published_verdicts() -> None:
     verdicts = [numeric(t.response, Question(t.id, t.question, t.answer)) for t in traces]
     agreed = sum(verdict is trace.correct for verdict, trace in zip(verdicts, traces, strict=True))
     assert agreed / len(traces) >= 0.999
+
+
+def test_a_pattern_that_never_ends_is_stopped_and_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(limit, "SECONDS", 0.2)
+    started = time.perf_counter()
+    assert regex("\\boxed{" + "a" * 60 + "b}", ask("(a+)+")) is False
+    assert time.perf_counter() - started < 5
+    told = capsys.readouterr().err
+    assert told == "question q1: its regular expression took longer than 0.2 s; counted as wrong\n"
+    assert regex("\\boxed{aaa}", ask("(a+)+")) is True

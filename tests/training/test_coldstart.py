@@ -2,20 +2,22 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from sbtiny.budget.protocol import SOLUTION, parse, prefill
-from sbtiny.config import DataSettings
-from sbtiny.errors import Failed, InputError
+from sbtiny.config import DataSettings, Settings
+from sbtiny.errors import InputError
 from sbtiny.models.load import prompt_ids
 from sbtiny.rollout.episode import Episode, Request, read_episode
 from sbtiny.rollout.policy import Policy
 from sbtiny.tasks import arithmetic
-from sbtiny.tasks.sources import Question, Trace
-from sbtiny.tasks.verify import auto
-from sbtiny.training.coldstart import Harvest, apart, harvest, label, label_traces, requests_for, sample_answers
+from sbtiny.tasks.sources import Question
+from sbtiny.tasks.traces import Trace
+from sbtiny.tasks.verify import auto, load_verifier
+from sbtiny.training.coldstart import Harvest, apart, digest, harvest, label, label_traces, requests_for, sample_answers
 from sbtiny.training.rows import tokenized
 
 SUM = Question("q1", "Tom has 3 coins.\na) finds 4\nHow many coins?", "7", 1)
@@ -132,7 +134,7 @@ def gather(policy: Policy, tmp_path: Path):
     """A harvest into a file of this test."""
 
     def run(asked: Sequence[Question], verify: Callable = auto, data: DataSettings = DATA, seed: int = 0) -> Harvest:
-        return harvest(policy, asked, verify, data, seed, tmp_path / "rows.jsonl", "tiny")
+        return harvest(policy, asked, verify, Settings(data=data, seed=seed), tmp_path / "rows.jsonl")
 
     return run
 
@@ -168,6 +170,17 @@ def test_b_max_is_the_first_correct_answer_of_the_question(gather, monkeypatch: 
     assert [row["b_max"] for row in rows] == [rows[0]["budget"]] * 2
 
 
+def stopping(part: Path, answers: int, verify: Callable[[str, Question], bool]) -> Callable[[str, Question], bool]:
+    """A verifier during which Ctrl-C comes, once so many answers are kept."""
+
+    def stop(text: str, question: Question) -> bool:
+        if part.exists() and len(part.read_text().splitlines()) > answers:
+            raise KeyboardInterrupt
+        return verify(text, question)
+
+    return stop
+
+
 def test_a_stopped_harvest_goes_on_where_it_was(
     policy: Policy, gather, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,13 +188,8 @@ def test_a_stopped_harvest_goes_on_where_it_was(
     whole = gather(asked)
     part.unlink()
 
-    def stopping(text: str, question: Question) -> bool:
-        if len(part.read_text().splitlines()) > 5:
-            raise KeyboardInterrupt
-        return auto(text, question)
-
     with pytest.raises(KeyboardInterrupt):
-        gather(asked, stopping)
+        gather(asked, stopping(part, 5, auto))
     done = {json.loads(line)["answer"] for line in part.read_text().splitlines()[1:]}
     assert len(done) == 5
     real = Policy.sample
@@ -190,6 +198,66 @@ def test_a_stopped_harvest_goes_on_where_it_was(
     assert len(kept) == 12 - len(done)
     with pytest.raises(InputError, match=r"rows.jsonl.part was begun with other settings"):
         gather(asked, seed=1)
+
+
+OWN_CHECK = "def check(question, completion):\n    return {}\n"
+
+
+def test_a_mended_verifier_does_not_go_on_with_old_verdicts(policy: Policy, tmp_path: Path) -> None:
+    file, own = tmp_path / "rows.jsonl", tmp_path / "my.py"
+    asked = arithmetic.questions("train", 8, seed=5)
+    settings = Settings(data=replace(DATA, verifier=f"{own}:check"))
+
+    own.write_text(OWN_CHECK.format("False"))
+    with pytest.raises(KeyboardInterrupt):
+        harvest(policy, asked, stopping(tmp_path / "rows.jsonl.part", 1, lambda *_: False), settings, file)
+    own.write_text(OWN_CHECK.format("True"))
+    with pytest.raises(InputError, match=r"rows\.jsonl\.part was begun with other settings, model, verifier or questions"):
+        harvest(policy, asked, load_verifier(settings.data.verifier), settings, file)
+
+
+@pytest.mark.parametrize(
+    "other", [{"four_bit": True}, {"backend": "unsloth"}, {"format": "think"}, {"engine": "generate"}, {"model": "other"}, {"seed": 1}]
+)
+def test_what_was_sampled_belongs_to_everything_the_answers_depend_on(other: dict) -> None:
+    assert digest(Settings(**other), [SUM]) != digest(Settings(), [SUM])
+    assert digest(Settings(data=replace(DATA, temperature=0.1)), [SUM]) != digest(Settings(data=DATA), [SUM])
+    assert digest(Settings(data=replace(DATA, slots=1)), [SUM]) == digest(Settings(data=DATA), [replace(SUM, where="q.jsonl, line 1")])
+
+
+def failing(after: int) -> Callable[[str, Question], bool]:
+    """A verifier that finds out, after so many answers, that its input is wrong."""
+    left = iter(range(after))
+
+    def verify(text: str, question: Question) -> bool:
+        if next(left, None) is None:
+            raise InputError("the verifier is wrong")
+        return True
+
+    return verify
+
+
+def test_wrong_input_leaves_no_half_build_but_keeps_an_earlier_one(gather, tmp_path: Path) -> None:
+    asked, part = arithmetic.questions("train", 12, seed=5), tmp_path / "rows.jsonl.part"
+    with pytest.raises(InputError, match="the verifier is wrong"):
+        gather(asked, failing(after=3))
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(KeyboardInterrupt):
+        gather(asked, stopping(part, 4, lambda *_: True))
+    with pytest.raises(InputError, match="the verifier is wrong"):
+        gather(asked, failing(after=3))
+    assert len(part.read_text().splitlines()) > 4
+
+
+@pytest.mark.parametrize("torn", [b'{"answer": 7, "ki', b"\x00" * 30])
+def test_a_last_line_that_was_torn_is_dropped(torn: bytes, gather, tmp_path: Path) -> None:
+    asked, part = arithmetic.questions("train", 6, seed=5), tmp_path / "rows.jsonl.part"
+    whole = gather(asked).rows
+    lines = part.read_bytes().splitlines(keepends=True)
+    for kept in (lines[:3], []):
+        part.write_bytes(b"".join(kept) + torn)
+        assert gather(asked).rows == whole
+        assert len(part.read_text().splitlines()) == len(lines)
 
 
 def test_only_finished_correct_plain_answers_are_kept(gather, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,21 +273,23 @@ def test_only_finished_correct_plain_answers_are_kept(gather, monkeypatch: pytes
     assert (found.sampled, found.wrong, found.cut) == (4, 2, 0)
 
 
-def test_nothing_right_is_a_failure_that_says_why(gather, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_right_is_wrong_input_that_says_why(gather, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Policy, "sample", says("\\boxed{8}", "\\boxed{9}"))
-    with pytest.raises(Failed, match="no usable answer in 2: 2 wrong, 0 cut"):
+    wrong = r"no usable answer in 2 of tiny to arithmetic: 2 wrong, 0 cut .* is question q1 with the answer '7', .* --verifier$"
+    with pytest.raises(InputError, match=wrong):
         gather([SUM] * 2)
     assert list(tmp_path.iterdir()) == []
     monkeypatch.setattr(Policy, "sample", says("\\boxed{7}", stop="length"))
-    with pytest.raises(Failed, match="no usable answer in 1: 0 wrong, 1 cut at 600 tokens"):
+    with pytest.raises(InputError, match=r"0 wrong, 1 cut at 600 tokens; .* raise data\.max_tokens$"):
         gather([SUM])
+    assert list(tmp_path.iterdir()) == []
 
 
 # ---- answers written elsewhere ---------------------------------------------------------------------------------------
 
 
-def trace(name: str, response: str, correct: bool | None = None, finished: bool = True) -> Trace:
-    return Trace(name, SUM.question, "7", response, correct, finished, 1)
+def trace(name: str, response: str, correct: bool | None = None, finished: bool = True, question: str = SUM.question) -> Trace:
+    return Trace(name, question, "7", response, correct, finished, 1)
 
 
 def test_traces_that_are_unfinished_or_wrong_are_dropped(policy: Policy) -> None:
@@ -231,8 +301,8 @@ def test_traces_that_are_unfinished_or_wrong_are_dropped(policy: Policy) -> None
         trace("published as right", "seven", correct=True),
         trace("published as wrong", "\\boxed{7}", correct=False),
     ]
-    found = label_traces(policy, traces, auto)
-    assert [row["id"] for row in found.rows] == ["right", "published as right"]
+    found = label_traces(policy, traces, auto, keep=0)
+    assert [row["response"] for row in found.rows] == ["\\boxed{7}", "seven"]
     assert (found.sampled, found.wrong, found.cut) == (6, 2, 2)
     assert all(row["budget"] == len(policy.encode(row["response"])) for row in found.rows)
 
@@ -247,13 +317,24 @@ def test_traces_that_are_unfinished_or_wrong_are_dropped(policy: Policy) -> None
     ],
 )
 def test_a_trace_with_budget_tags_is_refused(policy: Policy, response: str) -> None:
-    with pytest.raises(InputError, match=r"trace t2: the answer holds the tag <\w+> at character \d+: give the plain answers"):
-        label_traces(policy, [trace("t1", "\\boxed{7}"), trace("t2", response)], auto)
+    with pytest.raises(InputError, match=r"question t2: the answer holds the tag <\w+> at character \d+: give the plain answers"):
+        label_traces(policy, [trace("t1", "\\boxed{7}"), trace("t2", response)], auto, keep=0)
 
 
-def test_traces_without_one_to_use_are_a_failure(policy: Policy) -> None:
-    with pytest.raises(Failed, match="no usable trace in 2: 1 wrong, 1 unfinished"):
-        label_traces(policy, [trace("a", "\\boxed{8}"), trace("b", "\\boxed{7}", finished=False)], auto)
+def test_several_traces_of_a_question_are_rows_of_one_question(policy: Policy) -> None:
+    traces = [trace("a", "so it must be \\boxed{7}"), trace("b", "\\boxed{7}", question="Another?"), trace("c", "\\boxed{7}")]
+    traces += [trace(f"d{n}", "so " * n + "\\boxed{7}") for n in range(2, 30)]
+    found = label_traces(policy, traces, auto, keep=2)
+    short, long = (len(policy.encode(t.response)) for t in (traces[2], traces[-1]))
+    assert [(row["id"], row["budget"]) for row in found.rows] == [("b", short), ("a", short), ("a", long)]
+    first = len(policy.encode(traces[0].response))
+    assert [row["b_max"] for row in found.rows] == [short, first, first]
+    assert (found.sampled, found.spare, found.levels()[-1]["accepted"]) == (31, 28, 1.0)
+
+
+def test_traces_without_one_to_use_are_wrong_input(policy: Policy) -> None:
+    with pytest.raises(InputError, match="no usable trace in 2: 1 wrong, 1 unfinished; the first is question a with"):
+        label_traces(policy, [trace("a", "\\boxed{8}"), trace("b", "\\boxed{7}", finished=False)], auto, keep=0)
 
 
 @pytest.mark.parametrize(
