@@ -101,8 +101,8 @@ def sft(
     """
     from sbtiny import runs
     from sbtiny.models.aliases import resolve
-    from sbtiny.tasks.sources import read_rows
     from sbtiny.training.arguments import ensure_reporter
+    from sbtiny.training.rows import read_labelled
 
     if resume:
         output = resumed("sft", output)
@@ -130,7 +130,7 @@ def sft(
         return show(settings, ("data", "sft"), preset, as_json)
     resolve(settings.model)
     if settings.sft.data:
-        read_rows(settings.sft.data)
+        read_labelled(settings.sft.data)
     else:
         look_ahead(settings.data, settings.data.task)
     ensure_reporter(settings.report_to)
