@@ -24,7 +24,8 @@ from trl import GRPOConfig, GRPOTrainer
 from sbtiny.bench.machine import forget_peak, machine, peak_mb
 from sbtiny.bench.rollout import PerRow
 from sbtiny.bench.work import guesses, ratio, spread
-from sbtiny.models.load import add_lora, load, prompt_ids
+from sbtiny.models.load import add_lora, load
+from sbtiny.models.prompts import prompt_ids
 from sbtiny.progress import bar
 from sbtiny.rollout.engine import Engine
 from sbtiny.rollout.episode import Request

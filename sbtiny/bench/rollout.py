@@ -16,7 +16,7 @@ from transformers.generation.stopping_criteria import StoppingCriteria, Stopping
 from sbtiny.bench.machine import forget_peak, machine, peak_mb
 from sbtiny.bench.work import guesses, ratio, spread
 from sbtiny.errors import Failed
-from sbtiny.models.load import prompt_ids
+from sbtiny.models.prompts import prompt_ids
 from sbtiny.progress import bar
 from sbtiny.rollout.engine import Engine
 from sbtiny.rollout.episode import Request

@@ -12,7 +12,8 @@ from sbtiny.budget.template import fitted, with_budget
 from sbtiny.errors import InputError
 from sbtiny.export import template
 from sbtiny.export.merge import Merged
-from sbtiny.models.load import fingerprint, load_tokenizer, turn_end
+from sbtiny.models.load import fingerprint, load_tokenizer
+from sbtiny.models.prompts import turn_end
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedTokenizerBase

@@ -19,7 +19,8 @@ from sbtiny.export.plan import Plan
 from sbtiny.export.strings import STRINGS
 from sbtiny.export.transcripts import chat, opened
 from sbtiny.models.from_gguf import lost, read
-from sbtiny.models.load import load, prompt_ids
+from sbtiny.models.load import load
+from sbtiny.models.prompts import prompt_ids
 from sbtiny.rollout import llama_cpp
 from sbtiny.rollout.episode import Episode
 from sbtiny.rollout.policy import Policy

@@ -16,7 +16,8 @@ from sbtiny.export.merge import Merged, save_weights
 from sbtiny.export.placing import aside, place
 from sbtiny.export.plan import Plan
 from sbtiny.export.tokens import Vocabulary, read_vocabulary
-from sbtiny.models.load import base_folder, stop_ids_of
+from sbtiny.models.load import base_folder
+from sbtiny.models.prompts import stop_ids_of
 from sbtiny.progress import bar, console
 from sbtiny.tasks.sources import Question
 

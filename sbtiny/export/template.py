@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from sbtiny.budget.protocol import Format, prefill
 from sbtiny.errors import InputError
-from sbtiny.models.load import inner_ids, prompt_ids
+from sbtiny.models.prompts import inner_ids, prompt_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from sbtiny.budget.protocol import SOLUTION, Format, prefill
 from sbtiny.budget.template import fitted
 from sbtiny.config import EngineName
-from sbtiny.models.load import inner_ids, prompt_ids, stop_ids
+from sbtiny.models.prompts import inner_ids, prompt_ids, stop_ids
 from sbtiny.rollout.control import Limits
 from sbtiny.rollout.decoder import Decoder, OnEpisode
 from sbtiny.rollout.engine import Engine, token_pieces

@@ -13,7 +13,7 @@ from trl import SFTConfig, SFTTrainer
 from sbtiny.budget.protocol import BUDGET_CLOSE, BUDGET_OPEN
 from sbtiny.config import Settings
 from sbtiny.errors import InputError
-from sbtiny.models.load import prompt_ids
+from sbtiny.models.prompts import prompt_ids
 from sbtiny.rollout.policy import Policy
 from sbtiny.training import head, ranks
 from sbtiny.training.arguments import common

@@ -26,7 +26,8 @@ def show_row(file: str, model_name: str, row: int, form: Format = SOLUTION) -> N
     rows = read_labelled(file)
     if not 1 <= row <= len(rows):
         raise InputError(f"{file} has no row {row}: give --row 1 to {len(rows)}")
-    from sbtiny.models.load import inner_ids, load_tokenizer, prompt_ids
+    from sbtiny.models.load import load_tokenizer
+    from sbtiny.models.prompts import inner_ids, prompt_ids
 
     chosen, tokenizer = rows[row - 1], load_tokenizer(model_name)
     tokenizer.chat_template = fitted(tokenizer.chat_template, form)

@@ -17,7 +17,8 @@ from sbtiny.export import check, kquants, verdict
 from sbtiny.export.compare import clear, distance, in_float32, kl
 from sbtiny.export.merge import Merged
 from sbtiny.models.aliases import BUNDLED
-from sbtiny.models.load import load, prompt_ids
+from sbtiny.models.load import load
+from sbtiny.models.prompts import prompt_ids
 from sbtiny.rollout import llama_cpp
 
 FULL = [  # as the system, numpy and safetensors say it

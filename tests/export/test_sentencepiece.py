@@ -15,7 +15,8 @@ from sbtiny.export.merge import Merged
 from sbtiny.export.strings import STRINGS
 from sbtiny.export.tokens import read_vocabulary
 from sbtiny.models.from_gguf import read_tokenizer
-from sbtiny.models.load import load_tokenizer, prompt_ids
+from sbtiny.models.load import load_tokenizer
+from sbtiny.models.prompts import prompt_ids
 from sbtiny.rollout import llama_cpp
 from sbtiny.tasks import arithmetic
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from peft import PeftModel
 
-from sbtiny.models.load import add_lora, load, prompt_ids
+from sbtiny.models.load import add_lora, load
+from sbtiny.models.prompts import prompt_ids
 from sbtiny.rollout.policy import Policy
 from sbtiny.rollout.sampling import Sampling
 from sbtiny.tasks import arithmetic

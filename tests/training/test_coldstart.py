@@ -10,7 +10,7 @@ import pytest
 from sbtiny.budget.protocol import SOLUTION, parse, prefill
 from sbtiny.config import DataSettings, Settings
 from sbtiny.errors import InputError
-from sbtiny.models.load import prompt_ids
+from sbtiny.models.prompts import prompt_ids
 from sbtiny.rollout.episode import Episode, Request, read_episode
 from sbtiny.rollout.policy import Policy
 from sbtiny.tasks import arithmetic

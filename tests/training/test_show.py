@@ -12,7 +12,7 @@ from rich.text import Text
 from sbtiny.budget.protocol import prefill
 from sbtiny.errors import InputError
 from sbtiny.models.aliases import BUNDLED
-from sbtiny.models.load import prompt_ids
+from sbtiny.models.prompts import prompt_ids
 from sbtiny.rollout.policy import Policy
 from sbtiny.tasks.sources import Question
 from sbtiny.training.coldstart import label
