@@ -22,6 +22,7 @@ from sbtiny.cli.data import data_app
 from sbtiny.config import PRESETS, Settings, load
 from sbtiny.errors import Failed, InputError
 from sbtiny.models.aliases import ALIASES
+from sbtiny.models.hardware import CARDS
 
 HEAVY = ("torch", "peft", "transformers", "trl", "datasets", "numpy", "matplotlib", "sympy")
 VERBS = [command.name or command.callback.__name__ for command in cli.app.registered_commands]
@@ -125,7 +126,7 @@ WRONG = {
     "sft --preset t5 -o out": "choose from cpu, t4, rtx4090",
     "sft --limit 0 -o out": "data.limit is 0",
     "sft --seed -1 -o out": "seed is -1",
-    "grpo --preset t5": "unknown preset 't5'",
+    "grpo --preset t5 --dry-run": "unknown preset 't5'",
     "eval tiny --limit -1": "eval.limit is -1",
     "eval tiny --engine theirs": "engine in the command line is 'theirs': choose from ours, generate, vllm",
     "eval tiny --engine vllm --set eval.cut=0.5": "vllm cannot cut answers",
@@ -304,10 +305,32 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("offline")
 def test_a_dry_run_prints_the_resolved_settings_and_makes_nothing(sbtiny_: Sbtiny, tmp_path: Path) -> None:
     found = sbtiny_("sft --model qwen-1.5b --dry-run")
-    assert (found.code, found.err) == (0, "")
+    assert (found.code, found.err.partition(":")[0]) == (0, "no --preset")
     assert "ref: deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B" in found.out
     assert f"lr: {Settings().sft.lr}" in found.out
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize(("line", "model", "preset"), [
+    ("sft", "qwen-1.5b", "t4"),
+    ("sft --model smollm2-135m", "smollm2-135m", "t4"),
+    ("sft --model tiny", "tiny", None),
+    ("sft --preset rtx4090", "qwen-1.5b", "rtx4090"),
+    ("grpo --run small", "smollm2-135m", "t4"),
+    ("grpo --run bundled", "tiny", None),
+])  # fmt: skip
+def test_where_there_is_a_gpu_its_preset_is_the_default_but_for_the_bundled_model(
+    line: str, model: str, preset: str | None, sbtiny_: Sbtiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, of in (("small", "smollm2-135m"), ("bundled", "tiny")):
+        runs.new("sft", tmp_path / "runs" / name, Settings(model=of))
+    monkeypatch.setattr("sbtiny.models.hardware.glance", lambda: CARDS["t4"])
+    found = sbtiny_(f"{line} --json --dry-run")
+    shown, verb = json.loads(found.out), line.split()[0]
+    assert (found.code, shown["model"]) == (0, model)
+    assert shown[verb]["lr"] == getattr(load(preset=preset), verb).lr
+    assert found.err == ("preset t4, for Tesla T4 is here (--preset cpu: the bundled model)\n" if preset == "t4" else "")
 
 
 @pytest.mark.usefixtures("offline")

@@ -22,6 +22,7 @@ from sbtiny.cli.options import (
     Set,
     Verifier,
     begun,
+    by_default,
     look_ahead,
     out,
     settings_from,
@@ -66,7 +67,7 @@ def data_build(
         raise InputError("--task, --questions and --traces exclude each other: give one of them")
     settings = settings_from(
         config,
-        preset,
+        by_default(preset, config, model),
         extra,
         model=model,
         seed=seed,

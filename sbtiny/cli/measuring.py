@@ -22,6 +22,7 @@ from sbtiny.cli.options import (
     Set,
     Verifier,
     begun,
+    by_default,
     existing,
     look_ahead,
     out,
@@ -58,9 +59,11 @@ def evaluate(
     from sbtiny import runs
     from sbtiny.models.aliases import resolve
 
+    run = runs.find(name)
+    model = runs.read_run(run)["model"] if run else name
     settings = settings_from(
         config,
-        preset,
+        by_default(preset, config, model),
         extra,
         seed=seed,
         four_bit=four_bit,
@@ -72,9 +75,8 @@ def evaluate(
         eval__limit=limit,
         eval__verifier=verifier,
     )
-    run = runs.find(name)
     folder = output or run or runs.ROOT / f"eval-{Path(name).name}"
-    resolve(runs.read_run(run)["model"] if run else name)
+    resolve(model)
     look_ahead(settings.eval, settings.eval.task)
     runs.check_writable(folder / "eval.json")
     stages = begun(settings)

@@ -57,6 +57,25 @@ def settings_from(config: Path | None, preset: str | None, extra: list[str] | No
     return load(config, preset, [*map(parse_assignment, extra or []), *given])
 
 
+def by_default(preset: str | None, config: Path | None, model: str | None) -> str | None:
+    """The preset of a command that names neither one nor a settings file: where there is a GPU, auto, but for the bundled model.
+
+    On a processor the settings are the bundled model's; of another model that is said. Raises InputError for a model that is none.
+    """
+    from sbtiny.models.aliases import resolve
+    from sbtiny.models.hardware import glance, pick_preset
+
+    if preset or config or (model and resolve(model).kind == "bundled"):
+        return preset
+    seen = glance()
+    if seen.device == "cuda":
+        print(f"preset {pick_preset(seen)}, for {seen.name} is here (--preset cpu: the bundled model)", file=sys.stderr)
+        return "auto"
+    if model:
+        print("no --preset: these are the bundled model's settings; t4 and rtx4090 have those of models of billions", file=sys.stderr)
+    return None
+
+
 def begun(settings: Any) -> ModuleType:
     """The stages, imported after the backend, which may be one that patches what they import."""
     from sbtiny.models.load import start_backend

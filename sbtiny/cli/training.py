@@ -1,6 +1,5 @@
 """Verbs that train: demo, sft, grpo."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -29,6 +28,7 @@ from sbtiny.cli.options import (
     Steps,
     Verifier,
     begun,
+    by_default,
     existing,
     fit,
     look_ahead,
@@ -107,6 +107,7 @@ def sft(
     if resume:
         output = resumed("sft", output)
         config = config or output / "config.yaml"
+    preset = by_default(preset, config, model)
     settings = settings_from(
         config,
         preset,
@@ -177,10 +178,14 @@ def grpo(
     if resume:
         output = resumed("grpo", output)
         config = config or output / "config.yaml"
+    start = cold_start(run, output if resume else None, dry_run)
+    model = runs.read_run(start)["model"] if start else None
+    preset = by_default(preset, config, model)
     settings = settings_from(
         config,
         preset,
         extra,
+        model=model,
         seed=seed,
         four_bit=four_bit,
         backend=backend,
@@ -194,9 +199,6 @@ def grpo(
         grpo__save_steps=save_steps,
         grpo__cut_share=cut_share,
     )
-    start = cold_start(run, output if resume else None, dry_run)
-    if start:
-        settings = replace(settings, model=runs.read_run(start)["model"])
     settings = fit(settings, "grpo", preset)
     if dry_run:
         return show(settings, ("grpo",), preset, as_json)
