@@ -102,13 +102,18 @@ def glance() -> Seen:
 
 
 def ask_gpu() -> tuple[str, str]:
-    """The answer of nvidia-smi, and why there is none where it is installed: a driver that hangs or does not match is no GPU."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
+    """The answer of nvidia-smi, and why there is none where it is installed: a driver that hangs or does not match is no GPU.
+
+    It tells of the first GPU that CUDA_VISIBLE_DEVICES, which nvidia-smi itself does not read, leaves to CUDA.
+    """
+    tool, visible = shutil.which("nvidia-smi"), os.environ.get("CUDA_VISIBLE_DEVICES")
+    first = (visible or "").partition(",")[0].strip()
+    if tool is None or (visible is not None and first in ("", "-1")):
         return "", ""
     query = "--query-gpu=name,memory.total,memory.free,compute_cap,driver_version"
+    asked = [tool, query, "--format=csv,noheader,nounits", *(["-i", first] if first else [])]
     try:
-        done = subprocess.run([tool, query, "--format=csv,noheader,nounits"], capture_output=True, text=True, timeout=PATIENCE)
+        done = subprocess.run(asked, capture_output=True, text=True, timeout=PATIENCE)
     except subprocess.TimeoutExpired:
         return "", f"no answer in {PATIENCE} s"
     except OSError as error:

@@ -74,3 +74,20 @@ def test_a_driver_that_hangs_or_fails_is_no_gpu_and_says_why(
     assert found.device == device
     assert found.silent.startswith(silent)
     assert bool(found.silent) == bool(silent)
+
+
+@pytest.mark.parametrize(
+    ("visible", "name"), [(None, "all"), ("1", "only 1"), ("1,0", "only 1"), ("GPU-5a", "only GPU-5a"), ("", None), ("-1", None)]
+)
+def test_the_gpu_is_the_first_that_cuda_may_see(
+    visible: str | None, name: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text('#!/bin/sh\n[ "$3" = -i ] && who="only $4" || who=all\necho "$who, 24564, 23028, 8.9, 560.35"\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    found = glance()
+    assert (found.name if found.device == "cuda" else None) == name
