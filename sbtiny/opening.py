@@ -16,9 +16,9 @@ from sbtiny.rollout import llama_cpp, vllm
 from sbtiny.rollout.policy import Policy
 
 
-def is_four_bit(settings: Settings) -> bool:
-    """NF4 as told; untold, where there is a GPU."""
-    return torch.cuda.is_available() if settings.four_bit is None else settings.four_bit
+def is_four_bit(settings: Settings, about: dict[str, Any]) -> bool:
+    """NF4 as told; untold, as the run had it that `about` (run.json) tells of; of none, where there is a GPU."""
+    return settings.four_bit if settings.four_bit is not None else about.get("four_bit", torch.cuda.is_available())
 
 
 def open_policy(name: str, settings: Settings, slots: int, trainable: bool = False) -> Policy:
@@ -36,7 +36,7 @@ def open_policy(name: str, settings: Settings, slots: int, trainable: bool = Fal
     adapter = folder / "adapter" if folder else None
     if adapter and not adapter.is_dir():
         raise InputError(f"{folder} holds no adapter: was the run finished?")
-    how = {"four_bit": is_four_bit(settings), "vllm": settings.engine == "vllm", "backend": settings.backend}
+    how = {"four_bit": is_four_bit(settings, about), "vllm": settings.engine == "vllm", "backend": settings.backend}
     model, tokenizer = load(about["model"], **how, adapter=adapter, trainable=trainable)
     if trainable and adapter is None:
         model = add_lora(model, rank=settings.sft.lora_rank, alpha=settings.sft.lora_alpha)
@@ -48,7 +48,8 @@ def open_policy(name: str, settings: Settings, slots: int, trainable: bool = Fal
     return Policy(model, tokenizer, slots, settings.kv_memory, settings.engine, form)
 
 
-def trained_on(settings: Settings, policy: Policy) -> dict[str, Any]:
+def trained_on(policy: Policy) -> dict[str, Any]:
     """What export must know of the base and config.yaml may leave open: its bits, its number format, and which one it was."""
     embedding = policy.model.get_input_embeddings().weight
-    return {"four_bit": is_four_bit(settings), "dtype": str(embedding.dtype).removeprefix("torch."), "base": fingerprint(embedding)}
+    four_bit = any(hasattr(weight, "quant_state") for weight in policy.model.parameters())
+    return {"four_bit": four_bit, "dtype": str(embedding.dtype).removeprefix("torch."), "base": fingerprint(embedding)}

@@ -91,6 +91,7 @@ def run_sft(settings: Settings, output: Path | None, resume: bool = False) -> Pa
     Everything that can be wrong is read before the folder is made.
     """
     ranks.join()
+    settings = ranks.once(lambda: settings)  # each process may have derived a micro-batch from what it saw free
     kept = output / "data.jsonl" if resume and output else None
     given = settings.sft.data or (str(kept) if kept and kept.is_file() else None)
     rows = read_labelled(given) if given else []
@@ -104,7 +105,7 @@ def run_sft(settings: Settings, output: Path | None, resume: bool = False) -> Pa
     if not rows:
         policy.engine.check_room(settings.data.max_tokens)
     ranks.share(settings.sft.batch, settings.sft.micro_batch, "sft.batch")
-    folder = output if resume and output else ranks.once(lambda: runs.new("sft", output, settings, **trained_on(settings, policy)))
+    folder = output if resume and output else ranks.once(lambda: runs.new("sft", output, settings, **trained_on(policy)))
     with keeping(folder, "sft"):
         if dataset is None and questions:
             with policy.model.disable_adapter():
@@ -148,14 +149,14 @@ def run_grpo(
     `reward` takes the place of the paper's. Raises Failed when the preflight finds it hopeless, unless `force`.
     """
     ranks.join()
-    settings = of_parent(settings, start)
+    settings = ranks.once(lambda: of_parent(settings, start))  # each process may have derived a micro-batch from what it saw free
     verify = load_verifier(settings.grpo.verifier)
     questions = training_questions(settings)
     check_references(verify, questions)
     last = ranks.once(lambda: going_on(output, settings, "grpo", questions)) if resume and output else None
     policy = open_policy(str(start), settings, settings.grpo.slots, trainable=True)
     policy.engine.check_room(settings.grpo.max_tokens)
-    about = {"parent": str(start)} | trained_on(settings, policy)
+    about = {"parent": str(start)} | trained_on(policy)
     folder = output if resume and output else ranks.once(lambda: runs.new("grpo", output, settings, **about))
     with keeping(folder, "grpo"):
         if not last:
@@ -187,9 +188,10 @@ def look_before(policy: Policy, questions: Sequence[Question], verify: rollouts.
 def run_preflight(settings: Settings, start: Path) -> dict[str, Any]:
     """The preflight alone: writes nothing."""
     settings = of_parent(settings, start)
-    questions = training_questions(settings)
+    questions, verify = training_questions(settings), load_verifier(settings.grpo.verifier)
+    check_references(verify, questions)
     policy = open_policy(str(start), settings, settings.grpo.slots)
-    return look_before(policy, questions, load_verifier(settings.grpo.verifier), settings)
+    return look_before(policy, questions, verify, settings)
 
 
 def lengths_of(

@@ -305,7 +305,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("offline")
 def test_a_dry_run_prints_the_resolved_settings_and_makes_nothing(sbtiny_: Sbtiny, tmp_path: Path) -> None:
     found = sbtiny_("sft --model qwen-1.5b --dry-run")
-    assert (found.code, found.err.partition(":")[0]) == (0, "no --preset")
+    assert (found.code, found.err) == (0, "")
     assert "ref: deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B" in found.out
     assert f"lr: {Settings().sft.lr}" in found.out
     assert list(tmp_path.iterdir()) == []
@@ -316,6 +316,8 @@ def test_a_dry_run_prints_the_resolved_settings_and_makes_nothing(sbtiny_: Sbtin
     ("sft", "qwen-1.5b", "t4"),
     ("sft --model smollm2-135m", "smollm2-135m", "t4"),
     ("sft --model tiny", "tiny", None),
+    ("sft --set model=tiny", "tiny", None),
+    ("sft -c mine.yaml --model smollm2-135m", "smollm2-135m", "t4"),
     ("sft --preset rtx4090", "qwen-1.5b", "rtx4090"),
     ("grpo --run small", "smollm2-135m", "t4"),
     ("grpo --run bundled", "tiny", None),
@@ -325,12 +327,23 @@ def test_where_there_is_a_gpu_its_preset_is_the_default_but_for_the_bundled_mode
 ) -> None:
     for name, of in (("small", "smollm2-135m"), ("bundled", "tiny")):
         runs.new("sft", tmp_path / "runs" / name, Settings(model=of))
+    (tmp_path / "mine.yaml").write_text("data: {verifier: exact}")
     monkeypatch.setattr("sbtiny.models.hardware.glance", lambda: CARDS["t4"])
     found = sbtiny_(f"{line} --json --dry-run")
     shown, verb = json.loads(found.out), line.split()[0]
     assert (found.code, shown["model"]) == (0, model)
+    assert shown["four_bit"] is (model != "tiny")
     assert shown[verb]["lr"] == getattr(load(preset=preset), verb).lr
-    assert found.err == ("preset t4, for Tesla T4 is here (--preset cpu: the bundled model)\n" if preset == "t4" else "")
+    assert found.err == ""
+
+
+def test_whose_settings_they_are_is_told_when_the_work_begins(sbtiny_: Sbtiny, ending, monkeypatch: pytest.MonkeyPatch) -> None:
+    ending(lambda: Path("runs/mine"))
+    assert sbtiny_("sft").err == ""
+    assert sbtiny_("sft --model smollm2-135m").err.startswith("no --preset: these are the bundled model's settings")
+    assert sbtiny_("sft --model smollm2-135m --preset t4").err == ""
+    monkeypatch.setattr("sbtiny.models.hardware.glance", lambda: CARDS["t4"])
+    assert sbtiny_("sft").err == "preset t4, for Tesla T4 is here (--preset cpu: the bundled model's settings)\n"
 
 
 @pytest.mark.usefixtures("offline")

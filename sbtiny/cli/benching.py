@@ -71,7 +71,9 @@ def rollout(
 
     if threads:
         torch.set_num_threads(threads)
-    from sbtiny.models.load import load
+    from sbtiny.models.load import load, start_backend
+
+    start_backend()  # unsloth, where it is, patches what follows
     from sbtiny.progress import quieten_libraries
 
     quieten_libraries()

@@ -22,10 +22,9 @@ from sbtiny.cli.options import (
     Set,
     Verifier,
     begun,
-    by_default,
     look_ahead,
     out,
-    settings_from,
+    settings_here,
 )
 from sbtiny.errors import InputError
 
@@ -65,9 +64,9 @@ def data_build(
 
     if len([given for given in (task, questions, traces) if given]) > 1:
         raise InputError("--task, --questions and --traces exclude each other: give one of them")
-    settings = settings_from(
+    settings, _, note = settings_here(
         config,
-        by_default(preset, config, model),
+        preset,
         extra,
         model=model,
         seed=seed,
@@ -81,11 +80,11 @@ def data_build(
     )
     resolve(settings.model)
     if traces:
-        check_references(load_verifier(settings.data.verifier), unjudged(read_traces(traces)))
+        check_references(load_verifier(settings.data.verifier), unjudged(read_traces(traces)[: settings.data.limit]))
     else:
         look_ahead(settings.data, settings.data.task)
     runs.check_writable(file)
-    stages = begun(settings)
+    stages = begun(settings, note)
     try:
         harvest = stages.build_data(settings, file, traces)
     except KeyboardInterrupt:

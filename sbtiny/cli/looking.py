@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 
 from sbtiny.cli.app import app
-from sbtiny.cli.options import HELP, AsJson, Config, FourBit, Model, Preset, Set, by_default, out, settings_from
+from sbtiny.cli.options import HELP, AsJson, Config, FourBit, Model, Preset, Set, out, settings_here
 from sbtiny.errors import InputError
 
 
@@ -48,8 +48,7 @@ def plan(
     from sbtiny.models.work import STAGES
 
     seen = glance()
-    preset = by_default(preset, config, model)
-    settings = settings_from(config, preset, extra, model=model, four_bit=four_bit)
+    settings, preset, _ = settings_here(config, preset, extra, model=model, four_bit=four_bit)
     shape = shape_of(settings.model)
     plans = [planned(stage, settings, shape, seen, preset) for stage in STAGES]
     found = {p.stage: p.record() for p in plans}

@@ -22,11 +22,10 @@ from sbtiny.cli.options import (
     Set,
     Verifier,
     begun,
-    by_default,
     existing,
     look_ahead,
     out,
-    settings_from,
+    settings_here,
 )
 
 
@@ -61,10 +60,11 @@ def evaluate(
 
     run = runs.find(name)
     model = runs.read_run(run)["model"] if run else name
-    settings = settings_from(
+    settings, _, note = settings_here(
         config,
-        by_default(preset, config, model),
+        preset,
         extra,
+        model=model,
         seed=seed,
         four_bit=four_bit,
         backend=backend,
@@ -79,7 +79,7 @@ def evaluate(
     resolve(model)
     look_ahead(settings.eval, settings.eval.task)
     runs.check_writable(folder / "eval.json")
-    stages = begun(settings)
+    stages = begun(settings, note)
     from sbtiny.evaluation import cutting, report
 
     result = stages.run_eval(name, settings, folder, sweep, cuts)

@@ -57,29 +57,32 @@ def settings_from(config: Path | None, preset: str | None, extra: list[str] | No
     return load(config, preset, [*map(parse_assignment, extra or []), *given])
 
 
-def by_default(preset: str | None, config: Path | None, model: str | None) -> str | None:
-    """The preset of a command that names neither one nor a settings file: where there is a GPU, auto, but for the bundled model.
+def settings_here(config: Path | None, preset: str | None, extra: list[str] | None, **flags: Any) -> tuple[Any, str | None, str]:
+    """`settings_from`, the preset they come from, and a line for the user where nobody named one.
 
-    On a processor the settings are the bundled model's; of another model that is said. Raises InputError for a model that is none.
+    It is then the one of the GPU that is here, but for the bundled model, which has its own. On a processor the settings are the bundled
+    model's; of another model that is said.
     """
     from sbtiny.models.aliases import resolve
     from sbtiny.models.hardware import glance, pick_preset
 
-    if preset or config or (model and resolve(model).kind == "bundled"):
-        return preset
-    seen = glance()
-    if seen.device == "cuda":
-        print(f"preset {pick_preset(seen)}, for {seen.name} is here (--preset cpu: the bundled model)", file=sys.stderr)
-        return "auto"
-    if model:
-        print("no --preset: these are the bundled model's settings; t4 and rtx4090 have those of models of billions", file=sys.stderr)
-    return None
+    if preset is None and (seen := glance()).device == "cuda":
+        settings, found = settings_from(config, "auto", extra, **flags), pick_preset(seen)
+        if resolve(settings.model).kind != "bundled":
+            return settings, "auto", f"preset {found}, for {seen.name} is here (--preset cpu: the bundled model's settings)"
+        preset = "cpu"
+    settings = settings_from(config, preset, extra, **flags)
+    others = preset is None and config is None and resolve(settings.model).kind != "bundled"
+    note = "no --preset: these are the bundled model's settings; t4 and rtx4090 have those of models of billions" if others else ""
+    return settings, preset, note
 
 
-def begun(settings: Any) -> ModuleType:
-    """The stages, imported after the backend, which may be one that patches what they import."""
+def begun(settings: Any, note: str = "") -> ModuleType:
+    """The stages, imported after the backend, which may be one that patches what they import; `note` is told before the work begins."""
     from sbtiny.models.load import start_backend
 
+    if note and not int(os.environ.get("RANK", 0)):
+        print(note, file=sys.stderr)
     start_backend(settings.backend)
     from sbtiny import stages
 

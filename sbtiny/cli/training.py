@@ -28,13 +28,13 @@ from sbtiny.cli.options import (
     Steps,
     Verifier,
     begun,
-    by_default,
     existing,
     fit,
     look_ahead,
     out,
     resumed,
     settings_from,
+    settings_here,
     show,
 )
 from sbtiny.errors import InputError
@@ -107,8 +107,7 @@ def sft(
     if resume:
         output = resumed("sft", output)
         config = config or output / "config.yaml"
-    preset = by_default(preset, config, model)
-    settings = settings_from(
+    settings, preset, note = settings_here(
         config,
         preset,
         extra,
@@ -137,7 +136,7 @@ def sft(
     ensure_reporter(settings.report_to)
     if not resume:
         runs.check_free(output or runs.ROOT / "sft")
-    stages = begun(settings)
+    stages = begun(settings, note)
     return done("sft", stages.run_sft(settings, output, resume), as_json)
 
 
@@ -180,8 +179,7 @@ def grpo(
         config = config or output / "config.yaml"
     start = cold_start(run, output if resume else None, dry_run)
     model = runs.read_run(start)["model"] if start else None
-    preset = by_default(preset, config, model)
-    settings = settings_from(
+    settings, preset, note = settings_here(
         config,
         preset,
         extra,
@@ -206,7 +204,7 @@ def grpo(
     ensure_reporter(settings.report_to)
     if not resume and not preflight:
         runs.check_free(output or runs.ROOT / "grpo")
-    stages = begun(settings)
+    stages = begun(settings, note)
     if preflight:
         look = stages.run_preflight(settings, start)
         out(look, as_json)

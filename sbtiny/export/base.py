@@ -26,7 +26,7 @@ def read_config(base: Path) -> Any:
 
     try:
         return AutoConfig.from_pretrained(base)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # its fields are anything's: transformers raises KeyError, TypeError and errors of its own as well
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"cannot read {base / 'config.json'}: {reason}; give the model the run was trained on") from error
 

@@ -67,7 +67,7 @@ class Check:
         self.result["compared"] = {"answers": len(self.samples), "positions": len(self.policy_logits)}
 
     def merged(self, folder: Path) -> None:
-        model, tokenizer = load(str(folder), dtype="float32")
+        model, tokenizer = load(str(folder), dtype="float32", backend="transformers")
         self.merged_logits = gathered(scorer(model), self.samples)
         near = distance(self.policy_logits, self.merged_logits)
         far = kl(self.merged_logits, self.base_logits)

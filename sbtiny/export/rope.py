@@ -23,6 +23,10 @@ def check(config: Any) -> None:
         raise InputError(f"no GGUF for {kind!r} rotary scaling: {', '.join(SCALINGS)} work; use --gguf none")
     if kind == "llama3" and config.model_type != "llama":
         raise InputError(f"no GGUF for 'llama3' rotary scaling in a {config.model_type!r} model: llama.cpp lacks it; use --gguf none")
+    told = rope.get("factor")
+    known = isinstance(told, int | float) and told > 0
+    if kind != "default" and not known and not (told is None and kind == "yarn" and rope.get("original_max_position_embeddings")):
+        raise InputError(f"{kind!r} rotary scaling with the factor {told!r}: config.json needs a number above 0 there")
     if (part := rope.get("partial_rotary_factor") or 1) != 1:
         raise InputError(f"no GGUF for a partial_rotary_factor of {part}: llama.cpp turns whole heads; use --gguf none")
     for name, value in FIXED.items() if kind == "yarn" else ():

@@ -105,9 +105,14 @@ def _hindrance() -> tuple[str, str] | None:
         return "unsloth needs a CUDA GPU and there is none here", "run on a machine that has one"
     if "unsloth" not in sys.modules and not find_spec("unsloth"):
         return "unsloth is not installed", "pip install 'sbtiny[unsloth]'"
-    if "unsloth" not in sys.modules and "trl" in sys.modules:
-        return "unsloth must be imported before trl", "call start_backend first"
+    if "unsloth" not in sys.modules and (before := _patched()):
+        return f"unsloth must be imported before {before}", "call start_backend first"
     return None
+
+
+def _patched() -> str:
+    """What unsloth patches and is imported already."""
+    return ", ".join(name for name in ("trl", "transformers", "peft") if name in sys.modules)
 
 
 def _import_unsloth() -> tuple[str, str] | None:
@@ -118,6 +123,8 @@ def _import_unsloth() -> tuple[str, str] | None:
         import_module("unsloth")
     except Exception as error:  # it looks at versions and cards while it is imported, and raises anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        if before := _patched():  # by half, perhaps: what it did to them stays
+            raise InputError(f"unsloth fails in its import, after {before} ({reason}): use --backend transformers") from error
         line = f"unsloth cannot be used here ({reason}); sbtiny doctor compares the versions"
         console.print(line, markup=False, soft_wrap=True, style="yellow")
         return f"unsloth does not import ({reason})", "install the versions that sbtiny doctor names"

@@ -34,7 +34,7 @@ def apart(items: Sequence[Item], heldout: Iterable[Asked], of: str, say: Callabl
     left = [item for item in items if fingerprint(item.question) in kept_out]
     if items and len(left) == len(items):
         first = f" (the first: {items[0].where})" if items[0].where else ""
-        raise InputError(f"every question is an evaluation question of {of}{first}: train on others, or set eval.task")
+        raise InputError(f"every question is an evaluation question of {of}{first}: train on others")
     if left:
         places = [item.where for item in left if item.where]
         more = ["..."] if len(places) > SHOWN else []

@@ -37,7 +37,12 @@ def read_traces(path: str) -> list[Trace]:
     `correct` is unknown and `finished` is true unless told. Rows of prompt and completion, or of messages, are examples to
     learn from: without an `answer`, the one that they give is the reference, and right unless told.
     """
-    return [to_trace(row, f"{path}, line {number}", f"{stem(path)}-{number:05d}") for number, row in numbered_rows(path)]
+    traces = [to_trace(row, f"{path}, line {number}", f"{stem(path)}-{number:05d}") for number, row in numbered_rows(path)]
+    asked: dict[str, str] = {}
+    for trace in traces:
+        if asked.setdefault(trace.id, trace.question) != trace.question:
+            raise InputError(f"{trace.where}: an earlier row has the id {trace.id!r} and another question: give each question its own")
+    return traces
 
 
 def to_trace(row: Row, where: str, default_id: str) -> Trace:

@@ -26,6 +26,7 @@ SEAL = "sbtiny.json"
 # Change what is kept or how much is computed at a time, not what is learnt.
 FREE = ("grpo.save_steps", "grpo.sample_steps", "grpo.patience", "grpo.micro_batch", "sft.save_steps", "sft.micro_batch")
 ABSENT = object()
+LATER = {"backend": "auto"}  # settings that older checkpoints do not name, and what they were
 
 
 def mattering(settings: Settings, stage: str, data: Sequence[Any]) -> dict[str, Any]:
@@ -115,7 +116,7 @@ def begun_with(folder: Path, stage: str) -> dict[str, Any]:
 def check_same(old: dict[str, Any], new: dict[str, Any], where: Path) -> None:
     """Raise InputError for the first setting that differs; a missing digest differs from nothing."""
     for key in old.keys() | new.keys():
-        before, now = old.get(key, ABSENT), new.get(key, ABSENT)
+        before, now = old.get(key, LATER.get(key, ABSENT)), new.get(key, ABSENT)
         if before != now and not (key == "the training data" and None in (before, now)):
             told = "differs from what" if key == "the training data" else f"is {show(now)} but was {show(before)} when"
             raise InputError(f"{key} {told} {where} was made: go on with the same, or start a new run without --resume")

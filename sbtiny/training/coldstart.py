@@ -205,7 +205,8 @@ def label_traces(policy: Policy, traces: Sequence[Trace], verify: Verifier, keep
             raise InputError(f"{trace.asked().named}: {stray}: give the plain answers")
         else:
             found.append(label(policy, trace, trace.response) | {"id": names.setdefault(trace.question, trace.id)})
-    right = with_b_max(found)
+    places = {name: place for place, name in enumerate(names.values())}
+    right = with_b_max(sorted(found, key=lambda row: places[row["id"]]))  # those of a question side by side: one update takes them
     rows = apart(right, keep)
     if not rows:
         first = traces[0].asked()

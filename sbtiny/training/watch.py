@@ -32,6 +32,7 @@ class Watch(TrainerCallback):
         self.alarms = alarms or Alarms()
         self.started, self.first = time.perf_counter(), 0
         self.skipped = 0  # logged updates running whose gradient was no number
+        self.finite = 0  # the last one before them
         self.seen: list[tuple[int, live.Figures]] = []
 
     def run(self, trainer: Trainer, resume: Path | None) -> None:
@@ -78,10 +79,11 @@ class Watch(TrainerCallback):
         """
         overflown = not math.isfinite(figures.get("grad_norm", 0))
         self.skipped = self.skipped + 1 if overflown else 0
+        self.finite = self.finite if overflown else step
         if not math.isfinite(figures.get("loss", 0)):
             what, first = f"loss is NaN or infinite at step {step}", step
         elif overflown and (not scaled or self.skipped == SKIPPED):
-            what, first = f"grad_norm is NaN or infinite at step {step}", step - self.skipped + 1
+            what, first = f"grad_norm is NaN or infinite at step {step}", self.finite + 1
         else:
             return
         raise Failed(

@@ -135,7 +135,7 @@ def test_a_corrupt_adapter_and_another_base_are_one_line(new_model, run: Path, t
 def test_a_base_with_other_weights_is_told_from_the_one_trained_on(run: Path, tmp_path: Path) -> None:
     """The bundled model was made anew: every shape fits, and nothing else would notice."""
     policy = stages.open_policy("tiny", Settings(four_bit=False), 4)
-    about = json.loads((run / "run.json").read_text()) | stages.trained_on(Settings(four_bit=False), policy)
+    about = json.loads((run / "run.json").read_text()) | stages.trained_on(policy)
     other = shutil.copytree(run, tmp_path / "other")
     (other / "run.json").write_text(json.dumps(about))
     export(other, "--gguf", "none", "--no-check")

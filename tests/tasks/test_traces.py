@@ -66,3 +66,11 @@ def test_examples_to_learn_from_are_traces(shape: dict, more: dict, answer: str,
 def test_a_completion_that_gives_no_answer_expressly_is_one_as_a_whole(tmp_path: Path) -> None:
     (found,) = read_traces(write(tmp_path / "t.jsonl", {"prompt": "Who wrote it?", "completion": "Jane Austen did"}))
     assert (found.answer, found.correct) == ("Jane Austen did", True)
+
+
+def test_an_id_is_one_questions(tmp_path: Path) -> None:
+    """Rows are told apart by question and id; two questions under one would pass for two answers."""
+    one, other = ({"id": "a", "question": f"{n}?", "answer": 1, "response": "1"} for n in "xy")
+    assert len(read_traces(write(tmp_path / "t.jsonl", one, one))) == 2
+    with pytest.raises(InputError, match="line 2: an earlier row has the id 'a' and another question"):
+        read_traces(write(tmp_path / "t.jsonl", one, other))

@@ -326,9 +326,9 @@ def test_several_traces_of_a_question_are_rows_of_one_question(policy: Policy) -
     traces += [trace(f"d{n}", "so " * n + "\\boxed{7}") for n in range(2, 30)]
     found = label_traces(policy, traces, auto, keep=2)
     short, long = (len(policy.encode(t.response)) for t in (traces[2], traces[-1]))
-    assert [(row["id"], row["budget"]) for row in found.rows] == [("b", short), ("a", short), ("a", long)]
+    assert [(row["id"], row["budget"]) for row in found.rows] == [("a", short), ("a", long), ("b", short)]  # side by side
     first = len(policy.encode(traces[0].response))
-    assert [row["b_max"] for row in found.rows] == [short, first, first]
+    assert [row["b_max"] for row in found.rows] == [first, first, short]
     assert (found.sampled, found.spare, found.levels()[-1]["accepted"]) == (31, 28, 1.0)
 
 
