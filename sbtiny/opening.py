@@ -13,6 +13,7 @@ from sbtiny.errors import InputError
 from sbtiny.models.aliases import resolve
 from sbtiny.models.load import add_lora, fingerprint, load
 from sbtiny.rollout import llama_cpp, vllm
+from sbtiny.rollout.memory import return_freed
 from sbtiny.rollout.policy import Policy
 
 
@@ -42,6 +43,8 @@ def open_policy(name: str, settings: Settings, slots: int, trainable: bool = Fal
         model = add_lora(model, rank=settings.sft.lora_rank, alpha=settings.sft.lora_alpha)
     if model.num_parameters() < 20_000_000:  # its products are too small to share among many
         torch.set_num_threads(min(torch.get_num_threads(), 2))
+    elif not torch.cuda.is_available():
+        return_freed()
     form = FORMATS[about["format"]]
     if not folder and not trainable:  # an export of ours says by its template what it writes
         form = form_of_template(tokenizer.chat_template) or form

@@ -14,7 +14,6 @@ from sbtiny.rollout.policy import Policy
 from sbtiny.tasks import arithmetic
 
 
-
 def pytest_configure(config: pytest.Config) -> None:
     """No test but `make gpu-check`'s needs a GPU, or is another one where there is one: the rest sees none."""
     if config.option.markexpr != "gpu":

@@ -2,13 +2,15 @@
 
 import json
 import os
-import subprocess
+import shlex
 import sys
 import types
 from pathlib import Path
 
 import pytest
 from test_examples import parse
+
+from sbtiny import cli
 
 NOTEBOOK = Path(__file__).parent.parent / "examples" / "colab.ipynb"
 CELLS = [cell for cell in json.loads(NOTEBOOK.read_text())["cells"] if cell["cell_type"] == "code"]
@@ -17,8 +19,8 @@ RUN = ["".join(cell["source"]) for cell in CELLS if cell not in SETUP]
 SMALL = {
     "MODEL": "tiny",
     "PRESET": "cpu",
-    "OPTIONS": "--set data.limit=24 --set sft.steps=2 --set grpo.steps=2 --set grpo.prompts=1 --set grpo.group=4 "
-    "--set grpo.micro_batch=4 --set grpo.max_tokens=200 --set eval.limit=6 --set eval.max_tokens=200",
+    "OPTIONS": "--set data.limit=24 --set sft.steps=100 --set grpo.steps=2 --set grpo.prompts=1 --set grpo.group=4 "
+    "--set grpo.micro_batch=4 --set grpo.max_tokens=300 --set eval.limit=6 --set eval.max_tokens=200",
 }
 
 
@@ -39,27 +41,27 @@ def test_the_commands_of_the_notebook_exist(line: str) -> None:
     parse(line)
 
 
-@pytest.mark.slow
 def test_the_notebook_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[str] = []
     display = types.SimpleNamespace(Image=str, display=shown.append)
-    monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(display=display))
-    monkeypatch.setitem(sys.modules, "IPython.display", display)
     monkeypatch.chdir(tmp_path)
     for name, value in SMALL.items():
         monkeypatch.setenv(name, value)
     for source in RUN:
-        run_cell(source)
+        run_commands(source, monkeypatch)
+        with monkeypatch.context() as patched:
+            patched.setitem(sys.modules, "IPython", types.SimpleNamespace(display=display))
+            patched.setitem(sys.modules, "IPython.display", display)
+            exec("\n".join(line for line in source.splitlines() if not line.startswith("!")), {})
     assert {Path(path).parent.as_posix() for path in shown} == {"runs/grpo/plots"}
     assert json.loads(Path("runs/grpo/eval.json").read_text())["questions"] == 6
 
 
-def run_cell(source: str) -> None:
-    """As Jupyter would: lines that start with ! go to the shell, the others are Python."""
-    python = [line for line in source.splitlines() if not line.startswith("!")]
-    exec("\n".join(python), {})
+def run_commands(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lines that Jupyter would give to the shell; in this process, which spares their imports."""
     for line in source.splitlines():
         if line.startswith("!"):
-            command = line[1:].replace("sbtiny ", f"{sys.executable} -m sbtiny ", 1)
-            done = subprocess.run(command, shell=True, env=os.environ, capture_output=True, text=True, check=False)
-            assert done.returncode == 0, f"{line}\n{done.stderr[-1500:]}"
+            monkeypatch.setattr(sys, "argv", shlex.split(os.path.expandvars(line[1:])))
+            with pytest.raises(SystemExit) as stop:
+                cli.main()
+            assert stop.value.code == 0, line

@@ -78,7 +78,6 @@ def test_a_preset_trains_within_its_card(preset: str, backend: str, model: Path,
         assert found["finite"]
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the check itself runs")
 def test_the_check_runs_through_on_a_processor(model: Path, tmp_path: Path) -> None:
     for stage in ("sft", "grpo"):
