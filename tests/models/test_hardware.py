@@ -69,6 +69,7 @@ def test_a_driver_that_hangs_or_fails_is_no_gpu_and_says_why(
     tool.write_text(f"#!/bin/sh\n{script}\n")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(hardware, "PATIENCE", 0.5)
     found = glance()
     assert found.device == device
