@@ -6,13 +6,15 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-COLUMNS = ("MB", "KL", "first choice %", "format %", "within 50 %", "accuracy %", "tokens", "ended %")
+COLUMNS = ("MB", "KL", "1st choice %", "form %", "in 50 %", "right %", "tokens", "ended %")
+READERS = {"transformers": "transformers", "llama_cpp": "llama.cpp"}
 
 
 def table(result: dict[str, Any]) -> None:
     console = Console()
     if result["checked"]:
-        shown = Table("", *COLUMNS, box=None, header_style="bold")
+        shown = Table("", *COLUMNS, box=None, header_style="bold", pad_edge=False)
+        shown.columns[0].no_wrap = True
         for column in shown.columns[1:]:
             column.justify = "right"
         for name, cells in lines(result):
@@ -25,15 +27,15 @@ def lines(result: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
     """One line for the trained policy, the merged folder, and each file as each reader has it."""
     yield "trained policy", ["", "", "", *budget(result["trained"])]
     merged = result["merged"]
-    yield "merged", ["", f"{merged['kl_adapter_merged']:.1e}", f"{100 * merged['argmax_agreement']:.2f}", *[""] * 5]
-    for name, file in result.get("files", {}).items():
+    yield "merged", ["", f"{merged['kl_adapter_merged']:.0e}", f"{100 * merged['argmax_agreement']:.2f}", *[""] * 5]
+    for file in result.get("files", {}).values():
         if not file["checked"]:
-            yield f"{name}, not checked", [f"{file['bytes'] / 1e6:,.1f}", *[""] * 7]
-        for reader in ("transformers", "llama_cpp"):
+            yield f"{file['kind']} not checked", [f"{file['bytes'] / 1e6:,.1f}", *[""] * 7]
+        for reader in READERS:
             if found := file[reader]:
                 size = f"{file['bytes'] / 1e6:,.1f}" if reader == "transformers" or not file["transformers"] else ""
-                near = [f"{found['kl']:.1e}", f"{100 * found['argmax_agreement']:.2f}"]
-                yield f"{name}, {reader}", [size, *near, *budget(found.get("budget"))]
+                near = [f"{found['kl']:.0e}", f"{100 * found['argmax_agreement']:.2f}"]
+                yield f"{file['kind']} {READERS[reader]}", [size, *near, *budget(found.get("budget"))]
 
 
 def budget(found: dict[str, Any] | None) -> list[str]:

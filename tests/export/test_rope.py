@@ -105,4 +105,4 @@ def test_a_file_that_nothing_here_reads_has_not_passed(scaled: Path, tmp_path: P
         "r-f32.gguf has scaled rotary positions, which only llama.cpp reads: pip install 'sbtiny[llama]' and export again"
     ]
     assert f"not checked: {found['not_checked'][0]}" in capsys.readouterr().err
-    assert [name for name, _ in show.lines(found)] == ["trained policy", "merged", "r-f32.gguf, not checked"]
+    assert [name for name, _ in show.lines(found)] == ["trained policy", "merged", "f32 not checked"]
