@@ -1,7 +1,6 @@
 """What the verbs share: their options, and the way from options to settings. Imports nothing heavy."""
 
 import json
-import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -67,7 +66,8 @@ def settings_here(config: Path | None, preset: str | None, extra: list[str] | No
     from sbtiny.models.hardware import glance, pick_preset
 
     if preset is None and (seen := glance()).device == "cuda":
-        settings, found = settings_from(config, "auto", extra, **flags), pick_preset(seen)
+        found = pick_preset(seen)
+        settings = settings_from(config, found, extra, **flags)
         if resolve(settings.model).kind != "bundled":
             return settings, "auto", f"preset {found}, for {seen.name} is here (--preset cpu: the bundled model's settings)"
         preset = "cpu"
@@ -80,8 +80,9 @@ def settings_here(config: Path | None, preset: str | None, extra: list[str] | No
 def begun(settings: Any, note: str = "") -> ModuleType:
     """The stages, imported after the backend, which may be one that patches what they import; `note` is told before the work begins."""
     from sbtiny.models.load import start_backend
+    from sbtiny.training import ranks
 
-    if note and not int(os.environ.get("RANK", 0)):
+    if note and ranks.first():
         print(note, file=sys.stderr)
     start_backend(settings.backend)
     from sbtiny import stages
@@ -121,7 +122,9 @@ def existing(name: str) -> Path:
 
 def out(value: Any, as_json: bool) -> None:
     """A result on stdout: JSON alone, or YAML-like lines for a person; of several processes the first one speaks."""
-    if int(os.environ.get("RANK", 0)):
+    from sbtiny.training import ranks
+
+    if not ranks.first():
         return
     if as_json:
         print(json.dumps(value, ensure_ascii=False))

@@ -31,16 +31,17 @@ def fingerprint(question: str) -> str:
 def apart(items: Sequence[Item], heldout: Iterable[Asked], of: str, say: Callable[[str], None]) -> list[Item]:
     """The items whose question is none of `heldout`; the others are told. Raises InputError when nothing is left."""
     kept_out = {fingerprint(item.question) for item in heldout}
-    left = [item for item in items if fingerprint(item.question) in kept_out]
-    if items and len(left) == len(items):
+    kept, left = [], []
+    for item in items:
+        (left if fingerprint(item.question) in kept_out else kept).append(item)
+    if items and not kept:
         first = f" (the first: {items[0].where})" if items[0].where else ""
         raise InputError(f"every question is an evaluation question of {of}{first}: train on others")
     if left:
         places = [item.where for item in left if item.where]
         more = ["..."] if len(places) > SHOWN else []
         say(f"evaluation questions of {of} left out: {'; '.join([str(len(left)), *places[:SHOWN], *more])}")
-    dropped = set(map(id, left))
-    return [item for item in items if id(item) not in dropped]
+    return kept
 
 
 def without_heldout(

@@ -2,16 +2,14 @@
 
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from test_runs import full_disk
 
 from sbtiny.cli.app import app, main
 from sbtiny.errors import InputError
@@ -37,17 +35,6 @@ def test_a_killed_export_leaves_nothing_under_its_name_and_the_next_one_works(ru
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-@contextmanager
-def room(most: int) -> Iterator[None]:
-    """Files of this process cannot grow beyond `most` bytes: writing fails midway, by the system's own hand, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 @pytest.mark.parametrize(
     ("kinds", "most"),
     [("none", 1_000_000), ("f32", 3_000_000), ("q8_0", 1_000_000)],  # the merged folder takes 2.4 MB, f32 4.7 MB
@@ -56,7 +43,7 @@ def test_without_room_it_says_so_in_a_line_and_leaves_nothing(
     run: Path, kinds: str, most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["sbtiny", "export", str(run), "--gguf", kinds, "--no-check", "-o", str(tmp_path / "out")])
-    with room(most), pytest.raises(SystemExit) as ended:
+    with full_disk(most), pytest.raises(SystemExit) as ended:
         main()
     lines = [line for line in capsys.readouterr().err.splitlines() if line]
     assert (ended.value.code, len(lines)) == (2, 1), lines
@@ -68,7 +55,7 @@ def test_without_room_it_says_so_in_a_line_and_leaves_nothing(
 def test_llama_cpp_without_room_is_told_from_a_model_it_cannot_make(run: Path, tmp_path: Path) -> None:
     app(["export", str(run), "--gguf", "f16", "--no-check", "-o", str(tmp_path / "out")], standalone_mode=False)
     whole = tmp_path / "out" / "r-f16.gguf"
-    with room(500_000), pytest.raises(OSError, match="No space left"):
+    with full_disk(500_000), pytest.raises(OSError, match="No space left"):
         kquants.quantize(whole, tmp_path / "x.gguf", "q5_k_m")
     (tmp_path / "half.gguf").write_bytes(whole.read_bytes()[:100_000])
     with pytest.raises(InputError, match=r"llama\.cpp could not make q5_k_m: .*; another kind, such as q8_0"):
