@@ -4,6 +4,7 @@ Slots are a wish: as with vLLM's `max_num_seqs`, what does not fit waits for its
 """
 
 import ctypes
+import os
 import resource
 import sys
 from pathlib import Path
@@ -41,8 +42,10 @@ def return_freed() -> None:
 
     It keeps those of up to 32 MB for the next of their size; with answers of every length they fit nothing, and a cold start of
     smollm2-135m held 8.8 GiB where it needed 6.3 (dev/LOG.md, 26). Getting them anew costs nothing beside a model of that size, and half
-    as much time again beside a tiny one.
+    as much time again beside a tiny one. What the user has told the C library stands.
     """
+    if "MALLOC_MMAP_THRESHOLD_" in os.environ:
+        return
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
         mallopt(M_MMAP_THRESHOLD, 2**20)
 
