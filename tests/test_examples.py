@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -131,3 +132,18 @@ def test_the_speedruns_hours_are_marked_as_the_estimates_of_the_plan() -> None:
         found = hours(plan(stage, settings, shape, CARDS["rtx4090"], "rtx4090"), shape, {"flops": 165e12, "bytes": 1008e9})
         assert float(said) == round(found, 1), stage
     assert [stage for _, stage in told] == ["data", "sft", "grpo", "eval"]
+
+
+@pytest.mark.parametrize(
+    ("solution", "answer", "told"),
+    [
+        ("Natalia sold 48/2 = 24 clips in May.\nShe sold 48+24 = 72 clips in all.", "72", "48/2=24\n48+24=72"),
+        ("He earns $12 x 3 = $36 and 20% of $1,000 = $200.\nThat is (36 + 200) * 2 = 472.", "472", "12*3=36\n(36+200)*2=472"),
+        ("Half of 10 is 5.", "5", None),  # no sum is written out
+        ("There are 4 + 5 = 9 left, so 8 were sold.", "8", None),  # its sums lead elsewhere
+    ],
+)
+def test_gsm8k_answers_are_told_in_full_and_by_their_sums(solution: str, answer: str, told: str | None) -> None:
+    answers = runpy.run_path(str(EXAMPLES / "gsm8k_traces.py"))["answers"]
+    box = f"\n\\boxed{{{answer}}}"
+    assert answers({"solution": solution, "answer": answer}) == ([solution + box, told + box] if told else [])
