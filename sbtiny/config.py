@@ -36,7 +36,7 @@ AT_LEAST_1 = (
 )
 AT_LEAST_0 = (
     *("data.keep", "eval.cut", "eval.ceiling", "eval.temperature", "data.temperature"),
-    *("sft.steps", "sft.save_steps", "grpo.save_steps", "grpo.beta"),
+    *("sft.steps", "sft.contrast", "sft.save_steps", "grpo.save_steps", "grpo.beta"),
 )
 ABOVE_0 = ("sft.epochs", "sft.lr", "grpo.lr", "grpo.clip")
 SHARES = ("sft.warmup", "grpo.warmup", "grpo.user_share", "grpo.cut_share", "grpo.centre")
@@ -69,6 +69,7 @@ class SftSettings:
     micro_batch: int = 4  # most rows a forward pass; the largest divisor of an update's rows up to it is taken
     max_length: int = 1024  # tokens; a longer row is an error
     warmup: float = 0.05  # share of the updates
+    contrast: float = 0.0  # weight of holding an answer's number against that of another answer to its question; 0 is the paper's
     lora_rank: int = 32
     lora_alpha: int = 64
     save_steps: int = 0

@@ -137,13 +137,25 @@ def test_the_speedruns_hours_are_marked_as_the_estimates_of_the_plan() -> None:
 @pytest.mark.parametrize(
     ("solution", "answer", "told"),
     [
-        ("Natalia sold 48/2 = 24 clips in May.\nShe sold 48+24 = 72 clips in all.", "72", "48/2=24\n48+24=72"),
-        ("He earns $12 x 3 = $36 and 20% of $1,000 = $200.\nThat is (36 + 200) * 2 = 472.", "472", "12*3=36\n(36+200)*2=472"),
-        ("Half of 10 is 5.", "5", None),  # no sum is written out
-        ("There are 4 + 5 = 9 left, so 8 were sold.", "8", None),  # its sums lead elsewhere
+        (
+            "Natalia sold 48/2 = 24 clips in May.\nShe sold 48+24 = 72 clips in all.",
+            "72",
+            [
+                "48/2=24\n48+24=72",
+                "Natalia sold 48/2 = 24 clips in May.\n48+24=72",
+                "Natalia sold 48/2 = 24 clips in May.\nShe sold 48+24 = 72 clips in all.",
+            ],
+        ),
+        ("He earns $12 x 3 = $36.\nSo he is glad.", "36", ["12*3=36", "He earns $12 x 3 = $36."]),
+        ("That is (1,000 + 200) * 20% = 240.", "240", ["(1000+200)*20%=240", "That is (1,000 + 200) * 20% = 240."]),
+        ("Half of 10 is 5.", "5", []),  # no sum is written out
+        ("There are 4 + 5 = 9 left, so 8 were sold.", "8", []),  # its sums lead elsewhere
     ],
 )
-def test_gsm8k_answers_are_told_in_full_and_by_their_sums(solution: str, answer: str, told: str | None) -> None:
-    answers = runpy.run_path(str(EXAMPLES / "gsm8k_traces.py"))["answers"]
-    box = f"\n\\boxed{{{answer}}}"
-    assert answers({"solution": solution, "answer": answer}) == ([solution + box, told + box] if told else [])
+def test_gsm8k_answers_are_told_with_more_and_less_of_them_in_words(solution: str, answer: str, told: list[str]) -> None:
+    example = runpy.run_path(str(EXAMPLES / "gsm8k_traces.py"))
+    row = {"id": "g1", "question": "How many?", "solution": solution, "answer": answer}
+    assert example["answers"](row) == [f"{body}\n\\boxed{{{answer}}}" for body in told]
+    drawn = [trace["response"] for trace in example["traces"](row)]
+    assert len(set(drawn)) == len(drawn) == min(2, len(told))
+    assert set(drawn) <= set(example["answers"](row))

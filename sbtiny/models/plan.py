@@ -110,7 +110,7 @@ class Size(Work):
     def parts(self, micro_batch: int) -> dict[str, float]:
         """GiB of each part; `activations` and `logits` are of training, `decoding` of sampling."""
         s, number = self.shape, BYTES[self.dtype]
-        tokens = micro_batch * self.longest
+        tokens = micro_batch * (self.longest + self.beside)
         found = {
             "process": PROCESS[self.target.device] * GB,
             "weights": s.linear * (NF4 if self.four_bit else number) + (s.parameters - s.linear) * number,

@@ -45,6 +45,11 @@ class Work:
         return self.settings.sft.max_length if self.stage == "sft" else PROMPT + self.answer
 
     @property
+    def beside(self) -> int:
+        """Tokens that a row's contrast takes beside it: its beginning behind two numbers (training/contrast.py)."""
+        return 2 * PROMPT if self.stage == "sft" and self.settings.sft.contrast else 0
+
+    @property
     def passes(self) -> int:
         """Forward passes an update, of one process: the gradients of so many are added up."""
         return self.rows // self.micro_batch if self.micro_batch else 0
@@ -58,7 +63,7 @@ class Work:
         if self.stage == "sft":
             kept = min(s.data.keep or s.data.samples, s.data.samples)  # of the answers to a question
             rows = s.sft.steps * s.sft.batch or round(s.data.limit * kept * s.sft.epochs)
-            return {"sampled": s.data.limit * s.data.samples * self.answer * self.decodes, "trained": rows * self.longest}
+            return {"sampled": s.data.limit * s.data.samples * self.answer * self.decodes, "trained": rows * (self.longest + self.beside)}
         answers = s.eval.limit if self.stage == "eval" else s.data.limit * s.data.samples
         return {"sampled": answers * self.answer, "trained": 0}
 

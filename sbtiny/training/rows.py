@@ -48,8 +48,8 @@ def checked(row: dict[str, Any], where: str) -> Labelled:
     return Labelled(row | {"id": text(row, "id", where)}, where)
 
 
-def tokenized(encode: Encode, row: dict[str, Any], turn_end: int, prompt: Sequence[int], form: Format) -> dict[str, list[int]]:
-    """`input_ids` and `completion_mask` of a row: prompt, tags, the answer's own tokens, turn end.
+def tokenized(encode: Encode, row: dict[str, Any], turn_end: int, prompt: Sequence[int], form: Format) -> dict[str, Any]:
+    """`input_ids` and `completion_mask` of a row: prompt, tags, the answer's own tokens, turn end; `body_at` is the first of the answer's.
 
     The parts are tokenised apart, so that the label is exactly the number of body tokens the model is trained to write.
     Raises InputError when the label is not that number (labelled for another tokenizer), or when the answer holds tags itself.
@@ -63,5 +63,7 @@ def tokenized(encode: Encode, row: dict[str, Any], turn_end: int, prompt: Sequen
         body, after = map(encode, parts(row["response"], form))
     except ValueError as error:
         raise InputError(f"{place(row)}: {error}: give the plain answer") from error
-    written = [*encode(prefill(len(body) + len(after), form)), *body, *encode(form.closing), *after, turn_end]
-    return {"input_ids": [*prompt, *written], "completion_mask": [0] * len(prompt) + [1] * len(written)}
+    opening = encode(prefill(len(body) + len(after), form))
+    written = [*opening, *body, *encode(form.closing), *after, turn_end]
+    mask = [0] * len(prompt) + [1] * len(written)
+    return {"input_ids": [*prompt, *written], "completion_mask": mask, "body_at": len(prompt) + len(opening)}

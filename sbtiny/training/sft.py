@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import Sampler
 from trl import SFTConfig, SFTTrainer
@@ -15,7 +16,7 @@ from sbtiny.config import Settings
 from sbtiny.errors import InputError
 from sbtiny.models.prompts import prompt_ids
 from sbtiny.rollout.policy import Policy
-from sbtiny.training import head, ranks
+from sbtiny.training import contrast, head, ranks
 from sbtiny.training.arguments import common
 from sbtiny.training.checkpoint import Sealer
 from sbtiny.training.order import Together
@@ -26,7 +27,7 @@ ALIKE, MANY = 0.995, 50  # cosine, and so many rows of an output embedding are a
 
 
 def prepare(policy: Policy, rows: Sequence[dict[str, Any]], settings: Settings) -> Dataset:
-    """Token rows for TRL, with the id of the question each answers.
+    """Token rows for TRL, with the id of the question each answers, and the rival answer to it that each is held against.
 
     Raises InputError for a row that is too long: it would lose its end in silence.
     """
@@ -38,10 +39,10 @@ def prepare(policy: Policy, rows: Sequence[dict[str, Any]], settings: Settings) 
             raise InputError(
                 f"{place(row)} has {len(example['input_ids'])} tokens, over sft.max_length {max_length}: raise it or drop the row"
             )
-        ready.append(example | {"question": row["id"]})
+        ready.append(example | {"question": row["id"], "budget": row["budget"]})
     if not ready:
         raise InputError("no rows to train on")
-    return Dataset.from_list(ready)
+    return Dataset.from_list(contrast.rivalled(ready))
 
 
 def check_tags(policy: Policy) -> None:
@@ -77,7 +78,18 @@ def arguments(settings: Settings, output: Path, updates: int) -> SFTConfig:
 
 
 class Trainer(SFTTrainer):
-    """TRL's, with rows in our order."""
+    """TRL's, with rows in our order, and each held against its rival with the weight `contrast`."""
+
+    contrast = 0.0
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        self._signature_columns = list(dict.fromkeys([*self._signature_columns, "body_at", "rival", "lead"]))
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        compared = inputs.pop("contrast", None)
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        return loss if compared is None else loss + contrast.weighted(self, model, compared, self.contrast)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int]:
         rows = self.train_dataset
@@ -102,11 +114,14 @@ def train(
     updates = updates_planned(settings, len(dataset))
     head.ensure()
     watch = Watch("cold start", updates, output)
+    weight = settings.sft.contrast
     trainer = Trainer(
         model=policy.model,
         args=arguments(settings, output, updates),
         train_dataset=dataset,
         processing_class=policy.tokenizer,
+        data_collator=contrast.Collator(policy.tokenizer.pad_token_id) if weight else None,
         callbacks=[watch, Sealer(matters)],
     )
+    trainer.contrast = weight
     watch.run(trainer, resume)

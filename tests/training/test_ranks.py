@@ -36,10 +36,12 @@ def losses(folder: Path) -> list[float]:
 
 
 def test_a_cold_start_of_two_processes(policy, tmp_path: Path) -> None:
-    asked = arithmetic.questions("train", 12, seed=5)
-    runs.write_jsonl(tmp_path / "rows.jsonl", [label(policy, q, f"{'so ' * i}\\boxed{{{q.answer}}}") for i, q in enumerate(asked)])
+    asked = enumerate(arithmetic.questions("train", 6, seed=5))
+    rows = [label(policy, q, f"{'so ' * (i + more)}\\boxed{{{q.answer}}}") for i, q in asked for more in (0, 9)]
+    runs.write_jsonl(tmp_path / "rows.jsonl", rows)
     for two in (False, True):
-        run(two, "sft", "--data", tmp_path / "rows.jsonl", "-o", tmp_path / str(two), "--set", "sft.micro_batch=2")
+        told = ("--set", "sft.micro_batch=2", "--set", "sft.contrast=0.5")
+        run(two, "sft", "--data", tmp_path / "rows.jsonl", "-o", tmp_path / str(two), *told)
     one, both = losses(tmp_path / "False"), losses(tmp_path / "True")
     assert len(one) == 3
     assert both == pytest.approx(one, abs=1e-4)
