@@ -77,10 +77,3 @@ def loss(model: nn.Module, compared: dict[str, Tensor]) -> Tensor:
     log_probs = model(**compared, use_cache=False, fused_lm_head=True).log_probs.sum(1)
     own, rival = log_probs.chunk(2)
     return F.softplus(rival - own).mean()
-
-
-def weighted(trainer: Any, model: nn.Module, compared: dict[str, Tensor], weight: float) -> Tensor:
-    """The loss times its weight, as a share of an update of several forward passes; its value goes to the trainer's log."""
-    found = loss(model, compared)
-    trainer._metrics["train"]["contrast"].append(found.detach().item())
-    return weight * found / trainer.current_gradient_accumulation_steps

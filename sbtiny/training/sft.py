@@ -89,7 +89,11 @@ class Trainer(SFTTrainer):
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         compared = inputs.pop("contrast", None)
         loss = super().compute_loss(model, inputs, *args, **kwargs)
-        return loss if compared is None else loss + contrast.weighted(self, model, compared, self.contrast)
+        if compared is None:
+            return loss
+        apart = contrast.loss(model, compared)
+        self._metrics["train"]["contrast"].append(apart.item())
+        return loss + self.contrast * apart / self.current_gradient_accumulation_steps
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int]:
         rows = self.train_dataset
