@@ -1,5 +1,7 @@
 """What both trainers are told alike: precision by what the machine has, where to write, whom to report to."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,12 +46,14 @@ def common(settings: Settings, output: Path, save_steps: int) -> dict[str, Any]:
     }
 
 
-def adapter_in_float32(model: "nn.Module") -> None:
-    """Undo what both of TRL's trainers do as they are built: the adapter on a 4-bit base is cast to bfloat16.
+@contextmanager
+def adapter_in_float32(model: "nn.Module") -> Iterator[None]:
+    """Undo what both of TRL's trainers do as they are built within it: the adapter on a 4-bit base is cast to bfloat16.
 
     Of a weight of 0.02 bfloat16 keeps steps of 1e-4, and an update of less is lost; a T4 and a CPU without avx512_bf16 do not compute
     in it at all. The products still run in what `common` says.
     """
-    for weight in model.parameters():
-        if weight.requires_grad:
-            weight.data = weight.data.float()
+    before = {weight: weight.data for weight in model.parameters() if weight.requires_grad}
+    yield
+    for weight, values in before.items():
+        weight.data = values.to(weight.device).float()

@@ -19,7 +19,7 @@ from sbtiny.rollout.policy import Policy
 from sbtiny.tasks.sources import Question
 from sbtiny.training import head, ranks
 from sbtiny.training.alarms import Alarms
-from sbtiny.training.arguments import common
+from sbtiny.training.arguments import adapter_in_float32, common
 from sbtiny.training.checkpoint import Sealer, state_of
 from sbtiny.training.rollouts import Rollouts, Verify
 from sbtiny.training.scoring import GroupReward
@@ -137,13 +137,14 @@ def train(
         alarms = Alarms(**before["alarms"] | {"patience": settings.grpo.patience})
     head.ensure()
     watch = Watch("grpo", settings.grpo.steps, output, alarms)
-    trainer = Trainer(
-        model=policy.model,
-        reward_funcs=rollouts.reward,
-        args=arguments(settings, output),
-        train_dataset=Dataset.from_list([{"prompt": name} for name in in_turn([q.id for q in questions], settings)]),
-        processing_class=policy.tokenizer,
-        rollout_func=rollouts,
-        callbacks=[watch, Sealer(matters, lambda: kept(rollouts, alarms))],
-    )
+    with adapter_in_float32(policy.model):
+        trainer = Trainer(
+            model=policy.model,
+            reward_funcs=rollouts.reward,
+            args=arguments(settings, output),
+            train_dataset=Dataset.from_list([{"prompt": name} for name in in_turn([q.id for q in questions], settings)]),
+            processing_class=policy.tokenizer,
+            rollout_func=rollouts,
+            callbacks=[watch, Sealer(matters, lambda: kept(rollouts, alarms))],
+        )
     watch.run(trainer, resume)

@@ -17,7 +17,7 @@ from sbtiny.errors import InputError
 from sbtiny.models.prompts import prompt_ids
 from sbtiny.rollout.policy import Policy
 from sbtiny.training import contrast, head, ranks
-from sbtiny.training.arguments import common
+from sbtiny.training.arguments import adapter_in_float32, common
 from sbtiny.training.checkpoint import Sealer
 from sbtiny.training.order import Together
 from sbtiny.training.rows import place, tokenized
@@ -119,13 +119,14 @@ def train(
     head.ensure()
     watch = Watch("cold start", updates, output)
     weight = settings.sft.contrast
-    trainer = Trainer(
-        model=policy.model,
-        args=arguments(settings, output, updates),
-        train_dataset=dataset,
-        processing_class=policy.tokenizer,
-        data_collator=contrast.Collator(policy.tokenizer.pad_token_id) if weight else None,
-        callbacks=[watch, Sealer(matters)],
-    )
+    with adapter_in_float32(policy.model):
+        trainer = Trainer(
+            model=policy.model,
+            args=arguments(settings, output, updates),
+            train_dataset=dataset,
+            processing_class=policy.tokenizer,
+            data_collator=contrast.Collator(policy.tokenizer.pad_token_id) if weight else None,
+            callbacks=[watch, Sealer(matters)],
+        )
     trainer.contrast = weight
     watch.run(trainer, resume)

@@ -18,7 +18,6 @@ from sbtiny.rollout.memory import peak_bytes
 from sbtiny.runs import append_jsonl
 from sbtiny.training import live, ranks
 from sbtiny.training.alarms import Alarm, Alarms
-from sbtiny.training.arguments import adapter_in_float32
 from sbtiny.training.checkpoint import last_checkpoint, step_of
 
 SKIPPED = 20  # that is a scale lowered 2**20 times: no scale will do
@@ -38,7 +37,6 @@ class Watch(TrainerCallback):
 
     def run(self, trainer: Trainer, resume: Path | None) -> None:
         """Train from the start or from a checkpoint, then save the adapter. A checkpoint of the last step is only taken over."""
-        adapter_in_float32(trainer.model)
         trainer.remove_callback(PrinterCallback)  # TRL prints each log as a dictionary; the bar says it better
         if resume and step_of(resume) >= self.steps:
             set_peft_model_state_dict(trainer.model, load_peft_weights(str(resume), device=str(trainer.model.device)))

@@ -10,7 +10,7 @@ from sbtiny.cli import app
 from sbtiny.tasks import arithmetic
 from sbtiny.training.coldstart import label
 
-SMALL = ("grpo.prompts=2", "grpo.group=2", "grpo.max_tokens=40", "sft.lr=1e-6", "grpo.lr=1e-6")
+SMALL = ("grpo.prompts=2", "grpo.group=3", "grpo.max_tokens=40", "sft.lr=1e-6", "grpo.lr=1e-6")
 
 
 def rounded(run: Path) -> list[str]:
@@ -24,7 +24,7 @@ def test_both_trainers_keep_every_bit_of_it_on_a_4bit_base(policy, tmp_path: Pat
     asked = arithmetic.questions("train", 12, seed=5)
     runs.write_jsonl(tmp_path / "rows.jsonl", [label(policy, q, f"\\boxed{{{q.answer}}}") for q in asked])
     small = [word for setting in SMALL for word in ("--set", setting)]
-    app(["sft", "--4bit", "--data", f"{tmp_path}/rows.jsonl", "-o", f"{tmp_path}/sft", "--steps", "2", *small], standalone_mode=False)
+    app(["sft", "--4bit", "--data", f"{tmp_path}/rows.jsonl", "-o", f"{tmp_path}/sft", "--steps", "4", *small], standalone_mode=False)
     assert not rounded(tmp_path / "sft")
     told = ["grpo", "--4bit", "--run", f"{tmp_path}/sft", "-o", f"{tmp_path}/grpo", "--steps", "1", "--limit", "4", "--force"]
     app([*told, *small], standalone_mode=False)
