@@ -9,7 +9,6 @@ one question are what a number can tell apart, and drawn ones are of every lengt
 question, answer and solution; a question whose sums do not lead to its answer is left out.
 """
 
-import json
 import random
 import re
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
+from sbtiny.runs import write_jsonl
 from sbtiny.tasks.numbers import parse_number
 from sbtiny.tasks.sources import numbered_rows
 
@@ -51,7 +51,7 @@ def main(
     longest: Annotated[int, typer.Option(help="Most characters of a question.")] = 10_000,
 ) -> None:
     rows = [trace for _, row in numbered_rows(str(source)) if len(row["question"]) <= longest for trace in traces(row)]
-    target.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    write_jsonl(target, rows)
     typer.echo(f"{len(rows)} traces of {len({row['id'] for row in rows})} questions in {target}")
 
 

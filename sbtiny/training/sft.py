@@ -78,9 +78,9 @@ def arguments(settings: Settings, output: Path, updates: int) -> SFTConfig:
 
 
 class Trainer(SFTTrainer):
-    """TRL's, with rows in our order, and each held against its rival with the weight `contrast`."""
+    """TRL's, with rows in our order, and each held against its rival with `weight`."""
 
-    contrast = 0.0
+    weight = 0.0  # of the contrast
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
@@ -93,7 +93,7 @@ class Trainer(SFTTrainer):
             return loss
         apart = contrast.loss(model, compared)
         self._metrics["train"]["contrast"].append(apart.item())
-        return loss + self.contrast * apart / self.current_gradient_accumulation_steps
+        return loss + self.weight * apart / self.current_gradient_accumulation_steps
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int]:
         rows = self.train_dataset
@@ -128,5 +128,5 @@ def train(
             data_collator=contrast.Collator(policy.tokenizer.pad_token_id) if weight else None,
             callbacks=[watch, Sealer(matters)],
         )
-    trainer.contrast = weight
+    trainer.weight = weight
     watch.run(trainer, resume)
