@@ -589,7 +589,7 @@ def test_a_labelled_row_is_shown_in_tokens(sbtiny_: Sbtiny) -> None:
     found = sbtiny_("data show labelled.jsonl")
     assert (found.code, found.err) == (0, "")
     assert "</▏solution▏>" in found.out
-    assert re.search(r"\n\d+ prompt tokens, \d+ trained tokens, budget 1\n$", found.out)
+    assert re.search(r"\n\d+ prompt tokens, \d+ trained tokens, stated budget 1\n$", found.out)
 
 
 # ---- the real thing --------------------------------------------------------------------------------------------------

@@ -55,6 +55,9 @@ def load(
     shall bring its engine. Raises InputError when anything cannot be had.
     """
     source = resolve(name)
+    # cuDNN's attention gives a query gradient that is NaN where padding masks whole rows and the width suits it: 448 positions do, 512 do
+    # not (torch 2.11, an H200), so about one micro-batch in sixty ended a run.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     if start_backend(backend) == "unsloth":
         model, tokenizer = _with_unsloth(source, four_bit, dtype, vllm)
     else:

@@ -17,7 +17,9 @@ GB = 2**30
 BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)  # bytes a weight: 4 bits, an 8-bit scale for 64, a float32 scale for 256 of those
 ADAPTER = 16  # bytes a LoRA weight, all in float32: itself, its gradient, the two moments of Adam
-HEAD_CHUNK = 1024  # tokens whose logits exist at once (training/head.py)
+HEAD_CHUNK = 1024  # tokens whose logits exist at once on a CPU (training/head.py)
+HEAD_TILE = (4096, 32_768)  # tokens and vocabulary that TRL's kernels score at once on a GPU
+WORKSPACE = 0.6  # GiB that libraries hold beside them, measured on an H200 (dev/LOG.md, 28)
 LOGIT = 18  # bytes a logit at the worst moment: the score in 16 bits, then float32 score, log-probability, gradient, a spare
 STAGED = 32  # prompts that are computed together
 PROCESS = {"cuda": 0.7, "cpu": 0.87}  # GiB: a CUDA context, not measured; Python with torch, trl and peft, measured
@@ -118,10 +120,17 @@ class Size(Work):
             "lora_and_adam": s.lora(self.settings.sft.lora_rank) * ADAPTER if self.rows else 0,
             "kv_slots": self.slots * self.slot,
             "activations": tokens * self.saved() + tokens * self.longest * number,  # and the mask of a padded batch
-            "logits": min(HEAD_CHUNK, tokens) * s.vocabulary * LOGIT,
+            "logits": self.logits(tokens),
             "decoding": (self.slots * s.vocabulary + STAGED * PROMPT * s.feed_forward) * LOGIT if self.decodes else 0,
         }
         return {name: value / GB for name, value in found.items()}
+
+    def logits(self, tokens: int) -> float:
+        """Bytes of the logits held at a time: whole rows on a CPU (training/head.py), a tile in TRL's kernels on a GPU."""
+        if self.target.device == "cpu":
+            return min(HEAD_CHUNK, tokens) * self.shape.vocabulary * LOGIT
+        rows, columns = HEAD_TILE
+        return min(rows, tokens) * min(columns, self.shape.vocabulary) * BYTES[self.dtype] + WORKSPACE * GB
 
     def saved(self) -> float:
         """Bytes a token keeps for the backward pass."""

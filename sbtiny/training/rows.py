@@ -45,12 +45,15 @@ def checked(row: dict[str, Any], where: str) -> Labelled:
     if not isinstance(budget, int) or isinstance(budget, bool) or budget < 1:
         told = json.dumps(budget)[:40]
         raise InputError(f"{where}: budget {told} is no positive whole number: rebuild the file with sbtiny data build")
+    if not isinstance(row.get("given", False), bool):
+        raise InputError(f"{where}: 'given' is {json.dumps(row['given'])[:40]}: it must be true or false")
     return Labelled(row | {"id": text(row, "id", where)}, where)
 
 
 def tokenized(encode: Encode, row: dict[str, Any], turn_end: int, prompt: Sequence[int], form: Format) -> dict[str, Any]:
     """`input_ids` and `completion_mask` of a row: prompt, tags, the answer's own tokens, turn end; `body_at` is the first of the answer's.
 
+    The budget of a row with `given` is read, as a user's is, and not learnt to be stated: its tokens are masked.
     The parts are tokenised apart, so that the label is exactly the number of body tokens the model is trained to write.
     Raises InputError when the label is not that number (labelled for another tokenizer), or when the answer holds tags itself.
     """
@@ -65,5 +68,7 @@ def tokenized(encode: Encode, row: dict[str, Any], turn_end: int, prompt: Sequen
         raise InputError(f"{place(row)}: {error}: give the plain answer") from error
     opening = encode(prefill(len(body) + len(after), form))
     written = [*opening, *body, *encode(form.closing), *after, turn_end]
-    mask = [0] * len(prompt) + [1] * len(written)
-    return {"input_ids": [*prompt, *written], "completion_mask": mask, "body_at": len(prompt) + len(opening)}
+    body_at = len(prompt) + len(opening)
+    read = body_at if row.get("given") else len(prompt)
+    mask = [0] * read + [1] * (len(prompt) + len(written) - read)
+    return {"input_ids": [*prompt, *written], "completion_mask": mask, "body_at": body_at}

@@ -33,12 +33,13 @@ def show_row(file: str, model_name: str, row: int, form: Format = SOLUTION) -> N
     tokenizer.chat_template = fitted(tokenizer.chat_template, form)
     encode = partial(inner_ids, tokenizer)
     prompt = prompt_ids(tokenizer, chosen["question"])
-    ids = tokenized(encode, chosen, tokenizer.eos_token_id, prompt, form)["input_ids"]
+    example = tokenized(encode, chosen, tokenizer.eos_token_id, prompt, form)
+    ids, read = example["input_ids"], example["completion_mask"].index(1)
     pieces = [tokenizer.decode([i], skip_special_tokens=False, clean_up_tokenization_spaces=False) for i in ids]
     console = Console(soft_wrap=True, highlight=False)
-    console.print(painted(pieces, len(prompt), console.is_terminal))
-    trained = len(ids) - len(prompt)
-    console.print(f"{len(prompt)} prompt tokens, {trained} trained tokens, budget {chosen['budget']}")
+    console.print(painted(pieces, read, console.is_terminal))
+    whose = "given" if read > len(prompt) else "stated"
+    console.print(f"{len(prompt)} prompt tokens, {len(ids) - read} trained tokens, {whose} budget {chosen['budget']}")
 
 
 def painted(pieces: Sequence[str], prompt: int, underline: bool) -> Text:

@@ -92,6 +92,14 @@ def test_the_prompt_is_masked_and_everything_else_is_trained_the_turn_end_too(po
     assert found["input_ids"][-1] == policy.tokenizer.eos_token_id
 
 
+def test_a_given_budget_is_read_and_not_trained(policy: Policy) -> None:
+    row = label(policy, SUM, RESPONSES[0])
+    stated, given = example(policy, row), example(policy, row | {"given": True})
+    assert given["input_ids"] == stated["input_ids"]
+    assert given["completion_mask"][: given["body_at"]] == [0] * given["body_at"]
+    assert set(given["completion_mask"][given["body_at"] :]) == {1}
+
+
 def test_the_trained_text_reads_back_as_the_promise(policy: Policy) -> None:
     row = label(policy, SUM, RESPONSES[0])
     ids = example(policy, row)["input_ids"][len(prompt_ids(policy.tokenizer, SUM.question)) :]

@@ -52,7 +52,7 @@ def test_every_token_is_shown_once_and_counted(
     assert SUM.question in text
     assert prefill(row["budget"]) + "a) 3 + 4 = 7 " in text
     assert text.endswith("\\boxed{7}</solution>" + policy.tokenizer.eos_token)
-    assert counts == f"{len(prompt)} prompt tokens, {len(ids) - len(prompt)} trained tokens, budget {row['budget']}"
+    assert counts == f"{len(prompt)} prompt tokens, {len(ids) - len(prompt)} trained tokens, stated budget {row['budget']}"
 
 
 def test_colours_tell_the_parts_apart() -> None:
@@ -85,7 +85,7 @@ def test_what_a_terminal_would_act_on_is_shown_instead() -> None:
 def test_the_tokenizer_is_enough(file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(BUNDLED, tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors"))
     show_row(file, str(tmp_path / "bare"), 1)
-    assert capsys.readouterr().out.endswith(" trained tokens, budget 1\n")
+    assert capsys.readouterr().out.endswith(" trained tokens, stated budget 1\n")
 
 
 @pytest.mark.parametrize("number", [0, 3, -1])

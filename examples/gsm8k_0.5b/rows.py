@@ -1,0 +1,92 @@
+"""Rows for a cold start whose budget is foretold: a question's own correct answers, each told at several lengths.
+
+    python examples/gsm8k_0.5b/rows.py QUESTIONS.jsonl ROWS.jsonl --model MODEL [--limit N]
+
+One sample's length is mostly chance, so what a question's budget is learnt from is the correct answer of median length, told without its
+preamble: the *stated* row. The others are *given* rows, whose budget is read and not learnt to be stated, so that a user's number
+reaches further than the model's own habit: the longest answer in full, the shortest by its sums alone, one that is half of each.
+"""
+
+import argparse
+import json
+import random
+import re
+from pathlib import Path
+from typing import Any
+
+from sbtiny import runs
+from sbtiny.config import load
+from sbtiny.opening import open_policy
+from sbtiny.rollout.policy import Policy
+from sbtiny.tasks.sources import Question, load_questions
+from sbtiny.tasks.verify import load_verifier
+from sbtiny.training.coldstart import judged, label, sample_answers
+
+DISPLAY = re.compile(r"\\\[.*?\\\]", re.DOTALL)
+BOXED = re.compile(r"\\boxed\{[^{}]*\}")
+
+
+def paragraphs(answer: str) -> list[str]:
+    """Its paragraphs, a displayed formula with the line that leads to it."""
+    return [part.strip() for part in re.split(r"\n\s*\n", answer) if part.strip()]
+
+
+def without_preamble(answer: str) -> str:
+    """From the first paragraph that reckons on."""
+    parts = paragraphs(answer)
+    first = next((i for i, part in enumerate(parts) if DISPLAY.search(part) or "=" in part), 0)
+    return "\n\n".join(parts[first:])
+
+
+def by_sums(answer: str, told: int = 0) -> str:
+    """Its first `told` reckoning paragraphs in words, the others by their displayed formulas alone, the last of which holds the answer."""
+    parts = paragraphs(without_preamble(answer))
+    short = [" ".join(" ".join(DISPLAY.findall(part)).split()) for part in parts[told:]]
+    if "\\boxed" not in (short[-1] if short else "") and (boxed := BOXED.search(parts[-1])):
+        short.append(f"\\[ {boxed.group()} \\]")
+    return "\n\n".join([*parts[:told], *(line for line in short if line)])
+
+
+def rows_of(policy: Policy, question: Question, answers: list[str], rng: random.Random) -> list[dict[str, Any]]:
+    """The rows of a question from its correct answers."""
+    ordered = sorted(answers, key=lambda text: len(policy.encode(text)))
+    middle = ordered[(len(ordered) - 1) // 2]
+    mixed = by_sums(middle, rng.randint(1, max(1, len(paragraphs(without_preamble(middle))) - 1)))
+    told = {without_preamble(middle): False, ordered[-1]: True, by_sums(ordered[0]): True, mixed: True}
+    found: dict[int, dict[str, Any]] = {}
+    for text, given in told.items():
+        if "\\boxed" in text:
+            row = label(policy, question, text) | ({"given": True} if given else {})
+            found.setdefault(row["budget"], row)
+    return list(found.values())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("questions")
+    parser.add_argument("rows", type=Path)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--limit", type=int)
+    parser.add_argument("--samples", type=int, default=6)
+    parser.add_argument("--slots", type=int, default=512)
+    parser.add_argument("--room", type=int, default=480, help="longest answer, in tokens")
+    args = parser.parse_args()
+    questions = load_questions(args.questions, "train", args.limit)
+    verify = load_verifier("auto")
+    policy = open_policy(args.model, load(overrides=[("model", args.model), ("four_bit", False)]), args.slots)
+    asked = [q for q in questions for _ in range(args.samples)]
+    requests = [policy.request(q.question, args.room, seed=i) for i, q in enumerate(asked)]
+    right: dict[str, list[str]] = {}
+    for question, episode in zip(asked, sample_answers(policy, requests, 0.7, lambda *_: None), strict=True):
+        if judged(episode, question, verify) == "row" and "```" not in episode.solution:  # what code prints is guessed
+            right.setdefault(question.id, []).append(episode.solution.strip())
+    by_id = {q.id: q for q in questions}
+    rows = [row for name, answers in right.items() for row in rows_of(policy, by_id[name], answers, random.Random(name))]
+    runs.write_jsonl(args.rows, rows)
+    stated = [row["budget"] for row in rows if not row.get("given")]
+    print(json.dumps({"questions": len(questions), "answers": len(asked), "right": sum(map(len, right.values())), "with_right": len(right),
+                      "rows": len(rows), "stated_mean": sum(stated) / len(stated)}))
+
+
+if __name__ == "__main__":
+    main()
