@@ -72,6 +72,12 @@ def resolve(name: str) -> Source:
     raise InputError(f"unknown model {name!r}{_advice(name)}")
 
 
+def lasting(name: str) -> str:
+    """A model's name that means the same from any folder: the path of a folder or file is made absolute."""
+    is_path = find(name) is None and resolve(name).kind in ("folder", "gguf")
+    return str(Path(name).expanduser().absolute()) if is_path else name
+
+
 def _resolve_alias(alias: Alias) -> Source:
     if alias.hub_id is None:
         return Source("bundled", str(BUNDLED), alias.name)
