@@ -16,9 +16,10 @@ from sbtiny.export.merge import Merged, save_weights
 from sbtiny.export.placing import aside, place
 from sbtiny.export.plan import Plan
 from sbtiny.export.tokens import Vocabulary, read_vocabulary
-from sbtiny.models.load import base_folder, read_base, read_config
+from sbtiny.models.load import base_folder
 from sbtiny.models.misfits import EMBEDDING
 from sbtiny.models.prompts import stop_ids_of
+from sbtiny.models.tensors import read_config, read_folder
 from sbtiny.progress import bar, console
 from sbtiny.tasks.sources import Question
 
@@ -32,7 +33,7 @@ class Export:
         if plan.kinds:
             gguf.check_architecture(self.config)
         self.tokenizer = read_tokenizer(self.base, plan.form)
-        runs.check_base(plan.run, read_base(str(self.base)).fingerprint())
+        runs.check_base(plan.run, read_folder(self.base).fingerprint())
         as_trained = plan.merge == "dequantized"
         dtype = getattr(torch, plan.trained_in) if as_trained and plan.trained_in else None
         self.merged = Merged(self.base, plan.run / "adapter", as_trained and plan.nf4, self.config.tie_word_embeddings, dtype)
@@ -65,8 +66,6 @@ class Export:
         with bar("merging", len(self.merged.files)) as advance:
             save_weights(self.merged, folder, getattr(torch, self.plan.dtype), advance)
         self.config.dtype = self.plan.dtype
-        if hasattr(self.config, "quantization_config"):
-            del self.config.quantization_config
         self.config.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         self.generation.eos_token_id = self.stops

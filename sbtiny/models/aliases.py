@@ -67,6 +67,8 @@ def resolve(name: str) -> Source:
         if not path.is_file():
             raise InputError(f"no file {name}: check the path")
         return Source("gguf", str(path), path.stem)
+    if path.is_absolute():
+        raise InputError(f"no folder {name}: check the path; a run's base is under model in its run.json")
     if HUB_ID.fullmatch(name):
         return Source("hub", name, name)
     raise InputError(f"unknown model {name!r}{_advice(name)}")

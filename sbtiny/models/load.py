@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import nn
@@ -23,7 +23,7 @@ from sbtiny.models.adapters import read_config as read_adapter_config
 from sbtiny.models.aliases import Source, resolve
 from sbtiny.models.from_gguf import as_folder, cache_folder
 from sbtiny.models.hardware import Dtype, detect
-from sbtiny.models.tensors import Base, check_finite, check_folder, check_report, check_tensors, read_tensors, unread
+from sbtiny.models.tensors import Base, check_finite, check_report, read_folder, unread
 from sbtiny.progress import console
 
 if TYPE_CHECKING:
@@ -164,33 +164,8 @@ def _with_transformers(source: Source, base: Base, four_bit: bool, dtype: Dtype 
 
 
 def read_base(name: str) -> Base:
-    """A model's folder, its weights unread: headers say whether they are the model's. Raises InputError when they are not."""
-    source = resolve(name)
-    folder = base_folder(source)
-    config = read_config(folder)
-    check_folder(folder, config)
-    tensors = read_tensors(folder)
-    with _reading(source):
-        empty = _without_weights(config)
-    check_tensors(folder, tensors, empty)
-    return Base(folder, config, tensors, empty.num_parameters(), dict(empty.all_tied_weights_keys))
-
-
-def read_config(folder: Path) -> Any:
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(folder)
-    except Exception as error:  # its fields are anything's: transformers raises KeyError, TypeError and errors of its own as well
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(" .:")
-        raise InputError(f"cannot load {folder}: config.json: {reason}; check that the folder is whole") from error
-
-
-def _without_weights(config: Any) -> "PreTrainedModel":
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
+    """A model's folder, its weights unread. Raises InputError when they are not those of its config.json."""
+    return read_folder(base_folder(resolve(name)))
 
 
 def _files(source: Source) -> str:

@@ -4,7 +4,8 @@ Whatever loads, exports or compares a model reads its folder here, so that none 
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -68,6 +69,39 @@ class Base:
                 rows = tensor.rows(start, start + 1 if len(tensor.shape) > 1 else SAMPLE)
                 digest.update(rows.flatten()[:SAMPLE].float().numpy().tobytes())
         return digest.hexdigest()[:16]
+
+
+def read_folder(folder: Path) -> Base:
+    """Raises InputError when the files are not the model that config.json describes."""
+    config = read_config(folder)
+    check_folder(folder, config)
+    tensors = read_tensors(folder)
+    empty = without_weights(folder, config)
+    check_tensors(folder, tensors, empty)
+    return Base(folder, config, tensors, empty.num_parameters(), dict(empty.all_tied_weights_keys))
+
+
+def read_config(folder: Path) -> Any:
+    from transformers import AutoConfig
+
+    with reading_config(folder):
+        return AutoConfig.from_pretrained(folder)
+
+
+def without_weights(folder: Path, config: Any) -> "PreTrainedModel":
+    from transformers import AutoModelForCausalLM
+
+    with reading_config(folder), torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
+
+
+@contextmanager
+def reading_config(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # its fields are anything's: transformers raises KeyError, TypeError and errors of its own as well
+        reason = " ".join(str(error).split())[:200].rstrip(" .:") or type(error).__name__
+        raise misfits.refusal(folder, f"config.json: {reason}", WHOLE) from error
 
 
 def read_tensors(folder: Path) -> dict[str, Stored]:
