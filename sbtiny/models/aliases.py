@@ -67,8 +67,6 @@ def resolve(name: str) -> Source:
         if not path.is_file():
             raise InputError(f"no file {name}: check the path")
         return Source("gguf", str(path), path.stem)
-    if path.is_absolute():
-        raise InputError(f"no folder {name}: check the path; a run's base is under model in its run.json")
     if HUB_ID.fullmatch(name):
         return Source("hub", name, name)
     raise InputError(f"unknown model {name!r}{_advice(name)}")
@@ -96,6 +94,8 @@ def _packaged_gguf(package: str) -> Path | None:
 
 
 def _advice(name: str) -> str:
+    if Path(name).is_absolute():
+        return ": there is no such folder; check the path (a run names its base in run.json, under model)"
     near = get_close_matches(name.lower(), [alias.name for alias in ALIASES], 1)
     if near:
         return f"; did you mean {near[0]!r}? (sbtiny models lists them)"

@@ -19,7 +19,7 @@ from sbtiny.export.merge import Merged
 from sbtiny.models.aliases import BUNDLED, lasting
 from sbtiny.models.from_gguf import read
 from sbtiny.models.load import add_lora, load, read_base
-from sbtiny.models.tensors import INDEX, SINGLE, Base
+from sbtiny.models.tensors import INDEX, SINGLE, Base, read_header
 from sbtiny.opening import open_policy, trained_on
 
 Tensors = dict[str, torch.Tensor]
@@ -270,7 +270,7 @@ def test_another_base_under_the_name_is_told_wherever_a_run_is_opened(verb: tupl
 def test_a_base_that_is_gone_is_told_with_its_path(made: Path, tmp_path: Path) -> None:
     run = shutil.copytree(made / "run", tmp_path / "run")
     (run / "run.json").write_text(json.dumps(runs.read_run(run) | {"model": str(tmp_path / "gone")}))
-    with pytest.raises(InputError, match=rf"no folder {tmp_path / 'gone'}: check the path"):
+    with pytest.raises(InputError, match=rf"unknown model '{tmp_path / 'gone'}': there is no such folder; check the path"):
         open_policy(str(run), Settings(), 2)
 
 
@@ -289,6 +289,14 @@ def test_reading_is_quick_and_reads_no_weights(monkeypatch: pytest.MonkeyPatch) 
     base = read_base("tiny")
     assert isinstance(base, Base)
     assert (base.parameters, len(base.tensors)) == (1_177_344, 38)
+
+
+def test_a_scalar_has_a_fingerprint_too(tmp_path: Path) -> None:
+    found = set()
+    for i, value in enumerate((0.5, 0.5, 0.6)):
+        save_file({"scale": torch.tensor(value), "none": torch.zeros(0, 4)}, tmp_path / f"{i}.safetensors")
+        found.add(Base(tmp_path, None, read_header(tmp_path / f"{i}.safetensors"), 1, {}).fingerprint())
+    assert len(found) == 2
 
 
 def test_a_fresh_adapter_keeps_the_fingerprint_within_reach() -> None:
