@@ -9,11 +9,13 @@ from typing import Any
 from sbtiny import runs
 from sbtiny.config import Settings
 from sbtiny.evaluation import report
+from sbtiny.models.load import read_base
 from sbtiny.stages import run_eval, run_grpo, run_sft
 
 
 def run(settings: Settings, folder: Path) -> dict[str, Any]:
     """The content of report.json."""
+    read_base(settings.model)  # what is there of an earlier demo stays until this one can begin
     runs.set_aside(folder)
     seconds: dict[str, float] = {}
 

@@ -11,7 +11,7 @@ from sbtiny.budget.template import form_of_template
 from sbtiny.config import Settings
 from sbtiny.errors import InputError
 from sbtiny.models.aliases import resolve
-from sbtiny.models.load import add_lora, fingerprint, load
+from sbtiny.models.load import add_lora, load, read_base
 from sbtiny.rollout import llama_cpp, vllm
 from sbtiny.rollout.memory import return_freed
 from sbtiny.rollout.policy import Policy
@@ -22,8 +22,10 @@ def is_four_bit(settings: Settings, about: dict[str, Any]) -> bool:
     return settings.four_bit if settings.four_bit is not None else about.get("four_bit", torch.cuda.is_available())
 
 
-def open_policy(name: str, settings: Settings, slots: int, trainable: bool = False) -> Policy:
+def open_policy(name: str, settings: Settings, slots: int, trainable: bool = False, run: Path | None = None) -> Policy:
     """A run's policy (base model and adapter) or a plain model. Tiny models run faster on two threads than on many.
+
+    `run`: one that goes on with it, and must stand on the same base as well.
 
     A .gguf file is decoded by llama.cpp where its module is installed and no other engine is named, else unpacked and decoded as any model.
     """
@@ -37,6 +39,8 @@ def open_policy(name: str, settings: Settings, slots: int, trainable: bool = Fal
     adapter = folder / "adapter" if folder else None
     if adapter and not adapter.is_dir():
         raise InputError(f"{folder} holds no adapter: was the run finished?")
+    for standing in filter(None, (folder, run)):
+        runs.check_base(standing, read_base(about["model"]).fingerprint())
     how = {"four_bit": is_four_bit(settings, about), "vllm": settings.engine == "vllm", "backend": settings.backend}
     model, tokenizer = load(about["model"], **how, adapter=adapter, trainable=trainable)
     if trainable and adapter is None:
@@ -55,4 +59,4 @@ def trained_on(policy: Policy) -> dict[str, Any]:
     """What export must know of the base and config.yaml may leave open: its bits, its number format, and which one it was."""
     embedding = policy.model.get_input_embeddings().weight
     four_bit = any(hasattr(weight, "quant_state") for weight in policy.model.parameters())
-    return {"four_bit": four_bit, "dtype": str(embedding.dtype).removeprefix("torch."), "base": fingerprint(embedding)}
+    return {"four_bit": four_bit, "dtype": str(embedding.dtype).removeprefix("torch."), "base": policy.model.base_fingerprint}

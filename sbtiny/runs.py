@@ -90,6 +90,14 @@ def read_run(folder: Path) -> dict[str, Any]:
     return {"format": "solution"} | found
 
 
+def check_base(folder: Path, found: str) -> None:
+    """Raise InputError when the model a run names has another fingerprint than the one it was trained on. None noted: none compared."""
+    about = read_run(folder)
+    if (known := about.get("base", found)) != found:
+        named = f"{about['model']} (fingerprint {found}) has other weights than the base {folder} was trained on ({known})"
+        raise InputError(f"{named}: put that one back, or say in {folder / 'run.json'} where it is (model)")
+
+
 def unused(path: Path) -> Path:
     """`path`, or where that is taken `path-2`, `path-3` and so on."""
     names = (path.with_name(f"{path.name}-{n}") if n > 1 else path for n in count(1))

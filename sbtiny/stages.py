@@ -14,6 +14,7 @@ from sbtiny.budget.metrics import Sample
 from sbtiny.budget.protocol import parse_budget_option
 from sbtiny.config import Settings
 from sbtiny.evaluation import cutting, evaluate
+from sbtiny.models.aliases import lasting
 from sbtiny.opening import open_policy, trained_on
 from sbtiny.progress import console, quieten_libraries
 from sbtiny.rollout.episode import Episode
@@ -91,7 +92,7 @@ def run_sft(settings: Settings, output: Path | None, resume: bool = False) -> Pa
     Everything that can be wrong is read before the folder is made.
     """
     ranks.join()
-    settings = ranks.once(lambda: settings)  # each process may have derived a micro-batch from what it saw free
+    settings = ranks.once(lambda: replace(settings, model=lasting(settings.model)))  # its micro-batch may be of what one process saw free
     kept = output / "data.jsonl" if resume and output else None
     given = settings.sft.data or (str(kept) if kept and kept.is_file() else None)
     rows = read_labelled(given) if given else []
@@ -99,7 +100,7 @@ def run_sft(settings: Settings, output: Path | None, resume: bool = False) -> Pa
         rows, _ = trainable(rows, settings.sft.data, settings)
     questions = [] if given else load_questions(settings.data.task, "train", 1, settings.seed)
     last = ranks.once(lambda: going_on(output, settings, "sft", rows)) if resume and output else None
-    policy = open_policy(settings.model, settings, settings.data.slots, trainable=True)
+    policy = open_policy(settings.model, settings, settings.data.slots, trainable=True, run=output if resume else None)
     sft.check_tags(policy)
     dataset = sft.prepare(policy, rows, settings) if rows else None
     if not rows:
@@ -133,7 +134,7 @@ def training_questions(settings: Settings) -> list[Question]:
 def of_parent(settings: Settings, start: Path) -> Settings:
     """The settings with what a run takes over from the one it goes on from."""
     about = runs.read_run(start)
-    return replace(settings, model=about["model"], format=about["format"])
+    return replace(settings, model=lasting(about["model"]), format=about["format"])
 
 
 def run_grpo(
@@ -154,7 +155,7 @@ def run_grpo(
     questions = training_questions(settings)
     check_references(verify, questions)
     last = ranks.once(lambda: going_on(output, settings, "grpo", questions)) if resume and output else None
-    policy = open_policy(str(start), settings, settings.grpo.slots, trainable=True)
+    policy = open_policy(str(start), settings, settings.grpo.slots, trainable=True, run=output if resume else None)
     policy.engine.check_room(settings.grpo.max_tokens)
     about = {"parent": str(start)} | trained_on(policy)
     folder = output if resume and output else ranks.once(lambda: runs.new("grpo", output, settings, **about))

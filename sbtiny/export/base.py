@@ -1,46 +1,16 @@
-"""What an export reads of the base beside its weights, and whether it is the base that was trained on."""
+"""What an export reads of the base beside its weights."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
-from safetensors import safe_open
-
-from sbtiny import runs
 from sbtiny.budget.protocol import Format
 from sbtiny.budget.template import fitted, with_budget
-from sbtiny.errors import InputError
 from sbtiny.export import template
-from sbtiny.export.merge import Merged
-from sbtiny.models.load import fingerprint, load_tokenizer
+from sbtiny.models.load import load_tokenizer
 from sbtiny.models.prompts import turn_end
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedTokenizerBase
-
-EMBEDDING = "model.embed_tokens.weight"
-
-
-def read_config(base: Path) -> Any:
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(base)
-    except Exception as error:  # its fields are anything's: transformers raises KeyError, TypeError and errors of its own as well
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"cannot read {base / 'config.json'}: {reason}; give the model the run was trained on") from error
-
-
-def check_same(merged: Merged, run: Path) -> None:
-    """Raises InputError when the base has other weights than the one trained on; runs of before that was noted pass."""
-    if EMBEDDING not in merged.files:
-        raise InputError(f"{merged.base} has no {EMBEDDING}: only models laid out as Llama's can be exported")
-    about = runs.read_run(run)
-    if known := about.get("base"):
-        with safe_open(merged.files[EMBEDDING], "pt") as file:
-            rows = file.get_slice(EMBEDDING)[:256].to(getattr(torch, about["dtype"]))
-        if fingerprint(rows) != known:
-            raise InputError(f"{merged.base} has other weights than the base {run} was trained on: give the model it was trained on")
 
 
 def read_tokenizer(base: Path, form: Format) -> "PreTrainedTokenizerBase":

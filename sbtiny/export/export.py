@@ -6,10 +6,10 @@ from typing import Any
 import torch
 
 from sbtiny import runs
-from sbtiny.errors import Failed
+from sbtiny.errors import Failed, InputError
 from sbtiny.evaluation.evaluate import Verify
 from sbtiny.export import gguf, kquants, modelfile
-from sbtiny.export.base import EMBEDDING, check_same, ordered_stops, read_config, read_generation, read_tokenizer
+from sbtiny.export.base import ordered_stops, read_generation, read_tokenizer
 from sbtiny.export.card import card
 from sbtiny.export.check import Check
 from sbtiny.export.merge import Merged, save_weights
@@ -17,7 +17,9 @@ from sbtiny.export.placing import aside, place
 from sbtiny.export.plan import Plan
 from sbtiny.export.tokens import Vocabulary, read_vocabulary
 from sbtiny.models.load import base_folder
+from sbtiny.models.misfits import EMBEDDING
 from sbtiny.models.prompts import stop_ids_of
+from sbtiny.models.tensors import read_config, read_folder
 from sbtiny.progress import bar, console
 from sbtiny.tasks.sources import Question
 
@@ -31,10 +33,12 @@ class Export:
         if plan.kinds:
             gguf.check_architecture(self.config)
         self.tokenizer = read_tokenizer(self.base, plan.form)
+        runs.check_base(plan.run, read_folder(self.base).fingerprint())
         as_trained = plan.merge == "dequantized"
         dtype = getattr(torch, plan.trained_in) if as_trained and plan.trained_in else None
         self.merged = Merged(self.base, plan.run / "adapter", as_trained and plan.nf4, self.config.tie_word_embeddings, dtype)
-        check_same(self.merged, plan.run)
+        if EMBEDDING not in self.merged.files:
+            raise InputError(f"{self.base} has no {EMBEDDING}: only models laid out as Llama's can be exported")
         rows = self.merged.shapes[EMBEDDING][0]
         self.generation = read_generation(self.base)
         self.stops = ordered_stops(stop_ids_of(self.generation, self.tokenizer, rows), self.tokenizer)
@@ -62,8 +66,6 @@ class Export:
         with bar("merging", len(self.merged.files)) as advance:
             save_weights(self.merged, folder, getattr(torch, self.plan.dtype), advance)
         self.config.dtype = self.plan.dtype
-        if hasattr(self.config, "quantization_config"):
-            del self.config.quantization_config
         self.config.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         self.generation.eos_token_id = self.stops

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sbtiny.errors import InputError
 from sbtiny.models.adapters import read_config
+from sbtiny.models.tensors import read_tensors
 
 SHARD = 10**9  # bytes
 PREFIX, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
@@ -70,24 +71,15 @@ class Merged:
         self.files: dict[str, Path] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.stored: dict[str, str] = {}
-        for file in base_files(base):
-            self._index(file, tied)
+        for name, tensor in read_tensors(base).items():
+            if not (tied and name == "lm_head.weight"):
+                self.files[name], self.shapes[name], self.stored[name] = tensor.file, tensor.shape, tensor.dtype
         for name, lora in self.lora.items():
             wanted = (lora.b.shape[0], lora.a.shape[1])
             if name not in self.shapes:
                 raise InputError(f"the adapter in {adapter} does not fit {base}: it has no {name}; {MEND}")
             if self.shapes[name] != wanted:
                 raise InputError(f"the adapter in {adapter} does not fit {base}: {name} is {self.shapes[name]}, not {wanted}; {MEND}")
-
-    def _index(self, file: Path, tied: bool) -> None:
-        try:
-            with safe_open(file, "pt") as opened:
-                for name in opened.keys():  # noqa: SIM118
-                    if not (tied and name == "lm_head.weight"):
-                        part = opened.get_slice(name)
-                        self.files[name], self.shapes[name], self.stored[name] = file, tuple(part.get_shape()), part.get_dtype()
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"cannot read {file}: {error}; check that the model is whole") from error
 
     def __getitem__(self, name: str) -> Tensor:
         # Opened anew each time: an open file keeps every page it ever read in this process's memory.
@@ -98,18 +90,6 @@ class Merged:
             weight = through_nf4(weight)
         weight = weight.float()
         return weight + self.lora[name].delta() if name in self.lora else weight.clone()
-
-
-def base_files(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            return [folder / name for name in sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{index} is corrupt ({error!r}): check that the model is whole") from error
-    if (folder / "model.safetensors").is_file():
-        return [folder / "model.safetensors"]
-    raise InputError(f"{folder} holds no model.safetensors: save the base with save_pretrained first")
 
 
 def through_nf4(weight: Tensor) -> Tensor:

@@ -72,6 +72,12 @@ def resolve(name: str) -> Source:
     raise InputError(f"unknown model {name!r}{_advice(name)}")
 
 
+def lasting(name: str) -> str:
+    """A model's name that means the same from any folder: the path of a folder or file is made absolute."""
+    is_path = find(name) is None and resolve(name).kind in ("folder", "gguf")
+    return str(Path(name).expanduser().absolute()) if is_path else name
+
+
 def _resolve_alias(alias: Alias) -> Source:
     if alias.hub_id is None:
         return Source("bundled", str(BUNDLED), alias.name)
@@ -88,6 +94,8 @@ def _packaged_gguf(package: str) -> Path | None:
 
 
 def _advice(name: str) -> str:
+    if Path(name).is_absolute():
+        return ": there is no such folder; check the path (a run names its base in run.json, under model)"
     near = get_close_matches(name.lower(), [alias.name for alias in ALIASES], 1)
     if near:
         return f"; did you mean {near[0]!r}? (sbtiny models lists them)"

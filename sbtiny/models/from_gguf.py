@@ -113,15 +113,24 @@ def _read_model(reader: "GGUFReader", file: Path) -> "PreTrainedModel":
     import torch
     from transformers import AutoModelForCausalLM, GgufConfig
 
+    from sbtiny.models.tensors import check_report
+
     types = {tensor.tensor_type.name for tensor in reader.tensors if len(tensor.shape) == 2}
     # float16 keeps three bits more of a dequantised weight than bfloat16 does.
     dtype = torch.float32 if "F32" in types else torch.bfloat16 if "BF16" in types else torch.float16
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            str(file.parent), gguf_file=file.name, quantization_config=GgufConfig(dequantize=True), dtype=dtype
+        model, report = AutoModelForCausalLM.from_pretrained(
+            str(file.parent),
+            gguf_file=file.name,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=dtype,
+            ignore_mismatched_sizes=True,  # the report has them, and is read
+            output_loading_info=True,
         )
     except (ValueError, NotImplementedError) as error:
         raise InputError(f"transformers cannot read {file}: {error}; {ORIGINAL}") from error
+    check_report(file, model, report)
+    return model
 
 
 def read_tokenizer(reader: "GGUFReader", file: Path) -> "PreTrainedTokenizerBase":

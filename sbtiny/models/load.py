@@ -8,11 +8,10 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from hashlib import sha256
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import nn
@@ -20,10 +19,11 @@ from torch import nn
 from sbtiny.config import BackendName
 from sbtiny.errors import InputError
 from sbtiny.models import aliases
-from sbtiny.models.adapters import read_config
+from sbtiny.models.adapters import read_config as read_adapter_config
 from sbtiny.models.aliases import Source, resolve
 from sbtiny.models.from_gguf import as_folder, cache_folder
 from sbtiny.models.hardware import Dtype, detect
+from sbtiny.models.tensors import Base, check_finite, check_report, read_folder, unread
 from sbtiny.progress import console
 
 if TYPE_CHECKING:
@@ -52,16 +52,22 @@ def load(
 
     `four_bit` quantises the linear layers to NF4 (double quantisation), which compute in `dtype`; that is picked by
     hardware and size unless given. `trainable` says whether the adapter will be trained further, `vllm` whether unsloth
-    shall bring its engine. Raises InputError when anything cannot be had.
+    shall bring its engine. The model has `base_fingerprint`. Raises InputError when anything cannot be had, or the weights are not the
+    model's.
     """
     source = resolve(name)
     # cuDNN's attention gives a query gradient that is NaN where padding masks whole rows and the width suits it: 448 positions do, 512 do
     # not (torch 2.11, an H200), so about one micro-batch in sixty ended a run.
     torch.backends.cuda.enable_cudnn_sdp(False)
-    if start_backend(backend) == "unsloth":
-        model, tokenizer = _with_unsloth(source, four_bit, dtype, vllm)
+    chosen, base = start_backend(backend), read_base(name)
+    if said := unread(base.folder):
+        console.print(said, markup=False, soft_wrap=True, style="yellow")
+    if chosen == "unsloth":
+        model, tokenizer = _with_unsloth(source, base, four_bit, dtype, vllm)
     else:
-        model, tokenizer = _with_transformers(source, four_bit, dtype), load_tokenizer(name)
+        model, tokenizer = _with_transformers(source, base, four_bit, dtype), load_tokenizer(name)
+    check_finite(source.ref, model)
+    model.base_fingerprint = base.fingerprint()
     if adapter is not None:
         model = load_adapter(model, adapter, trainable)
     return model, tokenizer
@@ -137,23 +143,29 @@ def _import_unsloth() -> tuple[str, str] | None:
 # ---- transformers ----------------------------------------------------------------------------------------------------
 
 
-def _with_transformers(source: Source, four_bit: bool, dtype: Dtype | None) -> "PreTrainedModel":
-    from transformers import AutoConfig, AutoModelForCausalLM
+def _with_transformers(source: Source, base: Base, four_bit: bool, dtype: Dtype | None) -> "PreTrainedModel":
+    from transformers import AutoModelForCausalLM
 
-    ref = _files(source)
+    hardware = detect(base.parameters)
+    kind = getattr(torch, dtype or hardware.dtype)
     with _reading(source):
-        config = AutoConfig.from_pretrained(ref)
-        hardware = detect(_parameters(config))
-        kind = getattr(torch, dtype or hardware.dtype)
-        model = AutoModelForCausalLM.from_pretrained(
-            ref,
+        model, report = AutoModelForCausalLM.from_pretrained(
+            _files(source),
             dtype=kind,
             attn_implementation="sdpa",
             device_map={"": int(os.environ.get("LOCAL_RANK", 0))} if hardware.device == "cuda" else None,
             quantization_config=_nf4(kind) if four_bit else None,
+            ignore_mismatched_sizes=True,  # the report has them, and is read
+            output_loading_info=True,
         )
+    check_report(source.ref, model, report, base.tied)
     keep_4bit_gradients(model)
     return model
+
+
+def read_base(name: str) -> Base:
+    """A model's folder, its weights unread. Raises InputError when they are not those of its config.json."""
+    return read_folder(base_folder(resolve(name)))
 
 
 def _files(source: Source) -> str:
@@ -173,15 +185,8 @@ def base_folder(source: Source) -> Path:
     from huggingface_hub import snapshot_download
 
     with _reading(source):
-        return Path(snapshot_download(ref, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "README.md"]))
-
-
-def _parameters(config: Any) -> int:
-    """Size of a model before its weights are read."""
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        return sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+        wanted = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "README.md"]
+        return Path(snapshot_download(ref, allow_patterns=wanted, ignore_patterns=["*/*.safetensors", "consolidated*.safetensors"]))
 
 
 def _nf4(kind: torch.dtype) -> "BitsAndBytesConfig":
@@ -228,16 +233,15 @@ def _mend(source: Source) -> str:
 # ---- unsloth ---------------------------------------------------------------------------------------------------------
 
 
-def _with_unsloth(source: Source, four_bit: bool, dtype: Dtype | None, vllm: bool) -> "Loaded":
-    from transformers import AutoConfig
+def _with_unsloth(source: Source, base: Base, four_bit: bool, dtype: Dtype | None, vllm: bool) -> "Loaded":
     from unsloth import FastLanguageModel
 
-    ref = _files(source)
+    if vllm and (said := unread(base.folder)):
+        raise InputError(f"{said}, and vLLM reads the others: remove one of the two")
     with _reading(source):
-        positions = AutoConfig.from_pretrained(ref).max_position_embeddings
         model, tokenizer = FastLanguageModel.from_pretrained(
-            model_name=ref,
-            max_seq_length=min(positions, UNSLOTH_CONTEXT),
+            model_name=_files(source),
+            max_seq_length=min(base.config.max_position_embeddings, UNSLOTH_CONTEXT),
             dtype=getattr(torch, dtype or detect().dtype),
             load_in_4bit=four_bit,
             fast_inference=vllm,
@@ -301,7 +305,7 @@ def add_lora(
 
 def load_adapter(model: nn.Module, path: Path, trainable: bool = False) -> "PeftModel":
     """The model with a saved adapter, in float32. Raises InputError when it is missing, broken, or fits another model."""
-    read_config(path)
+    read_adapter_config(path)
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import SafetensorError, safe_open
 
@@ -320,9 +324,3 @@ def load_adapter(model: nn.Module, path: Path, trainable: bool = False) -> "Peft
 
         model = FastLanguageModel.patch_peft_model(model, use_gradient_checkpointing="unsloth")
     return model
-
-
-def fingerprint(embedding: torch.Tensor) -> str:
-    """Tells bases of one shape apart: a hash of the first rows (vocabulary, width) of the embedding, which 4 bits leave alone."""
-    rows = embedding[:256].detach().cpu().contiguous()
-    return sha256(rows.view(torch.uint8).numpy().tobytes()).hexdigest()[:16]
