@@ -1,12 +1,13 @@
 """Labelled rows, read and put into tokens; imports no torch, so that what is wrong with them is told at once."""
 
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from sbtiny.budget.protocol import Format, parts, prefill
 from sbtiny.errors import InputError
-from sbtiny.tasks.sources import numbered_rows, text
+from sbtiny.tasks.files import locate
+from sbtiny.tasks.shapes import shown, text
+from sbtiny.tasks.sources import numbered_rows
 
 Encode = Callable[[str], list[int]]  # token ids of a text, without special tokens
 KEYS = ("id", "question", "response", "budget")
@@ -23,6 +24,18 @@ class Labelled(dict[str, Any]):
     def question(self) -> str:
         return self["question"]
 
+    @property
+    def system(self) -> str | None:
+        return self.get("system")
+
+    @property
+    def response(self) -> str:
+        return self["response"]
+
+    @property
+    def named(self) -> str:
+        return self.where
+
 
 def place(row: dict[str, Any]) -> str:
     """Where a row stands, for what is told of it; of one that was just made, whose it is."""
@@ -31,7 +44,7 @@ def place(row: dict[str, Any]) -> str:
 
 def read_labelled(path: str) -> list[Labelled]:
     """Rows made by `sbtiny data build`. Raises InputError with file and line for a row that cannot be trained on."""
-    return [checked(row, f"{path}, line {number}") for number, row in numbered_rows(path)]
+    return [checked(row, locate(path, number)) for number, row in numbered_rows(path)]
 
 
 def checked(row: dict[str, Any], where: str) -> Labelled:
@@ -39,14 +52,15 @@ def checked(row: dict[str, Any], where: str) -> Labelled:
         raise InputError(f"{where} has no {missing[0]!r}: labelled rows come from sbtiny data build (--traces labels a file)")
     for key in ("question", "response"):
         if not isinstance(row[key], str):
-            raise InputError(f"{where}: {key!r} is {json.dumps(row[key])[:40]}: it must be text")
+            raise InputError(f"{where}: {key!r} is {shown(row[key])}: it must be text")
         text(row, key, where)
+    if row.get("system") is not None:
+        text(row, "system", where)
     budget = row["budget"]
     if not isinstance(budget, int) or isinstance(budget, bool) or budget < 1:
-        told = json.dumps(budget)[:40]
-        raise InputError(f"{where}: budget {told} is no positive whole number: rebuild the file with sbtiny data build")
+        raise InputError(f"{where}: budget {shown(budget)} is no positive whole number: rebuild the file with sbtiny data build")
     if not isinstance(row.get("given", False), bool):
-        raise InputError(f"{where}: 'given' is {json.dumps(row['given'])[:40]}: it must be true or false")
+        raise InputError(f"{where}: 'given' is {shown(row['given'])}: it must be true or false")
     return Labelled(row | {"id": text(row, "id", where)}, where)
 
 
