@@ -72,7 +72,7 @@ def told(harvest: coldstart.Harvest, file: Path) -> None:
     why = {"wrong": harvest.wrong, "cut": harvest.cut, "spare": harvest.spare, "evaluation questions": harvest.leaked}
     dropped = ", ".join(f"{count} {name}" for name, count in why.items() if count) or "none"
     ends = f"; turn ends cut off: {harvest.turn_ends}" if harvest.turn_ends else ""
-    console.print(f"{len(harvest.rows)} labelled rows of {harvest.sampled} answers in {file}; dropped: {dropped}{ends}")
+    console.print(f"{len(harvest.rows)} labelled rows of {harvest.sampled} answers in {file}; dropped: {dropped}{ends}", soft_wrap=True)
     table = Table("level", "rows", "accepted", "p10", "p50", "p90", "longest", box=None, title="tokens by level")
     for row in harvest.levels():
         lengths = ("-" if row[key] is None else f"{row[key]:.0f}" for key in ("p10", "p50", "p90", "p100"))

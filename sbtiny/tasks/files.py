@@ -66,7 +66,7 @@ def read_csv(content: bytes, file: Path) -> Numbered:
                 raise InputError(f"{file}, row {number}: more fields than the first line names: quote a field with commas")
             yield number, {key: value for key, value in row.items() if value}
     except csv.Error as error:
-        raise InputError(f"{file}, line {reader.line_num}: broken CSV ({error}): write it again, or as JSON Lines") from error
+        raise InputError(f"{file}, after line {reader.line_num}: broken CSV ({error}): write it again, or as JSON Lines") from error
 
 
 def read_parquet(content: bytes, file: Path) -> Numbered:

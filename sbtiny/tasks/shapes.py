@@ -152,7 +152,7 @@ def with_thoughts(row: Row, answer: str, where: str) -> str:
 def text(row: Row, key: str, where: str) -> str:
     """The text, or the finite number as text, under a key that must be there and not be empty."""
     if key not in row:
-        keys = ", ".join([*map(repr, list(row)[:SHOWN]), *(["..."] if len(row) > SHOWN else [])]) or "none"
+        keys = ", ".join([*(repr(found)[:40] for found in list(row)[:SHOWN]), *["..."] * (len(row) > SHOWN)]) or "none"
         also = f", or {', '.join([*KEYS[key][1:], *(KEYS['turns'] if key == 'question' else ())])}" if key in KEYS else ""
         raise InputError(f"{where} has no {key!r}{suggestion(key, row)}: rename or add it{also} (keys found: {keys})")
     value = row[key]

@@ -66,6 +66,7 @@ def checked(row: dict[str, Any], where: str) -> Labelled:
 
 def tokenized(encode: Encode, row: dict[str, Any], turn_end: int, prompt: Sequence[int], form: Format) -> dict[str, Any]:
     """`input_ids` and `completion_mask` of a row: prompt, tags, the answer's own tokens, turn end; `body_at` is the first of the answer's.
+    `budget` is the number that is stated: less than the row's where the answer's own `<think>` tags become the format's.
 
     The budget of a row with `given` is read, as a user's is, and not learnt to be stated: its tokens are masked.
     The parts are tokenised apart, so that the label is exactly the number of body tokens the model is trained to write.
@@ -80,9 +81,10 @@ def tokenized(encode: Encode, row: dict[str, Any], turn_end: int, prompt: Sequen
         body, after = map(encode, parts(row["response"], form))
     except ValueError as error:
         raise InputError(f"{place(row)}: {error}: give the plain answer") from error
-    opening = encode(prefill(len(body) + len(after), form))
+    budget = len(body) + len(after)
+    opening = encode(prefill(budget, form))
     written = [*opening, *body, *encode(form.closing), *after, turn_end]
     body_at = len(prompt) + len(opening)
     read = body_at if row.get("given") else len(prompt)
     mask = [0] * read + [1] * (len(prompt) + len(written) - read)
-    return {"input_ids": [*prompt, *written], "completion_mask": mask, "body_at": body_at}
+    return {"input_ids": [*prompt, *written], "completion_mask": mask, "body_at": body_at, "budget": budget}

@@ -41,7 +41,7 @@ def prepare(policy: Policy, rows: Sequence[dict[str, Any]], settings: Settings) 
             raise InputError(
                 f"{place(row)} has {len(example['input_ids'])} tokens, over sft.max_length {max_length}: raise it or drop the row"
             )
-        ready.append(example | {"question": row["id"], "budget": row["budget"]})
+        ready.append(example | {"question": row["id"]})
     if not ready:
         raise InputError("no rows to train on")
     return Dataset.from_list(contrast.rivalled(ready))

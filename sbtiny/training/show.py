@@ -40,7 +40,7 @@ def show_row(file: str, model_name: str, row: int, form: Format = SOLUTION) -> N
     console = Console(soft_wrap=True, highlight=False)
     console.print(painted(pieces, read, console.is_terminal))
     whose = "given" if read > len(prompt) else "stated"
-    console.print(f"{len(prompt)} prompt tokens, {len(ids) - read} trained tokens, {whose} budget {chosen['budget']}")
+    console.print(f"{len(prompt)} prompt tokens, {len(ids) - read} trained tokens, {whose} budget {example['budget']}")
 
 
 def painted(pieces: Sequence[str], prompt: int, underline: bool) -> Text:
