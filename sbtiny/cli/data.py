@@ -100,7 +100,8 @@ def data_build(
 
 def summary(file: Path, harvest: Any) -> dict[str, Any]:
     """What came of a build: counts, and lengths by level."""
-    counts = {name: getattr(harvest, name) for name in ("sampled", "wrong", "cut", "spare", "leaked", "turn_ends")}
+    counts = {name: getattr(harvest, name) for name in ("sampled", "wrong", "cut", "spare", "leaked")}
+    counts |= {"turn_ends": harvest.turn_ends} if harvest.turn_ends else {}
     return {"file": str(file), "rows": len(harvest.rows), **counts, "levels": harvest.levels()}
 
 

@@ -76,6 +76,8 @@ def to_trace(row: Row, where: str, default_id: str) -> Trace:
 
 def flag(row: Row, key: str, where: str) -> bool | None:
     value = row.get(key)
+    if isinstance(value, str) and value.lower() in ("true", "false"):  # CSV has text alone
+        return value.lower() == "true"
     if value is not None and not isinstance(value, bool):
         raise InputError(f"{where}: {key!r} is {shown(value)}: it must be true, false or null")
     return value
