@@ -54,7 +54,7 @@ def checked(row: dict[str, Any], where: str) -> Labelled:
         if not isinstance(row[key], str):
             raise InputError(f"{where}: {key!r} is {shown(row[key])}: it must be text")
         text(row, key, where)
-    if row.get("system") is not None:
+    if row.get("system") not in (None, ""):
         text(row, "system", where)
     budget = row["budget"]
     if not isinstance(budget, int) or isinstance(budget, bool) or budget < 1:
