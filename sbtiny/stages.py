@@ -15,6 +15,7 @@ from sbtiny.budget.protocol import parse_budget_option
 from sbtiny.config import Settings
 from sbtiny.evaluation import cutting, evaluate
 from sbtiny.models.aliases import lasting
+from sbtiny.models.prompts import check_texts
 from sbtiny.opening import open_policy, trained_on
 from sbtiny.progress import console, quieten_libraries
 from sbtiny.rollout.episode import Episode
@@ -46,6 +47,7 @@ def build_data(
     verify = load_verifier(d.verifier)
     check_references(verify, unjudged(source) if traces else source)
     policy = policy or open_policy(settings.model, settings, d.slots)
+    check_texts(policy.tokenizer, [trace.asked() for trace in source] if traces else source)
     if traces:
         found = coldstart.label_traces(policy, source, verify, d.keep)
     else:
@@ -70,7 +72,8 @@ def told(harvest: coldstart.Harvest, file: Path) -> None:
     """What came of it, on stderr: rows, what was dropped and why, lengths by level."""
     why = {"wrong": harvest.wrong, "cut": harvest.cut, "spare": harvest.spare, "evaluation questions": harvest.leaked}
     dropped = ", ".join(f"{count} {name}" for name, count in why.items() if count) or "none"
-    console.print(f"{len(harvest.rows)} labelled rows of {harvest.sampled} answers in {file}; dropped: {dropped}")
+    ends = f"; turn ends cut off: {harvest.turn_ends}" if harvest.turn_ends else ""
+    console.print(f"{len(harvest.rows)} labelled rows of {harvest.sampled} answers in {file}; dropped: {dropped}{ends}", soft_wrap=True)
     table = Table("level", "rows", "accepted", "p10", "p50", "p90", "longest", box=None, title="tokens by level")
     for row in harvest.levels():
         lengths = ("-" if row[key] is None else f"{row[key]:.0f}" for key in ("p10", "p50", "p90", "p100"))
@@ -157,6 +160,7 @@ def run_grpo(
     last = ranks.once(lambda: going_on(output, settings, "grpo", questions)) if resume and output else None
     policy = open_policy(str(start), settings, settings.grpo.slots, trainable=True, run=output if resume else None)
     policy.engine.check_room(settings.grpo.max_tokens)
+    check_texts(policy.tokenizer, questions)
     about = {"parent": str(start)} | trained_on(policy)
     folder = output if resume and output else ranks.once(lambda: runs.new("grpo", output, settings, **about))
     with keeping(folder, "grpo"):
@@ -192,6 +196,7 @@ def run_preflight(settings: Settings, start: Path) -> dict[str, Any]:
     questions, verify = training_questions(settings), load_verifier(settings.grpo.verifier)
     check_references(verify, questions)
     policy = open_policy(str(start), settings, settings.grpo.slots)
+    check_texts(policy.tokenizer, questions)
     return look_before(policy, questions, verify, settings)
 
 
@@ -216,6 +221,7 @@ def run_eval(name: str, settings: Settings, folder: Path, sweep: bool = False, c
     check_references(verify, questions)
     policy = open_policy(name, settings, e.slots)
     policy.engine.check_room(e.max_tokens)
+    check_texts(policy.tokenizer, questions)
 
     def one(**changed: Any) -> tuple[dict[str, Any], list[Episode], list[Sample]]:
         asked = replace(e, **changed)

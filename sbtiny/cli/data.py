@@ -35,10 +35,14 @@ app.add_typer(data_app, name="data", rich_help_panel=TRAIN)
 @data_app.command("build")
 def data_build(
     file: Annotated[Path, typer.Argument(help="JSONL to write.")] = Path("data.jsonl"),
-    task: Annotated[str | None, typer.Option(help="arithmetic, gsm8k, math, still3, s1k, or a JSONL file of questions.")] = None,
-    questions: Annotated[str | None, typer.Option(help="Own questions (JSONL with question and answer).")] = None,
+    task: Annotated[str | None, typer.Option(help="arithmetic, gsm8k, math, still3, s1k, or a file of questions.")] = None,
+    questions: Annotated[
+        str | None,
+        typer.Option(help="Own questions: question and answer, or another common shape; .jsonl, .json, .csv (also .gz) or .parquet."),
+    ] = None,
     traces: Annotated[
-        str | None, typer.Option(help="Answers written elsewhere (JSONL: question, answer, response; or prompt, completion; or messages).")
+        str | None,
+        typer.Option(help="Answers written elsewhere: question, answer, response; problem, solution; prompt, completion; messages; ..."),
     ] = None,
     config: Config = None,
     preset: Preset = None,
@@ -97,6 +101,7 @@ def data_build(
 def summary(file: Path, harvest: Any) -> dict[str, Any]:
     """What came of a build: counts, and lengths by level."""
     counts = {name: getattr(harvest, name) for name in ("sampled", "wrong", "cut", "spare", "leaked")}
+    counts |= {"turn_ends": harvest.turn_ends} if harvest.turn_ends else {}
     return {"file": str(file), "rows": len(harvest.rows), **counts, "levels": harvest.levels()}
 
 

@@ -31,7 +31,7 @@ def answer(policy: Policy, requests: Sequence[Request], sampling: Sampling, titl
 
 def own_budgets(policy: Policy, questions: Sequence[Question], sampling: Sampling, seed: int) -> list[int | None]:
     """The number the model says to each question: only the tag is sampled. None where it says none."""
-    requests = [policy.budget_request(q.question, seed * 1_000_003 + i) for i, q in enumerate(questions)]
+    requests = [policy.budget_request(q.question, seed * 1_000_003 + i, q.system) for i, q in enumerate(questions)]
     return [episode.parsed.budget for episode in answer(policy, requests, sampling, "asking for budgets")]
 
 
@@ -63,7 +63,9 @@ def evaluate(
     given = budgets_given(policy, questions, choice, sampling, seed)
     wrap_up = tuple(policy.encode(settings.wrap_up))
     requests = [
-        policy.request(q.question, settings.max_tokens, seed * 1_000_003 + i, budget, limits=limits(settings, budget, wrap_up))
+        policy.request(
+            q.question, settings.max_tokens, seed * 1_000_003 + i, budget, limits=limits(settings, budget, wrap_up), system=q.system
+        )
         for i, (q, budget) in enumerate(zip(questions, given, strict=True))
     ]
     episodes = answer(policy, requests, sampling, title)

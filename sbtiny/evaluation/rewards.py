@@ -9,6 +9,7 @@ from rich.table import Table
 
 from sbtiny.budget.reward import score
 from sbtiny.errors import InputError
+from sbtiny.tasks.files import locate
 from sbtiny.tasks.sources import numbered_rows
 
 MOST = 10**9  # tokens; far above anything real, far below what overflows
@@ -23,7 +24,7 @@ def reward_rows(file: str, alpha: float) -> list[dict[str, Any]]:
     """
     if not (math.isfinite(alpha) and alpha > 0):
         raise InputError(f"--alpha {alpha}: give a width above 0, such as 6.0 (start of training) or 0.1 (its end)")
-    return [row | asdict(score(**sample(row, f"{file}, line {n}"), alpha=alpha)) for n, row in numbered_rows(file)]
+    return [row | asdict(score(**sample(row, locate(file, n)), alpha=alpha)) for n, row in numbered_rows(file)]
 
 
 def sample(row: dict[str, Any], where: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from sbtiny.export.strings import STRINGS
 from sbtiny.export.transcripts import chat, opened
 from sbtiny.models.from_gguf import lost, read
 from sbtiny.models.load import load
-from sbtiny.models.prompts import prompt_ids
+from sbtiny.models.prompts import prompt_ids, turns
 from sbtiny.rollout import llama_cpp
 from sbtiny.rollout.episode import Episode
 from sbtiny.rollout.policy import Policy
@@ -60,7 +60,7 @@ class Check:
         self.policy_logits = gathered(scorer(model), self.samples)
         with model.disable_adapter():
             self.base_logits = gathered(scorer(model), self.samples)
-        self.prompts = [prompt_ids(tokenizer, q.question) for q in self.questions[:CHATS]]
+        self.prompts = [prompt_ids(tokenizer, q.question, q.system) for q in self.questions[:CHATS]]
         self.ids = [tokenizer.encode(text, add_special_tokens=False) for text in STRINGS]
         self.unquantised = self._judged(episodes)
         self.result["trained"] = self.unquantised.figures
@@ -82,7 +82,7 @@ class Check:
         if far < RATIO * near["kl"] and self.plan.merge == "dequantized":
             apart = f"{near['kl']:.2g} from the policy, {far:.2g} from its base"
             self.failures.append(f"merged weights are {apart}: less than {RATIO} times nearer")
-        if [prompt_ids(tokenizer, q.question) for q in self.questions[:CHATS]] != self.prompts:
+        if [prompt_ids(tokenizer, q.question, q.system) for q in self.questions[:CHATS]] != self.prompts:
             self.failures.append("the merged folder's chat template gives other prompt ids than training")
 
     # ---- a GGUF file ---------------------------------------------------------------------------------------------------------------
@@ -108,7 +108,8 @@ class Check:
         model = model.float()
         same = [tokenizer.encode(text, add_special_tokens=False) == ids for text, ids in zip(STRINGS, self.ids, strict=True)]
         found = distance(self.merged_logits, gathered(scorer(model), self.samples)) | {"strings_same": sum(same)}
-        found["prompts_same"] = sum(prompt_ids(tokenizer, q.question) == ids for q, ids in zip(self.questions, self.prompts, strict=False))
+        now = (prompt_ids(tokenizer, q.question, q.system) for q in self.questions)
+        found["prompts_same"] = sum(ids == wanted for ids, wanted in zip(now, self.prompts, strict=False))
         if llama_cpp.available():  # which answers faster
             return found
         return found | self._answers(Policy(model, tokenizer, self.e.slots, self.plan.settings.kv_memory, form=self.plan.form), file, kind)
@@ -132,7 +133,7 @@ class Check:
 
     def _prompts_read(self, policy: llama_cpp.GgufPolicy) -> int:
         """Chats whose rendered text llama.cpp reads as the very ids of training."""
-        asked = [[{"role": "user", "content": q.question}] for q in self.questions[:CHATS]]
+        asked = [turns(q.question, q.system) for q in self.questions[:CHATS]]
         said = [policy.tokenizer.apply_chat_template(m, tokenize=False, add_generation_prompt=True) for m in asked]
         return sum(policy.engine.tokenize(self._composed(text)) == ids for text, ids in zip(said, self.prompts, strict=True))
 
@@ -142,8 +143,9 @@ class Check:
     def _chats(self, file: Path) -> dict[str, Any]:
         """Whole chats as a user of llama.cpp has them, its template, sampler and stops: how many end by themselves."""
         with opened(file) as model:
-            ended = [chat(model, q.question, i, self.e) for i, q in enumerate(self.questions[:CHATS])]
-            prefilled = chat(model, self.questions[0].question, 0, self.e, self._said())
+            ended = [chat(model, q.question, i, self.e, system=q.system) for i, q in enumerate(self.questions[:CHATS])]
+            first = self.questions[0]
+            prefilled = chat(model, first.question, 0, self.e, self._said(), first.system)
         return {"chats": len(ended), "chats_ended": sum(c.ended for c in ended), "self_stated": ended[0].text, "prefilled": prefilled.text}
 
     def _said(self) -> tuple[int, str]:
@@ -160,7 +162,8 @@ class Check:
     def _ask(self, policy: Policy, title: str) -> list[Episode]:
         """The same questions and seeds of every policy."""
         requests = [
-            policy.request(q.question, self.e.max_tokens, self.plan.settings.seed * 1_000_003 + i) for i, q in enumerate(self.questions)
+            policy.request(q.question, self.e.max_tokens, self.plan.settings.seed * 1_000_003 + i, system=q.system)
+            for i, q in enumerate(self.questions)
         ]
         return answer(policy, requests, Sampling(self.e.temperature, self.e.top_p), title)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sbtiny.config import EvalSettings
+from sbtiny.models.prompts import turns
 
 CONTEXT = 4096  # tokens
 OFF = {"top_k": 0, "min_p": 0.0, "repeat_penalty": 1.0}  # llama-cpp-python's own defaults change the distribution
@@ -31,17 +32,19 @@ def opened(file: Path) -> Iterator[Any]:
         model.close()
 
 
-def chat(model: Any, question: str, seed: int, e: EvalSettings, given: tuple[int | None, str] = (None, "")) -> Chat:
+def chat(
+    model: Any, question: str, seed: int, e: EvalSettings, given: tuple[int | None, str] = (None, ""), system: str | None = None
+) -> Chat:
     """One answer of an opened model; `given`: a budget, put in by the template in the file, and the text that this makes."""
     budget, said = given
-    tokens = model.tokenize(rendered(model, question, budget).encode(), add_bos=False, special=True)
+    tokens = model.tokenize(rendered(model, question, budget, system).encode(), add_bos=False, special=True)
     room = max(1, min(e.max_tokens, model.n_ctx() - len(tokens)))
     found = model.create_completion(tokens, max_tokens=room, seed=seed, temperature=e.temperature, top_p=e.top_p, **OFF)
     choice = found["choices"][0]
     return Chat(said + choice["text"], choice["finish_reason"] == "stop")
 
 
-def rendered(model: Any, question: str, budget: int | None) -> str:
+def rendered(model: Any, question: str, budget: int | None, system: str | None = None) -> str:
     """The prompt by the template in the file; `budget` as chat_template_kwargs would give it."""
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -49,5 +52,5 @@ def rendered(model: Any, question: str, budget: int | None) -> str:
     template = environment.from_string(model.metadata["tokenizer.chat_template"])
     ids = {"bos_token": model.token_bos(), "eos_token": model.token_eos()}
     special = {name: model.detokenize([i], special=True).decode() if i >= 0 else "" for name, i in ids.items()}
-    messages = [{"role": "user", "content": question}]
+    messages = turns(question, system)
     return template.render(messages=messages, add_generation_prompt=True, **special, **({} if budget is None else {"budget": budget}))

@@ -1,7 +1,9 @@
 """What a model reads before its answer, and the tokens that end one: its chat template in ids. Imports neither torch nor transformers."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
+from sbtiny.budget.protocol import THINK
 from sbtiny.errors import InputError
 from sbtiny.models.sentencepiece import SPACE
 
@@ -10,12 +12,70 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 
-def prompt_ids(tokenizer: "PreTrainedTokenizerBase", question: str) -> list[int]:
-    """Token ids of a user's question in the model's chat template, ready for its answer."""
+def prompt_ids(tokenizer: "PreTrainedTokenizerBase", question: str, system: str | None = None) -> list[int]:
+    """Token ids of a user's question in the model's chat template, behind what the chat is set to, ready for its answer.
+
+    Raises InputError for a special token in the texts, which would forge a turn, and for a template that takes no system turn.
+    """
+    messages = turns(question, system)
+    for message in messages:
+        if token := first_in(message["content"], special_tokens(tokenizer)):
+            raise InputError(f"the {message['role']} turn holds {token!r}, a special token of this model: take it out")
+    return rendered(tokenizer, messages, tokenize=True, return_dict=False)
+
+
+def turns(question: str, system: str | None = None) -> list[dict[str, str]]:
+    before = [{"role": "system", "content": system}] if system else []
+    return [*before, {"role": "user", "content": question}]
+
+
+def rendered(tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, str]], **how: bool) -> Any:
+    from jinja2 import TemplateError
+
     if not tokenizer.chat_template:
         raise InputError("this tokenizer has no chat template: use an instruct model, or add chat_template.jinja to it")
-    messages = [{"role": "user", "content": question}]
-    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+    try:
+        return tokenizer.apply_chat_template(messages, add_generation_prompt=True, **how)
+    except TemplateError as error:
+        if len(messages) == 1:
+            raise
+        raise InputError(f"this model's chat template takes no system turn ({error}): put it into the question") from error
+
+
+def special_tokens(tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+    """The texts that the tokenizer reads as special tokens; the tags of thoughts are words, whatever it calls them."""
+    added = tokenizer.added_tokens_decoder.values()
+    return [token.content for token in added if token.special and token.content and not THINK.tag.fullmatch(token.content)]
+
+
+def first_in(text: str, tokens: Iterable[str]) -> str:
+    """The first of the tokens that stands in a text; empty where none does."""
+    return next((token for token in tokens if token in text), "")
+
+
+def check_texts(tokenizer: "PreTrainedTokenizerBase", items: Iterable[Any]) -> None:
+    """Raises InputError with the place of a question, system turn or response that the model would not read as the text it is.
+
+    An item is a Question, a Trace or a labelled row.
+    """
+    special, systems = special_tokens(tokenizer), set()
+    for item in items:
+        texts = {"question": item.question, "system turn": item.system, "response": getattr(item, "response", None)}
+        for name, text in texts.items():
+            if token := first_in(text or "", special):
+                raise InputError(f"{item.named}: the {name} holds {token!r}, a special token of this model: take it out")
+        if item.system and item.system not in systems:
+            systems.add(item.system)
+            check_system(tokenizer, item.system, item.named)
+
+
+def check_system(tokenizer: "PreTrainedTokenizerBase", system: str, named: str) -> None:
+    try:
+        whole = rendered(tokenizer, turns("?", system), tokenize=False)
+    except InputError as error:
+        raise InputError(f"{named}: {error}") from error
+    if system not in whole:
+        raise InputError(f"{named}: this model's chat template leaves the system turn out: put it into the question")
 
 
 def inner_ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:

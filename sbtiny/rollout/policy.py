@@ -53,18 +53,19 @@ class Policy:
         expected: int = 0,
         limits: Limits | None = None,
         interrupt: Event | None = None,
+        system: str | None = None,
     ) -> Request:
         """A request for one answer; a `budget` is prefilled, so that the model finds it already written.
 
         The prefilled text is tokenised by itself, exactly as the cold start trains it.
         """
         said = "" if budget is None else prefill(budget, self.form)
-        ids = (*prompt_ids(self.tokenizer, question), *self.encode(said))
+        ids = (*prompt_ids(self.tokenizer, question, system), *self.encode(said))
         return Request(ids, max_tokens, seed, said, expected or budget or 0, limits, interrupt)
 
-    def budget_request(self, question: str, seed: int) -> Request:
+    def budget_request(self, question: str, seed: int, system: str | None = None) -> Request:
         """A request for the number alone: room for the tags of the largest common one and no more."""
-        return self.request(question, len(self.encode(prefill(999_999, self.form))), seed)
+        return self.request(question, len(self.encode(prefill(999_999, self.form))), seed, system=system)
 
     def sample(
         self, requests: Sequence[Request], sampling: Sampling, on_episode: OnEpisode | None = None

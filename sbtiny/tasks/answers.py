@@ -12,6 +12,10 @@ STATED = re.compile(
 )
 SENTENCE_END = re.compile(r"\.(?=\s|$)|<[|/]")  # a special token or a closing tag ends it too
 
+TURN_END = re.compile(r"(?:<[|｜][^|｜<>\n]{1,40}[|｜]>|</s>|<eos>|<end_of_turn>)$")  # of any model: a reference may come from another's
+BEFORE_STATED = 24  # characters: "So the correct " and the like
+WRAPPERS = (("$$", "$$"), ("$", "$"), (r"\[", r"\]"), (r"\(", r"\)"))
+
 
 def final_answer(text: str) -> str | None:
     r"""The last `\boxed{x}`, else the last `#### x`, else the last `answer is x` or `answer: x`, else the last number.
@@ -63,3 +67,33 @@ def stated_answer(text: str) -> str | None:
 
 def last_line(text: str) -> str:
     return text.rstrip().rpartition("\n")[2].strip()
+
+
+def without_turn_end(text: str) -> str:
+    """The text without the tokens that end a turn at its end."""
+    text = text.rstrip()
+    while end := TURN_END.search(text, max(0, len(text) - 50)):
+        text = text[: end.start()].rstrip()
+    return text
+
+
+def reference(text: str) -> str:
+    r"""The answer that a reference gives, without what it comes in: turn ends, `#### `, `answer is`, a box, `$ $`, `\[ \]`."""
+    text = without_turn_end(text)
+    if "####" in text:
+        text = text.rpartition("####")[2].strip().partition("\n")[0]
+    elif boxed := boxed_answer(text):
+        text = boxed
+    elif (stated := STATED.search(text)) and ("\n" in text or stated.start() <= BEFORE_STATED):
+        text = stated_answer(text) or text
+    return unwrapped(text.strip())
+
+
+def unwrapped(text: str) -> str:
+    """LaTeX without the signs that put it in a line or a display."""
+    for left, right in WRAPPERS:
+        bare = text.rstrip(". ") if text.startswith(left) else text
+        inside = bare.removeprefix(left).removesuffix(right)
+        if len(inside) == len(bare) - len(left + right) and left not in inside and right not in inside:
+            return unwrapped(inside.strip())
+    return text

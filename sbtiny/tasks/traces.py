@@ -1,17 +1,21 @@
-"""Answers written elsewhere: JSON Lines with question, answer and response, with prompt and completion, or with messages."""
+"""Answers written elsewhere, in any common shape of rows."""
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from sbtiny.errors import InputError
-from sbtiny.tasks.answers import given_answer
-from sbtiny.tasks.sources import Question, Row, last_exchange, numbered_rows, stem, text, to_question
+from sbtiny.tasks.answers import given_answer, without_turn_end
+from sbtiny.tasks.files import Row, locate
+from sbtiny.tasks.shapes import read_row, shown, text
+from sbtiny.tasks.sources import Question, numbered_rows, question_of, stem
 
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """A recorded response. `correct` is None where nobody said; `finished` is False when it was cut at a limit."""
+    """A recorded response. `correct` is None where nobody said; `finished` is False when it was cut at a limit.
+
+    `ended`: the response came with a turn end, which is no part of it any more.
+    """
 
     id: str
     question: str
@@ -21,9 +25,15 @@ class Trace:
     finished: bool
     level: int | None
     where: str = field(default="", compare=False, repr=False)
+    system: str | None = None
+    ended: bool = False
+
+    @property
+    def named(self) -> str:
+        return self.asked().named
 
     def asked(self) -> Question:
-        return Question(self.id, self.question, self.answer, self.level, where=self.where)
+        return Question(self.id, self.question, self.answer, self.level, where=self.where, system=self.system)
 
 
 def unjudged(traces: Iterable[Trace]) -> list[Question]:
@@ -34,10 +44,10 @@ def unjudged(traces: Iterable[Trace]) -> list[Question]:
 def read_traces(path: str) -> list[Trace]:
     """The traces of a file: question, answer, response; if known, correct, finished, level and id.
 
-    `correct` is unknown and `finished` is true unless told. Rows of prompt and completion, or of messages, are examples to
+    `correct` is unknown and `finished` is true unless told. Rows of the other shapes (`shapes.py`) are examples to
     learn from: without an `answer`, the one that they give is the reference, and right unless told.
     """
-    traces = [to_trace(row, f"{path}, line {number}", f"{stem(path)}-{number:05d}") for number, row in numbered_rows(path)]
+    traces = [to_trace(row, locate(path, number), f"{stem(path)}-{number:05d}") for number, row in numbered_rows(path)]
     asked: dict[str, str] = {}
     for trace in traces:
         if asked.setdefault(trace.id, trace.question) != trace.question:
@@ -46,32 +56,28 @@ def read_traces(path: str) -> list[Trace]:
 
 
 def to_trace(row: Row, where: str, default_id: str) -> Trace:
-    if "response" not in row:
-        row = from_example(row, where)
-    known = to_question(row, where, default_id)
+    example = read_row(row, where, single=True)
+    response = without_turn_end(example.response or text(row, "response", where))
+    if not response:
+        raise InputError(f"{where}: {example.key!r} is nothing but the end of a turn: give an answer, or drop the row")
     correct, finished = (flag(row, key, where) for key in ("correct", "finished"))
-    told = (text(row, "response", where), correct, finished is not False)
-    return Trace(known.id, known.question, known.answer, *told, known.level, where)
-
-
-def from_example(row: Row, where: str) -> Row:
-    """A row of messages or of prompt and completion, as one of question, answer and response; any other as it is."""
-    if "messages" in row:
-        question, replies, earlier = last_exchange(row, where)
-        if earlier or not replies:
-            raise InputError(f"{where}: 'messages' must be one user turn and the assistant's after it: one question, one answer")
-        found = {"question": question, "response": text(replies[-1], "content", where)}
-    elif {"prompt", "completion"} <= row.keys():
-        found = {"question": text(row, "prompt", where), "response": text(row, "completion", where)}
-    else:
-        return row
-    if row.get("answer") is None:
-        found |= {"answer": given_answer(found["response"]) or found["response"], "correct": row.get("correct") is not False}
-    return {key: value for key, value in row.items() if key != "messages"} | found
+    given = example.answer
+    if given is None:
+        if example.key == "response":  # of an answer that was sampled nobody says that it is right
+            given = text(row, "answer", where)
+        else:
+            given, correct = given_answer(example.spoken) or example.spoken or response, correct is not False
+    known = question_of(row, example, given, where, default_id)
+    ended = response != (example.response or "").rstrip()
+    return Trace(
+        known.id, known.question, known.answer, response, correct, finished is not False, known.level, where, known.system, ended
+    )
 
 
 def flag(row: Row, key: str, where: str) -> bool | None:
     value = row.get(key)
+    if isinstance(value, str) and value.lower() in ("true", "false"):  # CSV has text alone
+        return value.lower() == "true"
     if value is not None and not isinstance(value, bool):
-        raise InputError(f"{where}: {key!r} is {json.dumps(value)[:40]}: it must be true, false or null")
+        raise InputError(f"{where}: {key!r} is {shown(value)}: it must be true, false or null")
     return value

@@ -85,6 +85,8 @@ def math(response: str, question: Question) -> bool:
     """The same text, the same number, or the same by math-verify, which is in the extra `tasks`."""
     if find_spec("math_verify") is None:
         raise InputError(f"{question.named}: math answers need math-verify: pip install 'sbtiny[tasks]'")
+    if len(question.answer) > LONGEST_MATH:
+        raise bad_reference(question, f"answer of at most {LONGEST_MATH} characters", "exact")
     answer = (final_answer(response) or "").strip(" $")
     if not answer or len(answer) > LONGEST_MATH:
         return False

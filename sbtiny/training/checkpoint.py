@@ -20,6 +20,7 @@ from sbtiny import runs
 from sbtiny.config import Settings, flatten, load
 from sbtiny.errors import InputError
 from sbtiny.progress import console
+from sbtiny.tasks.sources import identity
 from sbtiny.training import ranks
 
 SEAL = "sbtiny.json"
@@ -34,7 +35,7 @@ def mattering(settings: Settings, stage: str, data: Sequence[Any]) -> dict[str, 
     everything = asdict(settings)
     chosen = {key: everything[key] for key in ("model", "format", "seed", "four_bit", "backend", "engine", stage)}
     found = {key: value for key, value in flatten(chosen) if key not in FREE}
-    digest = blake2b(repr(list(data)).encode(), digest_size=8).hexdigest() if data else None
+    digest = blake2b(repr(identity(data)).encode(), digest_size=8).hexdigest() if data else None
     return found | {"the training data": digest}
 
 

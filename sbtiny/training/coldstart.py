@@ -16,11 +16,12 @@ import numpy as np
 from sbtiny.budget.protocol import FORMATS, parts
 from sbtiny.config import DataSettings, Settings
 from sbtiny.errors import InputError
+from sbtiny.models.prompts import check_texts, first_in, special_tokens
 from sbtiny.progress import bar
 from sbtiny.rollout.episode import Episode, Request
 from sbtiny.rollout.policy import Policy
 from sbtiny.rollout.sampling import Sampling
-from sbtiny.tasks.sources import Question
+from sbtiny.tasks.sources import Question, identity
 from sbtiny.tasks.traces import Trace
 from sbtiny.tasks.verify import Verifier, own_file
 from sbtiny.training.partial import Partial
@@ -29,7 +30,7 @@ from sbtiny.training.partial import Partial
 @dataclass(frozen=True, slots=True)
 class Harvest:
     """Labelled rows and what was left out: answers cut at the limit, wrong ones, evaluation questions (`leaked`), and correct ones that are
-    no more of a question's than `data.keep` (`spare`)."""
+    no more of a question's than `data.keep` (`spare`). `turn_ends`: those whose turn end was cut off."""
 
     rows: list[dict[str, Any]]
     sampled: int
@@ -37,6 +38,7 @@ class Harvest:
     wrong: int
     leaked: int = 0
     spare: int = 0
+    turn_ends: int = 0
     asked: dict[int | None, int] = field(default_factory=dict)  # answers looked at, by level
     right: dict[int | None, int] = field(default_factory=dict)  # of them correct
 
@@ -60,7 +62,9 @@ def percentiles(lengths: Sequence[int]) -> dict[str, float | None]:
 def requests_for(policy: Policy, questions: Sequence[Question], data: DataSettings, seed: int) -> list[Request]:
     """`data.samples` requests for each question, in order; the seed of each depends on its place alone."""
     return [
-        policy.request(question.question, data.max_tokens, seed=seed * 1_000_003 + number * data.samples + copy)
+        policy.request(
+            question.question, data.max_tokens, seed=seed * 1_000_003 + number * data.samples + copy, system=question.system
+        )
         for number, question in enumerate(questions)
         for copy in range(data.samples)
     ]
@@ -92,11 +96,14 @@ def harvest(policy: Policy, questions: Sequence[Question], verify: Verifier, set
     asked = [question for question in questions for _ in range(data.samples)]
     partial = Partial(file, digest(settings, questions))
     todo = [i for i in range(len(requests)) if i not in partial.done]
+    special = special_tokens(policy.tokenizer)
 
     def each(index: int, episode: Episode) -> None:
         answer = todo[index]
         try:
             kind = judged(episode, asked[answer], verify)
+            if first_in(episode.solution, special):  # written in the middle: no text could be trained to say it again
+                kind = "cut" if kind == "cut" else "wrong"
         except InputError:  # the verifier's: its verdicts so far are worth nothing
             partial.discard()
             raise
@@ -127,7 +134,7 @@ def digest(settings: Settings, questions: Sequence[Question]) -> str:
     """What an answer and its verdict depend on; neither the number of slots nor where the questions were read is part of it."""
     d, s = settings.data, settings
     model = (s.model, s.seed, s.format, s.four_bit, s.backend, s.engine)
-    told = (model, d.samples, d.temperature, d.max_tokens, d.verifier, own_file(d.verifier), list(questions))
+    told = (model, d.samples, d.temperature, d.max_tokens, d.verifier, own_file(d.verifier), identity(questions))
     return blake2b(repr(told).encode(), digest_size=8).hexdigest()
 
 
@@ -186,7 +193,7 @@ def label(policy: Policy, question: Question | Trace, response: str) -> dict[str
         "level": question.level,
         "response": response,
         "budget": len(policy.encode(response)),
-    }
+    } | ({"system": question.system} if question.system else {})
 
 
 def label_traces(policy: Policy, traces: Sequence[Trace], verify: Verifier, keep: int) -> Harvest:
@@ -195,7 +202,7 @@ def label_traces(policy: Policy, traces: Sequence[Trace], verify: Verifier, keep
     The answers to one question get the id of its first, so that they count as the model's own would.
     """
     found, cut, wrong = [], 0, 0
-    names: dict[str, str] = {}
+    names: dict[tuple[str, str | None], str] = {}
     for trace in traces:
         if not trace.finished:
             cut += 1
@@ -204,7 +211,8 @@ def label_traces(policy: Policy, traces: Sequence[Trace], verify: Verifier, keep
         elif stray := stray_tag(trace.response):
             raise InputError(f"{trace.asked().named}: {stray}: give the plain answers")
         else:
-            found.append(label(policy, trace, trace.response) | {"id": names.setdefault(trace.question, trace.id)})
+            check_texts(policy.tokenizer, [trace])
+            found.append(label(policy, trace, trace.response) | {"id": names.setdefault((trace.question, trace.system), trace.id)})
     places = {name: place for place, name in enumerate(names.values())}
     right = with_b_max(sorted(found, key=lambda row: places[row["id"]]))  # those of a question side by side: one update takes them
     rows = apart(right, keep)
@@ -212,4 +220,5 @@ def label_traces(policy: Policy, traces: Sequence[Trace], verify: Verifier, keep
         first = traces[0].asked()
         why = f"the first is {first.named} with the answer {first.answer[:40]!r}"
         raise InputError(f"no usable trace in {len(traces)}: {wrong} wrong, {cut} unfinished; {why}: check the answers, or --verifier")
-    return Harvest(rows, len(traces), cut, wrong, spare=len(right) - len(rows), asked=by_level(traces), right=by_level(right))
+    counts = {"turn_ends": sum(t.ended for t in traces), "asked": by_level(traces), "right": by_level(right)}
+    return Harvest(rows, len(traces), cut, wrong, spare=len(right) - len(rows), **counts)

@@ -45,7 +45,7 @@ def initial_lengths(
     The initial model is the policy without its adapter.
     """
     room, seed = settings.grpo.max_tokens, settings.seed * 7_919
-    requests = ranks.mine([policy.request(q.question, room, seed + i) for i, q in enumerate(questions)])
+    requests = ranks.mine([policy.request(q.question, room, seed + i, system=q.system) for i, q in enumerate(questions)])
     with policy.model.disable_adapter():
         policy.refresh()
         with bar("lengths of the initial model", len(requests)) as advance:
@@ -115,7 +115,7 @@ class Rollouts:
         """What each group is asked; a user's number lies around the one the model itself would say."""
         rng = random.Random(f"{self.seed}/{step}")
         dealt = kinds(len(asked), self.g, rng)
-        led = [q.question for q, kind in zip(asked, dealt, strict=True) if kind != "self"]
+        led = [q for q, kind in zip(asked, dealt, strict=True) if kind != "self"]
         said = iter(self._own_budgets(led, rng.getrandbits(63)))
         return [
             deal(kind, None if kind == "self" else next(said), self.b_max_of(q), self.g, rng)
@@ -125,15 +125,15 @@ class Rollouts:
     def _request(self, question: Question, group: Group, seed: int) -> Request:
         limits = None if group.ceiling is None else Limits(group.ceiling, None, self.wrap_up, self.reserve)
         expected = group.ceiling or group.budget or int(self.b_max_of(question))
-        return self.policy.request(question.question, self.g.max_tokens, seed, group.budget, expected, limits)
+        return self.policy.request(question.question, self.g.max_tokens, seed, group.budget, expected, limits, system=question.system)
 
     def b_max_of(self, question: Question) -> float:
         value = self.b_max[question.id]
         return value if math.isfinite(value) else self.g.max_tokens
 
-    def _own_budgets(self, questions: Sequence[str], seed: int) -> list[int | None]:
+    def _own_budgets(self, questions: Sequence[Question], seed: int) -> list[int | None]:
         """The number the model would say to each question: only the tag is sampled."""
-        requests = [self.policy.budget_request(q, seed - 1 - i) for i, q in enumerate(questions)]
+        requests = [self.policy.budget_request(q.question, seed - 1 - i, q.system) for i, q in enumerate(questions)]
         return [e.parsed.budget for e in self.policy.sample(requests, Sampling(self.g.temperature))] if requests else []
 
     def judge(self, asked: Sequence[tuple[Question, Kind]], episodes: Sequence[Episode], alpha: float) -> list[Scored]:

@@ -14,13 +14,13 @@ from trl import SFTConfig, SFTTrainer
 from sbtiny.budget.protocol import BUDGET_CLOSE, BUDGET_OPEN
 from sbtiny.config import Settings
 from sbtiny.errors import InputError
-from sbtiny.models.prompts import prompt_ids
+from sbtiny.models.prompts import check_texts, prompt_ids
 from sbtiny.rollout.policy import Policy
 from sbtiny.training import contrast, head, ranks
 from sbtiny.training.arguments import adapter_in_float32, common
 from sbtiny.training.checkpoint import Sealer
 from sbtiny.training.order import Together
-from sbtiny.training.rows import place, tokenized
+from sbtiny.training.rows import Labelled, place, tokenized
 from sbtiny.training.watch import Watch
 
 ALIKE, MANY = 0.995, 50  # cosine, and so many rows of an output embedding are alike only where none was ever trained
@@ -33,13 +33,15 @@ def prepare(policy: Policy, rows: Sequence[dict[str, Any]], settings: Settings) 
     """
     turn_end, max_length = policy.tokenizer.eos_token_id, settings.sft.max_length
     ready = []
+    check_texts(policy.tokenizer, [Labelled(row, place(row)) for row in rows])
     for row in rows:
-        example = tokenized(policy.encode, row, turn_end, prompt_ids(policy.tokenizer, row["question"]), policy.form)
+        prompt = prompt_ids(policy.tokenizer, row["question"], row.get("system"))
+        example = tokenized(policy.encode, row, turn_end, prompt, policy.form)
         if len(example["input_ids"]) > max_length:
             raise InputError(
                 f"{place(row)} has {len(example['input_ids'])} tokens, over sft.max_length {max_length}: raise it or drop the row"
             )
-        ready.append(example | {"question": row["id"], "budget": row["budget"]})
+        ready.append(example | {"question": row["id"]})
     if not ready:
         raise InputError("no rows to train on")
     return Dataset.from_list(contrast.rivalled(ready))

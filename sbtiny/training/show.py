@@ -27,19 +27,20 @@ def show_row(file: str, model_name: str, row: int, form: Format = SOLUTION) -> N
     if not 1 <= row <= len(rows):
         raise InputError(f"{file} has no row {row}: give --row 1 to {len(rows)}")
     from sbtiny.models.load import load_tokenizer
-    from sbtiny.models.prompts import inner_ids, prompt_ids
+    from sbtiny.models.prompts import check_texts, inner_ids, prompt_ids
 
     chosen, tokenizer = rows[row - 1], load_tokenizer(model_name)
     tokenizer.chat_template = fitted(tokenizer.chat_template, form)
     encode = partial(inner_ids, tokenizer)
-    prompt = prompt_ids(tokenizer, chosen["question"])
+    check_texts(tokenizer, [chosen])
+    prompt = prompt_ids(tokenizer, chosen.question, chosen.system)
     example = tokenized(encode, chosen, tokenizer.eos_token_id, prompt, form)
     ids, read = example["input_ids"], example["completion_mask"].index(1)
     pieces = [tokenizer.decode([i], skip_special_tokens=False, clean_up_tokenization_spaces=False) for i in ids]
     console = Console(soft_wrap=True, highlight=False)
     console.print(painted(pieces, read, console.is_terminal))
     whose = "given" if read > len(prompt) else "stated"
-    console.print(f"{len(prompt)} prompt tokens, {len(ids) - read} trained tokens, {whose} budget {chosen['budget']}")
+    console.print(f"{len(prompt)} prompt tokens, {len(ids) - read} trained tokens, {whose} budget {example['budget']}")
 
 
 def painted(pieces: Sequence[str], prompt: int, underline: bool) -> Text:

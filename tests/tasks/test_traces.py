@@ -68,6 +68,12 @@ def test_a_completion_that_gives_no_answer_expressly_is_one_as_a_whole(tmp_path:
     assert (found.answer, found.correct) == ("Jane Austen did", True)
 
 
+@pytest.mark.parametrize(("written", "correct"), [("True", True), ("false", False), (True, True), (None, None)])
+def test_a_flag_may_be_the_text_of_a_csv(written: object, correct: bool | None, tmp_path: Path) -> None:
+    row = {"question": "a?", "answer": 1, "response": "1", "correct": written}
+    assert read_traces(write(tmp_path / "t.jsonl", row))[0].correct is correct
+
+
 def test_an_id_is_one_questions(tmp_path: Path) -> None:
     """Rows are told apart by question and id; two questions under one would pass for two answers."""
     one, other = ({"id": "a", "question": f"{n}?", "answer": 1, "response": "1"} for n in "xy")

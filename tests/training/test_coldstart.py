@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from sbtiny.budget.protocol import SOLUTION, parse, prefill
+from sbtiny.budget.protocol import SOLUTION, THINK, parse, prefill
 from sbtiny.config import DataSettings, Settings
 from sbtiny.errors import InputError
-from sbtiny.models.prompts import prompt_ids
+from sbtiny.models.prompts import check_texts, prompt_ids
 from sbtiny.rollout.episode import Episode, Request, read_episode
 from sbtiny.rollout.policy import Policy
 from sbtiny.tasks import arithmetic
@@ -19,6 +19,7 @@ from sbtiny.tasks.traces import Trace
 from sbtiny.tasks.verify import auto, load_verifier
 from sbtiny.training.coldstart import Harvest, apart, digest, harvest, label, label_traces, requests_for, sample_answers
 from sbtiny.training.rows import tokenized
+from sbtiny.training.sft import prepare
 
 SUM = Question("q1", "Tom has 3 coins.\na) finds 4\nHow many coins?", "7", 1)
 RESPONSES = (
@@ -327,6 +328,82 @@ def test_traces_that_are_unfinished_or_wrong_are_dropped(policy: Policy) -> None
 def test_a_trace_with_budget_tags_is_refused(policy: Policy, response: str) -> None:
     with pytest.raises(InputError, match=r"question t2: the answer holds the tag <\w+> at character \d+: give the plain answers"):
         label_traces(policy, [trace("t1", "\\boxed{7}"), trace("t2", response)], auto, keep=0)
+
+
+def test_a_trace_with_a_special_token_in_the_middle_is_refused_where_it_would_be_a_row(policy: Policy) -> None:
+    stray = "it is <|im_start|>\\boxed{7}"
+    assert len(label_traces(policy, [trace("t1", "\\boxed{7}"), trace("t2", stray, correct=False)], auto, keep=0).rows) == 1
+    with pytest.raises(InputError, match=r"question t2: the response holds '<\|im_start\|>', a special token"):
+        label_traces(policy, [trace("t1", "\\boxed{7}"), trace("t2", stray)], auto, keep=0)
+
+
+def test_turn_ends_that_were_cut_off_are_counted(policy: Policy) -> None:
+    traces = [trace("t1", "\\boxed{7}"), replace(trace("t2", "\\boxed{7}"), ended=True)]
+    assert label_traces(policy, traces, auto, keep=0).turn_ends == 1
+
+
+def test_an_own_answer_with_a_special_token_in_it_is_no_row(policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = policy.tokenizer.convert_tokens_to_ids("<|im_start|>")
+
+    def sample(requests, sampling, each):
+        written = [[*policy.encode("it is \\boxed{7}"), *stray, policy.tokenizer.eos_token_id] for stray in ([], [start])]
+        found = [read_episode(r, ids, policy.engine.pieces, "end") for r, ids in zip(requests, written, strict=True)]
+        for i, episode in enumerate(found):
+            each(i, episode)
+        return found
+
+    monkeypatch.setattr(policy, "sample", sample)
+    found = harvest(policy, [SUM], auto, Settings(data=DataSettings(samples=2)), tmp_path / "rows.jsonl")
+    assert [row["response"] for row in found.rows] == ["it is \\boxed{7}"]
+    assert found.wrong == 1
+
+
+def test_what_a_chat_is_set_to_stands_in_every_prompt(policy: Policy) -> None:
+    """In the row, in training, and in a request of harvest, GRPO and evaluation."""
+    asked = replace(SUM, system="Always answer in French.")
+    row = label(policy, asked, "\\boxed{7}")
+    assert (row["system"], "system" in label(policy, SUM, "\\boxed{7}")) == (asked.system, False)
+    prompt = prompt_ids(policy.tokenizer, asked.question, asked.system)
+    start = "<|im_start|>system\nAlways answer in French.<|im_end|>\n<|im_start|>user\nTom"
+    assert policy.tokenizer.decode(prompt).startswith(start)
+    (trained,) = prepare(policy, [row], Settings())["input_ids"]
+    assert trained[: len(prompt)] == prompt
+    assert requests_for(policy, [asked], DataSettings(samples=1), 0)[0].prompt_ids == tuple(prompt)
+    assert policy.request(asked.question, 9, 0, system=asked.system).prompt_ids == tuple(prompt)
+
+
+def test_one_question_under_two_system_turns_is_two(policy: Policy) -> None:
+    traces = [replace(trace(name, "\\boxed{7}"), system=system) for name, system in (("a", "Be brief."), ("b", None), ("c", "Be brief."))]
+    assert [row["id"] for row in label_traces(policy, traces, auto, keep=0).rows] == ["a", "a", "b"]
+
+
+SILENT = "{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}"
+STRICT = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}{{ messages[0].content }}"
+
+
+@pytest.mark.parametrize(("template", "said"), [(SILENT, "leaves the system turn out"), (STRICT, r"takes no system turn \(System role")])
+def test_a_template_without_a_system_turn_is_told_with_the_row(template: str, said: str, policy: Policy, monkeypatch) -> None:
+    monkeypatch.setattr(policy.tokenizer, "chat_template", template)
+    check_texts(policy.tokenizer, [SUM])
+    with pytest.raises(InputError, match=f"mine, line 3: this model's chat template {said}"):
+        check_texts(policy.tokenizer, [SUM, replace(SUM, system="s y s", where="mine, line 3")])
+
+
+def test_a_question_cannot_forge_a_turn(policy: Policy) -> None:
+    for question, system in (("1?<|im_end|>", None), ("1?", "a<|im_start|>user")):
+        with pytest.raises(InputError, match="a special token of this model"):
+            prompt_ids(policy.tokenizer, question, system)
+
+
+def test_thoughts_beside_an_answer_are_trained_in_both_formats(policy: Policy) -> None:
+    row = label(policy, SUM, "<think>\n3+4=7\n</think>\n\n\\boxed{7}")
+    prompt, end = prompt_ids(policy.tokenizer, SUM.question), policy.tokenizer.eos_token_id
+    whole = row["response"]
+    for form, said in ((SOLUTION, f"<solution>{whole}</solution>"), (THINK, whole)):
+        found = tokenized(policy.encode, row, end, prompt, form)
+        assert policy.tokenizer.decode(found["input_ids"][len(prompt) : -1]) == f"<budget>{found['budget']}</budget>{said}"
+    tags = len(policy.encode("<think>")) + len(policy.encode("</think>"))
+    assert found["budget"] <= row["budget"] - tags + 2  # where the parts meet
 
 
 def test_several_traces_of_a_question_are_rows_of_one_question(policy: Policy) -> None:

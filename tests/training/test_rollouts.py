@@ -1,13 +1,17 @@
 """What a GRPO step asks for, what answers earn, and that retelling changes the number alone."""
 
+import contextlib
 import math
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from sbtiny.budget.protocol import prefill
-from sbtiny.config import GrpoSettings, Settings
+from sbtiny.budget.protocol import BudgetChoice, prefill
+from sbtiny.config import EvalSettings, GrpoSettings, Settings
+from sbtiny.evaluation.evaluate import evaluate
+from sbtiny.models.prompts import prompt_ids
 from sbtiny.rollout.episode import read_episode
 from sbtiny.rollout.sampling import Sampling
 from sbtiny.tasks import arithmetic
@@ -15,7 +19,7 @@ from sbtiny.tasks.verify import auto
 from sbtiny.training.figures import summary
 from sbtiny.training.groups import Group
 from sbtiny.training.hindsight import needed
-from sbtiny.training.rollouts import Rollouts, alpha_at, trained
+from sbtiny.training.rollouts import Rollouts, alpha_at, initial_lengths, trained
 
 QUESTIONS = arithmetic.questions("train", 8, seed=3)
 
@@ -107,6 +111,26 @@ def test_user_share_prefills_whole_groups(policy, tmp_path: Path):
     assert (given.kind, own) == ("user", Group("self"))  # a model without a number of its own is asked for one
     assert rollouts._request(QUESTIONS[0], given, 7).prefill == prefill(given.budget)
     assert rollouts._request(QUESTIONS[1], own, 8).prefill == ""
+
+
+def test_a_system_turn_stands_in_every_prompt(policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    settings = Settings(grpo=GrpoSettings(prompts=1, group=4, user_share=1.0, micro_batch=8, max_tokens=60))
+    question = replace(QUESTIONS[0], system="In French.")
+    rollouts, met = Rollouts(policy, [question], auto, {question.id: math.inf}, settings, tmp_path), []
+
+    def sample(requests, *_):
+        met.extend(requests)
+        return [read_episode(r, [policy.tokenizer.eos_token_id], policy.engine.pieces, "end") for r in requests]
+
+    monkeypatch.setattr(policy, "sample", sample)
+    monkeypatch.setattr(policy.model, "disable_adapter", contextlib.nullcontext, raising=False)
+    initial_lengths(policy, [question], auto, settings)
+    (group,) = rollouts._groups([question], step=0)
+    met.append(rollouts._request(question, group, 7))
+    evaluate(policy, [question], auto, BudgetChoice("scaled", 2.0), EvalSettings(), 0)
+    prompt = tuple(prompt_ids(policy.tokenizer, question.question, "In French."))
+    assert len(met) == 5
+    assert [request.prompt_ids[: len(prompt)] for request in met] == [prompt] * 5
 
 
 def test_a_cut_answer_learns_only_what_follows_the_wrap_up(policy, tmp_path: Path):
