@@ -15,9 +15,9 @@ from typing import Any
 from sbtiny.errors import Failed
 from sbtiny.tasks.numbers import (
     EQUALS,
-    LEFT_SIDE,
-    SPACED_THOUSANDS,
     TEXT,
+    is_name_or_sum,
+    joined_thousands,
     parse_number,
     same_number,
     unit_scale,
@@ -43,9 +43,10 @@ BASE = re.compile(
 )
 ARGUMENTS = re.compile(r"(?<=[A-Za-z])\([^()]*+\)|(?<!\\)\{[^{}]*+\}")
 SEVERAL_NUMBERS = re.compile(r"[,;]|(?<!\^)\b[0-9]++ [0-9]|(?<![A-Za-z])(?:and|or)(?![A-Za-z])")
-RELATION = re.compile(r"[<>≤≥≠]|\\(?:leq?|geq?|lt|gt|neq?)(?![A-Za-z])")
+RELATION = re.compile(r"[<>≤≥≠]|\\(?:leq?|geq?|lt|gt|neq?|[pb]?mod)(?![A-Za-z])")
 SYMBOLS = {"√": r"\sqrt", "π": r"\pi ", "×": r"\times ", "·": r"\cdot ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne "}
-SYMBOLS |= {"∞": r"\infty ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "±": r"\pm ", "≈": r"\approx ", "θ": r"\theta "}
+SYMBOLS |= {"∞": r"\infty ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "±": r"\pm ", "≈": r"\approx "}
+SYMBOLS |= {"θ": r"\theta ", "∅": r"\emptyset "}
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,8 @@ class Pair:
                 return verdict
         if has_words(self.reference) or has_words(self.answer):
             return plain_words(self.reference) == plain_words(self.answer)
+        if reference.lower() == answer.lower() and reference.isalpha():
+            return len(reference) > 2 or reference.lower() == "no"  # AB is another segment than ab
         if reference.lower() == answer.lower() or (parse_number(self.reference) is not None and not self.may_be_number()):
             return False
         return None if self.names_fit() else False
@@ -86,14 +89,14 @@ class Pair:
             return True
         *left, _ = EQUALS.split(self.answer)
         values = [value for side in left if (value := parse_number(side)) is not None]
-        names = all(LEFT_SIDE.fullmatch(re.sub(r"\\[A-Za-z]++", "", side)) for side in left)
-        return names and all(value == parse_number(self.reference) for value in values)
+        return all(map(is_name_or_sum, left)) and all(value == parse_number(self.reference) for value in values)
 
 
 def bare_formula(text: str) -> str:
     for sign, command in SYMBOLS.items() if not text.isascii() else ():
         text = text.replace(sign, command)
-    text = SPACED_THOUSANDS.sub(lambda match: match[0].replace(" ", ""), without_layout(text)).rstrip(" .,;:")
+    text = joined_thousands(without_layout(text)).rstrip(" .,;:")
+    text = re.sub(r"\\varnothing(?![A-Za-z])|^\\\{\s?\\\}$", r"\\emptyset", text)
     text = re.sub(r"\\sqrt\s?([0-9]{2,})", r"\\sqrt{\1}", text)
     behind = UNIT_BEHIND.search(text)
     if behind and behind.start() and unit_scale(" " + (behind[1] or behind[2] or "").strip()) == 1:
@@ -217,8 +220,22 @@ def compare_pair(reference: str, answer: str) -> bool:
     latex = LatexExtractionConfig()  # the plain-text extractor hands text to sympy's parse_expr, which evaluates it
     latex = replace(latex, normalization_config=replace(latex.normalization_config, units=False, boxed="none"))
     gold, found = (parse(f"${text}$", [latex], parsing_timeout=None) for text in (reference, answer))
+    gold, found = ([region(one, text) for one in parsed] for parsed, text in ((gold, reference), (found, answer)))
     same = verify(gold, found, timeout_seconds=None, allow_set_relation_comp=True)
     return bool(same) and not (gold and found and differ(gold[0], found[0]))
+
+
+def region(formula: Any, text: str) -> Any:
+    """The numbers that inequalities in one unknown, with `or` or `and` between, allow; any other formula as it is."""
+    from sympy import Eq, FiniteSet, Intersection, Union
+    from sympy.core.relational import Relational
+
+    if not isinstance(formula, FiniteSet) or not all(isinstance(one, Relational) for one in formula):
+        return formula
+    if len(formula.free_symbols) != 1 or any(isinstance(one, Eq) for one in formula):
+        return formula
+    join = Union if re.search(r"(?<![A-Za-z])or(?![A-Za-z])", text) else Intersection
+    return join(*(one.as_set() for one in formula))
 
 
 def differ(gold: Any, found: Any) -> bool:

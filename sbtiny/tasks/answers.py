@@ -13,7 +13,7 @@ JOINS = {"and", "or", "also", "either", "maybe", "perhaps", "possibly", "text", 
 SPECIAL_TOKEN = re.compile(r"<\|[^<>|]*+\|>|</?s>|<(?:bos|eos|pad|unk|end_of_turn)>")
 HASHES = re.compile(r"(?<!#)####(?!#)[ \t]*+(\S[^\n]*)")
 STATED = re.compile(
-    r"\banswer(?:\s++(?:is|(?:must|should|would|will)\s++be)\b|\s*+\**+\s*+[:=])[\s:*]*+"
+    r"\banswer(?:\s++is\b|\s*+\**+\s*+[:=])[\s:*]*+"
     r"(?!(?:not|correct|incorrect|right|wrong|indeed)\b)(\S[^\n]*)", re.I
 )
 DENIED = re.compile(r"(?:\b(?:not|never|minus|negative)|n't)[\s*$(]{1,4}$", re.I)  # ahead of a number

@@ -37,7 +37,7 @@ SENTENCE_WORDS = {"or", "and", "to", "is", "are", "was", "if", "one", "times", "
 DENIALS = {"not", "no", "never", "cannot", "impossible", "wrong", "incorrect", "undefined", "unless", "except", "isn"}
 CHANGES = {"minus", "plus", "negative", "below", "least", "most", "squared", "cubed", "factorial", "root", "divided"}
 FUNCTIONS = {"pi", "sqrt", "sin", "cos", "tan", "log", "ln", "exp", "mod", "modulo", "choose", "base", "infinity"}
-MULTIPLES = {"gross", "score", "grand", "double", "doubled", "twice", "triple", "tripled", "halved", "permille"}
+MULTIPLES = {"gross", "score", "grand", "double", "doubled", "twice", "triple", "tripled", "halved", "permille", "mille", "permil"}
 CHANGES_VALUE = DENIALS | CHANGES | FUNCTIONS | MULTIPLES | {*COUNTS.split(), *PARTS.split()}
 NOT_UNITS = CHANGES_VALUE | SENTENCE_WORDS
 SCALES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "lakh": 10**5, "million": 10**6, "crore": 10**7}
@@ -47,20 +47,23 @@ SCALES |= {f"{part}s": Fraction(1, size) for size, part in enumerate(PARTS.split
 SCALES |= {"thousandths": Fraction(1, 10**3), "millionths": Fraction(1, 10**6)}
 SENTENCE_CHANGES = CHANGES_VALUE | SCALES.keys() | {"than", "between", "under"}
 EQUALS = re.compile(r"(?<![<>!:=])=(?!=)")
-NAME = r"(?:[A-Za-z]{1,2}|[A-Za-z ]{3,40})(?:_(?:\{[^{}]*+\}|\w))?'{0,2}(?:\([^()=]*+\))?"
+NAME = r"(?:[A-Za-z]{1,2}|[A-Za-z ]{3,40})(?:_(?:\{[^{}]*+\}|\w))?'{0,2}(?:(?:\^\{-1\})?\([^()=]*+\))?"
 LEFT_SIDE = re.compile(rf"\s*+{NAME}\s*+|[^0-9+*/^<>,;-]*+|[^A-Za-z]*+")  # a name or plain arithmetic, not an equation in x
+COMMAND = re.compile(r"\\[A-Za-z]++")
+UNKNOWN_INSIDE = re.compile(r"\\(?:sqrt|sin|cos|tan|log|ln|exp|binom)(?![A-Za-z])|[a-z]\s?!|\|\s?[a-z]\s?\|")
 FRACTION_SIGNS = re.compile("[¼-¾⅐-⅞↉]")
 RAISED = re.compile("[⁰¹²³⁴-⁹⁺⁻]+")
 LOWERED = re.compile("[₀-₉]+")
 SIGNS = str.maketrans({"−": "-", "﹣": "-", "－": "-", "–": "-", "º": "°", "˚": "°", "∶": ":", "⁄": "/", "÷": "/"})
 REPEATING = re.compile(r"([0-9]*+)\.([0-9]*+)\s?\\(?:overline|bar|dot)\s?(?:\{\s?([0-9]++)\s?\}|([0-9]))")
+DOTTED = re.compile(r"([0-9]*+)\.([0-9]{0,4}?)([0-9]{1,6}?)(?:\3){2,40}(?:\.{3}|\\[lc]?dots)()")
 SPACED_THOUSANDS = re.compile(r"(?<![0-9.,/] )(?<![0-9.,/^_])[1-9][0-9]{0,2}(?: [0-9]{3})++(?! ?[0-9/])")
 TEXT = r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|[mh]box|math(?:rm|bf|it|sf|tt|normal)|operatorname|emph)\s?"
 LAYOUT = tuple(
     (re.compile(pattern), new)
     for pattern, new in (
         (r"\\(?:text)?color(?:box)?\s?(?:\[[^\][]*+\]\s?)?\{[^{}]*+\}|\\[hv]space\*?\s?\{[^{}]*+\}", " "),
-        (r"\\(?:display|text|script)style(?![A-Za-z])|\\(?:left|right|[bB]igg?[lrm]?)(?![A-Za-z])(?:\.(?![0-9]))?", " "),
+        (r"\\(?:display|text|script)style(?![A-Za-z])|\\(?:left|right)(?![A-Za-z])\.?|\\[bB]igg?[lrm]?(?![A-Za-z])", " "),
         (r"\\(?:tiny|small|normalsize|large|Large|LARGE|huge|Huge|bf|rm|it|boldmath|checkmark)(?![A-Za-z])", " "),
         (r"\\(?:boldsymbol|bm|underline|ensuremath|boxed|fbox)(?=\s?\{)", ""),
         (r"(?<!\\)\\!\s*+", ""),
@@ -81,6 +84,7 @@ REWRITES = tuple(
         (r"(?:\^\s?\{?\s?\\circ\b\s?\}?|\\(?:text)?degree(?![A-Za-z])|°)(?:\s*+[CF]\b)?", " "),
         (r"\^\s?\{?\s?(?:st|nd|rd|th)\b\s?\}?", " "),
         (r"\\approx(?![A-Za-z])|≈", "="),
+        (r"^\s*+(?:\\sim(?![A-Za-z])|(?:approximately|approx\.?|about|roughly|around)\s)", " "),
         (r"\s++", " "),
     )
 )
@@ -103,16 +107,24 @@ def parse_marked_number(text: str) -> Fraction | None:
     text = without_layout(text)
     for pattern, new in REWRITES:
         text = pattern.sub(new, text)
-    text = SPACED_THOUSANDS.sub(lambda match: match[0].replace(" ", ""), REPEATING.sub(repeating_fraction, text))
+    for pattern in (DOTTED, REPEATING):
+        text = pattern.sub(repeating_fraction, text)
+    text = joined_thousands(text)
     *left, number = EQUALS.split(text)
     if len(left) == 1 and re.fullmatch(r"\s*+[A-Za-z]\s*+", number):
         left, number = [number], left[0]
     match = NUMBER.match(number := without_braces(number.strip(" ,;")))
-    if not match or not all(LEFT_SIDE.fullmatch(re.sub(r"\\[A-Za-z]++", "", part)) for part in left):
+    if not match or not all(map(is_name_or_sum, left)):
         return None
     scale = unit_scale(number[match.end() :])
     value = fraction(match, scale) if scale else None
     return None if any(parse_number(part) not in (None, value) for part in left) else value
+
+
+def is_name_or_sum(side: str) -> bool:
+    """Whether the left side of an equation is a name or plain arithmetic, so that the right side is its value."""
+    letters = re.search("[A-Za-z]", plain := COMMAND.sub("", side))
+    return bool(LEFT_SIDE.fullmatch(plain)) and not (letters and UNKNOWN_INSIDE.search(side))
 
 
 def without_layout(text: str) -> str:
@@ -139,6 +151,10 @@ def without_braces(text: str) -> str:
             break
         text = text[1:-1].strip()
     return text
+
+
+def joined_thousands(text: str) -> str:
+    return SPACED_THOUSANDS.sub(lambda match: match[0].replace(" ", ""), text)
 
 
 def repeating_fraction(match: re.Match[str]) -> str:
@@ -185,6 +201,8 @@ UNIT_NAMES = {
     }.items()
     for name in names.split()
 }  # fmt: skip
+INLINE_FORMULA = re.compile(r"(?<!\\)\$([^$]*+)(?<!\\)\$")  # these dollars are no currency
+PER = re.compile(r"\bper\b|/(?=\s?[A-Za-z])|\san?\s")
 LEFT_NAME = re.compile(r"^[\s$]*+([A-Za-z])\s*+=")
 UNIT = re.compile(r"[$€£%]|(?<![A-Za-z\\])[A-Za-z]++")
 
@@ -193,8 +211,8 @@ def measure_unit(text: str) -> str | None:
     """The first well-known unit in a short text, under one name for all its spellings."""
     if SIMPLE_NUMBER.fullmatch(text) or len(text) > LONGEST_NUMBER:
         return None
-    text = re.sub(r"^\s*+\$(.*)\$\s*+$", r"\1", EQUALS.split(text)[-1])  # dollars round a formula
-    for word in UNIT.findall(text):
+    text = INLINE_FORMULA.sub(r"\1", EQUALS.split(text)[-1])
+    for word in UNIT.findall(PER.split(text)[0]):
         name = word.lower()
         if unit := UNIT_NAMES.get(name) or UNIT_NAMES.get(name.removesuffix("s")):
             return unit

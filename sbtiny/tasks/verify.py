@@ -13,8 +13,8 @@ from pathlib import Path
 
 from sbtiny.errors import InputError
 from sbtiny.progress import console
-from sbtiny.tasks.algebra import Pair, math_process
-from sbtiny.tasks.answers import boxed_answer, final_answer, given_answer, last_line, reference_text
+from sbtiny.tasks.algebra import TEXT_INSIDE, Pair, math_process
+from sbtiny.tasks.answers import boxed_answer, final_answer, given_answer, last_line, reference_text, stated_answer
 from sbtiny.tasks.limit import TooLong, limited
 from sbtiny.tasks.numbers import EQUALS, LONE_NUMBER, LONGEST_NUMBER, SENTENCE_CHANGES, parse_number, same_number
 from sbtiny.tasks.own import OwnVerifier
@@ -32,10 +32,10 @@ CHOICE = re.compile(
 )
 LINE_CHOICE = re.compile(r"[*\s]*+([A-Z])[*]*+[.:][*]*+\s")
 STATED_CHOICE = re.compile(
-    r"\b(?:(?:choice|option|letter)\s++(?:is|must\s++be|should\s++be|would\s++be)\b|I\s++(?:choose|pick|select)\b)[\s:*]*+(?!not\b)(\S[^\n]*)"
+    r"(?i:\b(?:(?:choice|option|letter|answer)\s++(?:is|must\s++be|should\s++be|would\s++be)\b|(?:choice|option)\**+:|I\s++(?:choose|pick|select)\b))[\s:*]*+(?!not\b)(\S[^\n]*)"
 )
 CALLED_CORRECT = re.compile(r"(?<![\w'(*])[(*]*+([A-Z])[)*]*+\s++is\s++(?:the\s++)?(?:correct|right|best)\b")
-BRACKETED_CHOICE = re.compile(r"(?<!\w)([A-Z])\)")
+BRACKETED_CHOICE = re.compile(r"(?<!not )(?<!not \()(?<!\w)([A-Z])\)")
 SEVERAL = re.compile(r"[\s)\]*}$]*+(?:[,;/&]\s*+)?(?:[,;/&]|\\text\s?\{\s?(?:or|and)|(?:or|and)\b)[\s(*\[}]*+[A-Z](?![\w'])")
 FORMULAS = re.compile(r"\$([^$]++)\$|\\\(((?:[^\\]|\\(?!\)))++)\\\)")
 
@@ -54,8 +54,11 @@ def found_number(response: str) -> str | None:
     answer = final_answer(response)
     if not answer or parse_number(answer) is not None:
         return answer
-    if len(answer) > LONGEST_NUMBER or boxed_answer(response):
+    if len(answer) > LONGEST_NUMBER:
         return None
+    if boxed_answer(response):
+        inside = stated_answer(TEXT_INSIDE.sub(r" \1 ", answer)) if "nswer" in answer else None
+        return inside if inside and parse_number(inside) is not None else None
     if parse_number(worked_out := EQUALS.split(answer)[-1]) is not None:
         return worked_out
     changed = SENTENCE_CHANGES.intersection(re.findall("[a-z]+", answer.lower()))
@@ -81,8 +84,11 @@ def found_choice(response: str) -> str | None:
         return None
     if lone := LONE_CHOICE.fullmatch(line) or LINE_CHOICE.match(line):
         return lone[1].upper()
-    letters = CALLED_CORRECT.findall(line)[-1:] or BRACKETED_CHOICE.findall(response)
-    return letters[-1] if letters else None
+    if called := CALLED_CORRECT.findall(line):
+        return called[-1]
+    *earlier, last = [None, None, *BRACKETED_CHOICE.finditer(response)]
+    listed = earlier[-1] and SEVERAL.match(response, earlier[-1].end(1))
+    return last[1] if last and not (listed and listed.end() >= last.end(1)) else None
 
 
 def chosen_letter(text: str) -> str | None:
