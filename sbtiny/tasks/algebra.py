@@ -245,7 +245,9 @@ def differ(gold: Any, found: Any) -> bool:
     gold, found = (formula.rhs if isinstance(formula, Eq) else formula for formula in (gold, found))
     if isinstance(gold, FiniteSet) and isinstance(found, FiniteSet):
         return any(all(differ(one, other) for other in found) for one in gold)
-    if isinstance(gold, Interval) and isinstance(found, Interval):
+    if isinstance(gold, Interval) is not isinstance(found, Interval):
+        return isinstance(gold, (FiniteSet, Tuple)) or isinstance(found, (FiniteSet, Tuple))  # (1,2) is no list of 1 and 2
+    if isinstance(gold, Interval):
         gold, found = Tuple(gold.start, gold.end), Tuple(found.start, found.end)
     if isinstance(gold, (Tuple, MatrixBase)) and isinstance(found, (Tuple, MatrixBase)):
         return any(differ(one, other) for one, other in zip(gold, found, strict=True))

@@ -3,7 +3,7 @@
 import re
 from functools import lru_cache
 
-from sbtiny.tasks.numbers import LAST_NUMBER, parse_number
+from sbtiny.tasks.numbers import LAST_NUMBER, SCALES, parse_number
 
 # Possessive quantifiers (*+, ++) keep searches linear.
 BRACES = re.compile(r"\\{1,2}(boxed|fbox)\s*+\{|\\.|[{}]", re.DOTALL)
@@ -17,6 +17,7 @@ STATED = re.compile(
     r"(?!(?:not|correct|incorrect|right|wrong|indeed)\b)(\S[^\n]*)", re.I
 )
 DENIED = re.compile(r"(?:\b(?:not|never|minus|negative)|n't)[\s*$(]{1,4}$", re.I)  # ahead of a number
+SCALE_BEHIND = re.compile(rf"\s(?:{'|'.join(SCALES)})\b", re.I)
 MATHS_BRACKETS = re.compile(r"\$\$([^$]++)\$\$\.?|\$([^$]++)\$\.?|\\\[((?:[^\\]|\\(?!\]))++)\\\]\.?|\\\(((?:[^\\]|\\(?!\)))++)\\\)\.?")
 SENTENCE_END = re.compile(r"\.(?=\s|$)|<[|/]")  # a special token or a closing tag ends it too
 
@@ -31,8 +32,10 @@ def final_answer(text: str) -> str | None:
         start = 0
         for number in LAST_NUMBER.finditer(text := text.replace("−", "-")):
             found, start = number[0], number.start()
-        if DENIED.search(text[max(start - 20, 0) : start]):
+        if found is None or DENIED.search(text[max(start - 20, 0) : start]):
             return None
+        scale = SCALE_BEHIND.match(text, start + len(found))
+        return found + scale[0] if scale else found
     return found
 
 

@@ -34,10 +34,10 @@ COUNTS = (
 )
 PARTS = "half third fourth quarter fifth sixth seventh eighth ninth tenth hundredth thousandth millionth"
 SENTENCE_WORDS = {"or", "and", "to", "is", "are", "was", "if", "one", "times", "out", "zero"}  # may stand beside an answer
-DENIALS = {"not", "no", "never", "cannot", "impossible", "wrong", "incorrect", "undefined", "unless", "except", "isn"}
+DENIALS = {"not", "no", "never", "cannot", "impossible", "wrong", "incorrect", "undefined", "unless", "except", "false"}
 CHANGES = {"minus", "plus", "negative", "below", "least", "most", "squared", "cubed", "factorial", "root", "divided"}
-FUNCTIONS = {"pi", "sqrt", "sin", "cos", "tan", "log", "ln", "exp", "mod", "modulo", "choose", "base", "infinity"}
-MULTIPLES = {"gross", "score", "grand", "double", "doubled", "twice", "triple", "tripled", "halved", "permille", "mille", "permil"}
+FUNCTIONS = {"pi", "sqrt", "sin", "cos", "tan", "log", "ln", "exp", "mod", "modulo", "choose", "base", "binary", "octal", "infinity"}
+MULTIPLES = {"gross", "score", "grand", "mil", "bn", "double", "doubled", "twice", "triple", "tripled", "halved", "permille", "mille"}
 CHANGES_VALUE = DENIALS | CHANGES | FUNCTIONS | MULTIPLES | {*COUNTS.split(), *PARTS.split()}
 NOT_UNITS = CHANGES_VALUE | SENTENCE_WORDS
 SCALES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "lakh": 10**5, "million": 10**6, "crore": 10**7}
@@ -85,6 +85,7 @@ REWRITES = tuple(
         (r"\^\s?\{?\s?(?:st|nd|rd|th)\b\s?\}?", " "),
         (r"\\approx(?![A-Za-z])|≈", "="),
         (r"^\s*+(?:\\sim(?![A-Za-z])|(?:approximately|approx\.?|about|roughly|around)\s)", " "),
+        (r"^\s*+(?:minus|negative)\s++(?=[0-9.\\])", "-"),
         (r"\s++", " "),
     )
 )
@@ -168,7 +169,7 @@ def unit_scale(rest: str) -> Fraction | int | None:
     if not (text := rest.strip(" .,;)")):
         return 1
     below_zero = text.endswith(" below zero")
-    words = re.findall("[a-z]+", text.removesuffix(" below zero").lower())
+    words = lower_words(text.removesuffix(" below zero"))
     scale: Fraction | int = -1 if below_zero else 1
     while words and words[0] in SCALES:
         scale *= SCALES[words.pop(0)]
@@ -176,6 +177,10 @@ def unit_scale(rest: str) -> Fraction | int | None:
     if letters or NOT_UNITS.intersection(words) or SCALES.keys() & words or not UNITS.fullmatch(rest):
         return None
     return scale
+
+
+def lower_words(text: str) -> list[str]:
+    return re.findall("[a-z]+", re.sub("n['’]t\\b", " not", text.lower()))
 
 
 def fraction(match: re.Match[str], scale: Fraction | int) -> Fraction | None:

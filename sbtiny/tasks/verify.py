@@ -16,7 +16,15 @@ from sbtiny.progress import console
 from sbtiny.tasks.algebra import TEXT_INSIDE, Pair, math_process
 from sbtiny.tasks.answers import boxed_answer, final_answer, given_answer, last_line, reference_text, stated_answer
 from sbtiny.tasks.limit import TooLong, limited
-from sbtiny.tasks.numbers import EQUALS, LONE_NUMBER, LONGEST_NUMBER, SENTENCE_CHANGES, parse_number, same_number
+from sbtiny.tasks.numbers import (
+    EQUALS,
+    LONE_NUMBER,
+    LONGEST_NUMBER,
+    SENTENCE_CHANGES,
+    lower_words,
+    parse_number,
+    same_number,
+)
 from sbtiny.tasks.own import OwnVerifier
 from sbtiny.tasks.sources import Question
 
@@ -61,7 +69,7 @@ def found_number(response: str) -> str | None:
         return inside if inside and parse_number(inside) is not None else None
     if parse_number(worked_out := EQUALS.split(answer)[-1]) is not None:
         return worked_out
-    changed = SENTENCE_CHANGES.intersection(re.findall("[a-z]+", answer.lower()))
+    changed = SENTENCE_CHANGES.intersection(lower_words(answer))
     numbers = [] if changed else LONE_NUMBER.findall(answer)
     return numbers[0] if len(numbers) == 1 else None
 
@@ -145,7 +153,7 @@ def found_formula(response: str) -> str | None:
     answer = given_answer(response)
     if answer and not boxed_answer(response) and len(answer) <= LONGEST_MATH:
         formulas = FORMULAS.findall(answer)
-        changed = SENTENCE_CHANGES.intersection(re.findall("[a-z]+", FORMULAS.sub(" ", answer).lower()))
+        changed = SENTENCE_CHANGES.intersection(lower_words(FORMULAS.sub(" ", answer)))
         return "".join(formulas[0]) if len(formulas) == 1 and not changed else answer
     return answer or final_answer(response) or last_line(response)
 
