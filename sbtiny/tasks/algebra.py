@@ -25,6 +25,7 @@ from sbtiny.tasks.numbers import (
 )
 
 MATH_SECONDS = 3.0  # for one symbolic comparison; most take hundredths
+LONGEST_SUM = 200  # characters of arithmetic left standing that is worth working out
 DIGITS = 3000  # to which a difference may have to be worked out
 MATH_BYTES = 2 << 30  # address space of the comparing process
 
@@ -77,7 +78,9 @@ class Pair:
         return None if self.names_fit() else False
 
     def may_be_number(self) -> bool:
-        """An answer that is neither a list, nor an inequality, nor numbers side by side."""
+        """An answer that is neither a list, nor an inequality, nor numbers side by side, nor longer than any sensible sum."""
+        if len(self.answer) > LONGEST_SUM:
+            return False
         outside, before = TEXT_INSIDE.sub(r" \1 ", self.answer), ""
         while outside != before:
             before, outside = outside, ARGUMENTS.sub("", outside)
@@ -98,6 +101,7 @@ def bare_formula(text: str) -> str:
     text = joined_thousands(without_layout(text)).rstrip(" .,;:")
     text = re.sub(r"\\varnothing(?![A-Za-z])|^\\\{\s?\\\}$", r"\\emptyset", text)
     text = re.sub(r"\\sqrt\s?([0-9]{2,})", r"\\sqrt{\1}", text)
+    text = re.sub(r"(?<!\\)\bsqrt\s?\(([^()]*+)\)", r"\\sqrt{\1}", re.sub(r"\*\*\s?(-?[0-9]++)", r"^{\1}", text))
     behind = UNIT_BEHIND.search(text)
     if behind and behind.start() and unit_scale(" " + (behind[1] or behind[2] or "").strip()) == 1:
         text = text[: behind.start()]
@@ -242,6 +246,8 @@ def differ(gold: Any, found: Any) -> bool:
     """Whether two formulas have other values: math-verify rounds, by which all that is tiny is the same."""
     from sympy import Eq, Expr, FiniteSet, Interval, MatrixBase, Tuple
 
+    if isinstance(gold, Eq) and isinstance(found, Eq) and gold.lhs != found.lhs:
+        return False  # the same line may be written in many ways
     gold, found = (formula.rhs if isinstance(formula, Eq) else formula for formula in (gold, found))
     if isinstance(gold, FiniteSet) and isinstance(found, FiniteSet):
         return any(all(differ(one, other) for other in found) for one in gold)

@@ -62,10 +62,13 @@ TEXT = r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|[mh]box|math(?:rm|bf|it|sf|tt|norma
 LAYOUT = tuple(
     (re.compile(pattern), new)
     for pattern, new in (
-        (r"\\(?:text)?color(?:box)?\s?(?:\[[^\][]*+\]\s?)?\{[^{}]*+\}|\\[hv]space\*?\s?\{[^{}]*+\}", " "),
+        (r"\\(?:text)?color(?:box)?\s?(?:\[[^\][]*+\]\s?)?\{[^{}]*+\}|\\(?:[hv]space|[hv]?phantom)\*?\s?\{[^{}]*+\}", " "),
+        (r"(?<!\\)\{\s?\{([^{}]*+)\}\s?\}", r"{\1}"),
+        (r"(?<![A-Za-z\\}])\{\s?\}", ""),
+        (r"\\(?:nice|s|x)frac(?=\s?\{)", r"\\frac"),
         (r"\\(?:display|text|script)style(?![A-Za-z])|\\(?:left|right)(?![A-Za-z])\.?|\\[bB]igg?[lrm]?(?![A-Za-z])", " "),
         (r"\\(?:tiny|small|normalsize|large|Large|LARGE|huge|Huge|bf|rm|it|boldmath|checkmark)(?![A-Za-z])", " "),
-        (r"\\(?:boldsymbol|bm|underline|ensuremath|boxed|fbox)(?=\s?\{)", ""),
+        (r"\\(?:boldsymbol|bm|pmb|underline|ensuremath|boxed|fbox)(?=\s?\{)", ""),
         (r"(?<!\\)\\!\s*+", ""),
         (r"(?<!\\)\\[,;:> ]|\\q?quad(?![A-Za-z])|\\(?:thin|med|thick|en)sp?(?:ace)?(?![A-Za-z])|~", " "),
         (r"\{,\}", ","),
@@ -131,7 +134,7 @@ def is_name_or_sum(side: str) -> bool:
 def without_layout(text: str) -> str:
     """A formula without what only changes how it looks: colours, sizes, spaces, outer braces, Markdown, Unicode forms."""
     if not text.isascii():
-        text = FRACTION_SIGNS.sub(lambda sign: " " + normalize("NFKC", sign[0]), text.translate(SIGNS))
+        text = FRACTION_SIGNS.sub(vulgar_fraction, text.translate(SIGNS))
         text = RAISED.sub(lambda sign: "^{" + normalize("NFKC", sign[0]).replace("−", "-") + "}", text)
         text = LOWERED.sub(lambda sign: "_{" + normalize("NFKC", sign[0]) + "}", text)
         text = normalize("NFKC", text).translate(SIGNS)
@@ -142,6 +145,10 @@ def without_layout(text: str) -> str:
         if (text := without_braces(text.strip())) == before:
             break
     return text
+
+
+def vulgar_fraction(sign: re.Match[str]) -> str:
+    return r" \frac{{{}}}{{{}}}".format(*normalize("NFKC", sign[0]).split("⁄"))
 
 
 def without_braces(text: str) -> str:
