@@ -8,16 +8,23 @@ import os
 import re
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
-from fractions import Fraction
 from importlib.util import find_spec
 from pathlib import Path
 
 from sbtiny.errors import InputError
 from sbtiny.progress import console
-from sbtiny.tasks.algebra import math_process, squeezed
-from sbtiny.tasks.answers import boxed_answer, final_answer, given_answer, last_line
+from sbtiny.tasks.algebra import TEXT_INSIDE, Pair, math_process
+from sbtiny.tasks.answers import boxed_answer, final_answer, given_answer, last_line, reference_text, stated_answer
 from sbtiny.tasks.limit import TooLong, limited
-from sbtiny.tasks.numbers import EQUALS, LONE_NUMBER, LONGEST_NUMBER, parse_number
+from sbtiny.tasks.numbers import (
+    EQUALS,
+    LONE_NUMBER,
+    LONGEST_NUMBER,
+    SENTENCE_CHANGES,
+    lower_words,
+    parse_number,
+    same_number,
+)
 from sbtiny.tasks.own import OwnVerifier
 from sbtiny.tasks.sources import Question
 
@@ -25,41 +32,85 @@ Verifier = Callable[[str, Question], bool]
 
 LONGEST_MATH = 1000  # characters of an answer that is worth parsing
 
-LETTER_TEXT = r"(?:\\(?:text|mathrm|textbf|mathbf)\s?\{)?\s*+"
-CHOICE = re.compile(rf"[\s($*{{]*+{LETTER_TEXT}[(*]*+([A-E])(?![\w'])")
-LONE_CHOICE = re.compile(rf"{LETTER_TEXT}\(?([A-Ea-e])\)?\s*+\}}?\.?")
-BRACKETED_CHOICE = re.compile(r"(?<!\w)([A-E])\)")
+LETTER_TEXT = r"[\s($*_`{\[]*+(?:\\(?:text|mathrm|mathbf|textbf)\s?\{)?[\s(*\[]*+(?:(?:the|option|choice|answer|letter)\s++)*+[(\[*]*+"
+LONE_CHOICE = re.compile(rf"{LETTER_TEXT}([A-Za-z])[\s)\]*_`}}$.]*+", re.IGNORECASE)
+CHOICE = re.compile(
+    rf"{LETTER_TEXT}(?-i:([A-Z]))(?![\w'])(?P<close>[)\]*}}$`_]*+)(?:\s*+(?:$|[.,:;])|(?<=[)\]}}*])\s*+[^\s()+*/=^<>-]|(?P<word>\s++(?:[-–—]\s++)?\(?[A-Za-z]{{2,}}))",
+    re.IGNORECASE,
+)
+LINE_CHOICE = re.compile(r"[*\s]*+([A-Z])[*]*+[.:][*]*+\s")
+STATED_CHOICE = re.compile(
+    r"(?i:\b(?:(?:choice|option|letter|answer)\s++(?:is|must\s++be|should\s++be|would\s++be)\b|(?:choice|option)\**+:|I\s++(?:choose|pick|select)\b))[\s:*]*+(?!not\b)(\S[^\n]*)"
+)
+CALLED_CORRECT = re.compile(r"(?<![\w'(*])[(*]*+([A-Z])[)*]*+\s++is\s++(?:the\s++)?(?:correct|right|best)\b")
+BRACKETED_CHOICE = re.compile(r"(?<!not )(?<!not \()(?<!\w)([A-Z])\)")
+SEVERAL = re.compile(r"[\s)\]*}$]*+(?:[,;/&]\s*+)?(?:[,;/&]|\\text\s?\{\s?(?:or|and)|(?:or|and)\b)[\s(*\[}]*+[A-Z](?![\w'])")
+FORMULAS = re.compile(r"\$([^$]++)\$|\\\(((?:[^\\]|\\(?!\)))++)\\\)")
 
 
 def numeric(response: str, question: Question) -> bool:
     """Exact comparison of the final answer with the reference. Raises InputError when the reference is no number."""
-    expected = parse_number(question.answer)
-    if expected is None:
+    reference = reference_text(question.answer)
+    if parse_number(reference) is None:
         raise bad_reference(question, "number", "auto or math")
-    return expected == found_number(response)
+    found = found_number(response)
+    return found is not None and same_number(reference, found) is True
 
 
-def found_number(response: str) -> Fraction | None:
-    """The final answer as a number. A box must be one; a sentence may work it out or hold it among words."""
+def found_number(response: str) -> str | None:
+    """The final answer where it is a number. A box must be one; a sentence may work it out or hold it among words."""
     answer = final_answer(response)
-    value = parse_number(answer) if answer else None
-    if value is None and answer and len(answer) <= LONGEST_NUMBER and not boxed_answer(response):
-        value = parse_number(EQUALS.split(answer)[-1])
-        numbers = LONE_NUMBER.findall(answer)
-        if value is None and len(numbers) == 1:
-            value = parse_number(numbers[0])
-    return value
+    if not answer or parse_number(answer) is not None:
+        return answer
+    if len(answer) > LONGEST_NUMBER:
+        return None
+    if boxed_answer(response):
+        inside = stated_answer(TEXT_INSIDE.sub(r" \1 ", answer)) if "nswer" in answer else None
+        return inside if inside and parse_number(inside) is not None else None
+    if parse_number(worked_out := EQUALS.split(answer)[-1]) is not None:
+        return worked_out
+    changed = SENTENCE_CHANGES.intersection(lower_words(answer))
+    numbers = [] if changed else LONE_NUMBER.findall(answer)
+    return numbers[0] if len(numbers) == 1 else None
 
 
 def choice(response: str, question: Question) -> bool:
-    """The letter A to E of a response: boxed, stated, alone on its last line, or the last one in brackets."""
-    expected = LONE_CHOICE.fullmatch(question.answer.strip())
+    """The letter of a response: boxed, stated, alone on its last line, called correct, or the last one in brackets."""
+    expected = LONE_CHOICE.fullmatch(reference_text(question.answer))
     if not expected:
-        raise bad_reference(question, "letter A to E", "auto or exact")
-    given = given_answer(response)
-    found = LONE_CHOICE.fullmatch(given or last_line(response)) or (CHOICE.match(given) if given else None)
-    letters = [found[1]] if found else BRACKETED_CHOICE.findall(response)
-    return bool(letters) and letters[-1].upper() == expected[1].upper()
+        raise bad_reference(question, "single letter", "auto or exact")
+    return found_choice(response) == expected[1].upper()
+
+
+def found_choice(response: str) -> str | None:
+    """The letter that a response chooses. An article or a pronoun is no choice, and of two letters neither is."""
+    given, line = given_answer(response), last_line(response)
+    for text in (given, *STATED_CHOICE.findall(line)[-1:]):
+        if text and (letter := chosen_letter(text)) is not None:
+            return letter or None
+    if given and boxed_answer(response):
+        return None
+    if lone := LONE_CHOICE.fullmatch(line) or LINE_CHOICE.match(line):
+        return lone[1].upper()
+    if called := CALLED_CORRECT.findall(line):
+        return called[-1]
+    *earlier, last = [None, None, *BRACKETED_CHOICE.finditer(response)]
+    listed = earlier[-1] and SEVERAL.match(response, earlier[-1].end(1))
+    return last[1] if last and not (listed and listed.end() >= last.end(1)) else None
+
+
+def chosen_letter(text: str) -> str | None:
+    """The letter that an answer begins with: B, (B), `B because ...`; empty where it offers more than one."""
+    if lone := LONE_CHOICE.fullmatch(text):
+        return lone[1].upper()
+    found = CHOICE.match(text)
+    if not found:
+        return None
+    if SEVERAL.match(text, found.end(1)):
+        return ""
+    word = (found["word"] or "").strip()
+    article = found[1] in "AI" and word and not found["close"] and word not in {"because", "since", "as"}
+    return None if article else found[1].upper()
 
 
 def exact(response: str, question: Question) -> bool:
@@ -87,22 +138,37 @@ def math(response: str, question: Question) -> bool:
         raise InputError(f"{question.named}: math answers need math-verify: pip install 'sbtiny[tasks]'")
     if len(question.answer) > LONGEST_MATH:
         raise bad_reference(question, f"answer of at most {LONGEST_MATH} characters", "exact")
-    answer = (final_answer(response) or "").strip(" $")
-    if not answer or len(answer) > LONGEST_MATH:
+    return same_formula(response, question)
+
+
+def same_formula(response: str, question: Question) -> bool:
+    answer, reference = found_formula(response), reference_text(question.answer)
+    if not answer or max(len(answer), len(reference)) > LONGEST_MATH:
         return False
-    if squeezed(answer) == squeezed(question.answer):
-        return True
-    expected, value = parse_number(question.answer), parse_number(answer)
-    if expected is not None and value is not None:
-        return expected == value
-    return math_process(os.getpid()).same(question, answer)
+    pair = Pair.of(reference, answer)
+    verdict = pair.plain_verdict()
+    return math_process(os.getpid()).same(question.named, pair.reference, pair.answer) if verdict is None else verdict
+
+
+def found_formula(response: str) -> str | None:
+    """The final answer; of a sentence with one formula in it the formula; the last line where nothing is given."""
+    answer = given_answer(response)
+    if answer and not boxed_answer(response) and len(answer) <= LONGEST_MATH:
+        formulas = FORMULAS.findall(answer)
+        changed = SENTENCE_CHANGES.intersection(lower_words(FORMULAS.sub(" ", answer)))
+        return "".join(formulas[0]) if len(formulas) == 1 and not changed else answer
+    return answer or final_answer(response) or last_line(response)
 
 
 def auto(response: str, question: Question) -> bool:
-    """numeric, choice or math, as the reference answer asks for."""
-    if parse_number(question.answer) is not None:
-        return numeric(response, question)
-    letter = LONE_CHOICE.fullmatch(question.answer.strip())
+    """numeric, choice or math, as the reference asks for; a formula given for a number is worked out by math-verify."""
+    reference = reference_text(question.answer)
+    if parse_number(reference) is not None:
+        found = found_number(response)
+        if found is not None:
+            return same_number(reference, found) is True
+        return bool(given_answer(response)) and find_spec("math_verify") is not None and same_formula(response, question)
+    letter = LONE_CHOICE.fullmatch(reference)
     return choice(response, question) if letter and letter[1].isupper() else math(response, question)
 
 

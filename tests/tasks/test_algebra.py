@@ -89,6 +89,20 @@ print(math_process(os.getpid()).process.pid)
     assert told.stderr == ""
 
 
+def test_a_failing_comparison_is_told_and_is_not_the_end_of_the_process() -> None:
+    code = "import sbtiny.tasks.algebra as a; a.compare_pair = lambda one, other: one == other or 1 / 0; a.compare_math()"
+    lines = '["1", "2"]\n["1", "1"]\n'
+    told = subprocess.run([sys.executable, "-c", code], input=lines, capture_output=True, text=True, check=True)
+    assert told.stdout == "failed: ZeroDivisionError: division by zero\ntrue\n"
+
+
+def test_what_went_wrong_in_a_comparison_is_logged(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(algebra.MathProcess, "start", lambda self: None)
+    monkeypatch.setattr(algebra.MathProcess, "ask", lambda self, process, line, seconds: "failed: TypeError: no")
+    assert algebra.MathProcess().same("question q1", "x", "y") is False
+    assert "question q1: comparing failed: TypeError: no: counted as wrong" in caplog.text
+
+
 def running(pid: int) -> bool:
     try:
         os.kill(pid, 0)

@@ -1,6 +1,6 @@
 import os
+import sys
 import time
-from collections.abc import Callable
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sbtiny.errors import InputError
-from sbtiny.tasks import limit
+from sbtiny.tasks import limit, verify
 from sbtiny.tasks.sources import Question, read_questions
 from sbtiny.tasks.traces import read_traces
-from sbtiny.tasks.verify import Verifier, auto, choice, exact, load_verifier, numeric, regex
+from sbtiny.tasks.verify import Verifier, auto, choice, exact, load_verifier, math, numeric, regex
 
 DATA = Path(os.environ.get("SBTINY_DATA", Path(__file__).parents[3] / "shared" / "data"))
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="no folder of public maths data (SBTINY_DATA)")
@@ -83,7 +83,58 @@ def test_exact_and_regex() -> None:
     assert not regex("\\boxed{colours}", ask("colou?r"))
 
 
-@pytest.mark.parametrize(("verifier", "answer"), [(numeric, "x+1"), (choice, "F"), (regex, "(")])
+CASES = [line.split("\t") for line in Path(__file__).with_name("answers.tsv").read_text(encoding="utf-8").splitlines()[1:]]
+
+
+@pytest.mark.parametrize(("reference", "response", "wanted"), CASES)
+def test_auto_judges_as_a_teacher_would(reference: str, response: str, wanted: str) -> None:
+    assert auto(response, ask(reference)) is (wanted == "right")
+
+
+@pytest.mark.parametrize(("reference", "response", "wanted"), CASES[::5])
+def test_a_verdict_does_not_depend_on_what_was_judged_before(reference: str, response: str, wanted: str) -> None:
+    auto("\\boxed{x + 1}", ask("1 + x"))
+    assert auto(response, ask(reference)) is auto(response, ask(reference)) is (wanted == "right")
+
+
+@pytest.mark.parametrize(
+    ("reference", "response", "verdict"),
+    [
+        ("72", "\\boxed{72}", True),
+        ("72", "\\boxed{73}", False),
+        ("72", "The answer is 72 clips.", True),
+        ("72", "\\boxed{72 \\text{ dozen}}", False),
+        ("72", "\\boxed{72 \\text{ is impossible}}", False),
+        ("72", "\\boxed{1, 72}", False),
+        ("72", "\\boxed{x > 72}", False),
+        ("72", boxed("7^" * 200 + "7"), False),
+        ("72", "\\boxed{\\textcolor{blue}{72}}", True),
+        ("72", "I do not know.", False),
+        ("72", "", False),
+        ("\\frac{1}{3}", "\\boxed{0.\\overline{3}}", True),
+        ("x+1", "\\boxed{x + 1}", True),
+        ("x+1", "\\boxed{7 \\text{ apples or so, whatever}}", False),
+        ("1101_2", "\\boxed{1101_3}", False),
+        ("\\text{east}", "\\boxed{\\text{west}}", False),
+        ("True", "\\boxed{true}", True),
+        ("B", "**B**", True),
+        ("x+1", "", False),
+    ],
+)
+def test_what_a_plain_reading_settles_starts_no_process(
+    reference: str, response: str, verdict: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verify, "math_process", lambda pid: pytest.fail("math-verify was asked"))
+    assert auto(response, ask(reference)) is verdict
+
+
+def test_a_formula_for_a_number_is_wrong_where_math_verify_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "math_verify", None)
+    assert auto("\\boxed{\\sqrt{16}}", ask("4")) is False
+    assert auto("\\boxed{4}", ask("4")) is True
+
+
+@pytest.mark.parametrize(("verifier", "answer"), [(numeric, "x+1"), (choice, "Paris"), (regex, "(")])
 def test_a_reference_that_does_not_fit_is_an_input_error(verifier: Verifier, answer: str) -> None:
     with pytest.raises(InputError, match=r"question q1: .* use --verifier"):
         verifier("1", ask(answer))
@@ -100,6 +151,32 @@ def test_numeric_and_choice_take_any_text(text: str) -> None:
     assert exact(text, ask("x")) in (True, False)
 
 
+class NoAlgebra:
+    def same(self, name: str, reference: str, answer: str) -> bool:
+        return False
+
+
+LATEX = r"(answer is|\\\\boxed\{|\\\\text(color)?\{|\\\\overline|[0-9.,;/eExB%^_{}()\[\]=<>*\\\\ +-]|\\\\frac|and|²|½|３|√|\n)*"
+
+
+@given(st.text() | st.from_regex(LATEX, fullmatch=True), st.sampled_from(["72", "1/3", "B", "x+1", "1101_2", "[1,2]", "Yes"]))
+@settings(max_examples=500, deadline=None)
+def test_auto_takes_any_text(text: str, reference: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verify, "math_process", lambda pid: NoAlgebra())
+        first = auto(text, ask(reference)), auto(boxed(text), ask(reference))
+        assert first == (auto(text, ask(reference)), auto(boxed(text), ask(reference)))
+        assert not any(first) or any(sign.isalnum() for sign in text)
+
+
+@given(st.text() | st.from_regex(LATEX, fullmatch=True))
+@settings(max_examples=300, deadline=None)
+def test_a_reference_may_be_any_text(text: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verify, "math_process", lambda pid: NoAlgebra())
+        assert not auto("\\boxed{4071.5}", ask(text)) or "4071" in text
+
+
 @given(st.fractions(), st.sampled_from(["{}", "{}.", "${}$", " {} apples", "x = {}", "**{}**"]))
 def test_every_fraction_is_read_back_exactly(value: Fraction, form: str) -> None:
     assert numeric(boxed(form.format(value)), ask(str(value)))
@@ -111,15 +188,21 @@ def test_every_fraction_is_read_back_exactly(value: Fraction, form: str) -> None
     [
         "9" * 200_000, "1,234," * 30_000, "\\boxed{" * 30_000, "{" * 200_000, "\\" * 200_000, "answer" + " " * 200_000,
         "answer is " * 20_000, "#### x\n" * 20_000, "answer:\n" * 20_000, "\\frac{1}" * 20_000, "-" * 200_000,
-        "$" * 200_000, "*" * 200_000, "####" * 50_000, "(A)" * 50_000,
+        "$" * 200_000, "*" * 200_000, "####" * 50_000, "(A)" * 50_000, "\\boxed{1} and " * 15_000, "B or " * 40_000,
+        "option is " * 20_000, "A" + " " * 200_000 + "is", "(" * 200_000, "answer is " + "$" * 200_000, "answer is " + "(" * 200_000,
+        "answer is B" + ")" * 200_000, "answer is " + "{" * 200_000, boxed("{" * 99_999 + "5" + "}" * 99_999),
+        boxed("{" * 140 + "5" + "}" * 140), boxed("\\text{" * 40 + "5" + "}" * 40), boxed("x" * 290), boxed("{" * 290),
+        boxed("5 " + "hundred " * 35), boxed("0.\\overline{" + "3" * 280 + "}"), boxed("1" + " 000" * 70), boxed("\\frac" * 55),
+        boxed("{" * 450 + "x" + "}" * 450), boxed("f(" * 400 + "," + ")" * 400), boxed("x = " * 240 + "1"), boxed("a " * 480),
         boxed("5 " + "a " * 140 + "!"), boxed("5 " + "a" * 280 + "!"), boxed("1" + "^2" * 140 + "!"), boxed("=" * 280),
     ],
     ids=lambda text: text[:12],
 )  # fmt: skip
-@pytest.mark.parametrize("verifier", [numeric, choice, exact])
-def test_long_texts_take_no_long_time(verifier: Callable[[str, Question], bool], text: str) -> None:
+@pytest.mark.parametrize("verifier", [numeric, choice, exact, auto, math])
+def test_long_texts_take_no_long_time(verifier: Verifier, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verify, "math_process", lambda pid: NoAlgebra())
     begin = time.monotonic()
-    verifier(text, ask("5" if verifier is numeric else "A"))
+    verifier(text, ask({numeric: "5", auto: "5", math: "x+1"}.get(verifier, "A")))
     assert time.monotonic() - begin < 2
 
 
