@@ -130,7 +130,7 @@ def start_of(cell: Cell, settings: Settings, root: Path) -> Path:
         return stages.run_sft(settings, folder, resume=begun(folder))
     policy = stages.open_policy(settings.model, settings, settings.grpo.slots, trainable=True)
     if not begun(folder):
-        runs.new("sft", folder, settings, **stages.trained_on(settings, policy))
+        runs.new("sft", folder, settings, **stages.trained_on(policy))
     policy.model.save_pretrained(folder / ".adapter")
     (folder / ".adapter").replace(folder / "adapter")
     return folder
