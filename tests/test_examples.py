@@ -72,13 +72,23 @@ def test_the_settings_name_the_verifier_for_every_stage() -> None:
     assert {settings.data.verifier, settings.grpo.verifier, settings.eval.verifier} == {"verifier.py:check"}
 
 
-def parse(line: str) -> None:
-    """Raises a usage error for a verb or an option that does not exist."""
-    command, rest, context = typer.main.get_command(cli.app), shlex.split(line), None
+def parse(line: str, mentioned: bool = False) -> None:
+    """Raises for a verb or an option that does not exist; of what is `mentioned` the arguments need not be whole."""
+    command, rest, context = typer.main.get_command(cli.app), shlex.split(line, comments=True), None
     while hasattr(command, "resolve_command"):
         context = typer.Context(command, parent=context)
         _, command, rest = command.resolve_command(context, rest)
-    command.make_context(command.name, rest, parent=context)
+    if mentioned:
+        known = {name for option in command.params for name in (*option.opts, *option.secondary_opts)}
+        assert {word for word in rest if word.startswith("-")} <= known, line
+    else:
+        command.make_context(command.name, rest, parent=context)
+
+
+def commands(text: str) -> list[tuple[str, bool]]:
+    """The arguments of each `sbtiny` of a text: of lines of code (False) and of what is mentioned between backticks (True)."""
+    found = re.findall(r"^ {4}sbtiny (.+)$|`sbtiny ([^`]+)`", text, re.MULTILINE)
+    return [(block or inline, bool(inline)) for block, inline in found]
 
 
 @pytest.mark.parametrize("line", COMMANDS)
