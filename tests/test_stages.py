@@ -40,6 +40,13 @@ def test_unsloth_comes_before_what_it_patches_and_only_with_a_gpu(gpu: bool, bac
     assert (done.returncode, done.stdout) == (0, said), done.stderr[-500:]
 
 
+def test_a_run_and_its_metrics_name_the_stage_alike(started: Path) -> None:
+    from sbtiny.runs import read_run
+    from sbtiny.tasks.sources import read_rows
+
+    assert {row["stage"] for row in read_rows(str(started / "metrics.jsonl"))} == {read_run(started)["kind"]} == {"sft"}
+
+
 def test_traces_beyond_the_limit_are_said(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     from sbtiny.stages import first_traces
 

@@ -333,7 +333,6 @@ figures; `config.yaml` every setting.
 
 ## Use
 
-    sbtiny chat {folder}
     sbtiny eval {folder}
     sbtiny eval {folder} --budget 0.5x
 """
