@@ -489,6 +489,8 @@ def test_done_is_code_0_and_says_what_is_next(sbtiny_: Sbtiny, ending) -> None:
     ending(lambda: Path("runs/mine"))
     assert sbtiny_("sft") == Result(0, "run: runs/mine\nnext: sbtiny grpo --run runs/mine\n", "")
     assert json.loads(sbtiny_("sft --json").out) == {"run": "runs/mine", "next": "sbtiny grpo --run runs/mine"}
+    ending(lambda: Path("runs/my own"))
+    assert "next: sbtiny grpo --run 'runs/my own'\n" in sbtiny_("sft").out  # can be copied
 
 
 def test_ctrl_c_is_code_130(sbtiny_: Sbtiny, ending) -> None:

@@ -26,6 +26,7 @@ THEME = {INK: "ink", MUTED: "muted", GRID: "grid", **{colour: stage for stage, c
 STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
+    "text.parse_math": False,  # a dollar in the name of a level is one
     "text.color": INK,
     "axes.edgecolor": GRID,
     "axes.labelcolor": MUTED,
