@@ -30,7 +30,7 @@ PROMISE = "This model first writes how many tokens its answer will take, and is 
 FIGURES = {
     "accuracy_tokens": (
         "As right, and shorter?",
-        "Higher is more right answers, further left is fewer tokens; the upright bars are 95 % intervals. The small dots are the same "
+        "Higher is more right answers, further left is fewer tokens; the upright bars are 95 % intervals. The hollow marks are the same "
         "model told to use 0.5, 1, 2 or 4 times the number it would have said itself.",
     ),
     "predicted_used": (
