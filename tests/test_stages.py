@@ -28,9 +28,9 @@ print("imported:", sorted({{"trl", "transformers", "peft", "unsloth"}} & set(sys
     ("gpu", "backend", "said"),
     [
         (True, "auto", "early: []\nimported: ['peft', 'transformers', 'trl', 'unsloth']\n"),
-        (True, "unsloth", "early: []\nimported: ['peft', 'transformers', 'trl', 'unsloth']\n"),
+        pytest.param(True, "unsloth", "early: []\nimported: ['peft', 'transformers', 'trl', 'unsloth']\n", marks=pytest.mark.slow),
         (False, "auto", "imported: ['peft', 'transformers', 'trl']\n"),
-        (False, "transformers", "imported: ['peft', 'transformers', 'trl']\n"),
+        pytest.param(False, "transformers", "imported: ['peft', 'transformers', 'trl']\n", marks=pytest.mark.slow),
     ],
 )
 def test_unsloth_comes_before_what_it_patches_and_only_with_a_gpu(gpu: bool, backend: str, said: str, tmp_path: Path) -> None:
