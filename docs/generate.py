@@ -130,8 +130,8 @@ def typed(hint: Any) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value as YAML writes it."""
-    return f"`{json.dumps(value)}`" if not isinstance(value, str) else f"`{value}`"
+    """A value as YAML writes it: text bare, but where it could not stand on one line."""
+    return f"`{value}`" if isinstance(value, str) and value.isprintable() else f"`{json.dumps(value)}`"
 
 
 def main() -> None:

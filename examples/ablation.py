@@ -25,7 +25,7 @@ from sbtiny.budget.rivals import arora_zanette, hard_cap, kimi, l1_exact, l1_max
 from sbtiny.config import EvalSettings, Settings, load, parse_assignment
 from sbtiny.errors import InputError
 from sbtiny.evaluation import evaluate
-from sbtiny.progress import console
+from sbtiny.progress import console, quieten_libraries
 from sbtiny.tasks.sources import load_questions
 from sbtiny.tasks.verify import load_verifier
 from sbtiny.training.scoring import Answer, GroupReward, plain
@@ -130,7 +130,7 @@ def start_of(cell: Cell, settings: Settings, root: Path) -> Path:
         return stages.run_sft(settings, folder, resume=begun(folder))
     policy = stages.open_policy(settings.model, settings, settings.grpo.slots, trainable=True)
     if not begun(folder):
-        runs.new("sft", folder, settings, **stages.trained_on(settings, policy))
+        runs.new("sft", folder, settings, **stages.trained_on(policy))
     policy.model.save_pretrained(folder / ".adapter")
     (folder / ".adapter").replace(folder / "adapter")
     return folder
@@ -247,6 +247,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = arguments()
+    quieten_libraries()
     changed = [parse_assignment(text) for text in args.set] + ([("grpo.steps", args.steps)] if args.steps else [])
     settings = load(preset="cpu", overrides=changed)
     keep_settings(args.output / "settings.yaml", settings)

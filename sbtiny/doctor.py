@@ -26,12 +26,19 @@ TESTED = {
     "peft": "0.21.2",
     "bitsandbytes": "0.50.2",
     "accelerate": "1.15.0",
+    "tokenizers": "0.23.3",
+    "safetensors": "0.8.0",
+    "huggingface_hub": "1.33.0",
+    "httpx": "0.28.1",
+    "jinja2": "3.1.6",
     "typer": "0.29.0",
     "rich": "15.0.0",
+    "pyyaml": "6.0.4",
+    "numpy": "2.4.6",
+    "matplotlib": "3.11.2",
+    "math-verify": "0.9.0",
     "gguf": "0.19.0",
     "llama-cpp-python": "0.3.36",
-    "starlette": "1.10.0",
-    "uvicorn": "0.54.0",
     "unsloth": "2026.10.7",
     "unsloth_zoo": "2026.10.7",
 }
@@ -40,9 +47,8 @@ EXTRAS = {  # extra -> (a module of it, what it brings)
     "gguf": ("gguf", "GGUF files: read smollm2-135m and other .gguf models, write them"),
     "llama": ("llama_cpp", "K-quants, and .gguf files decoded by llama.cpp; builds for minutes"),
     "tasks": ("math_verify", "LaTeX answers compared as mathematics"),
-    "serve": ("uvicorn", "a server with the budget in the user's hand"),
 }
-OPTIONAL = {"gguf", "llama-cpp-python", "starlette", "uvicorn", "unsloth", "unsloth_zoo"}
+OPTIONAL = {"math-verify", "gguf", "llama-cpp-python", "unsloth", "unsloth_zoo"}
 
 
 @dataclass(frozen=True, slots=True)

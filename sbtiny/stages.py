@@ -17,7 +17,7 @@ from sbtiny.evaluation import cutting, evaluate
 from sbtiny.models.aliases import lasting
 from sbtiny.models.prompts import check_texts
 from sbtiny.opening import open_policy, trained_on
-from sbtiny.progress import console, quieten_libraries
+from sbtiny.progress import console
 from sbtiny.rollout.episode import Episode
 from sbtiny.rollout.policy import Policy
 from sbtiny.tasks.leaks import Item, without_heldout
@@ -31,7 +31,6 @@ from sbtiny.training.rows import read_labelled
 from sbtiny.training.scoring import GroupReward
 
 SWEEP = ("0.5x", "1x", "2x", "4x")
-quieten_libraries()
 
 
 def build_data(

@@ -9,8 +9,10 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from safetensors.torch import load_file
 
-from sbtiny.config import Settings
+from sbtiny import runs
+from sbtiny.config import Settings, load
 from sbtiny.errors import InputError
 from sbtiny.training.scoring import Answer
 
@@ -105,6 +107,15 @@ TINY = {
     "data.limit": 24, "data.max_tokens": 300, "sft.steps": 20, "grpo.prompts": 2, "grpo.group": 4, "grpo.micro_batch": 4, "grpo.limit": 12,
     "grpo.max_tokens": 80, "eval.limit": 4, "eval.max_tokens": 100, "eval.task": "arithmetic",
 }  # fmt: skip
+
+
+def test_cell_without_a_cold_start_begins_from_an_adapter_that_changes_nothing(ablation: ModuleType, tmp_path: Path) -> None:
+    settings = load(preset="cpu")
+    folder = ablation.start_of(ablation.CELLS["cold"], settings, tmp_path)
+    assert runs.read_run(folder)["model"] == "tiny"
+    weights = load_file(folder / "adapter" / "adapter_model.safetensors")
+    assert not any(weight.any() for name, weight in weights.items() if "lora_B" in name)
+    assert ablation.start_of(ablation.CELLS["cold"], settings, tmp_path) == folder  # is there, and not made again
 
 
 @pytest.mark.slow

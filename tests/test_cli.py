@@ -354,9 +354,10 @@ def test_a_dry_run_shows_the_plan_of_every_alias_with_every_preset(verb: str, al
     found = sbtiny_(f"{verb} --set model={alias} --preset {preset} --json --dry-run")
     shown = json.loads(found.out)["plan"]
     assert (found.code, found.err) == (0, "")
-    assert shown["fits"] == (shown["peak_gb"] <= shown["free_gb"])
-    everything = json.loads(sbtiny_(f"plan --model {alias} --preset {preset} --json").out)
-    assert everything["stages"][verb] == shown | {"free_gb": everything["stages"][verb]["free_gb"]} or preset == "auto"
+    everything = json.loads(sbtiny_(f"plan --model {alias} --preset {preset} --json").out)["stages"][verb]
+    by_memory = preset == "auto"  # its micro-batch goes by what is free now
+    same = {"stage", "device", "dtype", "slots"} if by_memory else shown.keys() - {"free_gb"}
+    assert {key: shown[key] for key in same} == {key: everything[key] for key in same}
 
 
 @pytest.mark.usefixtures("offline")
@@ -489,6 +490,8 @@ def test_done_is_code_0_and_says_what_is_next(sbtiny_: Sbtiny, ending) -> None:
     ending(lambda: Path("runs/mine"))
     assert sbtiny_("sft") == Result(0, "run: runs/mine\nnext: sbtiny grpo --run runs/mine\n", "")
     assert json.loads(sbtiny_("sft --json").out) == {"run": "runs/mine", "next": "sbtiny grpo --run runs/mine"}
+    ending(lambda: Path("runs/my own"))
+    assert "next: sbtiny grpo --run 'runs/my own'\n" in sbtiny_("sft").out  # can be copied
 
 
 def test_ctrl_c_is_code_130(sbtiny_: Sbtiny, ending) -> None:

@@ -1,5 +1,8 @@
 """The examples are what their texts say: files that can be read, a verifier that decides rightly, commands that exist."""
 
+import ast
+import importlib
+import inspect
 import os
 import re
 import runpy
@@ -7,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -21,7 +25,8 @@ from sbtiny.tasks.leaks import fingerprint
 from sbtiny.tasks.sources import Question, read_questions
 from sbtiny.tasks.verify import Verifier, load_verifier
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+ROOT = Path(__file__).parent.parent
+EXAMPLES = ROOT / "examples"
 OWN = EXAMPLES / "own_data"
 COMMANDS = re.findall(r"^    sbtiny (.+)$", (OWN / "README.md").read_text(), re.MULTILINE)
 
@@ -67,18 +72,70 @@ def test_the_settings_name_the_verifier_for_every_stage() -> None:
     assert {settings.data.verifier, settings.grpo.verifier, settings.eval.verifier} == {"verifier.py:check"}
 
 
-def parse(line: str) -> None:
-    """Raises a usage error for a verb or an option that does not exist."""
-    command, rest, context = typer.main.get_command(cli.app), shlex.split(line), None
+def parse(line: str, mentioned: bool = False) -> None:
+    """Raises for a verb or an option that does not exist; of what is `mentioned` the arguments need not be whole."""
+    command, rest, context = typer.main.get_command(cli.app), shlex.split(line, comments=True), None
     while hasattr(command, "resolve_command"):
         context = typer.Context(command, parent=context)
         _, command, rest = command.resolve_command(context, rest)
-    command.make_context(command.name, rest, parent=context)
+    if mentioned:
+        known = {name for option in command.params for name in (*option.opts, *option.secondary_opts)}
+        assert {word for word in rest if word.startswith("-")} <= known, line
+    else:
+        command.make_context(command.name, rest, parent=context)
+
+
+def commands(text: str) -> list[tuple[str, bool]]:
+    """The arguments of each `sbtiny` of a text: of lines of code (False) and of what is mentioned between backticks (True)."""
+    found = re.findall(r"^ {4}sbtiny (.+)$|`sbtiny ([^`]+)`", text, re.MULTILINE)
+    return [(block or inline, bool(inline)) for block, inline in found]
 
 
 @pytest.mark.parametrize("line", COMMANDS)
 def test_the_commands_of_the_walk_through_exist(line: str) -> None:
     parse(line)
+
+
+SCRIPTS = [file for folder in ("examples", "data", "dev", "docs", "tests/gpu") for file in sorted((ROOT / folder).rglob("*.py"))]
+
+
+def imported(tree: ast.Module) -> dict[str, Any]:
+    """What a script takes from the package, by the name it has there."""
+    found: dict[str, Any] = {}
+    for node in (node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sbtiny")):
+        module = importlib.import_module(node.module)
+        for alias in node.names:
+            inner = getattr(module, alias.name, None) or importlib.import_module(f"{node.module}.{alias.name}")
+            found[alias.asname or alias.name] = inner
+    return found
+
+
+def called(function: ast.expr, names: dict[str, Any]) -> Any:
+    """What a call of `name` or `module.name` calls; None where the package has no part in it."""
+    if isinstance(function, ast.Name):
+        return names.get(function.id)
+    if isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name):
+        module = names.get(function.value.id)
+        return getattr(module, function.attr) if inspect.ismodule(module) else None
+    return None
+
+
+@pytest.mark.parametrize("file", SCRIPTS, ids=lambda file: str(file.relative_to(ROOT)))
+def test_scripts_call_the_package_as_its_signatures_are(file: Path) -> None:
+    """No fast test runs all that these scripts do, so that a changed signature would be met hours into one."""
+    tree = ast.parse(file.read_text())
+    names = imported(tree)
+    for node in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        target = called(node.func, names)
+        if callable(target) and not (isinstance(target, type) and issubclass(target, Exception)):
+            given = [a for a in node.args if not isinstance(a, ast.Starred)]
+            named = {k.arg: k.value for k in node.keywords if k.arg}
+            whole = len(given) == len(node.args) and len(named) == len(node.keywords)
+            signature = inspect.signature(target)
+            try:
+                (signature.bind if whole else signature.bind_partial)(*given, **named)
+            except TypeError as error:
+                pytest.fail(f"{file.name}:{node.lineno}: {ast.unparse(node)}: {error}")
 
 
 SBTINY = """#!/usr/bin/env bash

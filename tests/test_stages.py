@@ -28,9 +28,9 @@ print("imported:", sorted({{"trl", "transformers", "peft", "unsloth"}} & set(sys
     ("gpu", "backend", "said"),
     [
         (True, "auto", "early: []\nimported: ['peft', 'transformers', 'trl', 'unsloth']\n"),
-        (True, "unsloth", "early: []\nimported: ['peft', 'transformers', 'trl', 'unsloth']\n"),
+        pytest.param(True, "unsloth", "early: []\nimported: ['peft', 'transformers', 'trl', 'unsloth']\n", marks=pytest.mark.slow),
         (False, "auto", "imported: ['peft', 'transformers', 'trl']\n"),
-        (False, "transformers", "imported: ['peft', 'transformers', 'trl']\n"),
+        pytest.param(False, "transformers", "imported: ['peft', 'transformers', 'trl']\n", marks=pytest.mark.slow),
     ],
 )
 def test_unsloth_comes_before_what_it_patches_and_only_with_a_gpu(gpu: bool, backend: str, said: str, tmp_path: Path) -> None:
@@ -38,6 +38,13 @@ def test_unsloth_comes_before_what_it_patches_and_only_with_a_gpu(gpu: bool, bac
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r})" + STAGES.format(gpu=gpu, backend=backend)
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, said), done.stderr[-500:]
+
+
+def test_a_run_and_its_metrics_name_the_stage_alike(started: Path) -> None:
+    from sbtiny.runs import read_run
+    from sbtiny.tasks.sources import read_rows
+
+    assert {row["stage"] for row in read_rows(str(started / "metrics.jsonl"))} == {read_run(started)["kind"]} == {"sft"}
 
 
 def test_traces_beyond_the_limit_are_said(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:

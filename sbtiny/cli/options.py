@@ -86,7 +86,9 @@ def begun(settings: Any, note: str = "") -> ModuleType:
         print(note, file=sys.stderr)
     start_backend(settings.backend)
     from sbtiny import stages
+    from sbtiny.progress import quieten_libraries
 
+    quieten_libraries()
     return stages
 
 

@@ -1,6 +1,7 @@
 """Verbs that train: demo, sft, grpo."""
 
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -226,5 +227,5 @@ def cold_start(run: str | None, resumed_run: Path | None, dry_run: bool) -> Path
 
 
 def done(verb: str, folder: Path, as_json: bool) -> None:
-    following = {"sft": f"sbtiny grpo --run {folder}", "grpo": f"sbtiny eval {folder}"}[verb]
+    following = {"sft": "sbtiny grpo --run ", "grpo": "sbtiny eval "}[verb] + quote(str(folder))
     out({"run": str(folder), "next": following}, as_json)

@@ -6,6 +6,7 @@ All text of models, questions and settings is escaped.
 import re
 from collections.abc import Sequence
 from html import escape
+from shlex import quote
 from typing import Any
 
 import yaml
@@ -29,7 +30,7 @@ PROMISE = "This model first writes how many tokens its answer will take, and is 
 FIGURES = {
     "accuracy_tokens": (
         "As right, and shorter?",
-        "Higher is more right answers, further left is fewer tokens; the upright bars are 95 % intervals. The small dots are the same "
+        "Higher is more right answers, further left is fewer tokens; the upright bars are 95 % intervals. The hollow marks are the same "
         "model told to use 0.5, 1, 2 or 4 times the number it would have said itself.",
     ),
     "predicted_used": (
@@ -108,7 +109,7 @@ def render(evidence: Evidence, result: dict[str, Any], svgs: dict[str, list[str]
     """The page; `svgs` are the panels of each figure by name, as `plots.svg` draws them."""
     last = last_stage(evidence)
     grid = sweep_grid(result["sweep"])
-    hint = f"Not measured: <code>sbtiny eval {escape(str(evidence.folder))} --sweep</code> adds it."
+    hint = f"Not measured: <code>sbtiny eval {escape(quote(str(evidence.folder)))} --sweep</code> adds it."
     parts = [
         f'<p class="kicker">{kicker(evidence)}</p>',
         f"<h1>{headline(evidence, result)}</h1>",
@@ -183,13 +184,13 @@ def missing(evidence: Evidence) -> list[str]:
         words = f"The base was evaluated on {base['task']}, this run on {grpo['task']}: nothing can be said about what was saved."
         lines.append(escape(words))
     if base is None:
-        command = f"sbtiny eval {evidence.run.get('model', 'MODEL')} --output {evidence.folder / 'base'}"
+        command = f"sbtiny eval {quote(evidence.run.get('model', 'MODEL'))} --output {quote(str(evidence.folder / 'base'))}"
         lines.append(
             f"The base model was not evaluated, so nothing can be said about what was saved: <code>{escape(command)}</code>."
         )
     if evidence.evals["sft"] is None:
         command = (
-            f": <code>sbtiny eval {escape(str(evidence.start))}</code>" if evidence.start else ", or its folder is gone"
+            f": <code>sbtiny eval {escape(quote(str(evidence.start)))}</code>" if evidence.start else ", or its folder is gone"
         )
         lines.append(f"The cold start was not evaluated{command}.")
     if grpo is None:
@@ -316,7 +317,7 @@ def limits(evidence: Evidence) -> list[str]:
 
 def card(evidence: Evidence, result: dict[str, Any]) -> str:
     """README.md of the run: what it is, its figures, how to use it."""
-    name, folder = run_name(evidence), evidence.folder
+    name, folder = run_name(evidence), quote(str(evidence.folder))
     figures = "\n".join(f"- {key}: {words}" for key, words in findings(result))
     started = f" on {evidence.run['started'].split()[0]}" if evidence.run.get("started") else ""
     return f"""# {name}
@@ -333,7 +334,6 @@ figures; `config.yaml` every setting.
 
 ## Use
 
-    sbtiny chat {folder}
     sbtiny eval {folder}
     sbtiny eval {folder} --budget 0.5x
 """

@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import cycle
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -26,6 +28,7 @@ THEME = {INK: "ink", MUTED: "muted", GRID: "grid", **{colour: stage for stage, c
 STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
+    "text.parse_math": False,  # a dollar in the name of a level is one
     "text.color": INK,
     "axes.edgecolor": GRID,
     "axes.labelcolor": MUTED,
@@ -47,6 +50,7 @@ STYLE = {
 }
 # Blue to amber, of middling lightness: the ends of the usual maps vanish on a dark or on a light page.
 LEVELS = LinearSegmentedColormap.from_list("levels", ["#5266d9", "#1f9e96", "#cf9d0c"])
+MARKS = "vo^Ds"  # of a sweep, one a budget
 MOST_MARKS = 3000  # above it a scatter becomes an image inside the SVG
 TICKS = [m * 10**k for k in range(7) for m in (1, 2, 5)]
 
@@ -64,7 +68,7 @@ def figures(evidence: Evidence) -> dict[str, list[Panel]]:
     """The panels of each figure by name; none where the run lacks what it shows."""
     evals = {stage: e for stage, e in evidence.evals.items() if e}
     levels = list(next(reversed(evals.values()))["by_level"])
-    wide = (5.2, 3.6)
+    wide = (6.4, 3.6)
     trade = Panel("accuracy and mean tokens", wide, partial(draw_trade, evals, evidence.sweep))
     by_level = Panel("mean tokens by level", wide, partial(draw_levels, evals, levels))
     return {
@@ -110,64 +114,33 @@ def svg(panel: Panel, name: str) -> str:
 
 
 def draw_trade(evals: dict[str, Eval], sweep: Sequence[Eval], ax: Axes) -> None:
-    """Accuracy against mean tokens: before, after, and how far the budget given moves it."""
+    """Accuracy against mean tokens: before, after, and how far the budget given moves it. Points may meet: a legend names them."""
     shown = [*evals.values(), *sweep]
     most = max(e["mean_tokens"] for e in shown)
     edges = [edge for e in shown for edge in e["accuracy_ci95"]]
     middle, half = (max(edges) + min(edges)) / 2, max(0.04, 0.68 * (max(edges) - min(edges)))
-    last = list(evals.values())[-1]["mean_tokens"]
-    crowd = [e["mean_tokens"] for e in evals.values() if abs(e["mean_tokens"] - last) < most / 3]
-    if sweep:
-        draw_sweep(sweep, (0.06 * most, 0.1 * half), last if len(crowd) == 1 else 0, ax)
     for stage, e in evals.items():
-        ax.plot([e["mean_tokens"]] * 2, e["accuracy_ci95"], color=COLOURS[stage], linewidth=1.6, solid_capstyle="round")
-        ax.plot(e["mean_tokens"], e["accuracy"], "o", color=COLOURS[stage], markersize=8)
-        aside = stage == "grpo" and len(crowd) > 1 and min(crowd) > 0.4 * most  # further left there is no room
-        label_stage(stage, e, min(crowd) if aside else None, ax)
-    if "base" in evals and "grpo" in evals:
-        ends = [(evals[stage]["mean_tokens"], evals[stage]["accuracy"]) for stage in ("grpo", "base")]
-        style = {"arrowstyle": "-|>", "color": MUTED, "linewidth": 0.9, "shrinkA": 9, "shrinkB": 9}
-        ax.annotate("", *ends, arrowprops=style)
-    ax.set(xlim=(0, 1.2 * most), ylim=(middle - half, middle + half))
+        x, colour = e["mean_tokens"], COLOURS[stage]
+        ax.plot([x, x], e["accuracy_ci95"], color=colour, linewidth=1.6, solid_capstyle="round")
+        ax.plot(x, e["accuracy"], "o", color=colour, markersize=7, label=f"{STAGES[stage]}: {tokens(x)} tokens")
+    if sweep:
+        draw_sweep(sweep, ax)
+    ax.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
+    ax.set(xlim=(0, 1.1 * most), ylim=(middle - half, middle + half))
     ax.set(xlabel="mean tokens an answer", ylabel="accuracy")
     ax.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:.0f} %" if y < 1.001 else ""))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
 
 
-def label_stage(stage: str, e: Eval, left_of: float | None, ax: Axes) -> None:
-    """The stage's name above its interval; the cold start's, which often lies on the base, below; or left of a crowd."""
-    x, (lo, hi) = e["mean_tokens"], e["accuracy_ci95"]
-    at, offset, across, along = (x, hi), (0, 5), "center", "bottom"
-    if stage == "sft":
-        at, offset, along = (x, lo), (0, -5), "top"
-    elif left_of is not None:
-        at, offset, across, along = (left_of, e["accuracy"]), (-8, 0), "right", "center"
-    style = {"color": COLOURS[stage], "weight": "bold", "ha": across, "va": along}
-    ax.annotate(f"{STAGES[stage]}: {tokens(x)} tokens", at, offset, textcoords="offset points", **style)
-
-
-def draw_sweep(sweep: Sequence[Eval], near: tuple[float, float], left: float, ax: Axes) -> None:
-    """The run told to use other budgets.
-
-    Points closer than `near` (tokens, accuracy) share a label. Labels of points up to `left` tokens stand at the left,
-    for the arrow from the base comes from the right.
-    """
+def draw_sweep(sweep: Sequence[Eval], ax: Axes) -> None:
+    """The run told to use other budgets: hollow marks around the points, joined in the order of their tokens."""
     ordered = sorted(sweep, key=lambda e: e["mean_tokens"])
-    xs, ys = [e["mean_tokens"] for e in ordered], [e["accuracy"] for e in ordered]
-    ax.plot(xs, ys, "-o", color=COLOURS["grpo"], alpha=0.55, linewidth=1.2, markersize=4)
-    groups = [[0]]
-    for i in range(1, len(ordered)):
-        last = groups[-1][-1]
-        if xs[i] - xs[last] < near[0] and abs(ys[i] - ys[last]) < near[1]:
-            groups[-1].append(i)
-        else:
-            groups.append([i])
-    for group in groups:
-        at = (xs[group[-1]], min(ys[i] for i in group))
-        text = ", ".join(str(ordered[i].get("budget", "")) for i in group)
-        side, offset = ("right", (-5, -3)) if at[0] < left + near[0] else ("left", (4, -3))
-        ax.annotate(text, at, offset, textcoords="offset points", ha=side, va="top", color=COLOURS["grpo"], size=8)
+    colour = COLOURS["grpo"]
+    ax.plot([e["mean_tokens"] for e in ordered], [e["accuracy"] for e in ordered], color=colour, alpha=0.55, linewidth=1.2)
+    hollow = {"linestyle": "none", "color": colour, "markerfacecolor": "none", "markersize": 9.5}
+    for e, mark in zip(sweep, cycle(MARKS)):
+        ax.plot(e["mean_tokens"], e["accuracy"], mark, label=f"told {e.get('budget', '')}: {tokens(e['mean_tokens'])}", **hollow)
 
 
 def promise_panels(samples: dict[str, list[Row]]) -> list[Panel]:
@@ -231,40 +204,20 @@ def name_levels(levels: Sequence[int], ax: Axes) -> None:
 
 def draw_levels(evals: dict[str, Eval], levels: Sequence[str], ax: Axes) -> None:
     """Mean tokens by level and stage, and the mean number announced by the last one."""
-    ends = {}
+
+    def draw(e: Eval, measure: str, **style: Any) -> None:
+        known = [(i, e["by_level"].get(level, {}).get(measure)) for i, level in enumerate(levels)]
+        if known := [(i, value) for i, value in known if value is not None]:
+            ax.plot(*zip(*known, strict=True), **style)
+
     for stage, e in evals.items():
-        known = [(i, e["by_level"][level]) for i, level in enumerate(levels) if level in e["by_level"]]
-        if known:
-            ax.plot(
-                [i for i, _ in known], [x["mean_tokens"] for _, x in known], "-o", color=COLOURS[stage], markersize=4.5
-            )
-            ends[f"{STAGES[stage]} {tokens(known[-1][1]['mean_tokens'])}"] = (
-                known[-1][1]["mean_tokens"],
-                COLOURS[stage],
-            )
-    stage = list(evals)[-1]
-    said = [(i, evals[stage]["by_level"][level]["mean_budget"]) for i, level in enumerate(levels)]
-    said = [(i, budget) for i, budget in said if budget is not None]
-    if said:
-        hollow = {"markerfacecolor": "none", "markeredgecolor": INK, "markersize": 6, "linestyle": "none"}
-        ax.plot(*zip(*said, strict=True), "D", **hollow)
-        ends["◇ announced"] = (said[-1][1], INK)
+        draw(e, "mean_tokens", marker="o", color=COLOURS[stage], markersize=4.5, label=STAGES[stage])
+    hollow = {"linestyle": "none", "markerfacecolor": "none", "markeredgecolor": INK, "markersize": 6}
+    draw(list(evals.values())[-1], "mean_budget", marker="D", label="announced", **hollow)
     top = 1.08 * max(max(line.get_ydata()) for line in ax.lines)
-    ax.set(
-        ylim=(0, top), xlim=(-0.3, len(levels) - 0.7), xlabel="level of the question", ylabel="mean tokens an answer"
-    )
+    ax.set(ylim=(0, top or 1), xlim=(-0.3, len(levels) - 0.7), xlabel="level of the question", ylabel="mean tokens an answer")
     ax.set_xticks(range(len(levels)), levels)
-    places = spread([y for y, _ in ends.values()], 0.065 * top)
-    for (text, (_, colour)), y in zip(ends.items(), places, strict=True):
-        ax.text(len(levels) - 0.6, y, text, color=colour, va="center", weight="bold", clip_on=False)
-
-
-def spread(values: Sequence[float], gap: float) -> list[float]:
-    """The values in their order, pushed up where they are closer than `gap`."""
-    places, last = list(values), -np.inf
-    for i in sorted(range(len(values)), key=lambda i: values[i]):
-        last = places[i] = max(values[i], last + gap)
-    return places
+    ax.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
 
 
 def training_panels(metrics: Sequence[Row]) -> list[Panel]:

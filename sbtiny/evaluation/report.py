@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from rich.console import Console
@@ -69,7 +70,7 @@ def write(folder: Path, seconds: dict[str, float] | None = None) -> dict[str, An
 def read(folder: Path) -> Evidence:
     """All that is there to report on. Raises InputError for no eval.json in `folder` and for broken files."""
     if not (folder / "eval.json").is_file():
-        raise InputError(f"no eval.json in {folder}: run `sbtiny eval {folder}` first")
+        raise InputError(f"no eval.json in {folder}: run `sbtiny eval {quote(str(folder))}` first")
     run = read_json(folder / "run.json")
     places = stage_folders(folder, run)
     sweep, config = folder / "sweep.json", folder / "config.yaml"

@@ -122,5 +122,6 @@ def readme(
     ways = FOLDER.format()
     if gguf:
         sampling = {"temperature": e.temperature, "top_p": e.top_p}
-        ways = OLLAMA.format(name=about["name"], raw=shlex.quote(raw), gguf=gguf, **sampling) + (COMPOSE if composes else "") + ways
+        words = {key: shlex.quote(word) for key, word in {"name": about["name"], "raw": raw, "gguf": gguf}.items()}
+        ways = OLLAMA.format(**words, **sampling) + (COMPOSE if composes else "") + ways
     return README.format(**about, prompt=shown, ways=ways, shape=form.shape, said=prefill(200, form))

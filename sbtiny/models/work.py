@@ -55,11 +55,12 @@ class Work:
         return self.rows // self.micro_batch if self.micro_batch else 0
 
     def tokens(self) -> dict[str, int]:
-        """The most tokens that the stage may sample and train, were every answer as long as it may be."""
+        """The most tokens that the stage may sample and train, were every answer as long as it may be; no preflight."""
         s = self.settings
         if self.stage == "grpo":
             each = s.grpo.steps * self.rows
-            return {"sampled": each * self.answer, "trained": each * self.longest}
+            first = min(s.grpo.limit, s.grpo.steps * s.grpo.prompts)  # b_max: the initial model answers each question once
+            return {"sampled": (each * (1 + s.grpo.replace_flat) + first) * self.answer, "trained": each * self.longest}
         if self.stage == "sft":
             kept = min(s.data.keep or s.data.samples, s.data.samples)  # of the answers to a question
             rows = s.sft.steps * s.sft.batch or round(s.data.limit * kept * s.sft.epochs)

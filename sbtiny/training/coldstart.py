@@ -1,7 +1,7 @@
 """Cold-start data: the model's own correct answers, each labelled with its own token count (paper section 2).
 
 A row is one line of JSON: `id, question, answer, level, response, budget` where `budget` counts the tokens of `response`. Rows of wrong
-answers are dropped; the questions they came from keep b_max = infinity.
+answers are dropped.
 """
 
 import time
@@ -112,7 +112,7 @@ def harvest(policy: Policy, questions: Sequence[Question], verify: Verifier, set
     if todo:
         sample_answers(policy, [requests[i] for i in todo], data.temperature, each)
     found = [partial.done[i] for i in range(len(requests))]
-    right = with_b_max([line["row"] for line in found if line["row"]])
+    right = [line["row"] for line in found if line["row"]]
     rows = apart(right, data.keep)
     cut, wrong = (sum(line["kind"] == kind for line in found) for kind in ("cut", "wrong"))
     if not rows:
@@ -153,14 +153,6 @@ def stray_tag(response: str) -> str:
     except ValueError as error:
         return str(error)
     return ""
-
-
-def with_b_max(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each row with its question's b_max: the length of the model's own first correct answer (paper section 3)."""
-    first: dict[str, int] = {}
-    for row in rows:
-        first.setdefault(row["id"], row["budget"])
-    return [row | {"b_max": first[row["id"]]} for row in rows]
 
 
 def apart(rows: list[dict[str, Any]], keep: int) -> list[dict[str, Any]]:
@@ -214,7 +206,7 @@ def label_traces(policy: Policy, traces: Sequence[Trace], verify: Verifier, keep
             check_texts(policy.tokenizer, [trace])
             found.append(label(policy, trace, trace.response) | {"id": names.setdefault((trace.question, trace.system), trace.id)})
     places = {name: place for place, name in enumerate(names.values())}
-    right = with_b_max(sorted(found, key=lambda row: places[row["id"]]))  # those of a question side by side: one update takes them
+    right = sorted(found, key=lambda row: places[row["id"]])  # those of a question side by side: one update takes them
     rows = apart(right, keep)
     if not rows:
         first = traces[0].asked()

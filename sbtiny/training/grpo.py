@@ -136,6 +136,8 @@ def train(
         rollouts.shortest = before["shortest"]
         alarms = Alarms(**before["alarms"] | {"patience": settings.grpo.patience})
     head.ensure()
+    if "ref" in policy.model.peft_config:  # of an attempt that ran out of memory; TRL adds it again
+        policy.model.delete_adapter("ref")
     watch = Watch("grpo", settings.grpo.steps, output, alarms)
     with adapter_in_float32(policy.model):
         trainer = Trainer(

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from sbtiny.config import Settings
@@ -26,7 +27,7 @@ def keeping(folder: Path, verb: str) -> Iterator[None]:
         checkpoint.tidy(folder)
         saved = checkpoint.last_checkpoint(folder)
         console.print(f"\nstopped; {folder} keeps metrics and samples", f"and {saved.name}" if saved else "")
-        console.print(f"go on with: sbtiny {verb} --resume --output {folder}")
+        console.print(f"go on with: sbtiny {verb} --resume --output {quote(str(folder))}", markup=False)
         raise
     except Exception as error:  # what the libraries raise when they cannot write is of no common kind
         if ranks.first():

@@ -119,7 +119,7 @@ def train(
     """Train the policy's adapter (its model must be a PEFT model) on prepared rows and save it as `output/adapter`."""
     updates = updates_planned(settings, len(dataset))
     head.ensure()
-    watch = Watch("cold start", updates, output)
+    watch = Watch("sft", updates, output)
     weight = settings.sft.contrast
     with adapter_in_float32(policy.model):
         trainer = Trainer(

@@ -38,9 +38,9 @@ class Watch(TrainerCallback):
     def run(self, trainer: Trainer, resume: Path | None) -> None:
         """Train from the start or from a checkpoint, then save the adapter. A checkpoint of the last step is only taken over."""
         trainer.remove_callback(PrinterCallback)  # TRL prints each log as a dictionary; the bar says it better
-        if resume and step_of(resume) >= self.steps:
+        if resume:  # transformers passes over it where TRL, with grpo.beta, keeps a second adapter beside it
             set_peft_model_state_dict(trainer.model, load_peft_weights(str(resume), device=str(trainer.model.device)))
-        else:
+        if not resume or step_of(resume) < self.steps:
             with bar(self.stage, self.steps) as self.advance:
                 trainer.train(resume_from_checkpoint=str(resume) if resume else None)
         if ranks.first():
@@ -115,5 +115,5 @@ class Watch(TrainerCallback):
         """Save beside and rename: `adapter/` exists only when it is whole."""
         temporary = self.output / ".adapter.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
-        model.save_pretrained(temporary)
+        model.save_pretrained(temporary, selected_adapters=["default"])  # with grpo.beta TRL keeps where it began beside it
         temporary.replace(self.output / "adapter")

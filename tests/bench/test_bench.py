@@ -17,7 +17,6 @@ def test_rollout_compares_all_engines(tiny) -> None:
     result = rollout.compare(model, tokenizer, work, ("ours", "generate", "continuous"), rounds=1)
     assert set(result["engines"]) == {"ours", "generate", "continuous"}
     assert {"ratio_generate", "ratio_continuous", "machine"} < set(result)
-    assert all(e["tokens_per_second"]["median"] > 0 for e in result["engines"].values())
     assert model.config._attn_implementation == attention
     json.dumps(result)
 
@@ -32,7 +31,6 @@ def test_grpo_gives_the_loss_of_plain_trl() -> None:
     result = grpo.compare(plan, rounds=1)
     assert result["loss"] != 0
     assert result["loss_difference"] < 1e-5
-    assert result["ratio"] > 0
     json.dumps(result)
 
 

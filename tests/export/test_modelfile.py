@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from sbtiny.budget.protocol import SOLUTION
 from sbtiny.cli import app
-from sbtiny.export.modelfile import go_template
+from sbtiny.config import EvalSettings
+from sbtiny.export.modelfile import go_template, readme
 from sbtiny.models.load import load_tokenizer
 
 PROMPT = "<|im_start|>user\n...<|im_end|>\n<|im_start|>assistant\n"
@@ -68,6 +70,13 @@ def test_the_readme_has_a_line_for_every_program(out: Path) -> None:
     raw = next(line for line in lines if "/api/generate" in line)
     said = json.loads(shlex.split(raw)[-1])
     assert said == {"model": "r", "raw": True, "prompt": PROMPT + "<budget>200</budget><solution>", "stream": False}
+
+
+def test_the_commands_of_a_run_with_a_space_in_its_name_can_be_copied(tiny) -> None:
+    about = dict.fromkeys(("name", "base", "run", "merge"), "my run")
+    text = readme(about, tiny[1], "my run-q8_0.gguf", SOLUTION, EvalSettings(), False)
+    assert "    ollama create 'my run' -f Modelfile" in text
+    assert text.count(" -m 'my run-q8_0.gguf' --jinja") == 2
 
 
 def test_a_merged_folder_alone_has_no_line_for_programs_that_need_a_gguf(run: Path, tmp_path: Path) -> None:

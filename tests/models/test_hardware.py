@@ -47,7 +47,6 @@ def test_detect_describes_this_machine() -> None:
     found = detect()
     assert isinstance(found, Hardware)
     assert found.device == ("cuda" if torch.cuda.is_available() else "cpu")
-    assert found.threads == torch.get_num_threads()
     assert found.name
     assert found.memory_gb > 0.5
     if found.device == "cpu":

@@ -90,10 +90,11 @@ def test_auto_takes_the_preset_of_the_memory_and_a_micro_batch_that_fits() -> No
 
 
 def test_tokens_are_the_most_that_the_settings_allow() -> None:
-    assert planned(steps=10, prompts=4, group=5, micro_batch=1, max_tokens=1000).tokens_at_most == {
-        "sampled": 10 * 20 * 1000,
-        "trained": 10 * 20 * 1256,
-    }
+    short = {"steps": 10, "prompts": 4, "group": 5, "micro_batch": 1, "max_tokens": 1000}
+    b_max, groups = 40 * 1000, 10 * 20 * 1000
+    assert planned(**short).tokens_at_most == {"sampled": b_max + groups, "trained": 10 * 20 * 1256}
+    assert planned(**short, limit=30).tokens_at_most["sampled"] == 30 * 1000 + groups  # questions drawn again
+    assert planned(**short, replace_flat=True).tokens_at_most["sampled"] == b_max + 2 * groups
     two_of_four = load(overrides=[("data.limit", 10), ("data.samples", 4), ("data.keep", 2), ("sft.epochs", 3)])
     assert plan("sft", two_of_four, shape_of("tiny"), CPU).tokens_at_most == {"sampled": 40 * 900, "trained": 20 * 3 * 1024}
     given = load(overrides=[("sft.data", "rows.jsonl"), ("sft.steps", 7)])

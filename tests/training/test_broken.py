@@ -1,4 +1,7 @@
-"""Every alarm on a real run that is made to go wrong: another reward, the same model, trainer and watch."""
+"""Every alarm on a real run that is made to go wrong: another reward, the same model, trainer and watch.
+
+One is run always; the others train for long, and test_alarms.py has their conditions on recorded and made-up series.
+"""
 
 import json
 import math
@@ -44,12 +47,14 @@ def rung(start: Path, folder: Path, worth: Callable[[Answer], float], g: GrpoSet
     return [name for row in found for name in row.get("alarms", [])]
 
 
+@pytest.mark.slow
 def test_numbers_that_nothing_bounds(started: Path, tmp_path: Path) -> None:
     (tmp_path / "never.py").write_text("def check(question, completion):\n    return False\n")
     never = replace(BROKEN, steps=60, patience=5, verifier=f"{tmp_path / 'never.py'}:check")
     assert "budget inflation" in rung(started, tmp_path / "run", lambda a: math.log(a.budget) if a.budget else -1.0, never)
 
 
+@pytest.mark.slow
 def test_length_without_success(started: Path, tmp_path: Path) -> None:
     (tmp_path / "never.py").write_text("def check(question, completion):\n    return False\n")
     never = replace(BROKEN, verifier=f"{tmp_path / 'never.py'}:check")
@@ -63,6 +68,7 @@ def test_a_reward_that_ceases_to_tell_answers_apart(started: Path, tmp_path: Pat
     assert rung(started, tmp_path / "run", lambda a: float(a.length) if next(answers) < early else 0.0, frozen) == ["collapse of spread"]
 
 
+@pytest.mark.slow
 def test_words_around_the_tags(policy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A cold start whose rows say a word before the solution, and a reward that does not mind."""
     asked = [q for q in arithmetic.questions("train", 400, seed=5) if q.level <= 2][:64]
@@ -74,6 +80,7 @@ def test_words_around_the_tags(policy, monkeypatch: pytest.MonkeyPatch, tmp_path
     assert "text outside the tags" in rung(start, tmp_path / "run", lambda a: float(a.correct), replace(BROKEN, steps=6, lr=1e-5))
 
 
+@pytest.mark.slow
 def test_right_answers_unlearnt(tmp_path: Path) -> None:
     """From the bundled model itself, which is right without any tags."""
     easy = [q for q in arithmetic.questions("train", 400, seed=5) if q.level <= 2][:16]

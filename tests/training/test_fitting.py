@@ -1,6 +1,7 @@
 """Out of memory and NaN in the middle of training: the first goes on with less, the second stops at its step."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_checkpoint import rows_of, settings_of
+from test_checkpoint import GRPO, rows_of, settings_of
 
 from sbtiny import config, stages
 from sbtiny.config import GrpoSettings, Settings, SftSettings
@@ -50,14 +51,15 @@ def apart(one: Path, other: Path) -> float:
     return sum((a[name] - b[name]).abs().mean().item() for name in a if "lora_B" in name)
 
 
-@pytest.mark.parametrize("step", [0, 3])
+@pytest.mark.parametrize(("step", "beta"), [(0, 0.0), (3, 0.5)])  # with beta there is a second adapter
 def test_grpo_out_of_memory_goes_on_with_half_the_micro_batch(
-    step: int, started: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    step: int, beta: float, started: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Before the first checkpoint it begins again, after it it goes on from there; the rows are the same."""
-    whole = stages.run_grpo(settings_of(), started, tmp_path / "whole")
+    settings = settings_of(replace(GRPO, beta=beta))
+    whole = stages.run_grpo(settings, started, tmp_path / "whole")
     breaking(monkeypatch, grpo, step, no_memory)
-    run = stages.run_grpo(settings_of(), started, tmp_path / "run")
+    run = stages.run_grpo(settings, started, tmp_path / "run")
     assert "out of memory: grpo.micro_batch 4 -> 2" in capsys.readouterr().err
     assert config.load(run / "config.yaml").grpo.micro_batch == 2
     assert [row["step"] for row in rows_of(run / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6, 6]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sbtiny.budget.reward import Reward, RewardConfig, score
+from sbtiny.budget.reward import Reward
 from sbtiny.budget.rivals import kimi
 from sbtiny.config import GrpoSettings, Settings
 from sbtiny.rollout.episode import read_episode
@@ -26,11 +26,13 @@ def test_the_papers_golden_values() -> None:
     assert [r.total for r in rewards] == pytest.approx([1.0 - 0.4, 0.0 - 0.4, -1.0])
 
 
-def test_the_settings_move_peak_and_slope() -> None:
-    told = {"budget": 100, "length": 40, "correct": True, "b_max": math.inf, "alpha": 0.1}
-    mine = selfbudgeter(GrpoSettings(slope=0.1, centre=1.0))("self", [Answer(100, 40, True)], math.inf, 0.1)
-    assert mine == [score(**told, config=RewardConfig(slope=0.1, centre=1.0))]
-    assert mine != selfbudgeter(PAPER)("self", [Answer(100, 40, True)], math.inf, 0.1)
+@pytest.mark.parametrize(
+    ("chosen", "totals"), [(PAPER, (0.5, 1.0, 0.75)), (GrpoSettings(slope=0.1, centre=1.0), (0.4189, 0.75, 1.0))]
+)
+def test_the_settings_move_peak_and_slope(chosen: GrpoSettings, totals: tuple[float, ...]) -> None:
+    """Of right answers outside the window, on its lower edge, and of just the budget."""
+    rewards = [selfbudgeter(chosen)("self", [Answer(100, length, True)], math.inf, 0.1)[0] for length in (40, 90, 100)]
+    assert [r.total for r in rewards] == pytest.approx(totals, abs=1e-4)
 
 
 def test_a_users_number_knows_no_b_max_and_a_cut_answer_only_right_and_wrong() -> None:
