@@ -9,7 +9,6 @@ import torch
 
 from sbtiny import runs, stages
 from sbtiny.budget.protocol import THINK, prefill
-from sbtiny.budget.template import ending, fitted
 from sbtiny.cli import app
 from sbtiny.config import EvalSettings, GrpoSettings, Settings, SftSettings
 from sbtiny.errors import InputError
@@ -95,9 +94,3 @@ def test_a_run_is_not_exported_in_tags_that_it_does_not_write(thinking: Path, st
             app(["export", str(run), "--gguf", "none", "--format", other], standalone_mode=False)
     with pytest.raises(InputError, match="choose from solution, think"):
         app(["export", str(started), "--gguf", "none", "--format", "xml"], standalone_mode=False)
-
-
-def test_a_prompt_does_not_open_the_thoughts_before_the_number() -> None:
-    template = "{% if add_generation_prompt %}{{'<A><think>\\n'}}{% endif %}"
-    assert fitted(template, THINK) == "{% if add_generation_prompt %}{{'<A>'}}{% endif %}"
-    assert ending(THINK).endswith("<think>{% endif %}")

@@ -9,7 +9,15 @@ from sbtiny import runs
 from sbtiny.errors import Failed
 from sbtiny.evaluation.evaluate import Verify
 from sbtiny.export import gguf, kquants, modelfile
-from sbtiny.export.base import EMBEDDING, check_same, ordered_stops, read_config, read_generation, read_tokenizer
+from sbtiny.export.base import (
+    EMBEDDING,
+    as_evaluated,
+    check_same,
+    ordered_stops,
+    read_config,
+    read_generation,
+    read_tokenizer,
+)
 from sbtiny.export.card import card
 from sbtiny.export.check import Check
 from sbtiny.export.merge import Merged, save_weights
@@ -36,8 +44,9 @@ class Export:
         self.merged = Merged(self.base, plan.run / "adapter", as_trained and plan.nf4, self.config.tie_word_embeddings, dtype)
         check_same(self.merged, plan.run)
         rows = self.merged.shapes[EMBEDDING][0]
-        self.generation = read_generation(self.base)
-        self.stops = ordered_stops(stop_ids_of(self.generation, self.tokenizer, rows), self.tokenizer)
+        generation = read_generation(self.base, self.config)
+        self.stops = ordered_stops(stop_ids_of(generation, self.tokenizer, rows), self.tokenizer)
+        self.generation = as_evaluated(generation, self.stops, rows, plan.settings.eval)
         self.vocabulary = self._vocabulary(rows) if plan.kinds else None
         self.composes = self.vocabulary is not None and self.vocabulary.composes
 
@@ -66,7 +75,6 @@ class Export:
             del self.config.quantization_config
         self.config.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
-        self.generation.eos_token_id = self.stops
         self.generation.save_pretrained(folder)
         (folder / "README.md").write_text(card(self.plan, self.base), encoding="utf-8")
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sbtiny.budget import template
 from sbtiny.config import EvalSettings
 
 CONTEXT = 4096  # tokens
@@ -43,11 +44,8 @@ def chat(model: Any, question: str, seed: int, e: EvalSettings, given: tuple[int
 
 def rendered(model: Any, question: str, budget: int | None) -> str:
     """The prompt by the template in the file; `budget` as chat_template_kwargs would give it."""
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(model.metadata["tokenizer.chat_template"])
     ids = {"bos_token": model.token_bos(), "eos_token": model.token_eos()}
     special = {name: model.detokenize([i], special=True).decode() if i >= 0 else "" for name, i in ids.items()}
     messages = [{"role": "user", "content": question}]
-    return template.render(messages=messages, add_generation_prompt=True, **special, **({} if budget is None else {"budget": budget}))
+    how = special | ({} if budget is None else {"budget": budget})
+    return template.rendered(model.metadata["tokenizer.chat_template"], messages, add_generation_prompt=True, **how)
