@@ -14,6 +14,7 @@ from sbtiny.budget.metrics import Sample
 from sbtiny.budget.protocol import parse_budget_option
 from sbtiny.config import Settings
 from sbtiny.evaluation import cutting, evaluate
+from sbtiny.export.template import check_prompts
 from sbtiny.models.aliases import lasting
 from sbtiny.models.prompts import check_texts
 from sbtiny.opening import open_policy, trained_on
@@ -46,6 +47,7 @@ def build_data(
     verify = load_verifier(d.verifier)
     check_references(verify, unjudged(source) if traces else source)
     policy = policy or open_policy(settings.model, settings, d.slots)
+    check_prompts(policy.tokenizer, policy.form)
     check_texts(policy.tokenizer, [trace.asked() for trace in source] if traces else source)
     if traces:
         found = coldstart.label_traces(policy, source, verify, d.keep)
@@ -103,6 +105,7 @@ def run_sft(settings: Settings, output: Path | None, resume: bool = False) -> Pa
     questions = [] if given else load_questions(settings.data.task, "train", 1, settings.seed)
     last = ranks.once(lambda: going_on(output, settings, "sft", rows)) if resume and output else None
     policy = open_policy(settings.model, settings, settings.data.slots, trainable=True, run=output if resume else None)
+    check_prompts(policy.tokenizer, policy.form)
     sft.check_tags(policy)
     dataset = sft.prepare(policy, rows, settings) if rows else None
     if not rows:

@@ -1,5 +1,6 @@
 """`--format think` from the cold start to the files: every stage writes, rewards and counts the same tags."""
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -8,12 +9,12 @@ import pytest
 import torch
 
 from sbtiny import runs, stages
-from sbtiny.budget.protocol import THINK, prefill
-from sbtiny.budget.template import ending, fitted
+from sbtiny.budget.protocol import SOLUTION, THINK, Format, prefill
 from sbtiny.cli import app
 from sbtiny.config import EvalSettings, GrpoSettings, Settings, SftSettings
 from sbtiny.errors import InputError
 from sbtiny.models.load import load
+from sbtiny.models.prompts import prompt_ids
 from sbtiny.rollout.policy import Policy
 from sbtiny.tasks import arithmetic
 from sbtiny.training.coldstart import label
@@ -77,6 +78,30 @@ def test_thoughts_and_answer_make_the_label(tiny) -> None:
     assert policy.tokenizer.decode(ids[:-1]) == f"<budget>{count}</budget><think>So.\n</think>\\boxed{{4}}"
 
 
+@pytest.mark.parametrize(
+    ("form", "written"),
+    [
+        (SOLUTION, "<｜Assistant｜><think>\n<budget>{}</budget><solution>So.\n</think>\n\n\\boxed{{4}}</solution>"),
+        (THINK, "<｜Assistant｜><budget>{}</budget><think>So.\n</think>\n\n\\boxed{{4}}"),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_a_row_of_a_model_whose_prompt_opens_the_thoughts(tiny, form: Format, written: str) -> None:
+    """R1's: its answers begin within the thoughts. The paper's tags stand within them as well; the other format's prompt ends before."""
+    tokenizer = copy.deepcopy(tiny[1])
+    folder = Path(pytest.importorskip("trl").__file__).parent / "chat_templates"
+    tokenizer.chat_template = (folder / "deepseek_r1_distill.jinja").read_text(encoding="utf-8")
+    policy = Policy(tiny[0], tokenizer, slots=2, form=form)
+    question = arithmetic.questions("train", 1, seed=5)[0]
+    row = label(policy, question, "So.\n</think>\n\n\\boxed{4}")
+    ids = tokenized(policy.encode, row, 2, prompt_ids(tokenizer, row["question"]), form)["input_ids"]
+    text = tokenizer.decode(ids[:-1])
+    number = text.partition("<budget>")[2].partition("</budget>")[0]
+    assert text == f"<｜User｜>{question.question}" + written.format(number)
+    asked = policy.request(question.question, 900, seed=0, budget=int(number)).prompt_ids
+    assert tuple(ids[: len(asked)]) == asked
+
+
 def test_the_files_prefill_the_same_tags(thinking: Path, tmp_path: Path) -> None:
     pytest.importorskip("gguf")
     few = ["--questions", "4", "--set", "eval.max_tokens=40", "--set", "eval.slots=4"]
@@ -95,9 +120,3 @@ def test_a_run_is_not_exported_in_tags_that_it_does_not_write(thinking: Path, st
             app(["export", str(run), "--gguf", "none", "--format", other], standalone_mode=False)
     with pytest.raises(InputError, match="choose from solution, think"):
         app(["export", str(started), "--gguf", "none", "--format", "xml"], standalone_mode=False)
-
-
-def test_a_prompt_does_not_open_the_thoughts_before_the_number() -> None:
-    template = "{% if add_generation_prompt %}{{'<A><think>\\n'}}{% endif %}"
-    assert fitted(template, THINK) == "{% if add_generation_prompt %}{{'<A>'}}{% endif %}"
-    assert ending(THINK).endswith("<think>{% endif %}")

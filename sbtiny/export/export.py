@@ -9,7 +9,7 @@ from sbtiny import runs
 from sbtiny.errors import Failed, InputError
 from sbtiny.evaluation.evaluate import Verify
 from sbtiny.export import gguf, kquants, modelfile
-from sbtiny.export.base import ordered_stops, read_generation, read_tokenizer
+from sbtiny.export.base import as_evaluated, ordered_stops, read_generation, read_tokenizer
 from sbtiny.export.card import card
 from sbtiny.export.check import Check
 from sbtiny.export.merge import Merged, save_weights
@@ -40,8 +40,9 @@ class Export:
         if EMBEDDING not in self.merged.files:
             raise InputError(f"{self.base} has no {EMBEDDING}: only models laid out as Llama's can be exported")
         rows = self.merged.shapes[EMBEDDING][0]
-        self.generation = read_generation(self.base)
-        self.stops = ordered_stops(stop_ids_of(self.generation, self.tokenizer, rows), self.tokenizer)
+        generation = read_generation(self.base, self.config)
+        self.stops = ordered_stops(stop_ids_of(generation, self.tokenizer, rows), self.tokenizer)
+        self.generation = as_evaluated(generation, self.stops, rows, plan.settings.eval)
         self.vocabulary = self._vocabulary(rows) if plan.kinds else None
         self.composes = self.vocabulary is not None and self.vocabulary.composes
 
@@ -68,7 +69,6 @@ class Export:
         self.config.dtype = self.plan.dtype
         self.config.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
-        self.generation.eos_token_id = self.stops
         self.generation.save_pretrained(folder)
         (folder / "README.md").write_text(card(self.plan, self.base), encoding="utf-8")
 

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from sbtiny.budget.protocol import Format, prefill
+from sbtiny.budget.template import with_budget
 from sbtiny.errors import InputError
 from sbtiny.models.prompts import inner_ids, prompt_ids
 
@@ -12,17 +13,18 @@ if TYPE_CHECKING:
 PROBE = (1, 37, 250, 4096)
 
 
-def check_prompts(trained: "PreTrainedTokenizerBase", exported: "PreTrainedTokenizerBase", form: Format) -> None:
-    """Raises InputError unless the exported template gives the ids of training, with a budget and without."""
+def check_prompts(tokenizer: "PreTrainedTokenizerBase", form: Format) -> None:
+    """Raises InputError unless the template as exported will give the ids of training, with a budget and without.
+
+    Training asks as well, before it begins: a run that cannot be exported is of no use.
+    """
     question = "What is 3 + 4?\nThink."
-    messages = [{"role": "user", "content": question}]
+    wanted = prompt_ids(tokenizer, question)
+    messages, exported = [{"role": "user", "content": question}], with_budget(tokenizer.chat_template, form)
 
     def ids(**budget: int) -> list[int]:
-        return exported.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False, **budget)
+        how = {"add_generation_prompt": True, "tokenize": True, "return_dict": False}
+        return tokenizer.apply_chat_template(messages, chat_template=exported, **how, **budget)
 
-    wanted = prompt_ids(trained, question)
-    same = ids() == wanted and all(
-        ids(budget=n) == wanted + inner_ids(trained, prefill(n, form)) for n in PROBE
-    )
-    if not same:
+    if ids() != wanted or any(ids(budget=n) != wanted + inner_ids(tokenizer, prefill(n, form)) for n in PROBE):
         raise InputError("this chat template merges a budget into its last token: end its generation prompt with a line break")

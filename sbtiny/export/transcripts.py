@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sbtiny.budget import template
 from sbtiny.config import EvalSettings
 from sbtiny.models.prompts import turns
 
@@ -46,11 +47,7 @@ def chat(
 
 def rendered(model: Any, question: str, budget: int | None, system: str | None = None) -> str:
     """The prompt by the template in the file; `budget` as chat_template_kwargs would give it."""
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(model.metadata["tokenizer.chat_template"])
     ids = {"bos_token": model.token_bos(), "eos_token": model.token_eos()}
     special = {name: model.detokenize([i], special=True).decode() if i >= 0 else "" for name, i in ids.items()}
-    messages = turns(question, system)
-    return template.render(messages=messages, add_generation_prompt=True, **special, **({} if budget is None else {"budget": budget}))
+    how = special | ({} if budget is None else {"budget": budget})
+    return template.rendered(model.metadata["tokenizer.chat_template"], turns(question, system), add_generation_prompt=True, **how)

@@ -87,8 +87,14 @@ def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
 
 
 def _padding(tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedTokenizerBase":
+    """Able to pad, and with one chat template: of several, by name, the `default`."""
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if isinstance(several := tokenizer.chat_template, dict):
+        if "default" not in several:
+            names = ", ".join(sorted(several))
+            raise InputError(f"{tokenizer.name_or_path} has chat templates for {names} and no default: save one as its chat_template.jinja")
+        tokenizer.chat_template = several["default"]
     return tokenizer
 
 
@@ -271,12 +277,23 @@ def _unsloth_lora(model: nn.Module, rank: int, alpha: int, dropout: float, targe
 
 @contextmanager
 def decoding(model: nn.Module) -> Iterator[None]:
-    """The model set to write with its own `generate`, and set back to training afterwards if it was."""
+    """The model set to write with its own `generate`, and set back to training afterwards if it was.
+
+    Meanwhile its generation config asks for nothing: `generate` takes from it all that is left open, tokens never to be written included.
+    """
+    from transformers import GenerationConfig
+
     training, unsloths = model.training, _is_unsloth(model)
     model.for_inference() if unsloths else model.eval()
+    wishes = vars(model.generation_config)
+    kept = dict(wishes)  # changed in place: a model and what is wrapped around it share the object
+    wishes.clear()
+    wishes.update(vars(GenerationConfig()))
     try:
         yield
     finally:
+        wishes.clear()
+        wishes.update(kept)
         if training:
             model.for_training() if unsloths else model.train()
 

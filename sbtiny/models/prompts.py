@@ -3,13 +3,32 @@
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from sbtiny.budget.protocol import THINK
+from sbtiny.budget.protocol import THINK, Format
+from sbtiny.budget.template import fitted
 from sbtiny.errors import InputError
 from sbtiny.models.sentencepiece import SPACE
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+
+def fit_template(tokenizer: "PreTrainedTokenizerBase", form: Format) -> None:
+    """Give the tokenizer the chat template that a policy of this format is asked with, if it has one at all.
+
+    Raises InputError for a template that fails, leaves out a question given as text, or cannot be fitted to the format.
+    """
+    if not tokenizer.chat_template:
+        return
+    question = "What is 3 + 4?"
+    try:
+        text = tokenizer.apply_chat_template([{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True)
+    except Exception as error:  # a template is a program and raises anything
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise InputError(f"this model's chat template fails on a plain question ({reason}): mend its chat_template.jinja") from error
+    if question not in text:
+        raise InputError(f"this model's chat template leaves out a question given as text ({text[:60]!r}): use a model asked in text")
+    tokenizer.chat_template = fitted(tokenizer.chat_template, form)
 
 
 def prompt_ids(tokenizer: "PreTrainedTokenizerBase", question: str, system: str | None = None) -> list[int]:

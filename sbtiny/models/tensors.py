@@ -75,8 +75,10 @@ def hash_ends(opened: Any, name: str) -> str:
     shape = part.get_shape()
     if len(shape) > 1:
         ends = [part[:1], part[shape[0] - 1 :]]
+    elif shape:
+        ends = [part[:SAMPLE]]
     else:
-        ends = [part[:SAMPLE] if shape else opened.get_tensor(name)]  # a scalar has no slices
+        ends = [opened.get_tensor(name)]  # a scalar has no slices
     values = [end.flatten()[:SAMPLE].float().numpy().tobytes() for end in ends]
     return f"{shape} {sha256(b''.join(values)).hexdigest()}"
 

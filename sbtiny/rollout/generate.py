@@ -86,8 +86,6 @@ class Generate:
             max_new_tokens=max(a.request.max_tokens for a in chooser.answers),
             do_sample=False,  # of one possible token
             num_beams=1,
-            repetition_penalty=1.0,  # some models' generation config has another
-            no_repeat_ngram_size=0,
             pad_token_id=PAD,
             eos_token_id=-1,  # stops are the chooser's business
         )

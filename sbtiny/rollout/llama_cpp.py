@@ -17,6 +17,7 @@ from sbtiny.budget.protocol import SOLUTION
 from sbtiny.budget.template import form_of_template
 from sbtiny.errors import InputError
 from sbtiny.models.from_gguf import read_tokenizer
+from sbtiny.models.prompts import fit_template
 from sbtiny.models.shapes import slot_bytes
 from sbtiny.rollout.answer import Answer, draws
 from sbtiny.rollout.decoder import OnEpisode, check
@@ -197,5 +198,6 @@ class GgufPolicy(Policy):
         except (ValueError, IndexError, OSError) as error:
             raise InputError(f"{file} is not a readable GGUF file: {error}") from error
         self.form = form_of_template(self.tokenizer.chat_template) or SOLUTION
+        fit_template(self.tokenizer, self.form)
         self.engine = LlamaCpp(file, slots, kv_memory)
         self.engine.pieces = token_pieces(self.tokenizer, self.engine.size)

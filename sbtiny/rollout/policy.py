@@ -7,9 +7,8 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from sbtiny.budget.protocol import SOLUTION, Format, prefill
-from sbtiny.budget.template import fitted
 from sbtiny.config import EngineName
-from sbtiny.models.prompts import inner_ids, prompt_ids, stop_ids
+from sbtiny.models.prompts import fit_template, inner_ids, prompt_ids, stop_ids
 from sbtiny.rollout.control import Limits
 from sbtiny.rollout.decoder import Decoder, OnEpisode
 from sbtiny.rollout.engine import Engine, token_pieces
@@ -34,7 +33,7 @@ class Policy:
         form: Format = SOLUTION,
     ) -> None:
         self.model, self.tokenizer, self.form = model, tokenizer, form
-        tokenizer.chat_template = fitted(tokenizer.chat_template, form)
+        fit_template(tokenizer, form)
         pieces = token_pieces(tokenizer, model.get_input_embeddings().weight.shape[0])
         self.engine: Decoder = ENGINES[engine](model, pieces, stop_ids(model, tokenizer), slots, kv_memory)
 

@@ -8,7 +8,6 @@ from rich.console import Console
 from rich.text import Text
 
 from sbtiny.budget.protocol import FORMATS, SOLUTION, Format
-from sbtiny.budget.template import fitted
 from sbtiny.errors import InputError
 from sbtiny.training.rows import read_labelled, tokenized
 
@@ -27,10 +26,10 @@ def show_row(file: str, model_name: str, row: int, form: Format = SOLUTION) -> N
     if not 1 <= row <= len(rows):
         raise InputError(f"{file} has no row {row}: give --row 1 to {len(rows)}")
     from sbtiny.models.load import load_tokenizer
-    from sbtiny.models.prompts import check_texts, inner_ids, prompt_ids
+    from sbtiny.models.prompts import check_texts, fit_template, inner_ids, prompt_ids
 
     chosen, tokenizer = rows[row - 1], load_tokenizer(model_name)
-    tokenizer.chat_template = fitted(tokenizer.chat_template, form)
+    fit_template(tokenizer, form)
     encode = partial(inner_ids, tokenizer)
     check_texts(tokenizer, [chosen])
     prompt = prompt_ids(tokenizer, chosen.question, chosen.system)

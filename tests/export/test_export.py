@@ -20,6 +20,8 @@ from sbtiny.models.aliases import BUNDLED
 from sbtiny.models.load import load
 from sbtiny.models.prompts import prompt_ids
 from sbtiny.rollout import llama_cpp
+from sbtiny.rollout.sampling import Sampling
+from sbtiny.tasks import arithmetic
 
 FULL = [  # as the system, numpy and safetensors say it
     OSError(28, "No space left on device"),
@@ -85,6 +87,61 @@ def test_the_whole_export_is_checked_and_keeps_prompts(run: Path, tmp_path: Path
     assert ids == prompt_ids(trained, "What?") + trained.encode(prefill(70), add_special_tokens=False)
     assert "FROM ./r-f16.gguf" in (tmp_path / "out" / "Modelfile").read_text()
     assert not list(tmp_path.glob(".out*"))
+
+
+EXTRA = {
+    "temperature": 1.3, "top_k": 20, "min_p": 0.05, "typical_p": 0.9, "epsilon_cutoff": 0.1, "repetition_penalty": 1.3,
+    "no_repeat_ngram_size": 2, "encoder_repetition_penalty": 1.2, "encoder_no_repeat_ngram_size": 2, "bad_words_ids": [[5]],
+    "suppress_tokens": [7], "begin_suppress_tokens": [7], "forced_bos_token_id": 8, "forced_eos_token_id": 8,
+    "sequence_bias": [[[9], -9.0]], "max_new_tokens": 5, "max_length": 9, "min_new_tokens": 3, "min_length": 2, "guidance_scale": 1.5,
+    "num_beams": 3, "length_penalty": 2.0, "max_time": 0.1, "stop_strings": ["4"], "remove_invalid_values": True,
+    "renormalize_logits": True,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def wilful(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundled model with a generation config that asks for everything, and a template of another name beside its own."""
+    folder = shutil.copytree(BUNDLED, tmp_path_factory.mktemp("wilful") / "base")
+    about = {"eos_token_id": [2, 0], "bos_token_id": 1, "pad_token_id": 0, "do_sample": True, **EXTRA}
+    (folder / "generation_config.json").write_text(json.dumps(about))
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools }}")
+    return folder
+
+
+@pytest.mark.parametrize("temperature", [0.7, 0.0])
+def test_an_export_is_sampled_as_an_evaluation_whatever_its_base_wished(new_run, wilful: Path, temperature: float, tmp_path: Path) -> None:
+    run = new_run(tmp_path / "r", model=str(wilful))
+    changed = ["--set", f"eval.temperature={temperature}", "--set", "eval.top_p=0.9"]
+    export(run, "--gguf", "none", "--no-check", "-o", tmp_path / "out", *changed)
+    found = json.loads((tmp_path / "out" / "merged" / "generation_config.json").read_text())
+    found.pop("transformers_version")
+    rows = load("tiny")[0].get_input_embeddings().weight.shape[0]
+    sampled = {"temperature": 0.7, "top_p": 0.9, "top_k": rows} if temperature else {}
+    tokens = {"eos_token_id": [2, 0], "bos_token_id": 1, "pad_token_id": 0}
+    assert {key: value for key, value in found.items() if not key.startswith("_")} == {"do_sample": temperature > 0, **tokens, **sampled}
+
+
+def test_an_export_answers_in_transformers_as_the_run_does_here(new_run, wilful: Path, tmp_path: Path) -> None:
+    run = new_run(tmp_path / "r", model=str(wilful))
+    export(run, "--gguf", "none", "--no-check", "--dtype", "float32", "-o", tmp_path / "out")
+    assert not (tmp_path / "out" / "merged" / "additional_chat_templates").exists()
+    policy = stages.open_policy(str(run), Settings(four_bit=False), 4)
+    model, tokenizer = load(str(tmp_path / "out" / "merged"))
+    for question in arithmetic.questions("test", 4):
+        [ours] = policy.sample([policy.request(question.question, 60, seed=0)], Sampling(0))
+        ids = torch.tensor([prompt_ids(tokenizer, question.question)])
+        written = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=60, do_sample=False)
+        assert written[0, ids.shape[1] :].tolist() == ours.completion_ids
+
+
+def test_a_base_without_a_generation_config_ends_where_training_ended(new_run, tmp_path: Path) -> None:
+    base = shutil.copytree(BUNDLED, tmp_path / "base", ignore=shutil.ignore_patterns("generation_config.json"))
+    about = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(about | {"eos_token_id": [2, 9]}))
+    export(new_run(tmp_path / "r", model=str(base)), "--gguf", "none", "--no-check", "-o", tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "merged" / "generation_config.json").read_text())["eos_token_id"] == [2, 9]
 
 
 def test_a_failed_check_keeps_the_files_aside(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """What cannot be exported: one line and exit 2, before any work, and nothing written."""
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -8,8 +9,11 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from sbtiny import stages
 from sbtiny.cli.app import main
+from sbtiny.config import Settings
 from sbtiny.errors import InputError
+from sbtiny.models.aliases import BUNDLED
 from sbtiny.models.load import load
 
 
@@ -58,6 +62,29 @@ def test_a_base_laid_out_otherwise(new_run, new_tokenizer, tmp_path: Path, capsy
     run = new_run(tmp_path / "r", model=str(base))
     capsys.readouterr()  # of peft
     assert "has no model.embed_tokens.weight" in refused(capsys, monkeypatch, run, "--gguf", "none")
+
+
+CHAT = "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}%s{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("form", "template", "said"),
+    [
+        ("solution", CHAT.replace("%s", "Assistant:"), "merges a budget into its last token: end its generation prompt with a line break"),
+        ("think", CHAT.replace("%s", "<|{{ messages|length }}|><think>\n"), "opens <think> in a generation prompt that is not the same"),
+        ("solution", "{{ messages[0].content.text }}", "leaves out a question given as text"),
+        ("solution", "{{ messages[0].content + 1 }}", "fails on a plain question (TypeError: "),
+    ],
+)
+def test_a_chat_template_of_no_use_is_told_before_training(form: str, template: str, said: str, tmp_path: Path) -> None:
+    """An export would refuse it, hours later."""
+    base, settings = shutil.copytree(BUNDLED, tmp_path / "base"), Settings(model=str(tmp_path / "base"), format=form, four_bit=False)
+    (base / "chat_template.jinja").write_text(template)
+    with pytest.raises(InputError, match=re.escape(said)):
+        stages.run_sft(settings, tmp_path / "sft")
+    with pytest.raises(InputError, match=re.escape(said)):
+        stages.build_data(settings, tmp_path / "data.jsonl")
+    assert [path.name for path in tmp_path.iterdir()] == ["base"]
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", "null", "{oops", '{"peft_type": "LORA", "r": 0, "lora_alpha": 8}', '{"peft_type": "IA3"}'])

@@ -1,6 +1,7 @@
 """Loading, adapters, 4-bit gradients, prompts and stops."""
 
 import copy
+import json
 import os
 import shutil
 import subprocess
@@ -297,6 +298,36 @@ def test_a_question_is_put_into_the_chat_template(small: Path) -> None:
     tokenizer.chat_template = None
     with pytest.raises(InputError, match="no chat template"):
         prompt_ids(tokenizer, "What is the sum?")
+
+
+def several_templates(folder: Path, **named: str) -> Path:
+    """A copy of the folder's model with chat templates by name, beside its own."""
+    (folder / "additional_chat_templates").mkdir()
+    for name, template in named.items():
+        (folder / "additional_chat_templates" / f"{name}.jinja").write_text(template)
+    return folder
+
+
+@pytest.mark.parametrize("where", ["folder", "config"])
+def test_of_several_templates_the_default_is_taken(small: Path, where: str, tmp_path: Path) -> None:
+    folder = shutil.copytree(small, tmp_path / "several")
+    expected = load_tokenizer(str(small)).chat_template
+    if where == "folder":
+        several_templates(folder, tool_use="{{ tools }}", rag="{{ documents }}")
+    else:
+        (folder / "chat_template.jinja").unlink(missing_ok=True)
+        about = json.loads((folder / "tokenizer_config.json").read_text())
+        about["chat_template"] = [{"name": "tool_use", "template": "{{ tools }}"}, {"name": "default", "template": expected}]
+        (folder / "tokenizer_config.json").write_text(json.dumps(about))
+    for tokenizer in (load_tokenizer(str(folder)), load(str(folder))[1]):
+        assert tokenizer.chat_template == expected
+
+
+def test_several_templates_and_no_default_are_one_line(small: Path, tmp_path: Path) -> None:
+    folder = several_templates(shutil.copytree(small, tmp_path / "several"), tool_use="{{ tools }}", rag="{{ documents }}")
+    (folder / "chat_template.jinja").unlink()
+    with pytest.raises(InputError, match=r"chat templates for rag, tool_use and no default: save one as its chat_template\.jinja"):
+        load_tokenizer(str(folder))
 
 
 def test_stops_are_those_of_config_tokenizer_and_template(small: Path) -> None:

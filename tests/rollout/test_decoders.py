@@ -40,9 +40,19 @@ def asked(policy: Policy, count: int, room: int = 40, **more) -> list[Request]:
     ]
 
 
+WISHES = {  # a generation config of a model's own
+    "repetition_penalty": 1.7, "no_repeat_ngram_size": 2, "encoder_repetition_penalty": 1.3, "guidance_scale": 2.0, "min_new_tokens": 12,
+    "bad_words_ids": [[5]], "suppress_tokens": [*range(20, 60)], "begin_suppress_tokens": [*range(60, 90)], "sequence_bias": [[[9], -9.0]],
+    "forced_eos_token_id": 2, "max_time": 0.001, "num_return_sequences": 2, "top_k": 3, "renormalize_logits": True,
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("sampling", [Sampling(0), Sampling(0.8, top_p=0.9, top_k=20, logprobs=True)])
-def test_generate_writes_what_ours_writes(policy, generate, tiny, sampling: Sampling, monkeypatch) -> None:
-    monkeypatch.setattr(tiny[0].generation_config, "repetition_penalty", 1.7)  # the model's own wishes count for neither
+@pytest.mark.parametrize("wishes", [{}, *({key: value} for key, value in WISHES.items()), WISHES], ids=lambda w: "+".join(w)[:30] or "none")
+def test_generate_writes_what_ours_writes(policy, generate, tiny, sampling: Sampling, wishes: dict, monkeypatch) -> None:
+    """The model's own wishes count for neither, and are there afterwards."""
+    for key, value in wishes.items():
+        monkeypatch.setattr(tiny[0].generation_config, key, value)
     requests, seen = asked(policy, 12), []
     ours = policy.sample(requests, sampling)
     theirs = generate.sample(requests, sampling, lambda index, _: seen.append(index))
@@ -51,6 +61,17 @@ def test_generate_writes_what_ours_writes(policy, generate, tiny, sampling: Samp
     assert sorted(seen) == list(range(12))
     for a, b in zip(ours, theirs, strict=True):
         assert np.allclose(a.logprobs, b.logprobs, atol=1e-4)
+    assert {key: getattr(tiny[0].generation_config, key) for key in wishes} == wishes
+
+
+def test_an_adapter_leaves_the_wishes_of_its_model_out_as_well(tiny) -> None:
+    model, tokenizer = load("tiny")
+    requests = asked(Policy(*tiny, slots=5), 4)
+    expected = Policy(*tiny, slots=5).sample(requests, Sampling(0))
+    model.generation_config.suppress_tokens = list(range(20, 60))
+    found = Policy(add_lora(model), tokenizer, slots=5, engine="generate").sample(requests, Sampling(0))
+    assert [e.completion_ids for e in found] == [e.completion_ids for e in expected]
+    assert model.generation_config.suppress_tokens == list(range(20, 60))
 
 
 def test_generate_is_under_the_same_control(policy, generate) -> None:
