@@ -13,8 +13,13 @@ from sbtiny.stages import run_eval, run_grpo, run_sft
 
 
 def run(settings: Settings, folder: Path) -> dict[str, Any]:
-    """The content of report.json."""
-    runs.set_aside(folder)
+    """The content of report.json. Raises InputError where another process has the folder."""
+    with runs.claim("demo", folder):
+        runs.set_aside(folder)
+        return pipeline(settings, folder)
+
+
+def pipeline(settings: Settings, folder: Path) -> dict[str, Any]:
     seconds: dict[str, float] = {}
 
     @contextmanager

@@ -57,7 +57,7 @@ def data_build(
 
     Example: [b]sbtiny data build rows.jsonl --model qwen-1.5b --task gsm8k[/b]
     """
-    from sbtiny import runs
+    from sbtiny import locks, runs
     from sbtiny.models.aliases import resolve
     from sbtiny.tasks.traces import read_traces, unjudged
     from sbtiny.tasks.verify import check_references, load_verifier
@@ -83,6 +83,7 @@ def data_build(
         check_references(load_verifier(settings.data.verifier), unjudged(read_traces(traces)[: settings.data.limit]))
     else:
         look_ahead(settings.data, settings.data.task)
+    locks.check(locks.beside(file), file)
     runs.check_writable(file)
     stages = begun(settings, note)
     try:

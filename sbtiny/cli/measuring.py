@@ -78,6 +78,9 @@ def evaluate(
     folder = output or run or runs.ROOT / f"eval-{Path(name).name}"
     resolve(model)
     look_ahead(settings.eval, settings.eval.task)
+    if run:
+        runs.check_finished(run)
+    runs.check_unclaimed(folder)
     runs.check_writable(folder / "eval.json")
     stages = begun(settings, note)
     from sbtiny.evaluation import cutting, report

@@ -108,6 +108,7 @@ def resumed(verb: str, output: Path | None) -> Path:
         return runs.unfinished(verb)
     if not (output / "run.json").is_file():
         raise InputError("--resume needs --output with the folder of the run to go on with")
+    runs.check_unclaimed(output)
     return output
 
 

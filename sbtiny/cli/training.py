@@ -60,6 +60,7 @@ def demo(
     resolve(settings.model)
     for section in (settings.data, settings.grpo, settings.eval):
         look_ahead(section, section.task)
+    runs.check_unclaimed(folder)
     runs.check_writable(folder / "report.json")
     begun(settings)
     from sbtiny import demo as pipeline
