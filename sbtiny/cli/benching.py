@@ -63,7 +63,7 @@ def rollout(
 ) -> None:
     """Useful tokens a second of our decode loop, of generate, and of transformers' continuous batching.
 
-    Example: [b]sbtiny bench rollout --model smollm2-135m --dtype bfloat16[/b]
+    Example: sbtiny bench rollout --model smollm2-135m --dtype bfloat16
     """
     names, work = chosen(engine), lengths_of(lengths, requests, mean, longest, seed)
     check_dtype(dtype)
@@ -102,7 +102,7 @@ def grpo(
 ) -> None:
     """Seconds a GRPO step, against plain trl.GRPOTrainer at the same work.
 
-    Example: [b]sbtiny bench grpo --model smollm2-135m[/b]
+    Example: sbtiny bench grpo --model smollm2-135m
     """
     if prompts * group % micro_batch:
         raise InputError(f"--micro-batch {micro_batch} must divide prompts x group = {prompts * group}")

@@ -55,7 +55,7 @@ def data_build(
 ) -> None:
     """Sample the model's own answers, keep the correct ones, label each with its own token count.
 
-    Example: [b]sbtiny data build rows.jsonl --model qwen-1.5b --task gsm8k[/b]
+    Example: sbtiny data build rows.jsonl --model qwen-1.5b --task gsm8k
     """
     from sbtiny import locks, runs
     from sbtiny.models.aliases import resolve
@@ -110,7 +110,7 @@ def data_show(
 ) -> None:
     """Show one row as the model meets it: trained tokens in green, the prompt dimmed.
 
-    Example: [b]sbtiny data show rows.jsonl --row 3[/b]
+    Example: sbtiny data show rows.jsonl --row 3
     """
     from sbtiny.budget.protocol import format_named
     from sbtiny.models.aliases import resolve

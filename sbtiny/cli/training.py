@@ -51,7 +51,7 @@ def demo(
 ) -> None:
     """The whole pipeline on the bundled model: base, cold start, GRPO, a report. Minutes on two CPU cores.
 
-    Example: [b]sbtiny demo[/b]
+    Example: sbtiny demo
     """
     from sbtiny import runs
     from sbtiny.models.aliases import resolve
@@ -98,7 +98,7 @@ def sft(
 ) -> None:
     """Cold start: teach the model to say its number, on its own correct answers.
 
-    Example: [b]sbtiny sft --model qwen-1.5b --data rows.jsonl[/b]
+    Example: sbtiny sft --model qwen-1.5b --data rows.jsonl
     """
     from sbtiny import runs
     from sbtiny.models.aliases import resolve
@@ -170,7 +170,7 @@ def grpo(
 ) -> None:
     """Budget-guided GRPO: reward right answers that keep to their number.
 
-    Example: [b]sbtiny grpo --run runs/sft-20261124-101500 --steps 300[/b]
+    Example: sbtiny grpo --run runs/sft-20261124-101500 --steps 300
     """
     from sbtiny import runs
     from sbtiny.training.arguments import ensure_reporter
