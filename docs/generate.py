@@ -24,7 +24,6 @@ from sbtiny.runs import write_text
 
 NOTE = "<!-- Written by docs/generate.py: change the code it reads, then run `make docs`. -->"
 EXAMPLE = re.compile(r"\n*Example: (.+)$", re.DOTALL)
-MARKUP = re.compile(r"\[/?(?:b|bold|i|dim)\]")
 CLI_INTRO = (
     "Exit codes: 0 done, 1 failed, 2 wrong input (one line says what, where and how to mend it), 130 interrupted.\n"
     "`RUN` is a run folder or its name under `runs/`. Keys for `--set` and `-c` are in [settings.md](settings.md)."
@@ -75,7 +74,7 @@ def leaves(prefix: str, group: TyperGroup) -> Iterator[tuple[str, TyperCommand]]
 
 def told(command: TyperCommand) -> list[str]:
     """What the verb does, and its example as a code block."""
-    text = MARKUP.sub("", inspect.cleandoc(command.help or ""))
+    text = inspect.cleandoc(command.help or "")
     example = EXAMPLE.search(text)
     return [EXAMPLE.sub("", text), *([f"    {example[1].strip()}"] if example else [])]
 
@@ -87,7 +86,7 @@ def options(name: str, command: TyperCommand) -> str:
     for param in command.params:
         if param.name != "help" and (record := param.get_help_record(context)):
             what = (param.metavar or param.name.upper()) if param.param_type_name == "argument" else record[0]
-            rows.append((f"`{what}`", " ".join(MARKUP.sub("", record[1]).split())))
+            rows.append((f"`{what}`", " ".join(record[1].split())))
     return table(("option", "meaning"), rows) if rows else ""
 
 

@@ -311,6 +311,16 @@ def nearest(name: str, known: Sequence[str]) -> str:
     return f" (did you mean {' or '.join(map(repr, found))}?)" if found else ""
 
 
+def expand_home(text: str) -> str:
+    """A path that begins with ~ or ~name as the shell gives it; any other text, and a name that nobody has, as it is."""
+    if not text.startswith("~"):
+        return text
+    try:
+        return str(Path(text).expanduser())
+    except RuntimeError:
+        return text
+
+
 def coerce(key: str, value: Any, source: str, wanted: Any) -> Any:
     """The value as the annotated type; YAML's `3e-4` is text and becomes a number where one is wanted."""
     options = get_args(wanted) if get_origin(wanted) in (Union, types.UnionType) else (wanted,)
@@ -329,7 +339,7 @@ def coerce(key: str, value: Any, source: str, wanted: Any) -> Any:
             if math.isfinite(number) and (option is float or number == int(number)):
                 return option(number)
         elif option in (str, bool) and isinstance(value, option):
-            return value
+            return expand_home(value) if option is str else value
         elif option is str and isinstance(value, int | float) and not isinstance(value, bool):
             return str(value)
     wanted = " or ".join(TYPES[option] for option in options)

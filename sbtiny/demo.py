@@ -14,9 +14,14 @@ from sbtiny.stages import run_eval, run_grpo, run_sft
 
 
 def run(settings: Settings, folder: Path) -> dict[str, Any]:
-    """The content of report.json."""
+    """The content of report.json. Raises InputError where another process has the folder."""
     read_base(settings.model)  # what is there of an earlier demo stays until this one can begin
-    runs.set_aside(folder)
+    with runs.claim("demo", folder):
+        runs.set_aside(folder)
+        return pipeline(settings, folder)
+
+
+def pipeline(settings: Settings, folder: Path) -> dict[str, Any]:
     seconds: dict[str, float] = {}
 
     @contextmanager

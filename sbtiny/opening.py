@@ -9,7 +9,6 @@ from sbtiny import runs
 from sbtiny.budget.protocol import FORMATS
 from sbtiny.budget.template import form_of_template
 from sbtiny.config import Settings
-from sbtiny.errors import InputError
 from sbtiny.models.aliases import resolve
 from sbtiny.models.load import add_lora, load, read_base
 from sbtiny.rollout import llama_cpp, vllm
@@ -37,8 +36,8 @@ def open_policy(name: str, settings: Settings, slots: int, trainable: bool = Fal
         return llama_cpp.GgufPolicy(Path(resolve(name).ref), slots, settings.kv_memory)
     about = runs.read_run(folder) if folder else {"model": name, "format": settings.format}
     adapter = folder / "adapter" if folder else None
-    if adapter and not adapter.is_dir():
-        raise InputError(f"{folder} holds no adapter: was the run finished?")
+    if folder:
+        runs.check_finished(folder)
     for standing in filter(None, (folder, run)):
         runs.check_base(standing, read_base(about["model"]).fingerprint())
     how = {"four_bit": is_four_bit(settings, about), "vllm": settings.engine == "vllm", "backend": settings.backend}

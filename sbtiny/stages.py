@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
-from sbtiny import runs
+from sbtiny import locks, runs
 from sbtiny.budget.metrics import Sample
 from sbtiny.budget.protocol import parse_budget_option
 from sbtiny.config import Settings
@@ -39,8 +39,13 @@ def build_data(
 ) -> coldstart.Harvest:
     """Label the model's own correct answers, or those of a trace file, and write them as JSONL; evaluation questions are left out.
 
-    Stopped, it goes on from `file`.part where it was.
+    Stopped, it goes on from `file`.part where it was. Raises InputError where another process builds that file.
     """
+    with locks.hold(locks.beside(file), file):
+        return build(settings, file, traces, policy)
+
+
+def build(settings: Settings, file: Path, traces: str | None, policy: Policy | None) -> coldstart.Harvest:
     d = settings.data
     source = first_traces(traces, d.limit) if traces else load_questions(d.task, "train", d.limit, settings.seed)
     source, leaked = trainable(source, traces or d.task, settings)
@@ -93,25 +98,33 @@ def trainable(items: list[Item], source: str, settings: Settings) -> tuple[list[
 def run_sft(settings: Settings, output: Path | None, resume: bool = False) -> Path:
     """Cold start into a run folder; without `sft.data` the rows are sampled first and kept in it as data.jsonl.
 
-    Everything that can be wrong is read before the folder is made.
+    Nothing is left of the folder where something is wrong. Raises InputError where another process trains there.
     """
     ranks.join()
+    with ranks.claim("sft", output) as folder:
+        sft_into(folder, settings, resume and output is not None)
+    return folder
+
+
+def sft_into(folder: Path, settings: Settings, resume: bool) -> None:
+    """Cold start in a folder that this process has to itself. Everything that can be wrong is read before anything is written."""
     settings = ranks.once(lambda: replace(settings, model=lasting(settings.model)))  # its micro-batch may be of what one process saw free
-    kept = output / "data.jsonl" if resume and output else None
-    given = settings.sft.data or (str(kept) if kept and kept.is_file() else None)
+    kept = folder / "data.jsonl"
+    given = settings.sft.data or (str(kept) if resume and kept.is_file() else None)
     rows = read_labelled(given) if given else []
     if settings.sft.data:
         rows, _ = trainable(rows, settings.sft.data, settings)
     questions = [] if given else load_questions(settings.data.task, "train", 1, settings.seed)
-    last = ranks.once(lambda: going_on(output, settings, "sft", rows)) if resume and output else None
-    policy = open_policy(settings.model, settings, settings.data.slots, trainable=True, run=output if resume else None)
+    last = ranks.once(lambda: going_on(folder, settings, "sft", rows)) if resume else None
+    policy = open_policy(settings.model, settings, settings.data.slots, trainable=True, run=folder if resume else None)
     check_prompts(policy.tokenizer, policy.form)
     sft.check_tags(policy)
     dataset = sft.prepare(policy, rows, settings) if rows else None
     if not rows:
         policy.engine.check_room(settings.data.max_tokens)
     ranks.share(settings.sft.batch, settings.sft.micro_batch, "sft.batch")
-    folder = output if resume and output else ranks.once(lambda: runs.new("sft", output, settings, **trained_on(policy)))
+    if not resume:
+        ranks.once(lambda: runs.new("sft", folder, settings, **trained_on(policy)))
     with keeping(folder, "sft"):
         if dataset is None and questions:
             with policy.model.disable_adapter():
@@ -124,7 +137,6 @@ def run_sft(settings: Settings, output: Path | None, resume: bool = False) -> Pa
             sft.train(policy, dataset, chosen, folder, matters, at)
 
         fitting(once, policy, settings, "sft", folder, last)
-    return folder
 
 
 def training_questions(settings: Settings) -> list[Question]:
@@ -152,19 +164,28 @@ def run_grpo(
 ) -> Path:
     """Budget-guided GRPO from the adapter of `start` into a run folder; b_max is kept in it as b_max.json.
 
-    `reward` takes the place of the paper's. Raises Failed when the preflight finds it hopeless, unless `force`.
+    `reward` takes the place of the paper's. Raises Failed when the preflight finds it hopeless, unless `force`, and InputError where
+    another process trains there.
     """
     ranks.join()
+    with ranks.claim("grpo", output) as folder:
+        grpo_into(folder, settings, start, resume and output is not None, force, reward)
+    return folder
+
+
+def grpo_into(folder: Path, settings: Settings, start: Path, resume: bool, force: bool, reward: GroupReward | None) -> None:
+    """GRPO in a folder that this process has to itself."""
     settings = ranks.once(lambda: of_parent(settings, start))  # each process may have derived a micro-batch from what it saw free
     verify = load_verifier(settings.grpo.verifier)
     questions = training_questions(settings)
     check_references(verify, questions)
-    last = ranks.once(lambda: going_on(output, settings, "grpo", questions)) if resume and output else None
-    policy = open_policy(str(start), settings, settings.grpo.slots, trainable=True, run=output if resume else None)
+    last = ranks.once(lambda: going_on(folder, settings, "grpo", questions)) if resume else None
+    policy = open_policy(str(start), settings, settings.grpo.slots, trainable=True, run=folder if resume else None)
     policy.engine.check_room(settings.grpo.max_tokens)
     check_texts(policy.tokenizer, questions)
     about = {"parent": str(start)} | trained_on(policy)
-    folder = output if resume and output else ranks.once(lambda: runs.new("grpo", output, settings, **about))
+    if not resume:
+        ranks.once(lambda: runs.new("grpo", folder, settings, **about))
     with keeping(folder, "grpo"):
         if not last:
             look = ranks.once(lambda: look_before(policy, questions, verify, settings))
@@ -178,7 +199,6 @@ def run_grpo(
             grpo.train(policy, questions, verify, b_max, chosen, folder, matters, at, reward)
 
         fitting(once, policy, settings, "grpo", folder, last)
-    return folder
 
 
 def look_before(policy: Policy, questions: Sequence[Question], verify: rollouts.Verify, settings: Settings) -> dict[str, Any]:
@@ -216,7 +236,15 @@ def lengths_of(
 
 
 def run_eval(name: str, settings: Settings, folder: Path, sweep: bool = False, cuts: bool = False) -> dict[str, Any]:
-    """Evaluate a run or model into `folder`: eval.json, eval_samples.jsonl and, when asked for, sweep.json and cuts.json."""
+    """Evaluate a run or model into `folder`: eval.json, eval_samples.jsonl and, when asked for, sweep.json and cuts.json.
+
+    Raises InputError where another process writes there: figures and samples would be of two evaluations.
+    """
+    with runs.claim("eval", folder):
+        return eval_into(folder, name, settings, sweep, cuts)
+
+
+def eval_into(folder: Path, name: str, settings: Settings, sweep: bool, cuts: bool) -> dict[str, Any]:
     e = settings.eval
     questions = load_questions(e.task, e.split, e.limit, settings.seed)
     verify = load_verifier(e.verifier)

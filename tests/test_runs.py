@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,13 +36,17 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def finished(folder: Path, kind: str = "sft", age: int = 0) -> Path:
-    """A run as training leaves it, `age` seconds old."""
+    """A run as training leaves it, begun `age` seconds ago."""
     runs.new(kind, folder, SETTINGS)
+    begin(folder, time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(time.time() - age)))
     (folder / "adapter").mkdir()
     (folder / "adapter" / "adapter_model.safetensors").write_bytes(b"weights")
-    when = (folder / "run.json").stat().st_mtime - age
-    os.utime(folder / "run.json", (when, when))
     return folder
+
+
+def begin(folder: Path, started: object) -> None:
+    """Say in run.json when the run began."""
+    runs.write_json(folder / "run.json", runs.read_run(folder) | {"started": started})
 
 
 def listing(folder: Path) -> dict[str, bytes]:
@@ -267,6 +272,29 @@ def test_the_newest_finished_run_of_its_kind(here: Path) -> None:
     runs.new("sft", runs.ROOT / "unfinished", SETTINGS)
     assert runs.newest("sft") == new != old
     assert runs.newest("grpo") == runs.ROOT / "grpo"
+
+
+def test_newest_is_the_run_begun_last_whatever_the_time_of_its_file(here: Path) -> None:
+    old, new = finished(runs.ROOT / "old", age=60), finished(runs.ROOT / "new", age=30)
+    os.utime(new / "run.json", (1000, 1000))  # the older one was copied, or evaluated, or its run.json mended, since
+    assert runs.newest("sft") == new
+    for folder in (old, new):
+        (folder / "adapter").rename(folder / "gone")
+        (folder / "gone" / "adapter_model.safetensors").unlink()
+    assert runs.unfinished("sft") == new
+
+
+def test_of_runs_of_one_second_or_of_no_known_time_the_file_decides(here: Path) -> None:
+    for said in ("2026-01-01 10:00:00", None, 7):
+        for name, when in (("b", 2000), ("a", 3000), ("c", 3000)):
+            folder = runs.ROOT / name
+            if not folder.exists():
+                finished(folder)
+            begin(folder, said)
+            os.utime(folder / "run.json", (when, when))
+        assert runs.newest("sft") == runs.ROOT / "c"  # as new as a, and the later name
+    begin(runs.ROOT / "b", "2026-01-01 10:00:00")
+    assert runs.newest("sft") == runs.ROOT / "b"  # the others began in 1970, as far as anything says
 
 
 def test_no_finished_run_says_what_to_do_first(here: Path) -> None:

@@ -20,7 +20,7 @@ def machine() -> dict[str, Any]:
         "name": hardware.name,
         "memory_gb": hardware.memory_gb,
         "threads": torch.get_num_threads(),
-        "load": os.getloadavg()[0],
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,  # Windows knows none
         "versions": {name: version(name) for name in packages},
     }
 

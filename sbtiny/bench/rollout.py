@@ -3,8 +3,9 @@
 Every answer has a length given beforehand, so that each engine makes the same tokens; stop tokens do not stop.
 """
 
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from sbtiny.bench.machine import forget_peak, machine, peak_mb
 from sbtiny.bench.work import guesses, ratio, spread
 from sbtiny.errors import Failed
 from sbtiny.models.prompts import prompt_ids
-from sbtiny.progress import bar
+from sbtiny.progress import bar, console
 from sbtiny.rollout.engine import Engine
 from sbtiny.rollout.episode import Request
 from sbtiny.rollout.generate import left_padded
@@ -25,6 +26,8 @@ from sbtiny.rollout.sampling import Sampling
 from sbtiny.tasks import arithmetic
 
 Clock = Callable[[], float]
+SHORT, LOOK = 2, 10  # tokens of each answer at the first look
+PATIENCE = 300.0  # seconds that work of our own choosing may take
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +137,10 @@ def job(tokenizer: PreTrainedTokenizerBase, lengths: list[int], slots: int, grou
     return Job(prompts, lengths, slots, seed)
 
 
-def timed(engine: Callable[[Job, Clock], tuple[float, int]], work: Job) -> Timing:
+Decoder = Callable[[Job, Clock], tuple[float, int]]  # seconds to its first answer, tokens it wrote
+
+
+def timed(engine: Decoder, work: Job) -> Timing:
     forget_peak()
     started = time.perf_counter()
     first, tokens = engine(work, lambda: time.perf_counter() - started)
@@ -150,32 +156,98 @@ def compare(
     names: Sequence[str],
     rounds: int,
     kv_memory: float | None = None,
+    smaller: Sequence[tuple[Job, int]] = (),
 ) -> dict[str, Any]:
-    """Useful tokens a second of each engine, interleaved over the rounds; a short run of each comes before, to warm up."""
+    """Useful tokens a second of each engine, interleaved over the rounds; a short run of each comes before, to warm up.
+
+    It says how long all will take. Where that is over PATIENCE, the first of `smaller` (work and rounds) that is not takes the place.
+    """
     makers = {
         "ours": lambda: Ours(model, work.slots, kv_memory),
         "generate": lambda: Generate(model, tokenizer.pad_token_id),
         "continuous": lambda: Continuous(model, tokenizer.pad_token_id),
     }
     engines = {name: makers[name]() for name in names}
-    timings: dict[str, list[Timing]] = {name: [] for name in names}
-    warm = Job(work.prompts[:4], [4] * 4, work.slots, work.seed)
-    with bar("bench", len(names) * (rounds + 1)) as advance:
-        for turn in range(rounds + 1):
+    with bar("warming up", len(names)) as advance:
+        paces = {name: look(name, engine, work, advance) for name, engine in engines.items()}
+    work, rounds = sized([(work, rounds), *smaller], paces)
+    return report(model, work, rounds, measure(engines, work, rounds, paces))
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """Seconds of an engine, from a first look: to read the prompts of all slots, and for a pass that writes a token in each."""
+
+    engine: str
+    start: float
+    a_pass: float
+
+    def expected(self, work: Job) -> float:
+        """About how long it will take; a batch of `generate` goes on to its longest answer."""
+        starts = range(0, len(work.lengths), work.slots)
+        passes = max(*work.lengths, 1, math.ceil(sum(work.lengths) / work.slots))
+        if self.engine == "generate":
+            passes = sum(max(work.lengths[start : start + work.slots]) for start in starts)
+        return self.start * len(starts) + self.a_pass * passes
+
+
+def look(name: str, engine: Decoder, work: Job, advance: Callable[..., None]) -> Pace:
+    """Short runs at full slots; the first only fills the caches."""
+    advance(0, note=name)
+    prompts = work.prompts[: work.slots]
+    _, short, longer = (timed(engine, Job(prompts, [n] * len(prompts), work.slots, work.seed)).seconds for n in (SHORT, SHORT, LOOK))
+    advance()
+    return Pace(name, short, max(longer - short, longer / LOOK / 4) / (LOOK - SHORT))
+
+
+def expected(work: Job, rounds: int, paces: Mapping[str, Pace]) -> float:
+    """Seconds that the engines will take together."""
+    return rounds * sum(pace.expected(work) for pace in paces.values())
+
+
+def sized(choices: Sequence[tuple[Job, int]], paces: Mapping[str, Pace]) -> tuple[Job, int]:
+    """The first of the choices that PATIENCE allows, else the last; one line says what and how long."""
+    fitting = [choice for choice in choices if expected(*choice, paces) <= PATIENCE]
+    work, rounds = fitting[0] if fitting else choices[-1]
+    line = f"rounds: {rounds} of {len(work.lengths)} requests, about {duration(expected(work, rounds, paces))}"
+    if (work, rounds) != choices[0]:
+        first, times = choices[0]
+        long = duration(expected(first, times, paces))
+        line += f" ({times} of {len(first.lengths)} would take {long}: --rounds and --requests ask for them)"
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+    return work, rounds
+
+
+def duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+
+
+def measure(engines: Mapping[str, Decoder], work: Job, rounds: int, paces: Mapping[str, Pace]) -> dict[str, list[Timing]]:
+    """Every engine in every round, shown as it runs, with the time left by what the engines took so far."""
+    timings: dict[str, list[Timing]] = {name: [] for name in engines}
+    spent = foreseen = 0.0
+    with bar("bench", len(engines) * rounds) as advance:
+        for turn in range(1, rounds + 1):
             for name, engine in engines.items():
-                timing = timed(engine, work if turn else warm)
-                if turn:
-                    timings[name].append(timing)
-                advance(note=f"{name} {timing.tokens / timing.seconds:.0f} tok/s")
-    return report(model, work, timings)
+                where = f"round {turn} of {rounds}, {name}"
+                advance(0, note=where)
+                timings[name].append(timing := timed(engine, work))
+                spent, foreseen = spent + timing.seconds, foreseen + paces[name].expected(work)
+                left = (expected(work, rounds, paces) - foreseen) * spent / foreseen
+                rate = f"{where}: {timing.tokens / timing.seconds:.0f} tok/s"
+                advance(note=rate)
+                if not console.is_terminal:
+                    console.print(f"{rate}, {duration(max(0.0, left))} left", markup=False, highlight=False, soft_wrap=True)
+    return timings
 
 
-def report(model: nn.Module, work: Job, timings: dict[str, list[Timing]]) -> dict[str, Any]:
+def report(model: nn.Module, work: Job, rounds: int, timings: dict[str, list[Timing]]) -> dict[str, Any]:
     rates = {name: [t.tokens / t.seconds for t in found] for name, found in timings.items()}
     result: dict[str, Any] = {
         "machine": machine(),
         "dtype": str(model.dtype).removeprefix("torch."),
         "requests": len(work.lengths),
+        "rounds": rounds,
         "slots": work.slots,
         "mean_length": sum(work.lengths) / len(work.lengths),
         "longest": max(work.lengths),

@@ -12,6 +12,7 @@ from sbtiny.errors import InputError
 bench = typer.Typer(no_args_is_help=True, help="Speed against other engines and trainers, on the same work.")
 app.add_typer(bench, name="bench", rich_help_panel=USE)
 
+SIZES = ((128, 3), (128, 2), (64, 2), (64, 1), (32, 1))
 ENGINES = ("ours", "generate", "continuous")
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16 (default: what suits the machine).")]
 ModelName = Annotated[str, typer.Option("--model", "-m", help="Alias, hub id, folder or .gguf file.")]
@@ -38,6 +39,11 @@ def lengths_of(file: Path | None, count: int, mean: int, longest: int, seed: int
     return read_lengths(file, count) if file else draw_lengths(count, mean, longest, seed)
 
 
+def sizes(requests: int | None, rounds: int | None) -> list[tuple[int, int]]:
+    """Requests and rounds that may be measured, most first; what the user has named stays."""
+    return list(dict.fromkeys((requests or count, rounds or times) for count, times in SIZES))
+
+
 def check_dtype(dtype: str | None) -> None:
     if dtype not in (None, "float32", "bfloat16", "float16"):
         raise InputError(f"--dtype {dtype} is unknown: choose float32, bfloat16 or float16")
@@ -47,13 +53,13 @@ def check_dtype(dtype: str | None) -> None:
 def rollout(
     model: ModelName = "tiny",
     engine: Annotated[str, typer.Option(help="all, or some of ours,generate,continuous.")] = "all",
-    requests: Annotated[int, typer.Option(min=1, help="Answers to write.")] = 128,
+    requests: Annotated[int | None, typer.Option(min=1, help="Answers to write (default: 128, or what five minutes allow).")] = None,
     slots: Slots = 32,
     group: Annotated[int, typer.Option(min=1, help="Answers to each question.")] = 8,
     mean: Mean = 44,
     longest: Longest = 192,
     lengths: Lengths = None,
-    rounds: Rounds = 3,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Each is measured so often, by turns (default: 3, or fewer).")] = None,
     kv_memory: KvMemory = None,
     threads: Threads = None,
     dtype: Dtype = None,
@@ -63,9 +69,10 @@ def rollout(
 ) -> None:
     """Useful tokens a second of our decode loop, of generate, and of transformers' continuous batching.
 
-    Example: [b]sbtiny bench rollout --model smollm2-135m --dtype bfloat16[/b]
+    Example: sbtiny bench rollout --model smollm2-135m --dtype bfloat16
     """
-    names, work = chosen(engine), lengths_of(lengths, requests, mean, longest, seed)
+    names = chosen(engine)
+    works = [(lengths_of(lengths, count, mean, longest, seed), times) for count, times in sizes(requests, rounds)]
     check_dtype(dtype)
     import torch
 
@@ -80,7 +87,8 @@ def rollout(
     weights, tokenizer = load(model, four_bit=bool(four_bit), dtype=dtype)
     from sbtiny.bench.rollout import compare, job
 
-    out(compare(weights, tokenizer, job(tokenizer, work, slots, group, seed), names, rounds, kv_memory), as_json)
+    jobs = [(job(tokenizer, work, slots, group, seed), times) for work, times in works]
+    out(compare(weights, tokenizer, jobs[0][0], names, jobs[0][1], kv_memory, jobs[1:]), as_json)
 
 
 @bench.command()
@@ -102,7 +110,7 @@ def grpo(
 ) -> None:
     """Seconds a GRPO step, against plain trl.GRPOTrainer at the same work.
 
-    Example: [b]sbtiny bench grpo --model smollm2-135m[/b]
+    Example: sbtiny bench grpo --model smollm2-135m
     """
     if prompts * group % micro_batch:
         raise InputError(f"--micro-batch {micro_batch} must divide prompts x group = {prompts * group}")

@@ -59,9 +59,9 @@ def data_build(
 ) -> None:
     """Sample the model's own answers, keep the correct ones, label each with its own token count.
 
-    Example: [b]sbtiny data build rows.jsonl --model qwen-1.5b --task gsm8k[/b]
+    Example: sbtiny data build rows.jsonl --model qwen-1.5b --task gsm8k
     """
-    from sbtiny import runs
+    from sbtiny import locks, runs
     from sbtiny.models.aliases import resolve
     from sbtiny.tasks.traces import read_traces, unjudged
     from sbtiny.tasks.verify import check_references, load_verifier
@@ -87,6 +87,7 @@ def data_build(
         check_references(load_verifier(settings.data.verifier), unjudged(read_traces(traces)[: settings.data.limit]))
     else:
         look_ahead(settings.data, settings.data.task)
+    locks.check(locks.beside(file), file)
     runs.check_writable(file)
     stages = begun(settings, note)
     try:
@@ -114,7 +115,7 @@ def data_show(
 ) -> None:
     """Show one row as the model meets it: trained tokens in green, the prompt dimmed.
 
-    Example: [b]sbtiny data show rows.jsonl --row 3[/b]
+    Example: sbtiny data show rows.jsonl --row 3
     """
     from sbtiny.budget.protocol import format_named
     from sbtiny.models.aliases import resolve

@@ -40,7 +40,7 @@ def export(
 ) -> None:
     """Merged weights and GGUF files that are the trained policy and keep its budget, with the proof.
 
-    Example: [b]sbtiny export runs/demo --gguf q8_0,q4_k_m[/b]
+    Example: sbtiny export runs/demo --gguf q8_0,q4_k_m
     """
     from sbtiny.export import plan as planning
     from sbtiny.export import push as pushing

@@ -4,10 +4,9 @@ from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from sbtiny.cli.app import app
-from sbtiny.cli.options import HELP, AsJson, Config, FourBit, Model, Preset, Set, out, settings_here
+from sbtiny.cli.options import HELP, AsJson, Config, FourBit, Model, Preset, Set, console, out, settings_here
 from sbtiny.errors import InputError
 
 
@@ -25,7 +24,7 @@ def models(as_json: AsJson = False) -> None:
     table = Table("name", "hub id", "parameters", "note", box=None, header_style="bold")
     for a in ALIASES:
         table.add_row(a.name, a.hub_id, f"{a.parameters / 1e6:,.0f} M", a.note)
-    return Console().print(table)
+    return console().print(table)
 
 
 @app.command(rich_help_panel=HELP)
@@ -40,7 +39,7 @@ def plan(
 ) -> None:
     """Memory of every stage against what is free, part by part, before anything is loaded. Needs no network.
 
-    Example: [b]sbtiny plan --model qwen-1.5b --preset rtx4090[/b]
+    Example: sbtiny plan --model qwen-1.5b --preset rtx4090
     """
     from sbtiny.models.hardware import glance
     from sbtiny.models.plan import plan as planned
@@ -63,7 +62,7 @@ def plan(
     if as_json:
         out({"model": settings.model, "shape": asdict(shape), "stages": found}, True)
     else:
-        Console().print(plan_table(settings.model, found))
+        console().print(plan_table(settings.model, found))
 
 
 def plan_table(model: str, found: dict[str, dict[str, Any]]) -> Any:
@@ -90,7 +89,7 @@ def plan_table(model: str, found: dict[str, dict[str, Any]]) -> Any:
 def doctor(as_json: AsJson = False) -> None:
     """Versions against the tested set, the device, extras, disk: what is here and what to do about the rest.
 
-    Example: [b]sbtiny doctor --json[/b]
+    Example: sbtiny doctor --json
     """
     from rich.markup import escape
 
@@ -102,8 +101,8 @@ def doctor(as_json: AsJson = False) -> None:
         out(found, True)
     else:
         colours = {"ok": "green", "note": "yellow", "bad": "red"}
-        console = Console(highlight=False, soft_wrap=True)
+        screen = console(highlight=False, soft_wrap=True)
         for f in findings:
             mend = f"  -> {f.mend}" if f.mend else ""
-            console.print(f"[{colours[f.state]}]{f.state:5}[/]{f.section:10}{f.name:16}{escape(f.found + mend)}")
+            screen.print(f"[{colours[f.state]}]{f.state:5}[/]{f.section:10}{f.name:16}{escape(f.found + mend)}")
     raise typer.Exit(0 if found["ok"] else 1)

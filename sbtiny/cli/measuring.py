@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from sbtiny.cli.app import app
 from sbtiny.cli.options import (
@@ -22,6 +21,7 @@ from sbtiny.cli.options import (
     Set,
     Verifier,
     begun,
+    console,
     existing,
     look_ahead,
     out,
@@ -53,7 +53,7 @@ def evaluate(
 ) -> None:
     """Accuracy, length and how well the number is kept, on held-out questions.
 
-    Example: [b]sbtiny eval runs/demo --budget 0.5x --limit 200[/b]
+    Example: sbtiny eval runs/demo --budget 0.5x --limit 200
     """
     from sbtiny import runs
     from sbtiny.models.aliases import resolve
@@ -78,6 +78,9 @@ def evaluate(
     folder = output or run or runs.ROOT / f"eval-{Path(name).name}"
     resolve(model)
     look_ahead(settings.eval, settings.eval.task)
+    if run:
+        runs.check_finished(run)
+    runs.check_unclaimed(folder)
     runs.check_writable(folder / "eval.json")
     stages = begun(settings, note)
     from sbtiny.evaluation import cutting, report
@@ -87,7 +90,7 @@ def evaluate(
         return out(result, True)
     report.table({"model": result})
     if cuts:
-        Console().print()
+        console().print()
         cutting.table(runs.read_json(folder / "cuts.json"))
 
 
@@ -101,7 +104,7 @@ def reward(
 ) -> None:
     """The reward of given samples, part by part.
 
-    Example: [b]sbtiny reward samples.jsonl --alpha 0.5[/b]
+    Example: sbtiny reward samples.jsonl --alpha 0.5
     """
     from sbtiny.evaluation.rewards import reward_rows, reward_table
 
@@ -109,7 +112,7 @@ def reward(
     if as_json:
         out(rows, True)
     else:
-        Console().print(reward_table(rows))
+        console().print(reward_table(rows))
 
 
 @app.command("report", rich_help_panel=USE)
@@ -119,7 +122,7 @@ def report_(
 ) -> None:
     """Draw the plots and write report.html of a run again.
 
-    Example: [b]sbtiny report runs/demo[/b]
+    Example: sbtiny report runs/demo
     """
     folder = existing(name)
     from sbtiny.evaluation import report

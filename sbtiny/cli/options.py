@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from sbtiny.cli import streams
 from sbtiny.errors import InputError
 
 TRAIN, USE, HELP = "Train", "Use and measure", "Look"  # panels of the help
@@ -110,6 +111,7 @@ def resumed(verb: str, output: Path | None) -> Path:
         return runs.unfinished(verb)
     if not (output / "run.json").is_file():
         raise InputError("--resume needs --output with the folder of the run to go on with")
+    runs.check_unclaimed(output)
     return output
 
 
@@ -129,11 +131,18 @@ def out(value: Any, as_json: bool) -> None:
     if not ranks.first():
         return
     if as_json:
-        print(json.dumps(value, ensure_ascii=False))
+        print(json.dumps(value, ensure_ascii=not streams.is_unicode(sys.stdout)))
     else:
         import yaml
 
         print(yaml.safe_dump(value, sort_keys=False, allow_unicode=True).rstrip())  # rich would break long paths
+
+
+def console(**how: bool) -> Any:
+    """stdout for tables."""
+    from rich.console import Console
+
+    return Console(**how)
 
 
 def show(settings: Any, stages: tuple[str, ...], preset: str | None, as_json: bool) -> None:

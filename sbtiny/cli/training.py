@@ -52,7 +52,7 @@ def demo(
 ) -> None:
     """The whole pipeline on the bundled model: base, cold start, GRPO, a report. Minutes on two CPU cores.
 
-    Example: [b]sbtiny demo[/b]
+    Example: sbtiny demo
     """
     from sbtiny import runs
     from sbtiny.models.aliases import resolve
@@ -61,6 +61,7 @@ def demo(
     resolve(settings.model)
     for section in (settings.data, settings.grpo, settings.eval):
         look_ahead(section, section.task)
+    runs.check_unclaimed(folder)
     runs.check_writable(folder / "report.json")
     begun(settings)
     from sbtiny import demo as pipeline
@@ -98,7 +99,7 @@ def sft(
 ) -> None:
     """Cold start: teach the model to say its number, on its own correct answers.
 
-    Example: [b]sbtiny sft --model qwen-1.5b --data rows.jsonl[/b]
+    Example: sbtiny sft --model qwen-1.5b --data rows.jsonl
     """
     from sbtiny import runs
     from sbtiny.models.aliases import resolve
@@ -170,7 +171,7 @@ def grpo(
 ) -> None:
     """Budget-guided GRPO: reward right answers that keep to their number.
 
-    Example: [b]sbtiny grpo --run runs/sft-20261124-101500 --steps 300[/b]
+    Example: sbtiny grpo --run runs/sft-20261124-101500 --steps 300
     """
     from sbtiny import runs
     from sbtiny.training.arguments import ensure_reporter

@@ -1,6 +1,5 @@
 """The report of a run: report.json, the plots, a page for the browser, a model card; and the table in the terminal."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from rich.table import Table
 from sbtiny.budget.metrics import compression, paired_difference
 from sbtiny.config import parse_yaml
 from sbtiny.errors import InputError
-from sbtiny.runs import read_json, write_json, write_text
+from sbtiny.runs import read_json, write_bytes, write_json, write_text
 from sbtiny.tasks.sources import read_rows
 
 Row = dict[str, Any]
@@ -169,23 +168,6 @@ def paired(before: Sequence[Row], after: Sequence[Row]) -> list[tuple[Row, Row]]
     """The answers of both to the same questions, in the order of `after`."""
     known = {row["id"]: row for row in before}
     return [(known[row["id"]], row) for row in after if row["id"] in known]
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write beside and rename, as `runs.write_text`. Raises InputError when it cannot be written."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}; free space or choose another run") from error
-    finally:
-        if temporary.parent.is_dir():
-            temporary.unlink(missing_ok=True)
 
 
 def percent(rate: float | None, digits: int = 1) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from sbtiny import locks
 from sbtiny.errors import InputError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the last: more than the disk, FAT for one, or a limit lets a file have
@@ -18,7 +19,16 @@ SHORT = re.compile(r"No space left|File too large|\d+ requested and \d+ written"
 
 @contextmanager
 def aside(folder: Path) -> Iterator[Path]:
-    """A folder to build in, beside `folder`; gone when the work fails. A full disk becomes one line."""
+    """A folder to build in, beside `folder`; gone when the work fails. A full disk becomes one line.
+
+    Raises InputError where another process builds the same.
+    """
+    with locks.hold(locks.beside(folder), folder), built(folder) as building:
+        yield building
+
+
+@contextmanager
+def built(folder: Path) -> Iterator[Path]:
     building = folder.with_name(f".{folder.name}.building")
     shutil.rmtree(building, ignore_errors=True)  # of an export that was killed
     try:

@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from sbtiny import runs
+from sbtiny import locks, runs
 from sbtiny.budget.protocol import FORMATS, Format, format_named
 from sbtiny.config import Settings
 from sbtiny.errors import InputError
@@ -53,6 +53,7 @@ def make(
     about = runs.read_run(run)
     check_format(run, form, about["format"])
     nf4 = bool(about.get("four_bit", nf4))  # what training resolved: config.yaml may say null, which is another thing here
+    runs.check_finished(run)
     adapter = read_config(run / "adapter")
     output = output or run / "export"
     check_output(output)
@@ -84,6 +85,7 @@ def check_output(folder: Path) -> None:
     """An earlier export may be replaced, anything else not."""
     if folder.exists() and any(folder.iterdir()) and not (folder / "export.json").is_file():
         raise InputError(f"{folder} is there and is no earlier export: choose another --output")
+    locks.check(locks.beside(folder), folder)
     runs.check_writable(folder / "export.json")
 
 

@@ -84,8 +84,16 @@ def detect(parameters: int | None = None) -> Hardware:
         return Hardware("cuda", found.name, round(found.total_memory / 2**30, 1), dtype, threads)
     cpuinfo = CPUINFO.read_text() if CPUINFO.is_file() else ""
     dtype = pick_dtype("cpu", parameters, cpu_bf16=bool(CPU_BF16 & cpu_flags(cpuinfo)))
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return Hardware("cpu", cpu_name(cpuinfo), round(memory, 1), dtype, threads)
+    return Hardware("cpu", cpu_name(cpuinfo), round(total_memory(), 1), dtype, threads)
+
+
+def total_memory() -> float:
+    """Of this machine, in GiB."""
+    if hasattr(os, "sysconf"):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    import psutil  # Windows; accelerate needs it, so it is there
+
+    return psutil.virtual_memory().total / 2**30
 
 
 def glance() -> Seen:
@@ -94,7 +102,7 @@ def glance() -> Seen:
     if found := read_gpu(told):
         return found
     cpuinfo = CPUINFO.read_text() if CPUINFO.is_file() else ""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    total = total_memory()
     free = re.search(r"^MemAvailable:\s*(\d+) kB", MEMINFO.read_text() if MEMINFO.is_file() else "", re.MULTILINE)
     free_gb = int(free[1]) / 2**20 if free else total
     bf16 = bool(CPU_BF16 & cpu_flags(cpuinfo))

@@ -5,7 +5,6 @@ Slots are a wish: as with vLLM's `max_num_seqs`, what does not fit waits for its
 
 import ctypes
 import os
-import resource
 import sys
 from pathlib import Path
 
@@ -34,6 +33,13 @@ def peak_bytes(device: torch.device) -> int:
     """The most memory that this process has held so far: reserved on the GPU, resident on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        import psutil
+
+        told = psutil.Process().memory_info()
+        return getattr(told, "peak_wset", told.rss)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
@@ -44,7 +50,7 @@ def return_freed() -> None:
     smollm2-135m held 8.8 GiB where it needed 6.3 (dev/LOG.md, 26). Getting them anew costs nothing beside a model of that size, and half
     as much time again beside a tiny one. What the user has told the C library stands.
     """
-    if "MALLOC_MMAP_THRESHOLD_" in os.environ:
+    if "MALLOC_MMAP_THRESHOLD_" in os.environ or os.name == "nt":
         return
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
         mallopt(M_MMAP_THRESHOLD, 2**20)

@@ -4,10 +4,13 @@ A launcher says in the environment how many there are; without one there is one,
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import TypeVar
 
+from sbtiny import runs
 from sbtiny.config import micro_batch
 from sbtiny.errors import InputError
 from sbtiny.progress import console
@@ -91,3 +94,10 @@ def share(total: int, most: int, key: str) -> tuple[int, int]:
     rows = total // count()
     micro = micro_batch(rows, most)
     return micro, rows // micro
+
+
+@contextmanager
+def claim(kind: str, output: Path | None) -> Iterator[Path]:
+    """`runs.claim` by the first process, for all of them."""
+    with ExitStack() as stack:
+        yield once(lambda: stack.enter_context(runs.claim(kind, output)))

@@ -1,7 +1,6 @@
 """Killed at any moment and resumed, a run ends as if nothing had happened: the same adapter, the same rows."""
 
 import json
-import os
 import random
 import shutil
 import signal
@@ -223,7 +222,7 @@ def test_the_newest_unfinished_run_of_a_verb(tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     for age, (kind, done) in enumerate([("grpo", True), ("sft", False), ("grpo", False), ("grpo", False)]):
         folder = runs.new(kind, runs.ROOT / f"run{age}", load())
-        os.utime(folder / "run.json", (1000 - age, 1000 - age))
+        runs.write_json(folder / "run.json", runs.read_run(folder) | {"started": f"2026-01-01 10:00:0{9 - age}"})
         if done:
             (folder / "adapter").mkdir()
     assert runs.unfinished("grpo").name == "run2"
