@@ -49,8 +49,9 @@ def test_the_last_good_checkpoint_is_kept_and_none_of_the_ruin(ruin: tuple[Path,
     figures = {row["step"]: row["malformed"] for row in rows(folder)}
     first_bad = max(figures) - WRONG.patience + 1
     kept = sorted(step_of(path) for path in folder.glob("checkpoint-*"))
-    assert kept == [first_bad - 2, first_bad - 1]
-    good = folder / f"checkpoint-{first_bad - 2}"
+    assert len(kept) == 2
+    assert kept[-1] == first_bad - 1
+    good = folder / f"checkpoint-{max(step for step in kept if step <= first_bad - 2)}"  # none was saved of a bad step that passed
     assert is_whole(good)
     assert f"last good checkpoint: {good})" in said
     assert figures[first_bad - 1] <= 0.5 < min(figures[step] for step in range(first_bad, max(figures) + 1))
