@@ -73,12 +73,8 @@ def hash_ends(opened: Any, name: str) -> str:
     """Shape of a tensor in an open file, and a hash of its first and last row, or of the beginning where it is one row."""
     part = opened.get_slice(name)
     shape = part.get_shape()
-    if len(shape) > 1:
-        ends = [part[:1], part[shape[0] - 1 :]]
-    elif shape:
-        ends = [part[:SAMPLE]]
-    else:
-        ends = [opened.get_tensor(name)]  # a scalar has no slices
+    one = part[:SAMPLE] if len(shape) == 1 else opened.get_tensor(name) if not shape else None  # a scalar has no slices
+    ends = [part[:1], part[shape[0] - 1 :]] if one is None else [one]
     values = [end.flatten()[:SAMPLE].float().numpy().tobytes() for end in ends]
     return f"{shape} {sha256(b''.join(values)).hexdigest()}"
 

@@ -18,7 +18,7 @@ from sbtiny.errors import InputError
 from sbtiny.export.merge import Merged
 from sbtiny.models.aliases import BUNDLED, lasting
 from sbtiny.models.from_gguf import read
-from sbtiny.models.load import add_lora, load, read_base
+from sbtiny.models.load import load, read_base
 from sbtiny.models.tensors import INDEX, SINGLE, Base, read_header
 from sbtiny.opening import open_policy, trained_on
 
@@ -297,7 +297,3 @@ def test_a_scalar_has_a_fingerprint_too(tmp_path: Path) -> None:
         save_file({"scale": torch.tensor(value), "none": torch.zeros(0, 4)}, tmp_path / f"{i}.safetensors")
         found.add(Base(tmp_path, None, read_header(tmp_path / f"{i}.safetensors"), 1, {}).fingerprint())
     assert len(found) == 2
-
-
-def test_a_fresh_adapter_keeps_the_fingerprint_within_reach() -> None:
-    assert add_lora(load("tiny")[0]).base_fingerprint == read_base("tiny").fingerprint()
