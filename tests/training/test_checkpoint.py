@@ -123,18 +123,26 @@ def test_a_run_does_not_go_on_from_another_cold_start(started: Path, tmp_path: P
         cold_start(str(tmp_path / "other"), run, False)
 
 
-@pytest.mark.parametrize("stop", [6, 8, 12])
-def test_cold_start_resumes_within_and_between_epochs(stop: int, started: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = (started.parent / "terse.jsonl").read_text().splitlines(keepends=True)[:32]
-    data = tmp_path / "rows.jsonl"
-    data.write_text("".join(rows))
-    settings = Settings(sft=SftSettings(data=str(data), batch=8, micro_batch=4, epochs=4, save_steps=2))  # 4 updates an epoch
-    stages.run_sft(settings, tmp_path / "whole")
+@pytest.fixture(scope="module")
+def whole_cold_start(started: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings, Path]:
+    """The uninterrupted cold start and its settings: 4 updates an epoch."""
+    folder = tmp_path_factory.mktemp("cold")
+    data = folder / "rows.jsonl"
+    data.write_text("".join((started.parent / "terse.jsonl").read_text().splitlines(keepends=True)[:32]))
+    settings = Settings(sft=SftSettings(data=str(data), batch=8, micro_batch=4, epochs=4, save_steps=2))
+    return settings, stages.run_sft(settings, folder / "whole")
+
+
+@pytest.mark.parametrize("stop", [6, 8])
+def test_cold_start_resumes_within_and_between_epochs(
+    stop: int, whole_cold_start: tuple[Settings, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, whole = whole_cold_start
     with killed(monkeypatch, sft.Sealer, "on_step_end", lambda self, args, state, *_, **__: state.global_step == stop + 1):
         stages.run_sft(settings, tmp_path / "run")
     assert last_checkpoint(tmp_path / "run").name == f"checkpoint-{stop}"
     stages.run_sft(settings, tmp_path / "run", resume=True)
-    assert result(tmp_path / "run") == result(tmp_path / "whole")
+    assert result(tmp_path / "run") == result(whole)
 
 
 # ---- what is refused, and what is picked -----------------------------------------------------------------------------
