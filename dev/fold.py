@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from sbtiny.bench.machine import machine
 from sbtiny.bench.rollout import Ours, job
-from sbtiny.bench.work import draw_lengths
+from sbtiny.bench.lengths import draw_lengths
 from sbtiny.models.load import add_lora, load
 from sbtiny.progress import quieten_libraries
 from sbtiny.rollout.engine import Engine, rotate

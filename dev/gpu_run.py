@@ -59,7 +59,7 @@ def machine(folder: Path) -> Figures:
 def graphs(folder: Path) -> Figures:
     """Greedy answers with and without the decode step as a CUDA graph: the same tokens, and how fast."""
     from sbtiny.config import Settings
-    from sbtiny.opening import open_policy
+    from sbtiny.rollout.load_policy import open_policy
     from sbtiny.rollout.sampling import Sampling
     from sbtiny.tasks.arithmetic import questions
 

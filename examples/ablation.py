@@ -7,7 +7,7 @@ runs/ablation/seedS/CELL holds each run with its eval.json; the table goes to do
 
 *Equal tokens.* Every cell is also measured with its answers cut at CEILINGS tokens (the wrap-up is injected, the answer read from what
 follows) and told SCALES of its own number: points of mean tokens and accuracy. A cell's accuracy at T tokens is the upper hull of its
-points there (sbtiny/budget/frontier.py); T is what `full` takes of the same seed's questions when left alone.
+points there (examples/frontier.py); T is what `full` takes of the same seed's questions when left alone.
 """
 
 import argparse
@@ -17,18 +17,19 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from sbtiny import runs, stages
-from sbtiny.budget.frontier import accuracy_at
+from sbtiny import runs
+from sbtiny.pipeline import stages
+from frontier import accuracy_at
 from sbtiny.budget.protocol import parse_budget_option
 from sbtiny.budget.reward import DEFAULT, Reward, RewardConfig, score
-from sbtiny.budget.rivals import arora_zanette, hard_cap, kimi, l1_exact, l1_max
+from rival_rewards import arora_zanette, hard_cap, kimi, l1_exact, l1_max
 from sbtiny.config import EvalSettings, Settings, load, parse_assignment
 from sbtiny.errors import InputError
 from sbtiny.evaluation import evaluate
 from sbtiny.progress import console, quieten_libraries
 from sbtiny.tasks.sources import load_questions
 from sbtiny.tasks.verify import load_verifier
-from sbtiny.training.scoring import Answer, GroupReward, plain
+from sbtiny.grpo.group_reward import Answer, GroupReward, plain
 
 CEILINGS = (16, 24, 32, 48, 64, 96, 128)
 SCALES = ("0.25x", "0.5x", "2x")

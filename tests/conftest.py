@@ -43,8 +43,8 @@ def started(tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     A run folder; tests must not write into it.
     """
-    from sbtiny import stages
-    from sbtiny.training.coldstart import label
+    from sbtiny.pipeline import stages
+    from sbtiny.coldstart.sample_correct import label
 
     folder = tmp_path_factory.mktemp("start")
     policy = Policy(*tiny, slots=2)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_runs import listing
+from helpers import listing
 
 from sbtiny import cli
 
@@ -197,7 +197,7 @@ def test_an_answer_that_the_verifier_cannot_read_is_told_before_sampling(command
 
 @pytest.mark.parametrize("kind", LABELLED)
 def test_a_labelled_row_of_wrong_types_is_told_before_anything_is_loaded(kind: str, told, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sbtiny import stages
+    from sbtiny.pipeline import stages
 
     monkeypatch.setattr(stages, "open_policy", lambda *_, **__: pytest.fail("a model was loaded"))
     changes, said = LABELLED[kind]

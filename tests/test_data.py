@@ -13,7 +13,7 @@ from sbtiny.rollout.policy import Policy
 from sbtiny.tasks.sources import read_questions
 from sbtiny.tasks.traces import read_traces
 from sbtiny.tasks.verify import load_verifier
-from sbtiny.training.rows import read_labelled
+from sbtiny.coldstart.rows import read_labelled
 
 DATA = Path(__file__).parent.parent / "data"
 FILES = sorted(path.name for path in DATA.glob("*.jsonl"))

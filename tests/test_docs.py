@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_examples import commands, parse
+from helpers import commands, parse
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

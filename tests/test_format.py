@@ -8,17 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from sbtiny import runs, stages
+from sbtiny import runs
+from sbtiny.pipeline import stages
 from sbtiny.budget.protocol import SOLUTION, THINK, Format, prefill
 from sbtiny.cli import app
 from sbtiny.config import EvalSettings, GrpoSettings, Settings, SftSettings
 from sbtiny.errors import InputError
 from sbtiny.models.load import load
-from sbtiny.models.prompts import prompt_ids
+from sbtiny.models.prompt import prompt_ids
 from sbtiny.rollout.policy import Policy
 from sbtiny.tasks import arithmetic
-from sbtiny.training.coldstart import label
-from sbtiny.training.rows import tokenized
+from sbtiny.coldstart.sample_correct import label
+from sbtiny.coldstart.rows import tokenized
 
 EVAL = EvalSettings(limit=4, max_tokens=40, slots=4)
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from test_runs import listing
+from helpers import listing
 
 from sbtiny import locks, runs
 from sbtiny.config import Settings
@@ -61,7 +61,7 @@ def refused(process: subprocess.Popen, what: object, pid: int) -> None:
 def labelled(tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from sbtiny.rollout.policy import Policy
     from sbtiny.tasks import arithmetic
-    from sbtiny.training.coldstart import label
+    from sbtiny.coldstart.sample_correct import label
 
     policy, file = Policy(*tiny, slots=2), tmp_path_factory.mktemp("rows") / "rows.jsonl"
     runs.write_jsonl(file, [label(policy, q, f"\\boxed{{{q.answer}}}") for q in arithmetic.questions("train", 8, seed=5)])

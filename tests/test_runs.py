@@ -9,24 +9,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from helpers import full_disk, listing
 
 from sbtiny import runs
 from sbtiny.config import Settings, load
 from sbtiny.errors import InputError
 
 SETTINGS = Settings(seed=5)
-ROOM = 100  # bytes a file may have on the full disk
 
 
-@contextmanager
-def full_disk(room: int = ROOM) -> Iterator[None]:
-    """No file grows beyond `room` bytes: the write fails with EFBIG (Python ignores the signal that goes with it)."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.fixture
@@ -49,8 +40,6 @@ def begin(folder: Path, started: object) -> None:
     runs.write_json(folder / "run.json", runs.read_run(folder) | {"started": started})
 
 
-def listing(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def complaint(call, *arguments: object) -> str:

@@ -37,12 +37,12 @@ USE = """
 from pathlib import Path
 from sbtiny.bench.machine import machine
 from sbtiny.cli import streams
-from sbtiny.models.hardware import detect, glance
+from sbtiny.models.device import detect, glance
 from sbtiny.models.load import load
 from sbtiny.rollout import memory
 from sbtiny.rollout.policy import Policy
 from sbtiny.rollout.sampling import Sampling
-from sbtiny.tasks.limit import limited
+from sbtiny.tasks.timeout import limited
 
 assert glance().memory_gb == detect().memory_gb > 0
 assert machine()["load"] is None

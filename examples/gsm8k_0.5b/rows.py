@@ -16,11 +16,11 @@ from typing import Any
 
 from sbtiny import runs
 from sbtiny.config import load
-from sbtiny.opening import open_policy
+from sbtiny.rollout.load_policy import open_policy
 from sbtiny.rollout.policy import Policy
 from sbtiny.tasks.sources import Question, load_questions
 from sbtiny.tasks.verify import load_verifier
-from sbtiny.training.coldstart import judged, label, sample_answers
+from sbtiny.coldstart.sample_correct import judged, label, sample_answers
 
 DISPLAY = re.compile(r"\\\[.*?\\\]", re.DOTALL)
 BOXED = re.compile(r"\\boxed\{[^{}]*\}")

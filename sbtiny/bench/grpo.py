@@ -23,16 +23,16 @@ from trl import GRPOConfig, GRPOTrainer
 
 from sbtiny.bench.machine import forget_peak, machine, peak_mb
 from sbtiny.bench.rollout import PerRow
-from sbtiny.bench.work import guesses, ratio, spread
+from sbtiny.bench.lengths import guesses, ratio, spread
 from sbtiny.models.load import add_lora, load
-from sbtiny.models.prompts import prompt_ids
+from sbtiny.models.prompt import prompt_ids
 from sbtiny.progress import bar
 from sbtiny.rollout.engine import Engine
 from sbtiny.rollout.episode import Request
 from sbtiny.rollout.sampling import Sampling
 from sbtiny.tasks import arithmetic
-from sbtiny.training import head
-from sbtiny.training.grpo import Trainer
+from sbtiny.training import logprobs
+from sbtiny.grpo.trainer import Trainer
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +162,7 @@ def build(kind: type[GRPOTrainer], plan: Plan, clocked: Clocked, output: str) ->
     torch.manual_seed(plan.seed)
     model, tokenizer = load(plan.model, four_bit=plan.four_bit, dtype=plan.dtype)
     model = add_lora(model, rank=plan.rank, alpha=2 * plan.rank)
-    head.ensure()
+    logprobs.ensure()
     asked = arithmetic.questions("train", plan.prompts * (plan.steps + 1))
     ours = kind is Trainer
     rows = [{"prompt": q.question if ours else [{"role": "user", "content": q.question}]} for q in asked]

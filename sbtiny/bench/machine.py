@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from sbtiny.models.hardware import detect
+from sbtiny.models.device import detect
 
 CLEAR, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 

@@ -15,13 +15,13 @@ from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedT
 from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList
 
 from sbtiny.bench.machine import forget_peak, machine, peak_mb
-from sbtiny.bench.work import guesses, ratio, spread
+from sbtiny.bench.lengths import guesses, ratio, spread
 from sbtiny.errors import Failed
-from sbtiny.models.prompts import prompt_ids
+from sbtiny.models.prompt import prompt_ids
 from sbtiny.progress import bar, console
 from sbtiny.rollout.engine import Engine
 from sbtiny.rollout.episode import Request
-from sbtiny.rollout.generate import left_padded
+from sbtiny.rollout.engines.generate import left_padded
 from sbtiny.rollout.sampling import Sampling
 from sbtiny.tasks import arithmetic
 

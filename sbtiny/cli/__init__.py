@@ -1,6 +1,7 @@
 """The verbs, one file a kind of work. Everything heavy is imported inside them, so that help answers at once."""
 
-from sbtiny.cli import training, data, measuring, delivering, benching, looking  # noqa: F401, I001  (this is the order of the help)
+# isort: off
+from sbtiny.cli import train, data, evaluate, export, bench, info  # noqa: F401  (this is the order of the help)
 from sbtiny.cli.app import app, main
 
 __all__ = ["app", "main"]

@@ -119,7 +119,7 @@ def data_show(
     """
     from sbtiny.budget.protocol import format_named
     from sbtiny.models.aliases import resolve
-    from sbtiny.training.show import show_row
+    from sbtiny.coldstart.row_preview import show_row
 
     resolve(model or "tiny")
     show_row(file, model or "tiny", row, format_named(form))

@@ -49,7 +49,7 @@ KvMemory = Annotated[
 def settings_from(config: Path | None, preset: str | None, extra: list[str] | None, **flags: Any) -> Any:
     """Settings from file, preset and flags; `flags` are dotted keys with two underscores for the dot, None is not given."""
     from sbtiny.config import load, parse_assignment
-    from sbtiny.models.hardware import glance, pick_preset
+    from sbtiny.models.device import glance, pick_preset
 
     if preset == "auto":
         preset = pick_preset(glance())
@@ -64,7 +64,7 @@ def settings_here(config: Path | None, preset: str | None, extra: list[str] | No
     model's; of another model that is said.
     """
     from sbtiny.models.aliases import resolve
-    from sbtiny.models.hardware import glance, pick_preset
+    from sbtiny.models.device import glance, pick_preset
 
     if preset is None and (seen := glance()).device == "cuda":
         found = pick_preset(seen)
@@ -81,12 +81,12 @@ def settings_here(config: Path | None, preset: str | None, extra: list[str] | No
 def begun(settings: Any, note: str = "") -> ModuleType:
     """The stages, imported after the backend, which may be one that patches what they import; `note` is told before the work begins."""
     from sbtiny.models.load import start_backend
-    from sbtiny.training import ranks
+    from sbtiny import distributed
 
-    if note and ranks.first():
+    if note and distributed.first():
         print(note, file=sys.stderr)
     start_backend(settings.backend)
-    from sbtiny import stages
+    from sbtiny.pipeline import stages
     from sbtiny.progress import quieten_libraries
 
     quieten_libraries()
@@ -126,9 +126,9 @@ def existing(name: str) -> Path:
 
 def out(value: Any, as_json: bool) -> None:
     """A result on stdout: JSON alone, or YAML-like lines for a person; of several processes the first one speaks."""
-    from sbtiny.training import ranks
+    from sbtiny import distributed
 
-    if not ranks.first():
+    if not distributed.first():
         return
     if as_json:
         print(json.dumps(value, ensure_ascii=not streams.is_unicode(sys.stdout)))
@@ -158,10 +158,10 @@ def show(settings: Any, stages: tuple[str, ...], preset: str | None, as_json: bo
 
 def planned(settings: Any, stage: str, preset: str | None) -> dict[str, Any]:
     """The plan of a stage; for a model whose shape only its weights tell, why there is none, and what does not depend on it."""
-    from sbtiny.models.hardware import glance
-    from sbtiny.models.plan import plan
+    from sbtiny.models.device import glance
+    from sbtiny.planning.memory_plan import plan
     from sbtiny.models.shapes import shape_of
-    from sbtiny.models.work import Work
+    from sbtiny.planning.workload import Work
 
     try:
         shape = shape_of(settings.model)
@@ -173,8 +173,8 @@ def planned(settings: Any, stage: str, preset: str | None) -> dict[str, Any]:
 def fit(settings: Any, stage: str, preset: str | None) -> Any:
     """With --preset auto, the largest micro-batch that fits what is free here (the preset's where the shape is unknown, which is said)."""
     from sbtiny.models.aliases import resolve
-    from sbtiny.models.hardware import glance
-    from sbtiny.models.plan import fitted
+    from sbtiny.models.device import glance
+    from sbtiny.planning.memory_plan import fitted
     from sbtiny.models.shapes import shape_of
 
     if preset != "auto":

@@ -8,7 +8,7 @@ from sbtiny.budget.metrics import Sample, compression, paired_difference, summar
 from sbtiny.budget.protocol import MAX_BUDGET, BudgetChoice
 from sbtiny.config import EvalSettings
 from sbtiny.progress import bar
-from sbtiny.rollout.control import Limits
+from sbtiny.rollout.limits import Limits
 from sbtiny.rollout.episode import Episode, Request
 from sbtiny.rollout.policy import Policy
 from sbtiny.rollout.sampling import Sampling

@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sbtiny.budget.protocol import Format
-from sbtiny.budget.template import with_budget
+from sbtiny.models.chat_template import with_budget
 from sbtiny.config import EvalSettings
 from sbtiny.errors import InputError
-from sbtiny.export.template import check_prompts
+from sbtiny.export.template_check import check_prompts
 from sbtiny.models.load import load_tokenizer
-from sbtiny.models.prompts import fit_template, turn_end
+from sbtiny.models.prompt import fit_template, turn_end
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedTokenizerBase

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sbtiny import runs
-from sbtiny.export.plan import Plan
+from sbtiny.export.config import Plan
 
 HEADER = re.compile(r"\A---\n.*?^license:\s*(\S+)\s*$.*?^---$", re.MULTILINE | re.DOTALL)
 SHARES = (("accuracy", "accuracy"), ("format_rate", "format right"))

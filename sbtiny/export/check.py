@@ -15,13 +15,13 @@ from sbtiny.budget.protocol import prefill
 from sbtiny.evaluation.evaluate import Verify, answer, judge
 from sbtiny.export import verdict
 from sbtiny.export.compare import distance, gathered, in_float32, kl, scorer, texts
-from sbtiny.export.plan import Plan
+from sbtiny.export.config import Plan
 from sbtiny.export.strings import STRINGS
 from sbtiny.export.transcripts import chat, opened
-from sbtiny.models.from_gguf import lost, read
+from sbtiny.models.gguf import lost, read
 from sbtiny.models.load import load
-from sbtiny.models.prompts import prompt_ids, turns
-from sbtiny.rollout import llama_cpp
+from sbtiny.models.prompt import prompt_ids, turns
+from sbtiny.rollout.engines import llama_cpp
 from sbtiny.rollout.episode import Episode
 from sbtiny.rollout.policy import Policy
 from sbtiny.rollout.sampling import Sampling

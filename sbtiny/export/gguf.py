@@ -10,7 +10,7 @@ import numpy as np
 from sbtiny.errors import InputError
 from sbtiny.export import rope
 from sbtiny.export.merge import Merged
-from sbtiny.export.tokens import Vocabulary, add_special, add_tokens
+from sbtiny.export.gguf_tokenizer import Vocabulary, add_special, add_tokens
 
 if TYPE_CHECKING:
     from gguf import GGMLQuantizationType, GGUFWriter

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sbtiny.budget import template
+from sbtiny.models import chat_template
 from sbtiny.config import EvalSettings
-from sbtiny.models.prompts import turns
+from sbtiny.models.prompt import turns
 
 CONTEXT = 4096  # tokens
 OFF = {"top_k": 0, "min_p": 0.0, "repeat_penalty": 1.0}  # llama-cpp-python's own defaults change the distribution
@@ -50,4 +50,4 @@ def rendered(model: Any, question: str, budget: int | None, system: str | None =
     ids = {"bos_token": model.token_bos(), "eos_token": model.token_eos()}
     special = {name: model.detokenize([i], special=True).decode() if i >= 0 else "" for name, i in ids.items()}
     how = special | ({} if budget is None else {"budget": budget})
-    return template.rendered(model.metadata["tokenizer.chat_template"], turns(question, system), add_generation_prompt=True, **how)
+    return chat_template.rendered(model.metadata["tokenizer.chat_template"], turns(question, system), add_generation_prompt=True, **how)

@@ -21,8 +21,8 @@ from sbtiny.errors import InputError
 from sbtiny.models import aliases
 from sbtiny.models.adapters import read_config as read_adapter_config
 from sbtiny.models.aliases import Source, resolve
-from sbtiny.models.from_gguf import as_folder, cache_folder
-from sbtiny.models.hardware import Dtype, detect
+from sbtiny.models.gguf import as_folder, cache_folder
+from sbtiny.models.device import Dtype, detect
 from sbtiny.models.tensors import Base, check_finite, check_report, read_folder, unread
 from sbtiny.progress import console
 

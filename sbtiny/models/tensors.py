@@ -15,9 +15,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from sbtiny.errors import InputError
-from sbtiny.models import misfits
+from sbtiny.models import tensor_faults
 from sbtiny.models.adapters import FILES as ADAPTER
-from sbtiny.models.misfits import WHOLE
+from sbtiny.models.tensor_faults import WHOLE
 from sbtiny.models.shapes import ARCHITECTURES
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def reading_config(folder: Path) -> Iterator[None]:
         yield
     except Exception as error:  # its fields are anything's: transformers raises KeyError, TypeError and errors of its own as well
         reason = " ".join(str(error).split())[:200].rstrip(" .:") or type(error).__name__
-        raise misfits.refusal(folder, f"config.json: {reason}", WHOLE) from error
+        raise tensor_faults.refusal(folder, f"config.json: {reason}", WHOLE) from error
 
 
 def read_tensors(folder: Path) -> dict[str, Stored]:
@@ -119,7 +119,7 @@ def read_tensors(folder: Path) -> dict[str, Stored]:
         here = read_header(file)
         if twice := found.keys() & here.keys():
             name = min(twice)
-            raise misfits.refusal(folder, f"{name} is in {found[name].file.name} and in {file.name}", WHOLE)
+            raise tensor_faults.refusal(folder, f"{name} is in {found[name].file.name} and in {file.name}", WHOLE)
         found |= here
     return found
 
@@ -131,7 +131,7 @@ def read_header(file: Path) -> dict[str, Stored]:
             parts = {name: opened.get_slice(name) for name in names}
             return {name: Stored(file, name, tuple(part.get_shape()), part.get_dtype()) for name, part in parts.items()}
     except (SafetensorError, OSError) as error:
-        raise misfits.refusal(file.parent, f"cannot read {file.name}: {error}", WHOLE) from error
+        raise tensor_faults.refusal(file.parent, f"cannot read {file.name}: {error}", WHOLE) from error
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -141,8 +141,8 @@ def weight_files(folder: Path) -> list[Path]:
     if (folder / INDEX).is_file():
         return [folder / name for name in indexed(folder)]
     if next(folder.glob("*-of-*.safetensors"), None):
-        raise misfits.refusal(folder, f"it holds parts and no {INDEX}", WHOLE)
-    raise misfits.refusal(folder, f"it holds no {SINGLE}", "save the model with save_pretrained first")
+        raise tensor_faults.refusal(folder, f"it holds parts and no {INDEX}", WHOLE)
+    raise tensor_faults.refusal(folder, f"it holds no {SINGLE}", "save the model with save_pretrained first")
 
 
 def indexed(folder: Path) -> list[str]:
@@ -150,7 +150,7 @@ def indexed(folder: Path) -> list[str]:
     try:
         return sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise misfits.refusal(folder, f"{INDEX} is corrupt ({error!r})", WHOLE) from error
+        raise tensor_faults.refusal(folder, f"{INDEX} is corrupt ({error!r})", WHOLE) from error
 
 
 def unread(folder: Path) -> str | None:
@@ -164,17 +164,17 @@ def check_folder(folder: Path, config: Any) -> None:
     """Raises InputError for a folder with more than one meaning, or with weights that are quantised."""
     if (folder / ADAPTER[0]).is_file():
         mend = "move the adapter's files out, or merge it into the model first"
-        raise misfits.refusal(folder, f"it holds an adapter beside the model ({ADAPTER[0]})", mend)
+        raise tensor_faults.refusal(folder, f"it holds an adapter beside the model ({ADAPTER[0]})", mend)
     if how := getattr(config, "quantization_config", None):
         method = how.get("quant_method") if isinstance(how, dict) else how.quant_method
         raise quantised(folder, f"{getattr(method, 'value', method)}, config.json says")
     if other := getattr(config, "transformers_weights", None):
-        raise misfits.refusal(folder, f"config.json has its weights in {other}", f"name them {SINGLE} and take the entry out")
+        raise tensor_faults.refusal(folder, f"config.json has its weights in {other}", f"name them {SINGLE} and take the entry out")
 
 
 def quantised(folder: Path, how: str) -> InputError:
     mend = "give the 16-bit model it was made from, which --4bit quantises itself"
-    return misfits.refusal(folder, f"its weights are quantised already ({how})", mend)
+    return tensor_faults.refusal(folder, f"its weights are quantised already ({how})", mend)
 
 
 def check_tensors(folder: Path, tensors: Mapping[str, Stored], empty: "PreTrainedModel") -> None:
@@ -191,10 +191,10 @@ def check_tensors(folder: Path, tensors: Mapping[str, Stored], empty: "PreTraine
     missing = [name for name in wanted if name not in tensors and name not in tied]
     unexpected = [name for name in tensors if name not in wanted]
     both = [(name, tensors[name].shape, shape) for name, shape in wanted.items() if name in tensors]
-    misfits.check(folder, list(wanted), missing, unexpected, [(name, a, b) for name, a, b in both if a != b])
+    tensor_faults.check(folder, list(wanted), missing, unexpected, [(name, a, b) for name, a, b in both if a != b])
     for name, source in tied.items():
         if name in tensors and not torch.equal(tensors[name].rows(0, ROWS), tensors[source].rows(0, ROWS)):
-            raise misfits.untied(folder, name, source)
+            raise tensor_faults.untied(folder, name, source)
 
 
 def check_report(where: Path | str, model: "PreTrainedModel", report: dict[str, Any], tied: Mapping[str, str] | None = None) -> None:
@@ -204,10 +204,10 @@ def check_report(where: Path | str, model: "PreTrainedModel", report: dict[str, 
     """
     wanted = list(model.state_dict())
     missing, changed = set(report["missing_keys"]), sorted((name, tuple(a), tuple(b)) for name, a, b in report["mismatched_keys"])
-    misfits.check(where, wanted, [n for n in wanted if n in missing], sorted(report["unexpected_keys"]), changed)
+    tensor_faults.check(where, wanted, [n for n in wanted if n in missing], sorted(report["unexpected_keys"]), changed)
     for name, source in (tied or {}).items():
         if name not in model.all_tied_weights_keys:
-            raise misfits.untied(where, name, source)
+            raise tensor_faults.untied(where, name, source)
 
 
 def check_finite(where: str, model: torch.nn.Module) -> None:
@@ -216,4 +216,4 @@ def check_finite(where: str, model: torch.nn.Module) -> None:
         state = getattr(weight, "quant_state", None)
         values = weight.detach() if state is None else state.offset  # the mean of what 4-bit blocks are scaled by
         if values is not None and values.is_floating_point() and not torch.stack(torch.aminmax(values)).isfinite().all():
-            raise misfits.refusal(where, f"{name} is not finite in {model.dtype}", "download the model again, or give another")
+            raise tensor_faults.refusal(where, f"{name} is not finite in {model.dtype}", "download the model again, or give another")

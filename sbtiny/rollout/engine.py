@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sbtiny.models.shapes import slot_bytes
-from sbtiny.rollout.batch import Batch
+from sbtiny.rollout.scheduler import Batch
 from sbtiny.rollout.decoder import OnEpisode, check, stop_mask
 from sbtiny.rollout.episode import Episode, Request
-from sbtiny.rollout.graph import Graphs
+from sbtiny.rollout.cuda_graph import Graphs
 from sbtiny.rollout.memory import slots_within
 from sbtiny.rollout.sampling import Sampling, sample, uniforms
 from sbtiny.rollout.weights import Layer, Weights

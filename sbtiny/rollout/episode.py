@@ -6,7 +6,7 @@ from threading import Event
 from typing import Literal
 
 from sbtiny.budget.protocol import Parsed, body_length, parse
-from sbtiny.rollout.control import Limits, LimitSource
+from sbtiny.rollout.limits import Limits, LimitSource
 
 StopReason = Literal["end", "ceiling", "interrupted", "length"]
 BudgetSource = Literal["self", "user"]

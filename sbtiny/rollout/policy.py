@@ -8,14 +8,14 @@ from transformers import PreTrainedTokenizerBase
 
 from sbtiny.budget.protocol import SOLUTION, Format, prefill
 from sbtiny.config import EngineName
-from sbtiny.models.prompts import fit_template, inner_ids, prompt_ids, stop_ids
-from sbtiny.rollout.control import Limits
+from sbtiny.models.prompt import fit_template, inner_ids, prompt_ids, stop_ids
+from sbtiny.rollout.limits import Limits
 from sbtiny.rollout.decoder import Decoder, OnEpisode
 from sbtiny.rollout.engine import Engine, token_pieces
 from sbtiny.rollout.episode import Episode, Request
-from sbtiny.rollout.generate import Generate
+from sbtiny.rollout.engines.generate import Generate
 from sbtiny.rollout.sampling import Sampling
-from sbtiny.rollout.vllm import Vllm
+from sbtiny.rollout.engines.vllm import Vllm
 
 ENGINES: dict[EngineName, type[Decoder]] = {"ours": Engine, "generate": Generate, "vllm": Vllm}
 

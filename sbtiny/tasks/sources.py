@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 
 from sbtiny.errors import InputError
 from sbtiny.tasks.answers import given_answer, reference
-from sbtiny.tasks.files import ENDINGS, Row, locate, read_file
-from sbtiny.tasks.shapes import Example, held, read_row, shown, suggestion, text
+from sbtiny.tasks.row_files import ENDINGS, Row, locate, read_file
+from sbtiny.tasks.row_shapes import Example, held, read_row, shown, suggestion, text
 
 SPLITS = ("train", "val", "test")
 HUB_TASKS = ("gsm8k", "math", "math500", "aime25", "still3", "s1k")  # tasks/hub.py

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 
 from sbtiny.errors import InputError
 from sbtiny.tasks.answers import given_answer, without_turn_end
-from sbtiny.tasks.files import Row, locate
-from sbtiny.tasks.shapes import read_row, shown, text
+from sbtiny.tasks.row_files import Row, locate
+from sbtiny.tasks.row_shapes import read_row, shown, text
 from sbtiny.tasks.sources import Question, numbered_rows, question_of, stem
 
 

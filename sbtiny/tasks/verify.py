@@ -13,9 +13,9 @@ from pathlib import Path
 
 from sbtiny.errors import InputError
 from sbtiny.progress import console
-from sbtiny.tasks.algebra import TEXT_INSIDE, Pair, math_process
+from sbtiny.tasks.latex import TEXT_INSIDE, Pair, math_process
 from sbtiny.tasks.answers import boxed_answer, final_answer, given_answer, last_line, reference_text, stated_answer
-from sbtiny.tasks.limit import TooLong, limited
+from sbtiny.tasks.timeout import TooLong, limited
 from sbtiny.tasks.numbers import (
     EQUALS,
     LONE_NUMBER,
@@ -25,7 +25,7 @@ from sbtiny.tasks.numbers import (
     parse_number,
     same_number,
 )
-from sbtiny.tasks.own import OwnVerifier
+from sbtiny.tasks.user_verifier import OwnVerifier
 from sbtiny.tasks.sources import Question
 
 Verifier = Callable[[str, Question], bool]

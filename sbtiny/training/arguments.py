@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sbtiny.config import Settings
 from sbtiny.errors import InputError
-from sbtiny.models.hardware import detect
+from sbtiny.models.device import detect
 
 if TYPE_CHECKING:
     from torch import nn

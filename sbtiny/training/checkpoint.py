@@ -21,7 +21,7 @@ from sbtiny.config import Settings, flatten, load
 from sbtiny.errors import InputError
 from sbtiny.progress import console
 from sbtiny.tasks.sources import identity
-from sbtiny.training import ranks
+from sbtiny import distributed
 
 SEAL = "sbtiny.json"
 # Change what is kept or how much is computed at a time, not what is learnt.
@@ -50,8 +50,8 @@ class Sealer(TrainerCallback):
             control.should_log = True  # the loss since the last log is kept in memory alone
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        ranks.wait()  # every process has files of its own in it
-        if not ranks.first():
+        distributed.wait()  # every process has files of its own in it
+        if not distributed.first():
             return
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         sizes = {str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}

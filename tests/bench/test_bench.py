@@ -7,7 +7,8 @@ import pytest
 from typer.testing import CliRunner
 
 from sbtiny.bench import grpo, rollout
-from sbtiny.cli import app, benching
+from sbtiny.cli import app
+from sbtiny.cli import bench as benching
 
 
 def test_rollout_compares_all_engines(tiny) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_examples import commands, parse
+from helpers import commands, parse
 
 from sbtiny import runs
 from sbtiny.budget.metrics import Sample

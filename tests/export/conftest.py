@@ -12,11 +12,11 @@ from sbtiny.config import Settings
 from sbtiny.export import gguf
 from sbtiny.export.merge import Merged
 from sbtiny.export.strings import STRINGS
-from sbtiny.export.tokens import read_vocabulary
+from sbtiny.export.gguf_tokenizer import read_vocabulary
 from sbtiny.models.aliases import BUNDLED
-from sbtiny.models.from_gguf import splitter
+from sbtiny.models.gguf import splitter
 from sbtiny.models.load import add_lora, load, load_tokenizer
-from sbtiny.rollout import llama_cpp
+from sbtiny.rollout.engines import llama_cpp
 
 pytest.importorskip("gguf")
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from sbtiny import stages
+from sbtiny.pipeline import stages
 from sbtiny.budget.protocol import prefill
 from sbtiny.cli import app
 from sbtiny.config import Settings
@@ -18,8 +18,8 @@ from sbtiny.export.compare import clear, distance, in_float32, kl
 from sbtiny.export.merge import Merged
 from sbtiny.models.aliases import BUNDLED
 from sbtiny.models.load import load
-from sbtiny.models.prompts import prompt_ids
-from sbtiny.rollout import llama_cpp
+from sbtiny.models.prompt import prompt_ids
+from sbtiny.rollout.engines import llama_cpp
 from sbtiny.rollout.sampling import Sampling
 from sbtiny.tasks import arithmetic
 

@@ -10,8 +10,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from sbtiny.errors import InputError
 from sbtiny.export import gguf
 from sbtiny.export.compare import agreement, kl
-from sbtiny.models.from_gguf import read
-from sbtiny.rollout import llama_cpp
+from sbtiny.models.gguf import read
+from sbtiny.rollout.engines import llama_cpp
 from sbtiny.rollout.sampling import Sampling
 
 IDS = list(range(3, 60))

@@ -10,7 +10,7 @@ from sbtiny.cli import app
 from sbtiny.errors import InputError
 from sbtiny.export import kquants
 from sbtiny.export.compare import kl
-from sbtiny.rollout import llama_cpp
+from sbtiny.rollout.engines import llama_cpp
 
 STUB = """#!/bin/sh
 printf '%s\\n' "$@" > "$(dirname "$0")/told"

@@ -9,12 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
-from test_runs import full_disk
+from helpers import full_disk
 
 from sbtiny.cli.app import app, main
 from sbtiny.errors import InputError
 from sbtiny.export import kquants
-from sbtiny.rollout import llama_cpp
+from sbtiny.rollout.engines import llama_cpp
 
 
 def test_a_killed_export_leaves_nothing_under_its_name_and_the_next_one_works(run: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from sbtiny import stages
+from sbtiny.pipeline import stages
 from sbtiny.cli.app import main
 from sbtiny.config import Settings
 from sbtiny.errors import InputError

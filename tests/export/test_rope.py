@@ -9,10 +9,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from sbtiny.cli import app
 from sbtiny.errors import InputError
-from sbtiny.export import gguf, show
+from sbtiny.export import gguf
+from sbtiny.export import result_table
 from sbtiny.export.compare import kl
-from sbtiny.models.from_gguf import read
-from sbtiny.rollout import llama_cpp
+from sbtiny.models.gguf import read
+from sbtiny.rollout.engines import llama_cpp
 
 IDS = list(range(3, 60))
 NEAR = 1e-4  # three times what was measured; leaving out a setting gives 0.1 and more
@@ -105,4 +106,4 @@ def test_a_file_that_nothing_here_reads_has_not_passed(scaled: Path, tmp_path: P
         "r-f32.gguf has scaled rotary positions, which only llama.cpp reads: pip install 'sbtiny[llama]' and export again"
     ]
     assert f"not checked: {found['not_checked'][0]}" in capsys.readouterr().err
-    assert [name for name, _ in show.lines(found)] == ["trained policy", "merged", "f32 not checked"]
+    assert [name for name, _ in result_table.lines(found)] == ["trained policy", "merged", "f32 not checked"]

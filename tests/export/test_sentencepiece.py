@@ -13,11 +13,11 @@ from sbtiny.cli import app
 from sbtiny.export import gguf
 from sbtiny.export.merge import Merged
 from sbtiny.export.strings import STRINGS
-from sbtiny.export.tokens import read_vocabulary
-from sbtiny.models.from_gguf import read_tokenizer
+from sbtiny.export.gguf_tokenizer import read_vocabulary
+from sbtiny.models.gguf import read_tokenizer
 from sbtiny.models.load import load_tokenizer
-from sbtiny.models.prompts import prompt_ids
-from sbtiny.rollout import llama_cpp
+from sbtiny.models.prompt import prompt_ids
+from sbtiny.rollout.engines import llama_cpp
 from sbtiny.tasks import arithmetic
 
 TEMPLATE = (

@@ -18,11 +18,12 @@ start_backend(sys.argv[5])  # unsloth patches what is imported below
 # ruff: noqa: E402
 
 # isort: split
-from sbtiny import runs, stages
+from sbtiny import runs
+from sbtiny.pipeline import stages
 from sbtiny.config import Settings, load
-from sbtiny.models.hardware import glance
+from sbtiny.models.device import glance
 from sbtiny.models.load import load_tokenizer
-from sbtiny.models.plan import plan
+from sbtiny.planning.memory_plan import plan
 from sbtiny.models.shapes import shape_of
 
 GB = 2**30

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from sbtiny.errors import InputError
 from sbtiny.models.load import add_lora, load, load_adapter, load_tokenizer, start_backend
-from sbtiny.models.prompts import prompt_ids, stop_ids
+from sbtiny.models.prompt import prompt_ids, stop_ids
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="what a machine without CUDA says")
 LINEAR = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}

@@ -11,16 +11,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from sbtiny import demo, runs, stages
+from sbtiny import runs
+from sbtiny.pipeline import demo, stages
 from sbtiny.cli.app import main
 from sbtiny.config import Settings
 from sbtiny.errors import InputError
 from sbtiny.export.merge import Merged
 from sbtiny.models.aliases import BUNDLED, lasting
-from sbtiny.models.from_gguf import read
+from sbtiny.models.gguf import read
 from sbtiny.models.load import load, read_base
 from sbtiny.models.tensors import INDEX, SINGLE, Base, read_header
-from sbtiny.opening import open_policy, trained_on
+from sbtiny.rollout.load_policy import open_policy, trained_on
 
 Tensors = dict[str, torch.Tensor]
 WEIGHTS = load_file(BUNDLED / SINGLE)
@@ -176,7 +177,7 @@ def test_harmless_oddities_load_and_are_the_same_base(tmp_path: Path) -> None:
 
 def test_a_gguf_file_without_a_tensor_is_refused(tmp_path: Path) -> None:
     gguf = pytest.importorskip("sbtiny.export.gguf")
-    from sbtiny.export.tokens import read_vocabulary
+    from sbtiny.export.gguf_tokenizer import read_vocabulary
     from sbtiny.models.load import load_tokenizer
 
     merged, config, tokenizer = Merged(BUNDLED, None, tied=True), read_base("tiny").config, load_tokenizer("tiny")

@@ -7,7 +7,7 @@ import torch
 from peft import PeftModel
 
 from sbtiny.models.load import add_lora, load
-from sbtiny.models.prompts import prompt_ids
+from sbtiny.models.prompt import prompt_ids
 from sbtiny.rollout.policy import Policy
 from sbtiny.rollout.sampling import Sampling
 from sbtiny.tasks import arithmetic

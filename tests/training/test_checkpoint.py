@@ -14,34 +14,29 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
+from helpers import GRPO, TIMES, rows_of, settings_of
 import yaml
 from transformers import Trainer
 
-from sbtiny import runs, stages
-from sbtiny.cli.training import cold_start
+from sbtiny import runs
+from sbtiny.pipeline import stages
+from sbtiny.cli.train import cold_start
 from sbtiny.config import GrpoSettings, Settings, SftSettings, load
 from sbtiny.errors import InputError
-from sbtiny.training import checkpoint, sft, watch
+from sbtiny.training import checkpoint
+from sbtiny.coldstart import trainer as sft
+from sbtiny.training import monitor
 from sbtiny.training.checkpoint import SEAL, last_checkpoint
-from sbtiny.training.rollouts import Rollouts
+from sbtiny.grpo.rollouts import Rollouts
 
-GRPO = GrpoSettings(
-    steps=6, prompts=2, group=4, micro_batch=4, lr=1e-3, max_tokens=40, limit=5, save_steps=2, sample_steps=1, slots=8, tight_bmax=True
-)  # 5 questions for 12 places: a second and a third round of them begin within the run
-TIMES = ("seconds", "generate_seconds", "tokens_per_second", "step_time", "train_runtime", "train_samples", "train_steps", "peak_gb")
 
 
 class Killed(BaseException):
     """Stands for kill -9 where the test needs the process afterwards: nothing of ours catches it."""
 
 
-def settings_of(g: GrpoSettings = GRPO) -> Settings:
-    return Settings(grpo=g)
 
 
-def rows_of(file: Path) -> list[dict]:
-    rows = [json.loads(line) for line in file.read_text().splitlines()]
-    return [{key: value for key, value in row.items() if not key.startswith(TIMES)} for row in rows]
 
 
 def digest(folder: Path) -> str:
@@ -86,7 +81,7 @@ MOMENTS = {
     "between the files of a checkpoint": (Trainer, "_save_rng_state", lambda self, _: self.state.global_step == 4),
     "between the files of the first one": (Trainer, "_save_rng_state", lambda self, _: self.state.global_step == 2),
     "before the seal": (checkpoint.Sealer, "on_save", lambda self, args, state, *_, **__: state.global_step == 4),
-    "after the last checkpoint": (watch.Watch, "save_adapter", lambda self, _: True),
+    "after the last checkpoint": (monitor.Watch, "save_adapter", lambda self, _: True),
 }
 
 

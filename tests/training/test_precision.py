@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from sbtiny import runs
 from sbtiny.cli import app
 from sbtiny.tasks import arithmetic
-from sbtiny.training.coldstart import label
+from sbtiny.coldstart.sample_correct import label
 
 SMALL = ("grpo.prompts=2", "grpo.group=3", "grpo.max_tokens=40", "sft.lr=1e-6", "grpo.lr=1e-6")
 

@@ -1,0 +1,130 @@
+"""The verb that measures speed: bench rollout, bench grpo."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sbtiny.cli.app import app
+from sbtiny.cli.options import USE, AsJson, FourBit, KvMemory, out
+from sbtiny.errors import InputError
+
+bench = typer.Typer(no_args_is_help=True, help="Speed against other engines and trainers, on the same work.")
+app.add_typer(bench, name="bench", rich_help_panel=USE)
+
+SIZES = ((128, 3), (128, 2), (64, 2), (64, 1), (32, 1))
+ENGINES = ("ours", "generate", "continuous")
+Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16 (default: what suits the machine).")]
+ModelName = Annotated[str, typer.Option("--model", "-m", help="Alias, hub id, folder or .gguf file.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads (default: what torch takes).")]
+Rounds = Annotated[int, typer.Option(min=1, help="Each is measured so often, by turns.")]
+Lengths = Annotated[Path | None, typer.Option(help="Answer lengths: one a line, or JSONL rows with length.")]
+Mean = Annotated[int, typer.Option(min=2, help="Mean answer length of the draw, in tokens.")]
+Longest = Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer of the draw.")]
+Slots = Annotated[int, typer.Option(min=1, help="Answers decoded at a time.")]
+SeedOf = Annotated[int, typer.Option("--seed", min=0, help="Seed of the draw.")]
+
+
+def chosen(names: str) -> list[str]:
+    """The engines of `--engine all` or `--engine ours,generate`."""
+    wanted = list(ENGINES) if names == "all" else names.split(",")
+    if unknown := [name for name in wanted if name not in ENGINES]:
+        raise InputError(f"--engine {unknown[0]!r} is unknown: choose all, or from {', '.join(ENGINES)}")
+    return wanted
+
+
+def lengths_of(file: Path | None, count: int, mean: int, longest: int, seed: int) -> list[int]:
+    from sbtiny.bench.lengths import draw_lengths, read_lengths
+
+    return read_lengths(file, count) if file else draw_lengths(count, mean, longest, seed)
+
+
+def sizes(requests: int | None, rounds: int | None) -> list[tuple[int, int]]:
+    """Requests and rounds that may be measured, most first; what the user has named stays."""
+    return list(dict.fromkeys((requests or count, rounds or times) for count, times in SIZES))
+
+
+def check_dtype(dtype: str | None) -> None:
+    if dtype not in (None, "float32", "bfloat16", "float16"):
+        raise InputError(f"--dtype {dtype} is unknown: choose float32, bfloat16 or float16")
+
+
+@bench.command()
+def rollout(
+    model: ModelName = "tiny",
+    engine: Annotated[str, typer.Option(help="all, or some of ours,generate,continuous.")] = "all",
+    requests: Annotated[int | None, typer.Option(min=1, help="Answers to write (default: 128, or what five minutes allow).")] = None,
+    slots: Slots = 32,
+    group: Annotated[int, typer.Option(min=1, help="Answers to each question.")] = 8,
+    mean: Mean = 44,
+    longest: Longest = 192,
+    lengths: Lengths = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Each is measured so often, by turns (default: 3, or fewer).")] = None,
+    kv_memory: KvMemory = None,
+    threads: Threads = None,
+    dtype: Dtype = None,
+    four_bit: FourBit = None,
+    seed: SeedOf = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Useful tokens a second of our decode loop, of generate, and of transformers' continuous batching.
+
+    Example: sbtiny bench rollout --model smollm2-135m --dtype bfloat16
+    """
+    names = chosen(engine)
+    works = [(lengths_of(lengths, count, mean, longest, seed), times) for count, times in sizes(requests, rounds)]
+    check_dtype(dtype)
+    import torch
+
+    if threads:
+        torch.set_num_threads(threads)
+    from sbtiny.models.load import load, start_backend
+
+    start_backend()  # unsloth, where it is, patches what follows
+    from sbtiny.progress import quieten_libraries
+
+    quieten_libraries()
+    weights, tokenizer = load(model, four_bit=bool(four_bit), dtype=dtype)
+    from sbtiny.bench.rollout import compare, job
+
+    jobs = [(job(tokenizer, work, slots, group, seed), times) for work, times in works]
+    out(compare(weights, tokenizer, jobs[0][0], names, jobs[0][1], kv_memory, jobs[1:]), as_json)
+
+
+@bench.command()
+def grpo(
+    model: ModelName = "tiny",
+    prompts: Annotated[int, typer.Option(min=1, help="Questions a step.")] = 8,
+    group: Annotated[int, typer.Option(min=2, help="Answers to each question.")] = 8,
+    micro_batch: Annotated[int, typer.Option(min=1, help="Answers a forward pass.")] = 8,
+    steps: Annotated[int, typer.Option(min=1, help="Steps measured each time, after one to warm up.")] = 2,
+    mean: Mean = 44,
+    longest: Longest = 192,
+    lengths: Lengths = None,
+    rounds: Rounds = 2,
+    threads: Threads = None,
+    dtype: Dtype = None,
+    four_bit: FourBit = None,
+    seed: SeedOf = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Seconds a GRPO step, against plain trl.GRPOTrainer at the same work.
+
+    Example: sbtiny bench grpo --model smollm2-135m
+    """
+    if prompts * group % micro_batch:
+        raise InputError(f"--micro-batch {micro_batch} must divide prompts x group = {prompts * group}")
+    work = lengths_of(lengths, prompts * group, mean, longest, seed)
+    check_dtype(dtype)
+    import torch
+
+    if threads:
+        torch.set_num_threads(threads)
+    from sbtiny.models.load import start_backend
+
+    start_backend()  # unsloth, where it is, patches what follows
+    from sbtiny.bench.grpo import Plan, compare
+    from sbtiny.progress import quieten_libraries
+
+    quieten_libraries()
+    out(compare(Plan(model, dtype, bool(four_bit), prompts, group, micro_batch, work, steps, seed), rounds), as_json)

@@ -1,0 +1,135 @@
+"""A Hugging Face tokenizer as the fields of a GGUF file.
+
+How text is cut into words is a name in the file, and llama.cpp knows the names: a wrong one splits text in ways the model never
+trained on, with no error. So the name is found by behaviour, on strings that tell the splits apart, and none fitting is refused.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from unicodedata import normalize
+
+from sbtiny.errors import InputError
+from sbtiny.export.strings import STRINGS
+from sbtiny.models.gguf import COMPOSES, CONTROL, SPLITS, USER_DEFINED, splitter
+
+if TYPE_CHECKING:
+    from gguf import GGUFWriter
+    from transformers import PreTrainedTokenizerBase
+
+NORMAL, UNKNOWN, UNUSED, BYTE = 1, 2, 5, 6  # token types of GGUF, beside those of from_gguf
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """`kind` is gpt2 (byte-level BPE) or llama (SentencePiece); lists have an entry a token id, `merges` are 'left right'.
+
+    `composes`: see `composes`.
+    """
+
+    kind: str
+    split: str
+    tokens: list[str]
+    types: list[int]
+    merges: list[str]
+    scores: list[float]
+    composes: bool
+
+
+def read_vocabulary(tokenizer: "PreTrainedTokenizerBase", size: int) -> Vocabulary:
+    """The vocabulary of a model with `size` rows of embedding. Raises InputError for a tokenizer llama.cpp would misread."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    model = json.loads(backend.to_str())["model"] if backend else {"type": "slow"}
+    if model["type"] != "BPE":
+        raise InputError(f"no GGUF for a {model['type']} tokenizer: byte-level BPE ({', '.join(SPLITS)}) and SentencePiece BPE work")
+    if len(tokenizer) > size:
+        raise InputError(f"the tokenizer has {len(tokenizer)} tokens and the model {size} rows: resize its embedding first")
+    merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
+    tokens, types, composing = *_tokens(tokenizer, size), composes(tokenizer)
+    if model.get("byte_fallback"):
+        types = [BYTE if t == NORMAL and _is_byte(w) else t for w, t in zip(tokens, types, strict=True)]
+        return Vocabulary("llama", "default", tokens, types, [], _scores(tokens, types, merges), composing)
+    return Vocabulary("gpt2", split_of(backend, bool(model.get("ignore_merges"))), tokens, types, merges, [], composing)
+
+
+def composes(tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Whether this tokenizer brings text into composed form (NFC: e and its accent become one letter) before it reads it.
+
+    llama.cpp reads text as it stands. Raises InputError for any other change, for it could not be made up for in the text.
+    """
+    found = False
+    for text in STRINGS:
+        plain, read = _normalised(None, text), _normalised(tokenizer.backend_tokenizer.normalizer, text)
+        if read not in (plain, normalize("NFC", plain)):
+            raise InputError(f"this tokenizer reads {plain!r} as {read!r}, and llama.cpp does not: use --gguf none")
+        found |= read != plain
+    return found
+
+
+def _normalised(normalizer: Any, text: str) -> str:
+    """What a tokenizer makes of a text before it cuts it, SentencePiece's marks of spaces aside: llama.cpp sets those too."""
+    return (normalizer.normalize_str(text) if normalizer else text).replace("▁", " ").strip(" ")
+
+
+def split_of(backend: Any, whole: bool) -> str:
+    """llama.cpp's name for how this tokenizer cuts text; `whole`: a word of the vocabulary is taken without merging."""
+    for name, (_, takes_whole) in SPLITS.items():
+        ours = splitter(name)
+        same = all(_words(backend.pre_tokenizer, text) == _words(ours, text) for text in STRINGS)
+        if same and takes_whole == whole:
+            return name
+    known = ", ".join(SPLITS)
+    raise InputError(f"this tokenizer cuts text as none of {known} does, and llama.cpp would feed other tokens: use --gguf none")
+
+
+def _words(splitter: Any, text: str) -> list[str]:
+    return [word for word, _ in splitter.pre_tokenize_str(text)] if splitter else [text]
+
+
+def _tokens(tokenizer: "PreTrainedTokenizerBase", size: int) -> tuple[list[str], list[int]]:
+    """Text and type of every id; rows of the embedding without a token get a name of their own."""
+    by_id = {i: token for token, i in tokenizer.get_vocab().items()}
+    added = tokenizer.added_tokens_decoder
+    tokens = [by_id.get(i, f"[PAD{i}]") for i in range(size)]
+    types = [UNUSED if i not in by_id else NORMAL if i not in added else CONTROL if added[i].special else USER_DEFINED for i in range(size)]
+    if tokenizer.unk_token_id is not None and tokenizer.unk_token != tokenizer.eos_token:
+        types[tokenizer.unk_token_id] = UNKNOWN
+    return tokens, types
+
+
+def _is_byte(word: str) -> bool:
+    return len(word) == 6 and word.startswith("<0x") and word.endswith(">")
+
+
+def _scores(tokens: list[str], types: list[int], merges: list[str]) -> list[float]:
+    """SentencePiece merges the pair of best score first: the order of the merges, counted down."""
+    rank = {merge.replace(" ", "", 1): n for n, merge in reversed(list(enumerate(merges)))}
+    return [-float(rank[token]) if token in rank else 0.0 if kind != NORMAL else -1e6 for token, kind in zip(tokens, types, strict=True)]
+
+
+def add_tokens(writer: "GGUFWriter", vocabulary: Vocabulary) -> None:
+    writer.add_tokenizer_model(vocabulary.kind)
+    writer.add_tokenizer_pre(vocabulary.split)
+    writer.add_bool(COMPOSES, vocabulary.composes)
+    writer.add_token_list(vocabulary.tokens)
+    writer.add_token_types(vocabulary.types)
+    if vocabulary.scores:
+        writer.add_token_scores(vocabulary.scores)
+    else:
+        writer.add_token_merges(vocabulary.merges)
+
+
+def add_special(writer: "GGUFWriter", tokenizer: "PreTrainedTokenizerBase", stops: list[int]) -> None:
+    """The ids with a meaning; `stops` end an answer, the chat template's end of turn first."""
+    for name, token in (("bos", tokenizer.bos_token_id), ("pad", tokenizer.pad_token_id), ("unk", tokenizer.unk_token_id)):
+        if token is not None:
+            getattr(writer, f"add_{name}_token_id")(token)
+    eos = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else stops[0]
+    writer.add_eos_token_id(eos)
+    writer.add_eot_token_id(stops[0])
+    if more := [i for i in stops if i not in (eos, stops[0])]:
+        writer.add_eom_token_id(more[0])
+    begins = tokenizer.encode("a")[:1] == [tokenizer.bos_token_id]
+    writer.add_add_bos_token(begins)
+    writer.add_add_space_prefix(tokenizer.tokenize("a")[0].startswith("▁"))
+    writer.add_chat_template(tokenizer.chat_template)

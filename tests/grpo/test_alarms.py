@@ -1,0 +1,128 @@
+"""Each alarm rings on a series that goes wrong and names it; none on one that goes well, noise and gaps included.
+
+`histories/` holds what the alarms read of real runs of the bundled model (dev/LOG.md, entry 5): the three seeds of the demo and the run
+of entry 7 are healthy, and one with the defaults of entry 22 (entry 26); one collapsed from step 80 on.
+"""
+
+import json
+import random
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from sbtiny.grpo.alarms import ALARMS, PATIENCE, Alarms
+
+EARLY = PATIENCE // 2
+
+HISTORIES = Path(__file__).parent / "histories"
+HEALTHY = {"accuracy": 0.9, "free_budget": 260.0, "wrong_length": 240.0, "outside": 0.01, "malformed": 0.03, "zero_spread": 0.1}
+WRONG = {
+    "budget inflation": {"free_budget": 600.0},
+    "wrong answers grow": {"wrong_length": 420.0},
+    "text outside the tags": {"outside": 0.3},
+    "collapse of accuracy": {"accuracy": 0.3},
+    "collapse of format": {"malformed": 0.8},
+    "collapse of spread": {"zero_spread": 1.0},
+}
+
+
+def healthy(steps: int, seed: int = 0) -> list[dict[str, float]]:
+    """As good runs look: lengths fall to a third with a fifth of noise, steps without wrong or unbounded answers, shares near 0."""
+    rng = random.Random(seed)
+    rows = []
+    for step in range(steps):
+        noise = rng.uniform(0.8, 1.2)
+        row = {key: value * noise * (1 - 0.6 * step / steps) for key, value in HEALTHY.items()} | {"accuracy": 0.75 * noise}
+        if step % 7 == 3:
+            del row["free_budget"], row["wrong_length"]
+        rows.append(row | {"zero_spread": rng.choice([0.0, 0.125, 0.25, 1.0])})
+    return rows
+
+
+def rung(rows: list[dict[str, float]], alarms: Alarms | None = None) -> list[tuple[int, str]]:
+    alarms = alarms or Alarms()
+    return [(step, alarm.name) for step, row in enumerate(rows) for alarm in alarms.feed(row)]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_none_rings_on_a_healthy_run(seed: int) -> None:
+    assert rung(healthy(300, seed)) == []
+
+
+@pytest.mark.parametrize("name", [alarm.name for alarm in ALARMS])
+def test_each_rings_once_after_twenty_steps_running(name: str) -> None:
+    rows = healthy(30) + [HEALTHY | WRONG[name]] * 60
+    assert rung(rows) == [(29 + PATIENCE, name)]
+
+
+def test_one_wild_number_at_the_start_does_not_deafen_it() -> None:
+    rows = [HEALTHY | {"free_budget": 60_000.0 if step == 3 else 260.0} for step in range(30)] + [HEALTHY | {"free_budget": 600.0}] * 30
+    assert rung(rows) == [(29 + PATIENCE, "budget inflation")]
+
+
+@pytest.mark.parametrize("name", [alarm.name for alarm in ALARMS])
+def test_one_good_step_begins_the_count_anew(name: str) -> None:
+    bad = [HEALTHY | WRONG[name]] * (PATIENCE - 1)
+    assert rung([HEALTHY] * EARLY + [*bad, HEALTHY] * 4) == []
+
+
+@pytest.mark.parametrize("name", ["collapse of format", "collapse of spread"])
+def test_a_run_that_began_there_did_not_collapse(name: str) -> None:
+    assert rung([HEALTHY | WRONG[name]] * 100) == []
+
+
+def test_what_was_not_measured_says_nothing() -> None:
+    assert rung([{"reward": 0.1}] * 100) == []
+    assert rung([HEALTHY | {"free_budget": float("nan")}] * 100) == []
+
+
+@pytest.mark.parametrize("name", [alarm.name for alarm in ALARMS])
+def test_the_state_survives_a_checkpoint(name: str) -> None:
+    first, rows = Alarms(), [HEALTHY] * EARLY + [HEALTHY | WRONG[name]] * 10
+    assert rung(rows, first) == []
+    again = Alarms(**asdict(first))
+    assert rung(rows[EARLY:], again) == [(9, name)]
+    assert rung(rows[EARLY:], Alarms(**asdict(again))) == []
+
+
+def test_every_cause_names_a_setting_to_change() -> None:
+    assert all("grpo." in alarm.cause for alarm in ALARMS)
+    assert {alarm.name for alarm in ALARMS if alarm.collapse} == {f"collapse of {what}" for what in ("accuracy", "format", "spread")}
+
+
+def test_an_accuracy_that_never_was_cannot_collapse() -> None:
+    assert rung([HEALTHY | {"accuracy": value} for value in [0.15] * EARLY + [0.0] * 60]) == []
+
+
+@pytest.mark.parametrize("patience", [4, 5, 50])
+def test_a_patience_of_ones_own_has_half_as_many_early_steps(patience: int) -> None:
+    early = (patience + 1) // 2
+    rows = [HEALTHY] * early + [HEALTHY | {"malformed": 0.9}] * 60
+    assert rung(rows, Alarms(patience=patience)) == [(early + patience - 1, "collapse of format")]
+
+
+def test_it_says_when_a_collapse_may_have_begun() -> None:
+    alarms = Alarms()
+    rung([HEALTHY] * EARLY, alarms)
+    for row, begun in ((HEALTHY, False), (HEALTHY | {"malformed": 0.9}, True), (HEALTHY, False), (HEALTHY | {"outside": 1.0}, False)):
+        rung([row], alarms)
+        assert alarms.collapsing is begun
+
+
+def history(name: str) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (HISTORIES / f"{name}.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("run", range(5))
+def test_no_alarm_rings_on_a_real_healthy_run(run: int) -> None:
+    rows = history(f"healthy-{run}")
+    assert len(rows) == (120 if run == 4 else 180)
+    assert rung(rows) == []
+
+
+def test_the_real_collapse_is_seen_within_the_patience() -> None:
+    """Its accuracy fell from 81 % to 0 at about step 80; format and spread stayed, so no other alarm could have told."""
+    ((step, name),) = rung(history("collapsed"))
+    assert name == "collapse of accuracy"
+    assert 80 + PATIENCE - 10 <= step <= 80 + PATIENCE + 10

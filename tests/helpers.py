@@ -1,0 +1,63 @@
+"""What several test files need: a disk that is full, a folder's content, commands parsed, a small GRPO run's settings."""
+
+import json
+import re
+import resource
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import typer
+
+from sbtiny import cli
+from sbtiny.config import GrpoSettings, Settings
+
+ROOM = 100  # bytes a file may have on the full disk
+GRPO = GrpoSettings(
+    steps=6, prompts=2, group=4, micro_batch=4, lr=1e-3, max_tokens=40, limit=5, save_steps=2, sample_steps=1, slots=8, tight_bmax=True
+)  # 5 questions for 12 places: a second and a third round of them begin within the run
+TIMES = ("seconds", "generate_seconds", "tokens_per_second", "step_time", "train_runtime", "train_samples", "train_steps", "peak_gb")
+
+
+@contextmanager
+def full_disk(room: int = ROOM) -> Iterator[None]:
+    """No file grows beyond `room` bytes: the write fails with EFBIG (Python ignores the signal that goes with it)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def listing(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def parse(line: str, mentioned: bool = False) -> None:
+    """Raises for a verb or an option that does not exist; of what is `mentioned` the arguments need not be whole."""
+    command, rest, context = typer.main.get_command(cli.app), shlex.split(line, comments=True), None
+    while hasattr(command, "resolve_command"):
+        context = typer.Context(command, parent=context)
+        _, command, rest = command.resolve_command(context, rest)
+    if mentioned:
+        known = {name for option in command.params for name in (*option.opts, *option.secondary_opts)}
+        assert {word for word in rest if word.startswith("-")} <= known, line
+    else:
+        command.make_context(command.name, rest, parent=context)
+
+
+def commands(text: str) -> list[tuple[str, bool]]:
+    """The arguments of each `sbtiny` of a text: of lines of code (False) and of what is mentioned between backticks (True)."""
+    found = re.findall(r"^ {4}sbtiny (.+)$|`sbtiny ([^`]+)`", text, re.MULTILINE)
+    return [(block or inline, bool(inline)) for block, inline in found]
+
+
+def settings_of(g: GrpoSettings = GRPO) -> Settings:
+    return Settings(grpo=g)
+
+
+def rows_of(file: Path) -> list[dict]:
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    return [{key: value for key, value in row.items() if not key.startswith(TIMES)} for row in rows]

@@ -1,0 +1,229 @@
+"""Engines are one to their callers: the same request, the same text, the same control, whatever decodes."""
+
+import math
+import sys
+from dataclasses import replace
+from pathlib import Path
+from threading import Event
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from sbtiny.config import load as settings_of
+from sbtiny.errors import InputError
+from sbtiny.models.load import add_lora, load
+from sbtiny.rollout.limits import Limits
+from sbtiny.rollout.engine import Engine
+from sbtiny.rollout.episode import Request
+from sbtiny.rollout.engines.generate import Generate
+from sbtiny.rollout.policy import Policy
+from sbtiny.rollout.sampling import Sampling
+from sbtiny.rollout.engines.vllm import Vllm
+from sbtiny.tasks import arithmetic
+
+WRAP_UP = "\nSo the answer is "
+
+
+@pytest.fixture
+def generate(tiny) -> Policy:
+    return Policy(*tiny, slots=5, engine="generate")
+
+
+def asked(policy: Policy, count: int, room: int = 40, **more) -> list[Request]:
+    """Questions of mixed length with mixed limits of length."""
+    return [
+        policy.request(q.question, room - 3 * (i % 4), seed=i, expected=i % 7, **more)
+        for i, q in enumerate(arithmetic.questions("val", count))
+    ]
+
+
+WISHES = {  # a generation config of a model's own
+    "repetition_penalty": 1.7, "no_repeat_ngram_size": 2, "encoder_repetition_penalty": 1.3, "guidance_scale": 2.0, "min_new_tokens": 12,
+    "bad_words_ids": [[5]], "suppress_tokens": [*range(20, 60)], "begin_suppress_tokens": [*range(60, 90)], "sequence_bias": [[[9], -9.0]],
+    "forced_eos_token_id": 2, "max_time": 0.001, "num_return_sequences": 2, "top_k": 3, "renormalize_logits": True,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("sampling", [Sampling(0), Sampling(0.8, top_p=0.9, top_k=20, logprobs=True)])
+@pytest.mark.parametrize("wishes", [{}, *({key: value} for key, value in WISHES.items()), WISHES], ids=lambda w: "+".join(w)[:30] or "none")
+def test_generate_writes_what_ours_writes(policy, generate, tiny, sampling: Sampling, wishes: dict, monkeypatch) -> None:
+    """The model's own wishes count for neither, and are there afterwards."""
+    for key, value in wishes.items():
+        monkeypatch.setattr(tiny[0].generation_config, key, value)
+    requests, seen = asked(policy, 12), []
+    ours = policy.sample(requests, sampling)
+    theirs = generate.sample(requests, sampling, lambda index, _: seen.append(index))
+    assert [e.completion_ids for e in theirs] == [e.completion_ids for e in ours]
+    assert [(e.stop_reason, e.ended, e.length) for e in theirs] == [(e.stop_reason, e.ended, e.length) for e in ours]
+    assert sorted(seen) == list(range(12))
+    for a, b in zip(ours, theirs, strict=True):
+        assert np.allclose(a.logprobs, b.logprobs, atol=1e-4)
+    assert {key: getattr(tiny[0].generation_config, key) for key in wishes} == wishes
+
+
+def test_an_adapter_leaves_the_wishes_of_its_model_out_as_well(tiny) -> None:
+    model, tokenizer = load("tiny")
+    requests = asked(Policy(*tiny, slots=5), 4)
+    expected = Policy(*tiny, slots=5).sample(requests, Sampling(0))
+    model.generation_config.suppress_tokens = list(range(20, 60))
+    found = Policy(add_lora(model), tokenizer, slots=5, engine="generate").sample(requests, Sampling(0))
+    assert [e.completion_ids for e in found] == [e.completion_ids for e in expected]
+    assert model.generation_config.suppress_tokens == list(range(20, 60))
+
+
+def test_generate_is_under_the_same_control(policy, generate) -> None:
+    limits = Limits(ceiling=8, wrap_up=tuple(policy.encode(WRAP_UP)), reserve=20)
+    mixed = [replace(r, limits=None) if i % 3 else r for i, r in enumerate(asked(policy, 9, 60, limits=limits, budget=30))]
+    ours, theirs = policy.sample(mixed, Sampling(1.0)), generate.sample(mixed, Sampling(1.0))
+    assert any(any(e.injected) for e in theirs)
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a.completion_ids, a.injected, a.stop_reason) == (b.completion_ids, b.injected, b.stop_reason)
+        assert (a.heeded, a.limited_by) == (b.heeded, b.limited_by)
+
+
+def test_generate_is_interrupted_between_two_tokens(generate) -> None:
+    event = Event()
+    event.set()
+    requests = asked(generate, 4, 12)
+    expected = [e.completion_ids for e in generate.sample(requests, Sampling())]
+    requests[1] = replace(requests[1], interrupt=event)
+    found = generate.sample(requests, Sampling())
+    assert (found[1].stop_reason, found[1].completion_ids) == ("interrupted", [])
+    assert [found[i].completion_ids for i in (0, 2, 3)] == [expected[i] for i in (0, 2, 3)]
+
+
+def test_generate_runs_models_that_ours_does_not_know() -> None:
+    torch.manual_seed(0)
+    shape = {"vocab_size": 97, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
+    model = GPT2LMHeadModel(GPT2Config(**shape, bos_token_id=96, eos_token_id=96)).eval()
+    pieces, stops = [chr(33 + i) for i in range(97)], frozenset({96})
+    with pytest.raises(InputError, match="use --engine generate"):
+        Engine(model, pieces, stops)
+    requests = [Request((5, 7, i), 6) for i in range(3)]
+    found = Generate(model, pieces, stops, slots=2).run(requests, Sampling(0))
+    for request, episode in zip(requests, found, strict=True):
+        ids = torch.tensor([[*request.prompt_ids, *episode.completion_ids]])
+        best = model(input_ids=ids).logits[0, 2:-1].argmax(-1).tolist()
+        assert episode.completion_ids == best[: len(episode.completion_ids)]
+    with pytest.raises(InputError, match="64 positions"):
+        Generate(model, pieces, stops).run([Request((1,), 64)], Sampling())
+    slot = 2 * 2 * 9 * 32 * 4 / 2**30
+    small = Generate(model, pieces, stops, slots=8, kv_memory=3 * slot)
+    assert small._rows(9, 8) == 3
+    with pytest.raises(InputError, match="raise --kv-memory"):
+        small.check_room(100)
+
+
+def test_generate_leaves_a_model_in_training_as_it_was(tiny) -> None:
+    model, tokenizer = load("tiny")
+    model = add_lora(model, rank=4).train()
+    policy = Policy(model, tokenizer, slots=4, engine="generate")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.fill_(0.03)
+    requests = asked(policy, 4, 20)
+    adapted = [e.completion_ids for e in policy.sample(requests, Sampling(0))]
+    assert model.training
+    assert adapted == [e.completion_ids for e in Policy(model, tokenizer).sample(requests, Sampling(0))]
+    with model.disable_adapter():
+        policy.refresh()
+        plain = [e.completion_ids for e in policy.sample(requests, Sampling(0))]
+    assert plain == [e.completion_ids for e in Policy(*tiny).sample(requests, Sampling(0))] != adapted
+
+
+# ---- vLLM ------------------------------------------------------------------------------------------------------------
+
+
+def test_vllm_is_refused_in_one_line_where_it_is_not_installed(tiny, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    monkeypatch.setattr("sbtiny.rollout.engines.vllm.find_spec", lambda name: None)
+    with pytest.raises(InputError, match="vllm is not installed") as error:
+        Policy(*tiny, engine="vllm")
+    assert "\n" not in str(error.value)
+    for setting, value in (("grpo.cut_share", 0.5), ("eval.cut", 0.5), ("eval.ceiling", 40)):
+        with pytest.raises(InputError, match="vllm cannot cut"):
+            settings_of(overrides=[("engine", "vllm"), (setting, value), ("grpo.user_share", 0)])
+
+
+@pytest.fixture
+def stand_in(monkeypatch) -> list[SimpleNamespace]:
+    """Names and arguments of vLLM's API as its documentation has them; it writes 3, 4 and the first stop token. Not vLLM."""
+    made: list[SimpleNamespace] = []
+
+    class LLM(SimpleNamespace):
+        def generate(self, prompts, parameters, lora_request=None, use_tqdm=True):
+            self.asked, self.lora = list(zip(prompts, parameters, strict=True)), lora_request
+            outputs = []
+            for each in parameters:
+                ids = [3, 4, each.stop_token_ids[0]][: each.max_tokens]
+                reason = "stop" if len(ids) == 3 else "length"
+                outputs.append(SimpleNamespace(outputs=[SimpleNamespace(token_ids=ids, finish_reason=reason)]))
+            return outputs
+
+    def new(**arguments):
+        made.append(LLM(**arguments))
+        return made[-1]
+
+    modules = {name: ModuleType(name) for name in ("vllm", "vllm.lora", "vllm.lora.request")}
+    modules["vllm"].LLM, modules["vllm"].SamplingParams = new, SimpleNamespace
+    modules["vllm.lora.request"].LoRARequest = lambda name, number, path: SimpleNamespace(number=number, path=path)
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr("sbtiny.rollout.engines.vllm.find_spec", lambda name: True)
+    return made
+
+
+def test_vllm_gets_ids_and_stops_and_gives_episodes(tiny, stand_in) -> None:
+    policy = Policy(*tiny, slots=7, kv_memory=0.5, engine="vllm")
+    requests = [policy.request("1 + 1?", room, seed=2**64 - 1) for room in (2, 40)]
+    seen = []
+    short, whole = policy.sample(requests, Sampling(0.6, top_p=0.9), lambda i, e: seen.append(i))
+    stops = np.flatnonzero(policy.engine.stops).tolist()
+    assert (short.completion_ids, short.stop_reason, short.ended) == ([3, 4], "length", False)
+    assert (whole.completion_ids, whole.stop_reason, whole.ended) == ([3, 4, stops[0]], "end", True)
+    assert whole.text == "".join(policy.engine.pieces[i] for i in (3, 4))
+    assert seen == [0, 1]
+    prompt, told = stand_in[0].asked[0]
+    assert prompt == {"prompt_token_ids": list(requests[0].prompt_ids)}
+    assert (told.stop_token_ids, told.max_tokens, told.temperature, told.top_p, told.top_k) == (stops, 2, 0.6, 0.9, -1)
+    assert 0 <= told.seed < 2**63
+    assert (stand_in[0].max_num_seqs, stand_in[0].kv_cache_memory_bytes) == (7, 2**29)
+    assert stand_in[0].max_model_len >= len(requests[1].prompt_ids) + 40
+    policy.sample([policy.request("1 + 1?", 400, 0)], Sampling())
+    assert len(stand_in) == 2  # a longer sequence needs another engine
+    for bad in (replace(requests[0], limits=Limits(3)), replace(requests[0], interrupt=Event())):
+        with pytest.raises(InputError, match="use --engine ours"):
+            policy.sample([bad], Sampling())
+
+
+def test_vllm_gets_the_adapter_anew_after_each_refresh(stand_in) -> None:
+    model, tokenizer = load("tiny")
+    model = add_lora(model, rank=4)
+    policy = Policy(model, tokenizer, engine="vllm")
+    requests = [policy.request("1 + 1?", 5, 0)]
+    policy.sample(requests, Sampling())
+    first = stand_in[0].lora
+    policy.refresh()
+    policy.sample(requests, Sampling())
+    assert stand_in[0].lora.number == first.number + 1
+    assert stand_in[0].max_lora_rank == 4
+    assert (Path(stand_in[0].lora.path) / "adapter_model.safetensors").is_file()
+    assert not Path(first.path).exists()
+    with model.disable_adapter():
+        policy.refresh()
+        policy.sample(requests, Sampling())
+    assert stand_in[0].lora is None
+
+
+def test_unsloths_own_engine_is_taken_where_the_model_brings_one(tiny, stand_in, monkeypatch) -> None:
+    sys.modules["vllm"].LLM(brought=True)
+    monkeypatch.setattr(tiny[0], "vllm_engine", stand_in[0], raising=False)
+    model = tiny[0]
+    engine = Vllm(model, ["a"] * model.get_input_embeddings().weight.shape[0], frozenset({1}))
+    engine.run([Request((1, 2), 9)], Sampling())
+    assert len(stand_in) == 1
+    assert math.isinf(engine.capacity)
