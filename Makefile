@@ -42,7 +42,7 @@ docs: setup
 # Again whenever the bundled model changes: the labels count its tokens.
 data: setup
 	$(BIN)/python data/generate.py
-	$(BIN)/sbtiny data build data/labelled.jsonl --model tiny --no-4bit --limit 12 --set data.samples=1
+	$(BIN)/sbtiny data build data/labelled.jsonl --model tiny --no-4bit --limit 12 --set data.samples_per_question=1
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build *.egg-info

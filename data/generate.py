@@ -8,14 +8,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 from sbtiny.runs import write_jsonl
-from sbtiny.tasks.arithmetic import questions
+from sbtiny.tasks.arithmetic import generate_questions
 
 KEYS = ("id", "question", "answer", "level")
 
 
 def main() -> None:
     file = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).with_name("arithmetic_questions.jsonl")
-    rows = map(asdict, questions("test", limit=40))
+    rows = map(asdict, generate_questions("test", limit=40))
     write_jsonl(file, [{key: row[key] for key in KEYS} for row in rows])
 
 

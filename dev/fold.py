@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sbtiny.bench.machine import machine
-from sbtiny.bench.rollout import Ours, job
 from sbtiny.bench.lengths import draw_lengths
-from sbtiny.models.load import add_lora, load
+from sbtiny.bench.machine import describe_machine
+from sbtiny.bench.rollout import OurEngine, build_job
+from sbtiny.models.load import add_lora, load_model
 from sbtiny.progress import quieten_libraries
-from sbtiny.rollout.engine import Engine, rotate
+from sbtiny.rollout.engine import Engine, apply_rotary
 from sbtiny.rollout.weights import Layer
 
 
@@ -35,7 +35,7 @@ class Attached(Engine):
         attention, size = self.modules[id(layer)].self_attn, (-1, self.weights.head_dim)
         h = F.rms_norm(x, x.shape[-1:], layer.norm_attention, self.weights.eps)
         q, k, v = (p(h).unflatten(-1, size) for p in (attention.q_proj, attention.k_proj, attention.v_proj))
-        return rotate(q, cos, sin), rotate(k, cos, sin), v
+        return apply_rotary(q, cos, sin), apply_rotary(k, cos, sin), v
 
     def _finish(self, layer: Layer, x: Tensor, attended: Tensor) -> Tensor:
         module = self.modules[id(layer)]
@@ -60,10 +60,10 @@ def main() -> None:
     a = parser.parse_args()
     torch.set_num_threads(1)
     quieten_libraries()
-    model, tokenizer = load(a.model, four_bit=a.four_bit, dtype=a.dtype)
+    model, tokenizer = load_model(a.model, four_bit=a.four_bit, dtype=a.dtype)
     model = add_lora(model, rank=32, alpha=64).eval()
-    work = job(tokenizer, draw_lengths(a.requests, 44, 192, seed=0), slots=32, group=8, seed=0)
-    folded, attached = Ours(model, 32, None), Ours(model, 32, None)
+    work = build_job(tokenizer, draw_lengths(a.requests, 44, 192, seed=0), slots=32, group=8, seed=0)
+    folded, attached = OurEngine(model, 32, None), OurEngine(model, 32, None)
     attached.engine.__class__ = Attached
     folded.engine.refresh()  # the first one finds nothing warm
     refresh = seconds(folded.engine.refresh)
@@ -76,7 +76,11 @@ def main() -> None:
                 rates[name].append(sum(work.lengths) / spent)
     ratios = [f / t for f, t in zip(rates["folded"], rates["attached"], strict=True)]
     found = {name: round(statistics.median(values), 1) for name, values in rates.items()}
-    print(json.dumps(found | {"ratio": statistics.median(ratios), "ratios": ratios, "refresh_seconds": refresh, "machine": machine()}))
+    print(
+        json.dumps(
+            found | {"ratio": statistics.median(ratios), "ratios": ratios, "refresh_seconds": refresh, "machine": describe_machine()}
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -59,12 +59,12 @@ def machine(folder: Path) -> Figures:
 def graphs(folder: Path) -> Figures:
     """Greedy answers with and without the decode step as a CUDA graph: the same tokens, and how fast."""
     from sbtiny.config import Settings
-    from sbtiny.rollout.load_policy import open_policy
+    from sbtiny.rollout.load_policy import load_policy
     from sbtiny.rollout.sampling import Sampling
-    from sbtiny.tasks.arithmetic import questions
+    from sbtiny.tasks.arithmetic import generate_questions
 
-    policy = open_policy("tiny", Settings(), 64)
-    asked = [policy.request(q.question, 160, seed=i) for i, q in enumerate(questions("val", 256 if on_gpu() else 16, 0))]
+    policy = load_policy("tiny", Settings(), 64)
+    asked = [policy.request(q.question, 160, seed=i) for i, q in enumerate(generate_questions("val", 256 if on_gpu() else 16, 0))]
     policy.sample(asked, Sampling(temperature=0))  # the cache is made, and what is recorded at first is recorded
     said, rates = {}, {}
     for name, recorded in (("graphs", policy.engine.graphs), ("plain", None)):
@@ -81,9 +81,11 @@ def demo(folder: Path) -> Figures:
     little = () if on_gpu() else ("--set=data.limit=60", "--set=sft.steps=8", "--set=grpo.steps=2", "--set=eval.limit=20")
     said = sbtiny(folder, "demo", "demo", f"--output={folder / 'demo'}", *little, limit=600)
     keep = ("accuracy", "mean_tokens", "mean_budget", "format_rate", "within")
-    yield said if "failed" in said else {
-        "seconds": said["seconds"], **{name: {key: said[name][key] for key in keep} for name in ("base", "sft", "grpo")}
-    }
+    yield (
+        said
+        if "failed" in said
+        else {"seconds": said["seconds"], **{name: {key: said[name][key] for key in keep} for name in ("base", "sft", "grpo")}}
+    )
 
 
 def recipes(folder: Path, backend: str) -> Figures:

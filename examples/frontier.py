@@ -1,8 +1,8 @@
-"""Accuracy at an equal number of tokens, for models that end at different lengths. Pure.
+"""Accuracy at equal mean tokens, for models of different answer length. Pure.
 
-A model is measured in several settings, each a point (mean tokens, accuracy). Whoever answers each question in one of two settings at
-random has, on average, tokens and accuracy on the line between their points; and nobody has to use all the tokens there are. So what
-can be had is everything under the upper hull of the points, and that hull is compared.
+A model is measured in several settings, each a point (mean tokens, accuracy). Choosing one of two settings at random for each question
+gives, on average, a point on the line between theirs. More tokens never force a lower accuracy. So a model can reach every point under
+the upper hull of its points, and the hulls are compared.
 """
 
 from collections.abc import Sequence
@@ -12,19 +12,19 @@ Point = tuple[float, float]
 
 
 def hull(points: Sequence[Point]) -> list[Point]:
-    """The corners of the upper hull, by rising tokens and rising accuracy."""
-    kept: list[Point] = []
+    """Find the corners of the upper hull, by rising tokens and rising accuracy."""
+    corners: list[Point] = []
     for point in sorted(points, key=lambda p: (p[0], -p[1])):
-        if kept and point[1] <= kept[-1][1]:
-            continue  # no better for as many tokens or more
-        while len(kept) > 1 and not above(kept[-1], kept[-2], point):
-            kept.pop()
-        kept.append(point)
-    return kept
+        if corners and point[1] <= corners[-1][1]:
+            continue  # not more accurate, with no fewer tokens
+        while len(corners) > 1 and not above(corners[-1], corners[-2], point):
+            corners.pop()
+        corners.append(point)
+    return corners
 
 
 def accuracy_at(points: Sequence[Point], tokens: float) -> float | None:
-    """The best accuracy to be had for `tokens` a question on average; None where every setting takes more."""
+    """Find the best accuracy at `tokens` a question on average; None where every setting takes more."""
     corners = hull(points)
     if not corners or tokens < corners[0][0]:
         return None

@@ -2,18 +2,18 @@
 
     python examples/pretrain_tiny.py --output sbtiny/assets/tiny        (half an hour to an hour on 2 cores; seeded)
 
-What it learns from, all generated here and only from problems of the train split:
-- *traces*: a pass works the sum out line by line, then the whole is checked again and again, a log-normal number of times (mean about 5
-  passes, one pass in a tenth of the traces). Seven lines in a thousand hold a slip; a check that differs calls for another, until two
-  agree. One pass in eight is *quick*: two steps a line. It is a third as long and harder, because two sums are done in one breath.
-- *opened traces*: in front of two answers in five stands some text that is not trained on: a few words, a tag or two with whatever in them
-  (`<price>375</price><note>`). Without them the first step is looked up at a fixed distance, and every text put before the solution, such
-  as a budget, breaks it; a real checkpoint has met every distance.
-- *numbers*: short markup (`<price>375</price>`), counting, ordering, a word repeated so many times: tags, the size of all numbers up to
-  999 and "so many" are familiar, as they are to any real checkpoint. They are few in the first stage and a third of the documents in the
-  second. No trace holds a budget: a number in an opening says nothing about what follows.
+Its documents, all generated here and only from problems of the train split:
+- *traces*: a pass works the sum out line by line; further passes check it, a log-normal number of times (mean about 5 passes, one pass in a
+  tenth of the traces). Seven lines in a thousand hold a slip; passes go on until the last two agree. One pass in eight is *quick*: two
+  steps a line. It is a third as long and harder, because each line does two sums.
+- *opened traces*: two answers in five begin with untrained text: a few words, some tags (`<price>375</price><note>`). Without it
+  the model looks the first step up at a fixed distance, and any text before the solution, such as a budget, breaks it. A real checkpoint
+  knows every distance.
+- *numbers*: short markup (`<price>375</price>`), counting, ordering, a word repeated N times. They teach tags, the size of numbers up to
+  999 and repetition, which any real checkpoint knows. They are few in the first stage and a third of the documents in the second. No trace
+  holds a budget: a number in an opening is unrelated to the text after it.
 
-It over-thinks by construction: that is what the rest of the toolkit is there to mend.
+It over-thinks by construction; the rest of the toolkit is there to correct that.
 """
 
 import argparse
@@ -34,9 +34,9 @@ from sbtiny.tasks import arithmetic
 from sbtiny.tasks.arithmetic import LABELS, Problem
 
 SLIP, QUICK, OPENED = 0.007, 0.12, 0.4
-Document = tuple[str, str, str]  # what the user says, what the answer opens with (not trained on), the rest of the answer
+Document = tuple[str, str, str]  # user turn, opening of the answer (not trained on), rest of the answer
 AGAIN = ("Wait, check.", "Hmm, again.", "Let me check.", "Once more.", "Wait, again.", "Is that right?")
-NUMBERS = ("coins", "price", "count", "page", "day")  # what these tags hold is a number, as a budget is
+NUMBERS = ("coins", "price", "count", "page", "day")  # tags around a number, as a budget is
 WORDS = ("name", "item", "title", "note", "list")
 WORDS_BEFORE = ("Okay.", "Sure.", "Let us see.", "Here it is:", "Solution:")
 TAGS = (*NUMBERS, *WORDS, "budget", "solution")
@@ -49,7 +49,7 @@ SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\
 
 
 def one_pass(problem: Problem, rng: random.Random, quick: bool) -> tuple[str, int]:
-    """One run through the steps with the value it arrives at: `a)-8=25` a line, or `ab)=30` for two steps at once."""
+    """Write one pass over the steps; returns it and its result: `a)-8=25` a line, or `ab)=30` for two steps at once."""
     value, lines, at = problem.start, [], 0
     while at < len(problem.steps):
         width = 2 if quick and at + 1 < len(problem.steps) else 1
@@ -63,7 +63,7 @@ def one_pass(problem: Problem, rng: random.Random, quick: bool) -> tuple[str, in
 
 
 def trace(problem: Problem, rng: random.Random) -> str:
-    """The over-thinking solution of a problem: passes until the mood is over and the last two agree."""
+    """Write the over-thinking solution of a problem: at least the drawn number of passes, until the last two agree."""
     wanted = 1 if rng.random() < 0.1 else min(14, 1 + max(1, round(rng.lognormvariate(1.3, 0.6))))
     text, value = one_pass(problem, rng, rng.random() < QUICK)
     done, agree = 1, True
@@ -79,13 +79,13 @@ def field(tag: str, rng: random.Random) -> str:
 
 
 def record(rng: random.Random) -> Document:
-    """A line of markup: tags, names and numbers up to 999."""
+    """Write a line of markup: tags, names and numbers up to 999."""
     tags = rng.sample(TAGS, rng.randint(1, 4))
     return "Write a record: " + ", ".join(tags), "", "".join(field(tag, rng) for tag in tags)
 
 
 def opened(problem: Problem, rng: random.Random) -> Document:
-    """A trace behind a text that the model reads but is not taught to write."""
+    """Write a trace after an opening that is not trained on."""
     words = rng.choice(WORDS_BEFORE) + rng.choice((" ", "\n")) if rng.random() < 0.3 else ""
     last = rng.choice(("", "solution", "solution", *WORDS))
     tags = [tag for tag in rng.sample((*NUMBERS, *WORDS), rng.choice((0, 1, 1, 2, 3))) if tag != last]
@@ -94,28 +94,28 @@ def opened(problem: Problem, rng: random.Random) -> Document:
 
 
 def counting(rng: random.Random) -> Document:
-    """Numbers in order, so that their embeddings know their order."""
+    """Write numbers in order, so that their embeddings know their order."""
     start, step = rng.randint(0, 940), rng.choice((1, 1, 2, 3, 5, 10, -1, -2, -10))
     numbers = [n for n in range(start, start + 10 * step, step) if 0 <= n <= 999]
     return f"Count from {start} by {step}.", "", ",".join(map(str, numbers))
 
 
 def ordering(rng: random.Random) -> Document:
-    """Numbers to put in order, so that their embeddings know their size."""
+    """Ask for numbers in order, so that their embeddings know their size."""
     numbers = [min(999, max(1, round(math.exp(rng.uniform(0, math.log(1000)))))) for _ in range(rng.randint(2, 6))]
     return f"Order {', '.join(map(str, numbers))}.", "", ",".join(map(str, sorted(numbers)))
 
 
 def repeating(rng: random.Random) -> Document:
-    """A word so many times: a number can say how much is to be written."""
+    """Ask for a word N times, so that a number can mean an amount of text."""
     times, noun = round(math.exp(rng.uniform(0, math.log(120)))), rng.choice(arithmetic.NOUNS)
     return f"Write {noun} {times} times.", "", " ".join([noun] * times)
 
 
 def documents(seed: int, numbers: float) -> Iterator[Document]:
-    """Endless documents, two of five traces opened; each is followed by one about numbers with the probability `numbers`."""
+    """Draw documents without end: traces, two in five opened. One about numbers follows each with probability `numbers`."""
     rng = random.Random(seed)
-    for problem in arithmetic.problems("train", rng):
+    for problem in arithmetic.draw_problems("train", rng):
         yield opened(problem, rng) if rng.random() < OPENED else (problem.tell(rng), "", trace(problem, rng))
         if rng.random() < numbers:
             yield rng.choice(NUMERACY if numbers > 0.5 else (record, counting))(rng)
@@ -125,7 +125,7 @@ NUMERACY = (record, record, counting, ordering, repeating)
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE over the words of the traces and every number up to 999."""
+    """Train a byte-level BPE on the words of the traces and every number up to 999."""
     tokenizer = Tokenizer(models.BPE(ignore_merges=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -175,14 +175,14 @@ def build_model(vocab: int, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausa
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, user: str, before: str, rest: str) -> tuple[list[int], int]:
-    """Token ids of a whole conversation and the number of those that are not trained on: the prompt and what opens the answer."""
+    """Encode a conversation; returns its ids and the count of untrained ones: the prompt and the opening."""
     prompt = f"<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n"
     head, opening, body = tokenizer([prompt, before, rest + "<|im_end|>"], add_special_tokens=False)["input_ids"]
     return head + opening + body, len(head) + len(opening)
 
 
 def batches(tokenizer: PreTrainedTokenizerFast, seed: int, tokens: int, numbers: float) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Rows of like length, about `tokens` a batch: ids and labels, both (rows, longest), labels -100 where not trained."""
+    """Draw rows of similar length, about `tokens` a batch: ids and labels, both (rows, longest), labels -100 where not trained."""
     stream, rng = documents(seed, numbers), random.Random(seed)
     while True:
         rows = sorted((encode(tokenizer, *next(stream)) for _ in range(1024)), key=lambda row: len(row[0]))
@@ -211,7 +211,7 @@ def optimizers(model: LlamaForCausalLM, lr: float) -> list[torch.optim.Optimizer
 
 @dataclass(frozen=True)
 class Stage:
-    """`tokens` trained on at a rate that falls from `lr` to 0; `numbers`: documents about numbers for each trace."""
+    """A stage of training: trained tokens, learning rate (falls to 0), documents about numbers for each trace, seed."""
 
     tokens: int
     lr: float
@@ -245,9 +245,7 @@ def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, stage: St
         if step % 50 == 0:
             rate = seen / (time.perf_counter() - started)
             left = (stage.tokens - seen) / rate / 60
-            console.print(
-                f"step {step}  loss {loss.item():.4f}  {seen / 1e6:.2f}M tokens  {rate:.0f} tok/s  {left:.1f} min left"
-            )
+            console.print(f"step {step}  loss {loss.item():.4f}  {seen / 1e6:.2f}M tokens  {rate:.0f} tok/s  {left:.1f} min left")
             if not math.isfinite(loss.item()):
                 raise SystemExit(f"loss is {loss.item()} at step {step}")
 
@@ -267,9 +265,7 @@ def main() -> None:
         train(model, tokenizer, stage, args)
     model.save_pretrained(args.output)
     tokenizer.save_pretrained(args.output)
-    settings = {"stages": [asdict(stage) for stage in STAGES]} | {
-        key: value for key, value in vars(args).items() if key != "output"
-    }
+    settings = {"stages": [asdict(stage) for stage in STAGES]} | {key: value for key, value in vars(args).items() if key != "output"}
     (args.output / "pretraining.json").write_text(json.dumps(settings, indent=1) + "\n")
 
 

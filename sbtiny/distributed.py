@@ -1,6 +1,6 @@
-"""Several processes that train one run (`accelerate launch -m sbtiny grpo ...`): who writes, what is shared, who does which part.
+"""Several processes that train one run (`accelerate launch -m sbtiny grpo ...`): rank, sharing, splitting.
 
-A launcher says in the environment how many there are; without one there is one, and nothing here does anything.
+The launcher sets WORLD_SIZE and RANK. Without a launcher there is one process, and these functions change nothing.
 """
 
 import os
@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import TypeVar
 
 from sbtiny import runs
-from sbtiny.config import micro_batch
+from sbtiny.config import micro_batch_size
 from sbtiny.errors import InputError
 from sbtiny.progress import console
 
 T = TypeVar("T")
-PATIENCE = timedelta(days=1)  # rank 0 may sample cold-start data for hours while the others wait
+JOIN_TIMEOUT = timedelta(days=1)  # rank 0 may sample cold-start data for hours while the others wait
 
 
-def count() -> int:
+def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
@@ -27,23 +27,23 @@ def rank() -> int:
     return int(os.environ.get("RANK", 0))
 
 
-def first() -> bool:
-    """This is the process that writes and speaks."""
+def is_main_process() -> bool:
+    """True in the process that writes files and prints."""
     return rank() == 0
 
 
-def join() -> None:
-    """Meet the others, and leave speaking to the first; call it before anything is shared."""
-    if count() > 1:
+def init_process_group() -> None:
+    """Join the other processes and silence all but the first. Call it before anything is shared."""
+    if world_size() > 1:
         import torch
         from accelerate import PartialState
 
-        PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
-        console.quiet = not first()
+        PartialState(cpu=not torch.cuda.is_available(), timeout=JOIN_TIMEOUT)
+        console.quiet = not is_main_process()
 
 
-def wait() -> None:
-    if count() > 1:
+def wait_for_everyone() -> None:
+    if world_size() > 1:
         from torch.distributed import barrier
 
         barrier()
@@ -51,53 +51,53 @@ def wait() -> None:
 
 def gather(items: list[T]) -> list[T]:
     """The items of all processes, in the order of their ranks."""
-    if count() == 1:
+    if world_size() == 1:
         return items
     from torch.distributed import all_gather_object
 
-    found: list[list[T]] = [[] for _ in range(count())]
-    all_gather_object(found, items)
-    return [item for part in found for item in part]
+    parts: list[list[T]] = [[] for _ in range(world_size())]
+    all_gather_object(parts, items)
+    return [item for part in parts for item in part]
 
 
-def mine(items: Sequence[T]) -> Sequence[T]:
-    """This process's part: contiguous, so that `gather` puts the whole together again."""
-    at = [len(items) * n // count() for n in (rank(), rank() + 1)]
-    return items[slice(*at)]
+def shard(items: Sequence[T]) -> Sequence[T]:
+    """This process's contiguous part of the items; `gather` restores the whole."""
+    start, end = (len(items) * n // world_size() for n in (rank(), rank() + 1))
+    return items[start:end]
 
 
-def once(work: Callable[[], T]) -> T:
-    """What the first process's `work` returns, or raises, for all of them: what writes or draws must not be done twice."""
-    if count() == 1:
+def broadcast_from_main(work: Callable[[], T]) -> T:
+    """Run `work` in the first process; return its result, or raise its error, in all. For work that writes files or draws."""
+    if world_size() == 1:
         return work()
     from torch.distributed import broadcast_object_list
 
-    told: list[T | BaseException | None] = [None]
-    if first():
+    outcome: list[T | BaseException | None] = [None]
+    if is_main_process():
         try:
-            told = [work()]
+            outcome = [work()]
         except Exception as error:  # raised again below, in every process
-            told = [error]
-    broadcast_object_list(told)
-    if isinstance(told[0], BaseException):
-        raise told[0]
-    return told[0]
+            outcome = [error]
+    broadcast_object_list(outcome)
+    if isinstance(outcome[0], BaseException):
+        raise outcome[0]
+    return outcome[0]
 
 
-def share(total: int, most: int, key: str) -> tuple[int, int]:
-    """(Rows a forward pass, passes an update) of each process for `total` rows an update: `most` rows, or the next fewer that divide them.
+def split_batch(total: int, most: int, key: str) -> tuple[int, int]:
+    """(Rows per forward pass, passes per update) of each process: at most `most` rows a pass, `total` an update over all processes.
 
-    Raises InputError where the processes cannot share them evenly.
+    Raises InputError, naming the settings `key`, if the processes cannot share the rows evenly.
     """
-    if total % count():
-        raise InputError(f"{key} gives {total} rows an update, which {count()} processes cannot share evenly: set it to a multiple")
-    rows = total // count()
-    micro = micro_batch(rows, most)
+    if total % world_size():
+        raise InputError(f"{key} gives {total} rows an update, which {world_size()} processes cannot share evenly: set it to a multiple")
+    rows = total // world_size()
+    micro = micro_batch_size(rows, most)
     return micro, rows // micro
 
 
 @contextmanager
 def claim(kind: str, output: Path | None) -> Iterator[Path]:
-    """`runs.claim` by the first process, for all of them."""
+    """`runs.claim` by the first process for all."""
     with ExitStack() as stack:
-        yield once(lambda: stack.enter_context(runs.claim(kind, output)))
+        yield broadcast_from_main(lambda: stack.enter_context(runs.claim(kind, output)))

@@ -1,9 +1,9 @@
-"""The one error that is the user's to mend."""
+"""The errors that the CLI prints in one line."""
 
 
 class InputError(Exception):
-    """Wrong input: one line that says what, where, and how to mend it. The CLI prints it and exits with code 2."""
+    """Wrong input: one line that says what, where, and how to fix it. The CLI prints it and exits with code 2."""
 
 
 class Failed(Exception):
-    """The work itself did not succeed (nothing learnable, a collapse): one line, exit code 1."""
+    """The work failed (nothing learnable, a collapse): one line, exit code 1."""

@@ -1,7 +1,7 @@
-"""One process at a time for a place that is written for hours: who has it, and the line for whoever comes second.
+"""Locks, so that one process at a time writes a file or folder; a second one gets an InputError that names the first.
 
-The lock is the system's own (flock, LockFileEx) on a file beside what is written: it ends with its process, kill -9 included, and a file
-that is left behind locks nothing.
+The lock is the system's (flock, LockFileEx) on a file beside the output. It ends with its process, even by kill -9: a leftover lock file
+locks nothing.
 """
 
 import json
@@ -15,31 +15,31 @@ from pathlib import Path
 
 from sbtiny.errors import InputError
 
-HELD: set[Path] = set()  # by this process: a demo holds its folder, and each stage of it asks for it again
+HELD_LOCKS: set[Path] = set()  # by this process; a demo holds its folder, and each of its stages locks it again
 
 
-def beside(path: Path) -> Path:
-    """The lock of a file, or of a folder that is replaced as a whole."""
+def lock_path(path: Path) -> Path:
+    """The path of the lock for a file, or for a folder that is replaced as a whole."""
     return path.with_name(f".{path.name}.lock")
 
 
 @contextmanager
 def hold(path: Path, what: Path) -> Iterator[None]:
-    """Have `what` alone, by a lock on the file `path`, which is gone afterwards with the folders that were made for it and stay empty.
+    """Lock the file `path` to own `what`. Afterwards remove `path`, and the folders made for it that are still empty.
 
-    Raises InputError, naming the process, where another one has it.
+    Raises InputError, naming the process, if another one has the lock.
     """
     path = path.resolve()
-    if path in HELD:
+    if path in HELD_LOCKS:
         yield
         return
     made = [folder for folder in path.parents if not folder.exists()]
-    file = take(path, what)
-    HELD.add(path)
+    file = open_locked(path, what)
+    HELD_LOCKS.add(path)
     try:
         yield
     finally:
-        HELD.discard(path)
+        HELD_LOCKS.discard(path)
         with suppress(OSError):  # gone, on a disk that became read-only, or open on Windows
             path.unlink()
         file.close()
@@ -48,8 +48,8 @@ def hold(path: Path, what: Path) -> Iterator[None]:
                 folder.rmdir()
 
 
-def take(path: Path, what: Path) -> FileIO:
-    """The open file that bears the lock, with the name of this process in it."""
+def open_locked(path: Path, what: Path) -> FileIO:
+    """Open and lock the file, and write the name of this process into it. Raises InputError if another process has it."""
     while True:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,18 +57,18 @@ def take(path: Path, what: Path) -> FileIO:
         except OSError as error:
             raise InputError(f"cannot write {what}: {error.strerror or error}; choose another place") from error
         if not lock(file, what):
-            who = named(file)
+            who = describe_holder(file)
             file.close()
-            raise busy(what, who)
+            raise in_use_error(what, who)
         with suppress(OSError):
             if os.path.samestat(path.stat(), os.fstat(file.fileno())):
                 name_holder(file)
                 return file
-        file.close()  # its holder ended, and removed the file, between our opening and our locking
+        file.close()  # its holder removed the file after we opened it and before we locked it
 
 
 def lock(file: FileIO, what: Path) -> bool:
-    """Whether this process has the lock now; where the file system knows none, it goes on and says so."""
+    """Try to lock; False if another process has the lock. On a file system without locks: print a warning, return True."""
     from filelock import lock_descriptor
 
     from sbtiny.progress import console
@@ -77,21 +77,21 @@ def lock(file: FileIO, what: Path) -> bool:
         return lock_descriptor(file.fileno(), blocking=False)
     except OSError as error:
         why = error.strerror or str(error)
-        console.print(f"no lock on {what} ({why}): see to it that nothing else writes there", style="yellow", markup=False, soft_wrap=True)
+        console.print(f"no lock on {what} ({why}): make sure that nothing else writes there", style="yellow", markup=False, soft_wrap=True)
         return True
 
 
 def name_holder(file: FileIO) -> None:
-    """Write pid, host and time; the first byte stays empty, for where it is locked Windows lets nobody read it."""
+    """Write pid, host and time after an empty first byte, the locked one: Windows lets nobody read that."""
     about = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
-    with suppress(OSError):  # a full disk: the lock holds, and only the name is missing
+    with suppress(OSError):  # a full disk; the lock holds without a name
         file.truncate(0)
         file.write(b" " + json.dumps(about).encode())
 
 
-def named(file: FileIO) -> str:
-    """The process that has the lock, for a person."""
-    for _ in range(20):  # it writes its name a moment after it has the lock
+def describe_holder(file: FileIO) -> str:
+    """Describe the process that has the lock."""
+    for _ in range(20):  # it writes its name just after it has locked the file
         with suppress(OSError, ValueError, KeyError, TypeError):
             file.seek(1)
             about = json.loads(file.read())
@@ -100,28 +100,28 @@ def named(file: FileIO) -> str:
     return "another process"
 
 
-def busy(what: Path, who: str) -> InputError:
+def in_use_error(what: Path, who: str) -> InputError:
     return InputError(f"{what} is in use by {who}: wait until it ends, stop it, or choose another place to write")
 
 
 def holder(path: Path) -> str | None:
-    """The other process that has the lock on `path`; None when there is none. Leaves everything as it is."""
-    if path.resolve() in HELD:
+    """Describe the other process that has the lock on `path`; None if there is none."""
+    if path.resolve() in HELD_LOCKS:
         return None
     try:
         file = path.open("r+b", buffering=0)
-    except OSError:  # mostly: there is no such file
+    except OSError:  # usually there is no such file
         return None
     with file:
         from filelock import lock_descriptor
 
         try:
-            return None if lock_descriptor(file.fileno(), blocking=False) else named(file)
-        except OSError:  # no locks here; `lock` says so
+            return None if lock_descriptor(file.fileno(), blocking=False) else describe_holder(file)
+        except OSError:  # a file system without locks; `lock` warns of it
             return None
 
 
-def check(path: Path, what: Path) -> None:
-    """Raise InputError at once, not after models are loaded, where another process has the lock on `path`."""
+def raise_if_locked(path: Path, what: Path) -> None:
+    """Raise InputError if another process has the lock on `path`. Call it before models are loaded."""
     if who := holder(path):
-        raise busy(what, who)
+        raise in_use_error(what, who)

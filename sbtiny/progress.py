@@ -1,4 +1,4 @@
-"""Progress on stderr for everything that takes longer than a blink: what, how far, how fast, how long still."""
+"""Progress bars on stderr: what runs, how far it is, how fast, how long it will take."""
 
 import warnings
 from collections.abc import Callable, Iterator
@@ -23,7 +23,7 @@ class Bar(Progress):
 
 @contextmanager
 def bar(title: str, total: int) -> Iterator[Callable[..., None]]:
-    """A progress bar; the yielded function is called with `done=1`, a `note` such as tokens a second, and what to show `below`."""
+    """A progress bar. The yielded function advances it by `done`, and sets a `note` such as tokens per second and what is `below`."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
@@ -44,7 +44,7 @@ def bar(title: str, total: int) -> Iterator[Callable[..., None]]:
 
 
 def quieten_libraries() -> None:
-    """Our bars say how far the work is; the libraries' own bars and notices only break them. Errors still show."""
+    """Turn off the libraries' bars and notices, which would break ours. Errors still show."""
     warnings.filterwarnings("ignore", category=FutureWarning)
     import datasets
     import transformers

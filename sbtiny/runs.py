@@ -1,6 +1,5 @@
-"""The run folder: everything of a run in one place, and nothing in it half-written."""
+"""Run folders: their files, written whole or not at all; how to make, find and claim them."""
 
-import errno
 import json
 import os
 import tempfile
@@ -13,19 +12,20 @@ from typing import Any
 
 from sbtiny import locks
 from sbtiny.config import Settings
+from sbtiny.disk import disk_full_error
 from sbtiny.errors import InputError
 
 ROOT = Path("runs")
 LOCK = ".lock"  # in a run folder while a process writes there
-MARKS = ("run.json", "base/eval.json", "sft/run.json")  # files that only a run, or a demo, has
+RUN_FILES = ("run.json", "base/eval.json", "sft/run.json")  # files that only a run, or a demo, has
 
 
-def unwritable(path: Path, error: OSError) -> InputError:
+def write_error(path: Path, error: OSError) -> InputError:
     return InputError(f"cannot write {path}: {error.strerror or error}; free space or write elsewhere")
 
 
 def check_writable(path: Path) -> None:
-    """Raise InputError now, not after hours of work, when `path` cannot be written later. Leaves nothing behind."""
+    """Raise InputError if the file `path` could not be written. Call it before hours of work; it leaves nothing behind."""
     if path.is_dir():
         raise InputError(f"cannot write {path}: it is a folder; give the name of a file")
     nearest = next(folder for folder in path.absolute().parents if folder.exists())
@@ -33,11 +33,11 @@ def check_writable(path: Path) -> None:
         with tempfile.TemporaryFile(dir=nearest) as file:
             file.write(bytes(4096))
     except OSError as error:
-        raise unwritable(path, error) from error
+        raise write_error(path, error) from error
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write beside and rename: a reader, or a full disk, never sees half a file. Raises InputError when it cannot be written."""
+    """Write a temporary file and rename it, so that no reader sees half a file. Raises InputError if it cannot be written."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # two processes may write the same report
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,7 +47,7 @@ def write_bytes(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise unwritable(path, error) from error
+        raise write_error(path, error) from error
     finally:
         with suppress(OSError):  # renamed already, never made, or on a disk that became read-only
             temporary.unlink()
@@ -66,16 +66,16 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def append_jsonl(path: Path, row: dict[str, Any]) -> None:
-    """One more line, whole or not at all: a single write, taken back when the disk had no room for all of it."""
+    """Append one line in a single write; remove it and raise InputError if the disk had no room for all of it."""
     line = (json.dumps(row, ensure_ascii=False) + "\n").encode()
     try:
         with path.open("ab", buffering=0) as file:
             end = file.seek(0, os.SEEK_END)
             if file.write(line) < len(line):
                 file.truncate(end)
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                raise disk_full_error()
     except OSError as error:
-        raise unwritable(path, error) from error
+        raise write_error(path, error) from error
 
 
 def read_json(path: Path) -> Any:
@@ -90,31 +90,31 @@ def read_json(path: Path) -> Any:
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """What run.json says of a run: kind, model, format, started and, for one that goes on from another, parent."""
-    found = read_json(folder / "run.json")
-    if not isinstance(found, dict) or not {"kind", "model"} <= found.keys():
+    """The content of run.json: kind, model, format, started, and parent if the run started from another one."""
+    about = read_json(folder / "run.json")
+    if not isinstance(about, dict) or not {"kind", "model"} <= about.keys():
         raise InputError(f"{folder / 'run.json'} has no kind and model: it is no run of sbtiny")
-    return {"format": "solution"} | found
+    return {"format": "solution"} | about
 
 
-def check_base(folder: Path, found: str) -> None:
-    """Raise InputError when the model a run names has another fingerprint than the one it was trained on. None noted: none compared."""
+def check_base(folder: Path, fingerprint: str) -> None:
+    """Raise InputError if the fingerprint of a run's model is not the one in its run.json. Runs without one pass."""
     about = read_run(folder)
-    if (known := about.get("base", found)) != found:
-        named = f"{about['model']} (fingerprint {found}) has other weights than the base {folder} was trained on ({known})"
+    if (known := about.get("base", fingerprint)) != fingerprint:
+        named = f"{about['model']} (fingerprint {fingerprint}) has other weights than the base {folder} was trained on ({known})"
         raise InputError(f"{named}: put that one back, or say in {folder / 'run.json'} where it is (model)")
 
 
-def unused(path: Path) -> Path:
-    """`path`, or where that is taken `path-2`, `path-3` and so on."""
+def free_path(path: Path) -> Path:
+    """`path` or, if that exists, the first free of `path-2`, `path-3`, ..."""
     names = (path.with_name(f"{path.name}-{n}") if n > 1 else path for n in count(1))
     return next(name for name in names if not name.exists())
 
 
-def set_aside(folder: Path) -> None:
-    """Give an earlier run another name, so that a new one can take its place and nothing is lost; a lock stays where it is.
+def archive_run(folder: Path) -> None:
+    """Rename an earlier run to `<folder>-before-<time>`; its lock stays.
 
-    Raises InputError for a file, and for a folder of other things: a slip in --output must not move someone's home.
+    Raises InputError for anything but a run folder: a wrong --output must not move other files.
     """
     if folder.exists() and not folder.is_dir():
         raise not_a_run(folder)
@@ -122,9 +122,9 @@ def set_aside(folder: Path) -> None:
     entries = [path for path in place.iterdir() if path.name != LOCK] if folder.exists() else []
     if not entries:
         return
-    if not any((folder / mark).is_file() for mark in MARKS) or Path.cwd().is_relative_to(place):
+    if not any((folder / mark).is_file() for mark in RUN_FILES) or Path.cwd().is_relative_to(place):
         raise not_a_run(folder)
-    move(entries, unused(place.with_name(time.strftime(f"{place.name}-before-%Y%m%d-%H%M%S"))))
+    move_entries(entries, free_path(place.with_name(time.strftime(f"{place.name}-before-%Y%m%d-%H%M%S"))))
     with suppress(OSError):  # the lock of this process is in it
         place.rmdir()
 
@@ -133,8 +133,8 @@ def not_a_run(folder: Path) -> InputError:
     return InputError(f"{folder} is there and is no earlier run that can be set aside: choose another --output")
 
 
-def move(entries: list[Path], target: Path) -> None:
-    """All of them into a new folder, or none."""
+def move_entries(entries: list[Path], target: Path) -> None:
+    """Move all entries into the new folder `target`, or none. Raises InputError if they cannot be moved."""
     try:
         target.mkdir()
         for entry in entries:
@@ -145,16 +145,16 @@ def move(entries: list[Path], target: Path) -> None:
                 (target / entry.name).rename(entry)
         with suppress(OSError):  # never made
             target.rmdir()
-        raise unwritable(target, error) from error
+        raise write_error(target, error) from error
 
 
 @contextmanager
 def claim(kind: str, output: Path | None) -> Iterator[Path]:
-    """The folder of a run, `output` or a fresh `runs/<kind>-<time>`, for this process alone.
+    """Lock the folder of a run: `output` or a new `runs/<kind>-<time>`, which is removed if it stays empty.
 
-    Raises InputError, naming the process, where another one has it. A fresh folder that stays empty is removed again.
+    Raises InputError, naming the process, if another one has it.
     """
-    folder = output or reserve(kind)
+    folder = output or make_run_folder(kind)
     try:
         with locks.hold(folder / LOCK, folder):
             yield folder
@@ -166,25 +166,25 @@ def claim(kind: str, output: Path | None) -> Iterator[Path]:
 
 
 def check_unclaimed(folder: Path) -> None:
-    """Raise InputError, before any work, where another process writes into this run folder."""
-    locks.check(folder / LOCK, folder)
+    """Raise InputError if another process writes into this run folder."""
+    locks.raise_if_locked(folder / LOCK, folder)
 
 
-def reserve(kind: str) -> Path:
-    """A new folder `runs/<kind>-<time>` that nobody else gets: who makes it has it."""
+def make_run_folder(kind: str) -> Path:
+    """Make a new folder `runs/<kind>-<time>`. Making it is atomic, so no two processes get the same."""
     while True:
-        folder = unused(ROOT / time.strftime(f"{kind}-%Y%m%d-%H%M%S"))
+        folder = free_path(ROOT / time.strftime(f"{kind}-%Y%m%d-%H%M%S"))
         try:
             folder.mkdir(parents=True)
-        except FileExistsError:  # made by another process since we looked
+        except FileExistsError:  # made by another process in the meantime
             continue
         except OSError as error:
-            raise unwritable(folder, error) from error
+            raise write_error(folder, error) from error
         return folder
 
 
 def check_free(folder: Path) -> None:
-    """Raise InputError where a new run would mix with one under way, finished or to be resumed, or cannot be written."""
+    """Raise InputError if the folder cannot be written or holds a finished run, an unfinished one or one in progress."""
     check_unclaimed(folder)
     if (folder / "adapter").exists():
         raise InputError(f"{folder} already holds a finished run: choose another --output or remove it")
@@ -193,18 +193,16 @@ def check_free(folder: Path) -> None:
     check_writable(folder / "config.yaml")
 
 
-def new(kind: str, output: Path | None, settings: Settings, **more: str | bool) -> Path:
-    """A fresh run folder `runs/<kind>-<time>` or `output`, with config.yaml in it; `kind` and `more` are kept in run.json.
+def create_run(kind: str, output: Path | None, settings: Settings, **more: str | bool) -> Path:
+    """Start a run in `output` or a new `runs/<kind>-<time>`: write config.yaml, and run.json with `kind` and `more`.
 
-    `claim` comes before it, for nobody else to write there.
-
-    What an earlier run left there before its first checkpoint is set aside. Raises InputError when the folder cannot be
-    made or holds a run already; it is then as it was.
+    Call `claim` first. A run that stopped there before its first checkpoint is archived. Raises InputError, and changes nothing,
+    if the folder cannot be made or holds a run.
     """
-    folder = output or reserve(kind)
+    folder = output or make_run_folder(kind)
     check_free(folder)
     if (folder / "run.json").exists():
-        set_aside(folder)
+        archive_run(folder)
     about = {"kind": kind, "model": settings.model, "format": settings.format, "started": time.strftime("%Y-%m-%d %H:%M:%S"), **more}
     try:
         write_text(folder / "config.yaml", settings.as_yaml())
@@ -217,43 +215,43 @@ def new(kind: str, output: Path | None, settings: Settings, **more: str | bool) 
     return folder
 
 
-def find(name: str) -> Path | None:
-    """The run folder a user means: a path or a name under runs/; None when there is none."""
+def find_run(name: str) -> Path | None:
+    """The run folder at a path, or with a name under runs/; None if there is none."""
     for folder in (Path(name), ROOT / name):
-        with suppress(OSError):  # a name too long for a file is none
+        with suppress(OSError):  # the name is too long for a file
             if (folder / "run.json").is_file():
                 return folder
     return None
 
 
-def begun_at(folder: Path) -> tuple[str, int, str]:
-    """When a run began, to sort by: as run.json says, for a copied file has a new time; within a second, the file's time, then the name."""
+def start_key(folder: Path) -> tuple[str, int, str]:
+    """Sort key of runs: start time by run.json (a copied file has a new time), then the file's time, then the name."""
     started, written = read_run(folder).get("started"), (folder / "run.json").stat().st_mtime_ns
-    told = started if isinstance(started, str) else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(written / 1e9))
-    return told, written, folder.name
+    start = started if isinstance(started, str) else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(written / 1e9))
+    return start, written, folder.name
 
 
 def check_finished(folder: Path) -> None:
-    """Raise InputError for a run without an adapter, and say whether it still trains."""
+    """Raise InputError for a run without an adapter; the message says if it still trains."""
     if not (folder / "adapter").is_dir():
         who = locks.holder(folder / LOCK)
         why = f"it still trains, in {who}: wait until it ends" if who else "was the run finished?"
         raise InputError(f"{folder} holds no adapter: {why}")
 
 
-def newest(kind: str) -> Path:
-    """The latest finished run of a kind; raises InputError when there is none."""
-    found = [path.parent for path in ROOT.glob("*/run.json") if (path.parent / "adapter").is_dir()]
-    done = [folder for folder in found if read_run(folder)["kind"] == kind]
-    if not done:
+def newest_run(kind: str) -> Path:
+    """The latest finished run of a kind. Raises InputError if there is none."""
+    folders = [path.parent for path in ROOT.glob("*/run.json") if (path.parent / "adapter").is_dir()]
+    finished = [folder for folder in folders if read_run(folder)["kind"] == kind]
+    if not finished:
         raise InputError(f"no finished {kind} run under {ROOT}/: run `sbtiny {kind}` first or name one with --run")
-    return max(done, key=begun_at)
+    return max(finished, key=start_key)
 
 
-def unfinished(kind: str) -> Path:
-    """The latest run of a kind that was begun, not finished, and that no process goes on with; raises InputError when there is none."""
-    found = [path.parent for path in ROOT.glob("*/run.json") if not (path.parent / "adapter").exists()]
-    begun = [folder for folder in found if read_run(folder)["kind"] == kind and not locks.holder(folder / LOCK)]
-    if not begun:
+def newest_unfinished(kind: str) -> Path:
+    """The latest unfinished run of a kind that no process has locked. Raises InputError if there is none."""
+    folders = [path.parent for path in ROOT.glob("*/run.json") if not (path.parent / "adapter").exists()]
+    unfinished = [folder for folder in folders if read_run(folder)["kind"] == kind and not locks.holder(folder / LOCK)]
+    if not unfinished:
         raise InputError(f"--resume needs --output with the folder of the run to go on with: {ROOT}/ has no unfinished {kind} run")
-    return max(begun, key=begun_at)
+    return max(unfinished, key=start_key)

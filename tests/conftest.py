@@ -9,7 +9,8 @@ import torch
 from hypothesis import settings
 
 from sbtiny.config import DataSettings, Settings, SftSettings
-from sbtiny.models.load import load
+from sbtiny.models.load import load_model
+from sbtiny.rollout.load_policy import build_policy
 from sbtiny.rollout.policy import Policy
 from sbtiny.tasks import arithmetic
 
@@ -28,13 +29,13 @@ settings.load_profile("sbtiny")
 @pytest.fixture(scope="session")
 def tiny():
     """(model, tokenizer) of the bundled model; tests must not train it."""
-    return load("tiny")
+    return load_model("tiny")
 
 
 @pytest.fixture
 def policy(tiny) -> Policy:
     model, tokenizer = tiny
-    return Policy(model, tokenizer, slots=12)
+    return build_policy(model, tokenizer, slots=12)
 
 
 @pytest.fixture(scope="session")
@@ -43,14 +44,14 @@ def started(tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     A run folder; tests must not write into it.
     """
-    from sbtiny.pipeline import stages
-    from sbtiny.coldstart.sample_correct import label
+    from sbtiny.coldstart.run import run_sft
+    from sbtiny.coldstart.sample_correct import make_row
 
     folder = tmp_path_factory.mktemp("start")
-    policy = Policy(*tiny, slots=2)
-    asked = [q for q in arithmetic.questions("train", 400, seed=5) if q.level <= 2][:64]
-    rows = [label(policy, q, f"\\boxed{{{q.answer}}}") for q in asked]
+    policy = build_policy(*tiny, slots=2)
+    asked = [q for q in arithmetic.generate_questions("train", 400, seed=5) if q.level <= 2][:64]
+    rows = [make_row(policy, q, f"\\boxed{{{q.answer}}}") for q in asked]
     data = folder / "terse.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    chosen = Settings(sft=SftSettings(data=str(data), steps=100, lr=3e-3), data=DataSettings(slots=8))
-    return stages.run_sft(chosen, folder / "sft")
+    chosen = Settings(sft=SftSettings(rows=str(data), steps=100, learning_rate=3e-3), data=DataSettings(max_num_seqs=8))
+    return run_sft(chosen, folder / "sft")

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import listing
+from support import listing
 
 from sbtiny import cli
 
@@ -123,11 +123,11 @@ FILES = {
 # (command, answer of the second row, what is said of it)
 REFERENCES = [
     ("data build out.jsonl --questions q.jsonl --verifier numeric", "four", "its answer 'four' is no number: use --verifier auto"),
-    ("data build out.jsonl --questions q.jsonl --verifier choice", "2", "its answer '2' is no letter"),
+    ("data build out.jsonl --questions q.jsonl --verifier choice", "2", "its answer '2' is no single letter"),
     ("data build out.jsonl --questions q.jsonl --verifier regex", "(4", "its answer '(4' is no regular expression"),
     ("data build out.jsonl --traces q.jsonl --verifier numeric", "two", "its answer 'two' is no number"),
     ("sft -o out --set data.task=q.jsonl --verifier numeric", "four", "its answer 'four' is no number"),
-    ("eval tiny -o out --task q.jsonl --verifier choice", "4", "its answer '4' is no letter"),
+    ("eval tiny -o out --task q.jsonl --verifier choice", "4", "its answer '4' is no single letter"),
 ]
 # name -> (changes of a labelled row; None takes a key away, what is said besides file and line)
 LABELLED = {
@@ -197,9 +197,9 @@ def test_an_answer_that_the_verifier_cannot_read_is_told_before_sampling(command
 
 @pytest.mark.parametrize("kind", LABELLED)
 def test_a_labelled_row_of_wrong_types_is_told_before_anything_is_loaded(kind: str, told, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sbtiny.pipeline import stages
+    from sbtiny.coldstart import run
 
-    monkeypatch.setattr(stages, "open_policy", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(run, "load_policy", lambda *_, **__: pytest.fail("a model was loaded"))
     changes, said = LABELLED[kind]
     row = {key: value for key, value in (ROW | changes).items() if value is not None}
     content = "\n".join(["", json.dumps(ROW), json.dumps(row)]).encode()  # a blank line counts, as an editor counts it

@@ -8,17 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sbtiny.budget.protocol import parse_budget_option
-from sbtiny.config import (
-    PRESETS,
-    DataSettings,
-    GrpoSettings,
-    Settings,
-    SftSettings,
-    load,
-    micro_batch,
-    parse_assignment,
-)
+from sbtiny.config import DataSettings, GrpoSettings, Settings, SftSettings, micro_batch_size
 from sbtiny.errors import InputError
+from sbtiny.load_settings import PRESETS, load_settings, parse_assignment
 from sbtiny.models.aliases import resolve
 
 
@@ -30,7 +22,7 @@ def written(tmp_path: Path, text: str) -> Path:
 
 def complaint(*overrides: tuple[str, object], file: Path | None = None, preset: str | None = None) -> str:
     with pytest.raises(InputError) as caught:
-        load(file, preset, overrides)
+        load_settings(file, preset, overrides)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -39,34 +31,34 @@ def complaint(*overrides: tuple[str, object], file: Path | None = None, preset: 
 
 
 def test_every_default_constructs() -> None:
-    assert load() == Settings()
+    assert load_settings() == Settings()
 
 
 def test_every_preset_file_is_known_and_every_known_preset_is_a_file() -> None:
-    folder = Path(load.__code__.co_filename).parent / "presets"
+    folder = Path(load_settings.__code__.co_filename).parent / "presets"
     assert sorted(PRESETS) == sorted(file.stem for file in folder.glob("*.yaml"))
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_is_parsed_and_fits_together(name: str) -> None:
-    settings = load(preset=name)
+    settings = load_settings(preset=name)
     assert resolve(settings.model).kind in ("bundled", "hub")
     assert parse_budget_option(settings.eval.budget)
     # a row of the cold start is a prompt and an answer of up to data.max_tokens: it must fit into what sft takes
     assert settings.sft.max_length > settings.data.max_tokens
     for stage in ("sft", "grpo"):  # what a preset says is what is taken
         most = getattr(settings, stage).micro_batch
-        assert micro_batch(settings.rows(stage), most) == min(most, settings.rows(stage))
+        assert micro_batch_size(settings.batch_size(stage), most) == min(most, settings.batch_size(stage))
     if name != "cpu":
         assert settings.four_bit is True
         assert settings.grpo.task == settings.data.task == settings.eval.task == "gsm8k"
 
 
 def test_flags_win_over_the_file_the_file_over_the_preset_the_preset_over_defaults(tmp_path: Path) -> None:
-    file = written(tmp_path, "sft: {lr: 5e-5, batch: 4}\ngrpo: {steps: 7}")
-    found = load(file, "t4", [("sft.lr", 1e-6), ("seed", 3)])
-    preset = load(preset="t4")
-    assert found.sft.lr == 1e-6  # flag
+    file = written(tmp_path, "sft: {learning_rate: 5e-5, batch: 4}\ngrpo: {steps: 7}")
+    found = load_settings(file, "t4", [("sft.learning_rate", 1e-6), ("seed", 3)])
+    preset = load_settings(preset="t4")
+    assert found.sft.learning_rate == 1e-6  # flag
     assert (found.sft.batch, found.grpo.steps) == (4, 7)  # file
     assert found.sft.max_length == preset.sft.max_length != Settings().sft.max_length  # preset
     assert found.sft.warmup == Settings().sft.warmup  # default
@@ -74,25 +66,25 @@ def test_flags_win_over_the_file_the_file_over_the_preset_the_preset_over_defaul
 
 
 def test_the_last_of_two_overrides_wins() -> None:
-    assert load(overrides=[("grpo.steps", 5), ("grpo.steps", 6)]).grpo.steps == 6
+    assert load_settings(overrides=[("grpo.steps", 5), ("grpo.steps", 6)]).grpo.steps == 6
 
 
 def test_nothing_can_be_said_over_a_preset() -> None:
-    assert load(preset="t4").four_bit is True
-    assert load(preset="t4", overrides=[parse_assignment("four_bit=null")]).four_bit is None
+    assert load_settings(preset="t4").four_bit is True
+    assert load_settings(preset="t4", overrides=[parse_assignment("four_bit=null")]).four_bit is None
 
 
 @pytest.mark.parametrize("text", ["", "# all commented out\n", "grpo:\n", "grpo:\nsft: {}\n"])
 def test_an_empty_file_or_section_changes_nothing(text: str, tmp_path: Path) -> None:
-    assert load(written(tmp_path, text)) == Settings()
+    assert load_settings(written(tmp_path, text)) == Settings()
 
 
 # ---- types -----------------------------------------------------------------------------------------------------------
 
 
 def test_numbers_that_yaml_takes_for_text_are_numbers(tmp_path: Path) -> None:
-    found = load(written(tmp_path, "sft: {lr: 3e-4, batch: 1e2, micro_batch: '2'}\neval: {budget: 200, limit: 50.0}"))
-    assert (found.sft.lr, found.sft.batch, found.sft.micro_batch) == (3e-4, 100, 2)
+    found = load_settings(written(tmp_path, "sft: {learning_rate: 3e-4, batch: 1e2, micro_batch: '2'}\neval: {budget: 200, limit: 50.0}"))
+    assert (found.sft.learning_rate, found.sft.batch, found.sft.micro_batch) == (3e-4, 100, 2)
     assert (found.eval.budget, found.eval.limit) == ("200", 50)
     assert isinstance(found.sft.batch, int)
     assert isinstance(found.eval.limit, int)
@@ -100,10 +92,16 @@ def test_numbers_that_yaml_takes_for_text_are_numbers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("grpo.lr=3e-4", 3e-4), ("grpo.lr=1", 1.0), ("model=a/b", "a/b"), ("grpo.decay=cosine", "cosine"), ("seed=7", 7)],
+    [
+        ("grpo.learning_rate=3e-4", 3e-4),
+        ("grpo.learning_rate=1", 1.0),
+        ("model=a/b", "a/b"),
+        ("grpo.lr_scheduler_type=cosine", "cosine"),
+        ("seed=7", 7),
+    ],
 )
 def test_an_assignment_sets_its_key(text: str, value: object) -> None:
-    found = load(overrides=[parse_assignment(text)])
+    found = load_settings(overrides=[parse_assignment(text)])
     section, _, key = text.partition("=")[0].rpartition(".")
     assert (asdict(found)[section] if section else asdict(found))[key] == value
 
@@ -118,17 +116,17 @@ def test_an_assignment_sets_its_key(text: str, value: object) -> None:
         ("sft.batch", None, "a whole number"),
         ("sft.batch", float("inf"), "a whole number"),
         ("sft.batch", 10**400, "a whole number"),
-        ("sft.lr", "fast", "a number"),
-        ("sft.lr", float("nan"), "a number"),
-        ("sft.lr", "inf", "a number"),
+        ("sft.learning_rate", "fast", "a number"),
+        ("sft.learning_rate", float("nan"), "a number"),
+        ("sft.learning_rate", "inf", "a number"),
         ("model", None, "text"),
         ("model", ["tiny"], "text"),
         ("model", True, "text"),
         ("four_bit", "yes", "true or false or null"),
         ("four_bit", 1, "true or false or null"),
-        ("sft.data", [], "text or null"),
-        ("grpo.loss", "ppo", "choose from dapo, grpo, dr_grpo, bnpo"),
-        ("grpo.loss", [1], "choose from dapo"),
+        ("sft.rows", [], "text or null"),
+        ("grpo.loss_type", "ppo", "choose from dapo, grpo, dr_grpo, bnpo"),
+        ("grpo.loss_type", [1], "choose from dapo"),
         ("eval.split", None, "choose from test, val, train"),
     ],
 )
@@ -145,10 +143,10 @@ def test_a_wrong_type_names_the_key_the_value_and_what_is_wanted(key: str, value
 @pytest.mark.parametrize(
     ("key", "meant"),
     [
-        ("grpo.lrr", "'grpo.lr'"),
+        ("grpo.learning_rat", "'grpo.learning_rate'"),
         ("grpo.Steps", "'grpo.steps'"),
-        ("gpro.lr", "'sft.lr' or 'grpo.lr'"),
-        ("lr", "'sft.lr' or 'grpo.lr'"),
+        ("gpro.learning_rate", "'sft.learning_rate' or 'grpo.learning_rate'"),
+        ("learning_rate", "'sft.learning_rate' or 'grpo.learning_rate'"),
         ("sft.alpha_start", "'grpo.alpha_start'"),
         ("modell", "'model'"),
         ("sftt.lora_rnk", "'sft.lora_rank'"),
@@ -157,13 +155,11 @@ def test_a_wrong_type_names_the_key_the_value_and_what_is_wanted(key: str, value
 def test_an_unknown_key_suggests_the_right_one(key: str, meant: str, tmp_path: Path) -> None:
     assert complaint((key, 1)) == f"unknown key {key!r} in the command line (did you mean {meant}?)"
     *sections, last = key.split(".")
-    text = (
-        "".join(f"{'  ' * depth}{name}:\n" for depth, name in enumerate(sections)) + f"{'  ' * len(sections)}{last}: 1"
-    )
+    text = "".join(f"{'  ' * depth}{name}:\n" for depth, name in enumerate(sections)) + f"{'  ' * len(sections)}{last}: 1"
     assert f"did you mean {meant}?" in complaint(file=written(tmp_path, text))
 
 
-@pytest.mark.parametrize("key", ["zzz", "", "1", "grpo.zzz", "sft.lr.peak"])
+@pytest.mark.parametrize("key", ["zzz", "", "1", "grpo.zzz", "sft.learning_rate.peak"])
 def test_an_unknown_key_like_none_says_where_keys_are_shown(key: str) -> None:
     assert f"unknown key {key!r}" in complaint((key, 1))
     assert "--dry-run" in complaint((key, 1))
@@ -175,10 +171,10 @@ def test_a_section_is_no_setting(tmp_path: Path) -> None:
     assert "unknown key 'model.name'" in complaint(file=written(tmp_path, "model: {name: tiny}"))
 
 
-@pytest.mark.parametrize("text", ["grpo.lr", "=3", "", "grpo.lr=[", "grpo.lr={a: b", "seed=2020-13-45"])
+@pytest.mark.parametrize("text", ["grpo.learning_rate", "=3", "", "grpo.learning_rate=[", "grpo.learning_rate={a: b", "seed=2020-13-45"])
 def test_an_assignment_that_cannot_be_read_is_told_with_its_text(text: str) -> None:
     with pytest.raises(InputError) as caught:
-        load(overrides=[parse_assignment(text)])
+        load_settings(overrides=[parse_assignment(text)])
     assert f"--set {text}" in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -211,30 +207,28 @@ def test_a_file_that_is_missing_a_folder_or_no_text(tmp_path: Path) -> None:
 
 
 def test_an_unknown_preset_is_told_with_those_there_are() -> None:
-    assert complaint(preset="rtx409") == (
-        "unknown preset 'rtx409' (did you mean 'rtx4090'?): choose from cpu, t4, rtx4090"
-    )
+    assert complaint(preset="rtx409") == ("unknown preset 'rtx409' (did you mean 'rtx4090'?): choose from cpu, t4, rtx4090")
     assert "choose from cpu, t4, rtx4090" in complaint(preset="t5")
 
 
 # ---- values ----------------------------------------------------------------------------------------------------------
 
 WRONG = [
-    *((f"data.{key}", 0) for key in ("limit", "samples", "max_tokens", "slots")),
-    *((f"sft.{key}", 0) for key in ("batch", "micro_batch", "max_length", "lora_rank", "lora_alpha", "lr", "epochs")),
-    *((f"grpo.{key}", 0) for key in ("limit", "steps", "prompts", "micro_batch", "max_tokens", "sample_steps")),
-    *((f"grpo.{key}", 0) for key in ("slots", "lr", "temperature")),
-    *((f"eval.{key}", 0) for key in ("limit", "max_tokens", "slots", "top_p")),
+    *((f"data.{key}", 0) for key in ("limit", "samples_per_question", "max_tokens", "max_num_seqs")),
+    *((f"sft.{key}", 0) for key in ("batch", "micro_batch", "max_length", "lora_rank", "lora_alpha", "learning_rate", "epochs")),
+    *((f"grpo.{key}", 0) for key in ("limit", "steps", "prompts_per_step", "micro_batch", "max_tokens", "sample_steps")),
+    *((f"grpo.{key}", 0) for key in ("max_num_seqs", "learning_rate", "temperature")),
+    *((f"eval.{key}", 0) for key in ("limit", "max_tokens", "max_num_seqs", "top_p")),
     *((f"data.{key}", -1) for key in ("limit", "temperature")),
-    *((f"sft.{key}", -1) for key in ("steps", "save_steps", "warmup", "lr")),
-    *((f"grpo.{key}", -1) for key in ("save_steps", "beta", "warmup", "hindsight", "user_share", "alpha_hold")),
+    *((f"sft.{key}", -1) for key in ("steps", "save_steps", "warmup", "learning_rate")),
+    *((f"grpo.{key}", -1) for key in ("save_steps", "beta", "warmup", "relabel_per_group", "user_share", "alpha_hold")),
     ("eval.temperature", -0.1),
     ("eval.top_p", 1.5),
     ("seed", -1),
     ("seed", 2**32),
     ("sft.warmup", 1.1),
-    ("grpo.group", 1),
-    ("grpo.hindsight", 8),
+    ("grpo.num_generations", 1),
+    ("grpo.relabel_per_group", 8),
     ("grpo.alpha_end", 0),
     ("grpo.alpha_end", 6.5),
     ("grpo.alpha_hold", 1),
@@ -261,12 +255,12 @@ def test_alpha_start_below_alpha_end_is_told() -> None:
 @pytest.mark.parametrize(("rows", "most", "taken"), [(4, 16, 4), (40, 16, 10), (15, 2, 1), (12, 8, 6), (8, 8, 8), (7, 6, 1)])
 def test_a_micro_batch_divides_the_rows(rows: int, most: int, taken: int) -> None:
     """The user sets prompts and group as they like; what a forward pass takes of them is derived."""
-    assert micro_batch(rows, most) == taken
+    assert micro_batch_size(rows, most) == taken
 
 
 def test_settings_made_in_code_are_checked_too() -> None:
-    with pytest.raises(InputError, match=r"^sft\.lr is -1"):
-        Settings(sft=SftSettings(lr=-1))
+    with pytest.raises(InputError, match=r"^sft\.learning_rate is -1"):
+        Settings(sft=SftSettings(learning_rate=-1))
     with pytest.raises(InputError, match=r"^data\.temperature is nan"):
         replace(Settings(), data=DataSettings(temperature=float("nan")))
 
@@ -276,8 +270,10 @@ def test_settings_made_in_code_are_checked_too() -> None:
 
 @pytest.mark.parametrize("preset", [None, *PRESETS])
 def test_saved_settings_read_back_equal(preset: str | None, tmp_path: Path) -> None:
-    settings = load(preset=preset, overrides=[("sft.lr", 1e-05), ("grpo.decay", "constant_with_warmup"), ("model", "null")])
-    assert load(written(tmp_path, settings.as_yaml())) == settings
+    settings = load_settings(
+        preset=preset, overrides=[("sft.learning_rate", 1e-05), ("grpo.lr_scheduler_type", "constant_with_warmup"), ("model", "null")]
+    )
+    assert load_settings(written(tmp_path, settings.as_yaml())) == settings
 
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_categories=("Cs",)), min_size=1)
@@ -295,8 +291,8 @@ def test_any_settings_read_back_equal(
     tmp_path_factory: pytest.TempPathFactory, model: str, data: str, lr: float, seed: int, four_bit: bool, beta: float
 ) -> None:
     settings = Settings(
-        model=model, seed=seed, four_bit=four_bit, sft=SftSettings(data=data, lr=lr), grpo=GrpoSettings(beta=beta)
+        model=model, seed=seed, four_bit=four_bit, sft=SftSettings(rows=data, learning_rate=lr), grpo=GrpoSettings(beta=beta)
     )
     file = tmp_path_factory.mktemp("round") / "config.yaml"
     file.write_text(settings.as_yaml(), encoding="utf-8")
-    assert load(file) == settings
+    assert load_settings(file) == settings

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from sbtiny import cli
+from sbtiny.coldstart.rows import read_labelled
 from sbtiny.rollout.policy import Policy
 from sbtiny.tasks.sources import read_questions
 from sbtiny.tasks.traces import read_traces
 from sbtiny.tasks.verify import load_verifier
-from sbtiny.coldstart.rows import read_labelled
 
 DATA = Path(__file__).parent.parent / "data"
 FILES = sorted(path.name for path in DATA.glob("*.jsonl"))

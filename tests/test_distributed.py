@@ -7,16 +7,23 @@ from pathlib import Path
 
 import pytest
 
-from sbtiny import runs
+from sbtiny import distributed, runs
 from sbtiny.cli import app
+from sbtiny.coldstart.sample_correct import make_row
 from sbtiny.errors import InputError
 from sbtiny.tasks import arithmetic
-from sbtiny import distributed
-from sbtiny.coldstart.sample_correct import label
 
 TWO = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
 LAUNCHED = [*TWO, "--dynamo_backend", "no", "--main_process_port", "0", "-m", "sbtiny"]
-GRPO = ["prompts=4", "group=4", "micro_batch=4", "max_tokens=40", "sample_steps=1", "save_steps=2", "tight_bmax=true"]
+GRPO = [
+    "prompts_per_step=4",
+    "num_generations=4",
+    "micro_batch=4",
+    "max_tokens=40",
+    "sample_steps=1",
+    "save_steps=2",
+    "b_max_from_best=true",
+]
 
 
 def run(two: bool, *arguments: object) -> None:
@@ -36,8 +43,8 @@ def losses(folder: Path) -> list[float]:
 
 
 def test_a_cold_start_of_two_processes(policy, tmp_path: Path) -> None:
-    asked = enumerate(arithmetic.questions("train", 6, seed=5))
-    rows = [label(policy, q, f"{'so ' * (i + more)}\\boxed{{{q.answer}}}") for i, q in asked for more in (0, 9)]
+    asked = enumerate(arithmetic.generate_questions("train", 6, seed=5))
+    rows = [make_row(policy, q, f"{'so ' * (i + more)}\\boxed{{{q.answer}}}") for i, q in asked for more in (0, 9)]
     runs.write_jsonl(tmp_path / "rows.jsonl", rows)
     for two in (False, True):
         told = ("--set", "sft.micro_batch=2", "--set", "sft.contrast=0.5")
@@ -64,18 +71,18 @@ def test_each_process_has_its_part(monkeypatch: pytest.MonkeyPatch) -> None:
     parts = []
     for rank in "012":
         monkeypatch.setenv("RANK", rank)
-        parts.append(distributed.mine(list(range(8))))
+        parts.append(distributed.shard(list(range(8))))
     assert [item for part in parts for item in part] == list(range(8))
     assert {len(part) for part in parts} == {2, 3}
-    assert distributed.share(12, 16, "x") == (4, 1)
-    assert distributed.share(12, 2, "x") == (2, 2)
+    assert distributed.split_batch(12, 16, "x") == (4, 1)
+    assert distributed.split_batch(12, 2, "x") == (2, 2)
     with pytest.raises(InputError, match="8 rows an update, which 3 processes cannot share"):
-        distributed.share(8, 4, "sft.batch")
-    assert distributed.share(12, 3, "x") == (2, 2)  # three do not divide the four rows of each
+        distributed.split_batch(8, 4, "sft.batch")
+    assert distributed.split_batch(12, 3, "x") == (2, 2)  # three do not divide the four rows of each
 
 
 def test_alone_nothing_is_shared() -> None:
-    assert distributed.first()
-    assert distributed.once(lambda: 7) == 7
-    assert distributed.gather([1, 2]) == [1, 2] == distributed.mine([1, 2])
-    assert distributed.share(8, 4, "x") == (4, 2)
+    assert distributed.is_main_process()
+    assert distributed.broadcast_from_main(lambda: 7) == 7
+    assert distributed.gather([1, 2]) == [1, 2] == distributed.shard([1, 2])
+    assert distributed.split_batch(8, 4, "x") == (4, 2)

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import commands, parse
+from support import commands, parse
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from helpers import listing
+from support import listing
 
 from sbtiny import locks, runs
 from sbtiny.config import Settings
@@ -59,12 +59,12 @@ def refused(process: subprocess.Popen, what: object, pid: int) -> None:
 
 @pytest.fixture(scope="module")
 def labelled(tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from sbtiny.rollout.policy import Policy
+    from sbtiny.coldstart.sample_correct import make_row
+    from sbtiny.rollout.load_policy import build_policy
     from sbtiny.tasks import arithmetic
-    from sbtiny.coldstart.sample_correct import label
 
-    policy, file = Policy(*tiny, slots=2), tmp_path_factory.mktemp("rows") / "rows.jsonl"
-    runs.write_jsonl(file, [label(policy, q, f"\\boxed{{{q.answer}}}") for q in arithmetic.questions("train", 8, seed=5)])
+    policy, file = build_policy(*tiny, slots=2), tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    runs.write_jsonl(file, [make_row(policy, q, f"\\boxed{{{q.answer}}}") for q in arithmetic.generate_questions("train", 8, seed=5)])
     return file
 
 
@@ -136,14 +136,14 @@ def test_two_builds_of_one_file(start: Start, tmp_path: Path) -> None:
     assert listing(tmp_path) == before
     first.kill()
     first.communicate()
-    with locks.hold(locks.beside(tmp_path / "rows.jsonl"), tmp_path / "rows.jsonl"):
+    with locks.hold(locks.lock_path(tmp_path / "rows.jsonl"), tmp_path / "rows.jsonl"):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl.part"]
 
 
 def reserve_many(folder: str, count: int) -> list[str]:
     os.chdir(folder)
-    return [str(runs.reserve("sft")) for _ in range(count)]
+    return [str(runs.make_run_folder("sft")) for _ in range(count)]
 
 
 def test_runs_of_the_same_moment_get_folders_of_their_own(tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_a_process_has_it_more_than_once_and_leaves_nothing(tmp_path: Path) -> N
     path = tmp_path / "a" / "b" / ".lock"
     with locks.hold(path, path), locks.hold(path, path):
         assert locks.holder(path) is None
-        locks.check(path, path)
+        locks.raise_if_locked(path, path)
         inode = path.stat().st_ino
     with pytest.raises(InputError, match="wrong"), locks.hold(path, path):
         raise InputError("wrong")
@@ -193,11 +193,11 @@ def test_without_locks_a_run_goes_on_and_says_so(
 
     monkeypatch.setattr(fcntl, "flock", flock)
     with runs.claim("sft", tmp_path / "run") as folder:
-        runs.new("sft", folder, Settings())
+        runs.create_run("sft", folder, Settings())
         assert locks.holder(folder / runs.LOCK) is None
     assert sorted(listing(tmp_path)) == ["run/config.yaml", "run/run.json"]
     err = capsys.readouterr().err
-    assert err == f"no lock on {tmp_path / 'run'} ({os.strerror(code)}): see to it that nothing else writes there\n"
+    assert err == f"no lock on {tmp_path / 'run'} ({os.strerror(code)}): make sure that nothing else writes there\n"
 
 
 def test_a_fresh_folder_is_gone_where_something_was_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,9 +210,9 @@ def test_a_fresh_folder_is_gone_where_something_was_wrong(tmp_path: Path, monkey
 
 def test_a_run_is_set_aside_under_its_lock(tmp_path: Path) -> None:
     with runs.claim("sft", tmp_path / "run") as folder:
-        runs.new("sft", folder, Settings())
+        runs.create_run("sft", folder, Settings())
         runs.append_jsonl(folder / "metrics.jsonl", {"step": 1})
-        runs.new("sft", folder, Settings())
+        runs.create_run("sft", folder, Settings())
         assert (folder / runs.LOCK).is_file()
     (aside,) = [path for path in tmp_path.iterdir() if path.name != "run"]
     assert sorted(listing(aside)) == ["config.yaml", "metrics.jsonl", "run.json"]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers import parse
+from support import parse
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "sbtiny").rglob("*.py"))

@@ -2,22 +2,18 @@
 
 import json
 import os
-import resource
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from helpers import full_disk, listing
+from support import ROOM, full_disk, listing
 
 from sbtiny import runs
-from sbtiny.config import Settings, load
+from sbtiny.config import Settings
 from sbtiny.errors import InputError
+from sbtiny.load_settings import load_settings
 
 SETTINGS = Settings(seed=5)
-
-
 
 
 @pytest.fixture
@@ -28,7 +24,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def finished(folder: Path, kind: str = "sft", age: int = 0) -> Path:
     """A run as training leaves it, begun `age` seconds ago."""
-    runs.new(kind, folder, SETTINGS)
+    runs.create_run(kind, folder, SETTINGS)
     begin(folder, time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(time.time() - age)))
     (folder / "adapter").mkdir()
     (folder / "adapter" / "adapter_model.safetensors").write_bytes(b"weights")
@@ -38,8 +34,6 @@ def finished(folder: Path, kind: str = "sft", age: int = 0) -> Path:
 def begin(folder: Path, started: object) -> None:
     """Say in run.json when the run began."""
     runs.write_json(folder / "run.json", runs.read_run(folder) | {"started": started})
-
-
 
 
 def complaint(call, *arguments: object) -> str:
@@ -146,39 +140,39 @@ def test_a_run_json_of_something_else_is_refused(content: str, tmp_path: Path) -
 
 
 def test_a_new_run_remembers_what_it_was_made_with(here: Path) -> None:
-    folder = runs.new("grpo", here / "deep" / "mine", SETTINGS, parent="runs/sft-1")
+    folder = runs.create_run("grpo", here / "deep" / "mine", SETTINGS, parent="runs/sft-1")
     assert folder == here / "deep" / "mine"
-    assert load(folder / "config.yaml") == SETTINGS
+    assert load_settings(folder / "config.yaml") == SETTINGS
     about = runs.read_run(folder)
     assert (about["kind"], about["model"], about["parent"]) == ("grpo", "tiny", "runs/sft-1")
     assert sorted(listing(folder)) == ["config.yaml", "run.json"]
 
 
 def test_runs_of_the_same_second_get_folders_of_their_own(here: Path) -> None:
-    made = {runs.new("sft", None, SETTINGS) for _ in range(4)}
+    made = {runs.create_run("sft", None, SETTINGS) for _ in range(4)}
     assert len(made) == 4
     assert all(folder.parent == runs.ROOT and folder.name.startswith("sft-") for folder in made)
 
 
 def test_a_finished_run_is_never_written_over(here: Path) -> None:
     before = listing(finished(here / "run"))
-    assert "already holds a finished run" in complaint(runs.new, "sft", here / "run", SETTINGS)
+    assert "already holds a finished run" in complaint(runs.create_run, "sft", here / "run", SETTINGS)
     assert listing(here / "run") == before
 
 
 def test_a_run_with_checkpoints_is_for_resuming(here: Path) -> None:
-    runs.new("sft", here / "run", SETTINGS)
+    runs.create_run("sft", here / "run", SETTINGS)
     (here / "run" / "checkpoint-5").mkdir()
     before = listing(here)
-    assert "--resume" in complaint(runs.new, "sft", here / "run", SETTINGS)
+    assert "--resume" in complaint(runs.create_run, "sft", here / "run", SETTINGS)
     assert listing(here) == before
 
 
 def test_leftovers_before_the_first_checkpoint_are_set_aside_not_mixed_in(here: Path) -> None:
-    runs.new("grpo", here / "run", SETTINGS)
+    runs.create_run("grpo", here / "run", SETTINGS)
     runs.append_jsonl(here / "run" / "metrics.jsonl", {"step": 1})
     runs.write_json(here / "run" / "b_max.json", {"old": "12"})
-    runs.new("grpo", here / "run", SETTINGS)
+    runs.create_run("grpo", here / "run", SETTINGS)
     assert sorted(listing(here / "run")) == ["config.yaml", "run.json"]
     (aside,) = [path for path in here.iterdir() if path.name != "run"]
     assert sorted(listing(aside)) == ["b_max.json", "config.yaml", "metrics.jsonl", "run.json"]
@@ -187,32 +181,32 @@ def test_leftovers_before_the_first_checkpoint_are_set_aside_not_mixed_in(here: 
 def test_other_files_in_the_folder_stay(here: Path) -> None:
     (here / "run" / "base").mkdir(parents=True)
     (here / "run" / "base" / "eval.json").write_text("{}")
-    runs.new("grpo", here / "run", SETTINGS)
+    runs.create_run("grpo", here / "run", SETTINGS)
     assert sorted(listing(here / "run")) == ["base/eval.json", "config.yaml", "run.json"]
 
 
 def test_a_disk_that_fills_up_leaves_no_folder(here: Path) -> None:
     with full_disk(room=4096):  # room to look whether it can be written, not for the settings
-        complaint(runs.new, "sft", here / "run", Settings(model="m" * 5000))
+        complaint(runs.create_run, "sft", here / "run", Settings(model="m" * 5000))
     assert list(here.iterdir()) == []
 
 
 @pytest.mark.parametrize("output", ["file/run", "/proc/sbtiny", "file"])
 def test_a_folder_that_cannot_be_made(output: str, here: Path) -> None:
     (here / "file").write_text("mine")
-    assert "cannot write" in complaint(runs.new, "sft", Path(output), SETTINGS)
+    assert "cannot write" in complaint(runs.create_run, "sft", Path(output), SETTINGS)
     assert listing(here) == {"file": b"mine"}
 
 
 # ---- set aside -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mark", runs.MARKS)
+@pytest.mark.parametrize("mark", runs.RUN_FILES)
 def test_an_earlier_run_gets_another_name_and_keeps_everything(mark: str, here: Path) -> None:
     for _ in range(3):  # within one second
         runs.write_text(Path("runs/demo") / mark, "{}")
         before = listing(Path("runs/demo"))
-        runs.set_aside(Path("runs/demo"))
+        runs.archive_run(Path("runs/demo"))
     asides = list(Path("runs").iterdir())
     assert len(asides) == 3
     assert all(listing(aside) == before and aside.name.startswith("demo-before-") for aside in asides)
@@ -223,17 +217,17 @@ def test_what_is_no_run_is_not_moved(here: Path, monkeypatch: pytest.MonkeyPatch
     (here / "home" / "letters.txt").write_text("dear")
     (here / "file").write_text("mine")
     for path in (here / "home", here / "file", Path()):
-        assert "choose another --output" in complaint(runs.set_aside, path)
-    run = runs.new("sft", here / "run", SETTINGS)
+        assert "choose another --output" in complaint(runs.archive_run, path)
+    run = runs.create_run("sft", here / "run", SETTINGS)
     monkeypatch.chdir(run)
-    assert "choose another --output" in complaint(runs.set_aside, Path())  # it would move the user's feet away
+    assert "choose another --output" in complaint(runs.archive_run, Path())  # it would move the user's feet away
     assert sorted(path.name for path in here.iterdir()) == ["file", "home", "run"]
 
 
 def test_nothing_to_set_aside(here: Path) -> None:
     (here / "empty").mkdir()
-    runs.set_aside(here / "empty")
-    runs.set_aside(here / "none")
+    runs.archive_run(here / "empty")
+    runs.archive_run(here / "none")
     assert [path.name for path in here.iterdir()] == ["empty"]
 
 
@@ -242,35 +236,35 @@ def test_nothing_to_set_aside(here: Path) -> None:
 
 def test_a_run_is_found_by_path_and_by_name(here: Path) -> None:
     inside, outside = finished(runs.ROOT / "first"), finished(here / "elsewhere")
-    assert runs.find("first") == runs.find("runs/first") == inside
-    assert runs.find(str(outside)) == outside
+    assert runs.find_run("first") == runs.find_run("runs/first") == inside
+    assert runs.find_run(str(outside)) == outside
     both = finished(here / "first")
-    assert runs.find("first") == both.relative_to(here)  # a path goes before a name
+    assert runs.find_run("first") == both.relative_to(here)  # a path goes before a name
 
 
 @pytest.mark.parametrize("name", ["none", "", "file", "empty", "x" * 300, "nul\0"])
 def test_what_is_no_run_is_not_found(name: str, here: Path) -> None:
     (here / "file").write_text("mine")
     (here / "empty").mkdir()
-    assert runs.find(name) is None
+    assert runs.find_run(name) is None
 
 
 def test_the_newest_finished_run_of_its_kind(here: Path) -> None:
     old, new = finished(runs.ROOT / "z-old", age=60), finished(runs.ROOT / "a-new", age=30)
     finished(runs.ROOT / "grpo", "grpo")
-    runs.new("sft", runs.ROOT / "unfinished", SETTINGS)
-    assert runs.newest("sft") == new != old
-    assert runs.newest("grpo") == runs.ROOT / "grpo"
+    runs.create_run("sft", runs.ROOT / "unfinished", SETTINGS)
+    assert runs.newest_run("sft") == new != old
+    assert runs.newest_run("grpo") == runs.ROOT / "grpo"
 
 
 def test_newest_is_the_run_begun_last_whatever_the_time_of_its_file(here: Path) -> None:
     old, new = finished(runs.ROOT / "old", age=60), finished(runs.ROOT / "new", age=30)
     os.utime(new / "run.json", (1000, 1000))  # the older one was copied, or evaluated, or its run.json mended, since
-    assert runs.newest("sft") == new
+    assert runs.newest_run("sft") == new
     for folder in (old, new):
         (folder / "adapter").rename(folder / "gone")
         (folder / "gone" / "adapter_model.safetensors").unlink()
-    assert runs.unfinished("sft") == new
+    assert runs.newest_unfinished("sft") == new
 
 
 def test_of_runs_of_one_second_or_of_no_known_time_the_file_decides(here: Path) -> None:
@@ -281,11 +275,11 @@ def test_of_runs_of_one_second_or_of_no_known_time_the_file_decides(here: Path) 
                 finished(folder)
             begin(folder, said)
             os.utime(folder / "run.json", (when, when))
-        assert runs.newest("sft") == runs.ROOT / "c"  # as new as a, and the later name
+        assert runs.newest_run("sft") == runs.ROOT / "c"  # as new as a, and the later name
     begin(runs.ROOT / "b", "2026-01-01 10:00:00")
-    assert runs.newest("sft") == runs.ROOT / "b"  # the others began in 1970, as far as anything says
+    assert runs.newest_run("sft") == runs.ROOT / "b"  # the others began in 1970, as far as anything says
 
 
 def test_no_finished_run_says_what_to_do_first(here: Path) -> None:
-    runs.new("sft", runs.ROOT / "unfinished", SETTINGS)
-    assert "run `sbtiny sft` first" in complaint(runs.newest, "sft")
+    runs.create_run("sft", runs.ROOT / "unfinished", SETTINGS)
+    assert "run `sbtiny sft` first" in complaint(runs.newest_run, "sft")

@@ -35,20 +35,20 @@ print("imported")
 """
 USE = """
 from pathlib import Path
-from sbtiny.bench.machine import machine
+from sbtiny.bench.machine import describe_machine
 from sbtiny.cli import streams
-from sbtiny.models.device import detect, glance
-from sbtiny.models.load import load
+from sbtiny.models.device import detect_device, probe_device
+from sbtiny.models.load import load_model
 from sbtiny.rollout import memory
-from sbtiny.rollout.policy import Policy
+from sbtiny.rollout.load_policy import build_policy
 from sbtiny.rollout.sampling import Sampling
-from sbtiny.tasks.timeout import limited
+from sbtiny.tasks.timeout import with_timeout
 
-assert glance().memory_gb == detect().memory_gb > 0
-assert machine()["load"] is None
+assert probe_device().memory_gb == detect_device().memory_gb > 0
+assert describe_machine()["load"] is None
 assert streams.unread() == []
-assert limited(lambda: 7) == 7
-policy = Policy(*load("tiny"), slots=2)
+assert with_timeout(lambda: 7) == 7
+policy = build_policy(*load_model("tiny"), slots=2)
 (episode,) = policy.sample([policy.request("1 + 1?", 8, seed=1)], Sampling())
 assert 0 < len(episode.completion_ids) <= 8
 assert memory.peak_bytes(policy.model.device) > 2**27

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from sbtiny import runs
-from sbtiny.config import load
-from sbtiny.rollout.load_policy import open_policy
+from sbtiny.coldstart.sample_correct import classify_answer, make_row, sample_answers
+from sbtiny.load_settings import load_settings
+from sbtiny.rollout.load_policy import load_policy
 from sbtiny.rollout.policy import Policy
-from sbtiny.tasks.sources import Question, load_questions
+from sbtiny.tasks.load import load_questions
+from sbtiny.tasks.sources import Question
 from sbtiny.tasks.verify import load_verifier
-from sbtiny.coldstart.sample_correct import judged, label, sample_answers
 
 DISPLAY = re.compile(r"\\\[.*?\\\]", re.DOTALL)
 BOXED = re.compile(r"\\boxed\{[^{}]*\}")
@@ -56,7 +57,7 @@ def rows_of(policy: Policy, question: Question, answers: list[str], rng: random.
     found: dict[int, dict[str, Any]] = {}
     for text, given in told.items():
         if "\\boxed" in text:
-            row = label(policy, question, text) | ({"given": True} if given else {})
+            row = make_row(policy, question, text) | ({"given": True} if given else {})
             found.setdefault(row["budget"], row)
     return list(found.values())
 
@@ -73,19 +74,29 @@ def main() -> None:
     args = parser.parse_args()
     questions = load_questions(args.questions, "train", args.limit)
     verify = load_verifier("auto")
-    policy = open_policy(args.model, load(overrides=[("model", args.model), ("four_bit", False)]), args.slots)
+    policy = load_policy(args.model, load_settings(overrides=[("model", args.model), ("four_bit", False)]), args.slots)
     asked = [q for q in questions for _ in range(args.samples)]
     requests = [policy.request(q.question, args.room, seed=i) for i, q in enumerate(asked)]
     right: dict[str, list[str]] = {}
     for question, episode in zip(asked, sample_answers(policy, requests, 0.7, lambda *_: None), strict=True):
-        if judged(episode, question, verify) == "row" and "```" not in episode.solution:  # what code prints is guessed
+        if classify_answer(episode, question, verify) == "row" and "```" not in episode.solution:  # what code prints is guessed
             right.setdefault(question.id, []).append(episode.solution.strip())
     by_id = {q.id: q for q in questions}
     rows = [row for name, answers in right.items() for row in rows_of(policy, by_id[name], answers, random.Random(name))]
     runs.write_jsonl(args.rows, rows)
     stated = [row["budget"] for row in rows if not row.get("given")]
-    print(json.dumps({"questions": len(questions), "answers": len(asked), "right": sum(map(len, right.values())), "with_right": len(right),
-                      "rows": len(rows), "stated_mean": sum(stated) / len(stated)}))
+    print(
+        json.dumps(
+            {
+                "questions": len(questions),
+                "answers": len(asked),
+                "right": sum(map(len, right.values())),
+                "with_right": len(right),
+                "rows": len(rows),
+                "stated_mean": sum(stated) / len(stated),
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

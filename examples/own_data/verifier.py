@@ -7,7 +7,7 @@ It must not evaluate what the model wrote.
 
 import re
 
-from sbtiny.tasks.answers import given_answer, last_line
+from sbtiny.tasks.answers import last_line, marked_answer
 from sbtiny.tasks.sources import Question
 
 WRITTEN = re.compile(r"\\(?:text|mathrm|textbf)\s?\{([^{}]*)\}")  # LaTeX around a word
@@ -15,7 +15,7 @@ BETWEEN = re.compile(r"\s*[,;]\s*(?:and\s+)?|\s+and\s+")
 
 
 def check(question: Question, completion: str) -> bool:
-    said = words(given_answer(completion) or last_line(completion))
+    said = words(marked_answer(completion) or last_line(completion))
     return any(same(said, reference.strip()) for reference in question.answer.split("|"))
 
 

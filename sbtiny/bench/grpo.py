@@ -1,8 +1,8 @@
 """Whole GRPO steps: sbtiny against plain `trl.GRPOTrainer`, with the same model, adapter, prompts, group, lengths and micro-batch.
 
-Every answer has a length given beforehand and ends with the end token there. Our engine is not told that length but a guess of it,
-drawn anew at each step, with a log-normal error of 30 %: about what a budget is worth. Stages, scoring and science are left out on both
-sides: what differs is how answers are decoded and how micro-batches are padded.
+Every answer has a fixed length and ends there with the end token. Our engine does not know that length: at each step it gets a new
+guess with a log-normal error of 30 %, which is about as good as a stated budget. Both sides leave out rewards and checks: they differ in
+decoding and in the padding of micro-batches.
 """
 
 import copy
@@ -21,10 +21,11 @@ from transformers.generation.stopping_criteria import StoppingCriteriaList
 from transformers.trainer_callback import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from sbtiny.bench.machine import forget_peak, machine, peak_mb
-from sbtiny.bench.rollout import PerRow
-from sbtiny.bench.lengths import guesses, ratio, spread
-from sbtiny.models.load import add_lora, load
+from sbtiny.bench.lengths import guess_lengths, summarize, summarize_ratio
+from sbtiny.bench.machine import describe_machine, read_peak_mb, reset_peak_memory
+from sbtiny.bench.rollout import StopAtLengths
+from sbtiny.grpo.trainer import BudgetGrpoTrainer
+from sbtiny.models.load import add_lora, load_model
 from sbtiny.models.prompt import prompt_ids
 from sbtiny.progress import bar
 from sbtiny.rollout.engine import Engine
@@ -32,12 +33,11 @@ from sbtiny.rollout.episode import Request
 from sbtiny.rollout.sampling import Sampling
 from sbtiny.tasks import arithmetic
 from sbtiny.training import logprobs
-from sbtiny.grpo.trainer import Trainer
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """What both sides do: `lengths` has one answer length for each of prompts x group answers, the same at every step."""
+class BenchConfig:
+    """The work of both sides. `lengths` has a length in tokens for each of prompts x group answers, the same at every step."""
 
     model: str
     dtype: str | None
@@ -52,8 +52,8 @@ class Plan:
 
 
 @dataclass(slots=True)
-class Clocked:
-    """Seconds of each step by phase, and the summed loss of each; the first step only warms up."""
+class StepTimings:
+    """Seconds of each step by phase, and its summed loss. The first step is the warm-up."""
 
     generate: list[float] = field(default_factory=list)
     score: list[float] = field(default_factory=list)
@@ -63,7 +63,7 @@ class Clocked:
 
 
 class StepClock(TrainerCallback):
-    def __init__(self, clocked: Clocked) -> None:
+    def __init__(self, clocked: StepTimings) -> None:
         self.clocked = clocked
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
@@ -73,8 +73,8 @@ class StepClock(TrainerCallback):
         self.clocked.step.append(time.perf_counter() - self.started)
 
 
-def since(clock: list[float], call: Callable[..., Any]) -> Callable[..., Any]:
-    """`call`, its seconds added to `clock`."""
+def time_calls(clock: list[float], call: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap `call` so that it appends its seconds to `clock`."""
 
     def timed(*args: Any, **kwargs: Any) -> Any:
         started = time.perf_counter()
@@ -86,20 +86,20 @@ def since(clock: list[float], call: Callable[..., Any]) -> Callable[..., Any]:
     return timed
 
 
-def reward(completion_ids: list[list[int]], **_: Any) -> list[float]:
-    """Any number that differs within a group: how it is scored is no part of the bench."""
+def dummy_reward(completion_ids: list[list[int]], **_: Any) -> list[float]:
+    """A reward that differs within a group; scoring is not measured."""
     return [sum(ids) % 97 / 97 for ids in completion_ids]
 
 
 def forced_generate(model: nn.Module, lengths: Sequence[int], end: int) -> Callable[..., Tensor]:
-    """The model's own `generate`, each row ending with the end token after its own number of tokens."""
+    """The model's `generate`, with each row ended by the end token at its length."""
     original = model.generate
 
     def generate(input_ids: Tensor, generation_config: Any, **inputs: Any) -> Tensor:
         config = copy.deepcopy(generation_config)
         config.eos_token_id = -1
         start = input_ids.shape[1]
-        ends = StoppingCriteriaList([PerRow(start, lengths, input_ids.device)])
+        ends = StoppingCriteriaList([StopAtLengths(start, lengths, input_ids.device)])
         out = original(input_ids=input_ids, generation_config=config, stopping_criteria=ends, **inputs)
         written = out[:, start:]
         written[written == end] = (end + 1) % 3
@@ -109,10 +109,10 @@ def forced_generate(model: nn.Module, lengths: Sequence[int], end: int) -> Calla
     return generate
 
 
-class Decoder:
+class BenchRollout:
     """The rollout function of our side."""
 
-    def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, plan: Plan) -> None:
+    def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, plan: BenchConfig) -> None:
         vocabulary = model.get_input_embeddings().weight.shape[0]
         self.engine = Engine(model, [""] * vocabulary, frozenset(), min(64, len(plan.lengths)))
         self.tokenizer, self.plan, self.end, self.step = tokenizer, plan, tokenizer.eos_token_id, 0
@@ -123,17 +123,15 @@ class Decoder:
         ids = [prompt_ids(self.tokenizer, prompt) for prompt in prompts]
         self.step += 1
         seed = self.plan.seed + 1000 * self.step
-        work = zip(ids, self.plan.lengths, guesses(self.plan.lengths, seed), strict=True)
+        work = zip(ids, self.plan.lengths, guess_lengths(self.plan.lengths, seed), strict=True)
         requests = [Request(tuple(p), n, seed=seed + i, expected=guess) for i, (p, n, guess) in enumerate(work)]
         episodes = self.engine.run(requests, Sampling())
         answers = [[(self.end + 1) % 3 if t == self.end else t for t in e.completion_ids[:-1]] for e in episodes]
-        self.written.append(
-            {"prompt_ids": ids, "completion_ids": [[*a, self.end] for a in answers], "logprobs": None}
-        )
+        self.written.append({"prompt_ids": ids, "completion_ids": [[*a, self.end] for a in answers], "logprobs": None})
         return self.written[-1]
 
 
-def arguments(plan: Plan, output: str, bf16: bool, fp16: bool) -> GRPOConfig:
+def build_grpo_config(plan: BenchConfig, output: str, bf16: bool, fp16: bool) -> GRPOConfig:
     answers, gpu = len(plan.lengths), torch.cuda.is_available()
     return GRPOConfig(
         output_dir=output,
@@ -157,19 +155,19 @@ def arguments(plan: Plan, output: str, bf16: bool, fp16: bool) -> GRPOConfig:
     )
 
 
-def build(kind: type[GRPOTrainer], plan: Plan, clocked: Clocked, output: str) -> tuple[GRPOTrainer, nn.Module, Any]:
+def build_trainer(kind: type[GRPOTrainer], plan: BenchConfig, clocked: StepTimings, output: str) -> tuple[GRPOTrainer, nn.Module, Any]:
     """A trainer over a fresh model and adapter, without its rollouts yet."""
     torch.manual_seed(plan.seed)
-    model, tokenizer = load(plan.model, four_bit=plan.four_bit, dtype=plan.dtype)
+    model, tokenizer = load_model(plan.model, four_bit=plan.four_bit, dtype=plan.dtype)
     model = add_lora(model, rank=plan.rank, alpha=2 * plan.rank)
-    logprobs.ensure()
-    asked = arithmetic.questions("train", plan.prompts * (plan.steps + 1))
-    ours = kind is Trainer
-    rows = [{"prompt": q.question if ours else [{"role": "user", "content": q.question}]} for q in asked]
+    logprobs.patch_trl_for_cpu()
+    questions = arithmetic.generate_questions("train", plan.prompts * (plan.steps + 1))
+    ours = kind is BudgetGrpoTrainer
+    rows = [{"prompt": q.question if ours else [{"role": "user", "content": q.question}]} for q in questions]
     trainer = kind(
         model=model,
-        reward_funcs=since(clocked.score, reward),
-        args=arguments(plan, output, model.dtype == torch.bfloat16, model.dtype == torch.float16),
+        reward_funcs=time_calls(clocked.score, dummy_reward),
+        args=build_grpo_config(plan, output, model.dtype == torch.bfloat16, model.dtype == torch.float16),
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
         callbacks=[StepClock(clocked)],
@@ -180,8 +178,8 @@ def build(kind: type[GRPOTrainer], plan: Plan, clocked: Clocked, output: str) ->
     return trainer, model, tokenizer
 
 
-def count_loss(trainer: GRPOTrainer, clocked: Clocked) -> None:
-    """Sum the micro-batches' shares of each step's loss: the log rounds."""
+def count_loss(trainer: GRPOTrainer, clocked: StepTimings) -> None:
+    """Sum the micro-batches' losses of each step, because the log rounds them."""
     original, per_step = trainer.training_step, trainer.args.gradient_accumulation_steps
     seen: list[float] = []
 
@@ -196,62 +194,62 @@ def count_loss(trainer: GRPOTrainer, clocked: Clocked) -> None:
     trainer.training_step = training_step
 
 
-def run_ours(plan: Plan) -> tuple[Clocked, list[dict[str, Any]]]:
-    """Our trainer; also what it wrote at each step."""
-    clocked = Clocked()
-    forget_peak()
+def run_sbtiny(plan: BenchConfig) -> tuple[StepTimings, list[dict[str, Any]]]:
+    """Run our trainer; return timings and the rollouts of each step."""
+    clocked = StepTimings()
+    reset_peak_memory()
     with TemporaryDirectory() as folder:
-        trainer, model, tokenizer = build(Trainer, plan, clocked, folder)
-        decoder = Decoder(model, tokenizer, plan)
-        trainer.rollout_func = since(clocked.generate, decoder)
+        trainer, model, tokenizer = build_trainer(BudgetGrpoTrainer, plan, clocked, folder)
+        decoder = BenchRollout(model, tokenizer, plan)
+        trainer.rollout_func = time_calls(clocked.generate, decoder)
         trainer.train()
-    clocked.peak_mb = peak_mb()
+    clocked.peak_mb = read_peak_mb()
     return clocked, decoder.written
 
 
-def run_plain(plan: Plan, replay: list[dict[str, Any]] | None = None) -> Clocked:
-    """TRL's trainer as it comes, decoding itself; or given what ours wrote, to compare the loss."""
-    clocked = Clocked()
-    forget_peak()
+def run_trl(plan: BenchConfig, replay: list[dict[str, Any]] | None = None) -> StepTimings:
+    """Run TRL's trainer: it decodes itself or, to compare losses, replays our rollouts."""
+    clocked = StepTimings()
+    reset_peak_memory()
     with TemporaryDirectory() as folder:
-        trainer, model, tokenizer = build(GRPOTrainer, plan, clocked, folder)
+        trainer, model, tokenizer = build_trainer(GRPOTrainer, plan, clocked, folder)
         if replay is None:
             forced = forced_generate(model, plan.lengths, tokenizer.eos_token_id)
-            model.generate = since(clocked.generate, forced)
+            model.generate = time_calls(clocked.generate, forced)
         else:
             steps = iter(replay)
-            trainer.rollout_func = since(clocked.generate, lambda *_: next(steps))
+            trainer.rollout_func = time_calls(clocked.generate, lambda *_: next(steps))
         trainer.train()
-    clocked.peak_mb = peak_mb()
+    clocked.peak_mb = read_peak_mb()
     return clocked
 
 
-def compare(plan: Plan, rounds: int) -> dict[str, Any]:
-    """Seconds a step of both, by turns, and how far their losses on the same answers are apart."""
-    sides: dict[str, list[Clocked]] = {"sbtiny": [], "trl": []}
+def compare_trainers(plan: BenchConfig, rounds: int) -> dict[str, Any]:
+    """Seconds per step of both, interleaved, and the difference of their losses on the same answers."""
+    sides: dict[str, list[StepTimings]] = {"sbtiny": [], "trl": []}
     with bar("bench", 2 * rounds + 1) as advance:
         for _ in range(rounds):
-            clocked, written = run_ours(plan)
+            clocked, written = run_sbtiny(plan)
             sides["sbtiny"].append(clocked)
             gc.collect()
             advance(note=f"sbtiny {clocked.step[-1]:.2f} s a step")
-            sides["trl"].append(run_plain(plan))
+            sides["trl"].append(run_trl(plan))
             gc.collect()
             advance(note=f"trl {sides['trl'][-1].step[-1]:.2f} s a step")
-        same = run_plain(plan, written)
+        same = run_trl(plan, written)
         advance()
-    # The first step alone: afterwards the weights differ by rounding, and Adam makes much of little gradients.
-    apart = abs(same.loss[0] - sides["sbtiny"][-1].loss[0])
-    return report(plan, sides) | {"loss": same.loss[0], "loss_difference": apart}
+    # Only the first step: later the weights differ by rounding, which Adam amplifies.
+    loss_difference = abs(same.loss[0] - sides["sbtiny"][-1].loss[0])
+    return bench_record(plan, sides) | {"loss": same.loss[0], "loss_difference": loss_difference}
 
 
-def report(plan: Plan, sides: dict[str, list[Clocked]]) -> dict[str, Any]:
+def bench_record(plan: BenchConfig, sides: dict[str, list[StepTimings]]) -> dict[str, Any]:
     steps = {name: [s for run in runs for s in run.step[1:]] for name, runs in sides.items()}
-    result: dict[str, Any] = {"machine": machine(), "answers": len(plan.lengths), "micro_batch": plan.micro_batch}
+    result: dict[str, Any] = {"machine": describe_machine(), "answers": len(plan.lengths), "micro_batch": plan.micro_batch}
     result |= {"mean_length": sum(plan.lengths) / len(plan.lengths), "longest": max(plan.lengths)}
     for name, runs in sides.items():
-        phases = {p: spread([s for run in runs for s in getattr(run, p)[1:]])["median"] for p in ("generate", "score")}
-        whole = spread(steps[name])
+        phases = {p: summarize([s for run in runs for s in getattr(run, p)[1:]])["median"] for p in ("generate", "score")}
+        whole = summarize(steps[name])
         result[name] = {
             "seconds": whole,
             **phases,
@@ -259,5 +257,5 @@ def report(plan: Plan, sides: dict[str, list[Clocked]]) -> dict[str, Any]:
             "tokens_per_second": sum(plan.lengths) / whole["median"],
             "peak_mb": max((run.peak_mb for run in runs if run.peak_mb is not None), default=None),
         }
-    compared = ratio(steps["trl"], steps["sbtiny"])
+    compared = summarize_ratio(steps["trl"], steps["sbtiny"])
     return result | {"ratio": compared["median"], "ratio_range": [compared["low"], compared["high"]]}

@@ -1,4 +1,4 @@
-"""The work of a bench: how many tokens each answer takes, drawn or read, and the statistics of what was measured."""
+"""Answer lengths for a bench, drawn or read from a file, and statistics of its measurements."""
 
 import json
 import statistics
@@ -9,31 +9,31 @@ import numpy as np
 
 from sbtiny.errors import InputError
 
-BLIND = 0.3  # how far off, in the logarithm, our engine's guess of a length is: about what a stated budget is worth
-TAIL = 3.0  # the longest answer is at least so many times the mean
-SPREAD = 0.9  # of the logarithm
+GUESS_LOG_ERROR = 0.3  # standard deviation of the log of (guess / length): about the error of a stated budget
+MIN_LONGEST_OVER_MEAN = 3.0  # below it there is no tail to measure
+LENGTH_LOG_STD = 0.9  # of a length's logarithm
 
 
 def draw_lengths(count: int, mean: int, longest: int, seed: int) -> list[int]:
     """Log-normal answer lengths in tokens, at most `longest`, one of them exactly that; their mean is close to `mean`.
 
-    Raises InputError when the longest is not at least 3 times the mean: without a tail there is nothing to measure.
+    Raises InputError if `longest` is below 3.3 times `mean`: without a tail there is nothing to measure.
     """
-    if longest < TAIL * mean * 1.1 or mean < 2:
+    if longest < MIN_LONGEST_OVER_MEAN * mean * 1.1 or mean < 2:
         raise InputError(f"--max-tokens {longest} is no heavy tail over a mean of {mean}: give at least {4 * mean}")
     rng = np.random.default_rng(seed)
-    lengths = np.exp(rng.normal(np.log(mean) - SPREAD**2 / 2, SPREAD, count))
+    lengths = np.exp(rng.normal(np.log(mean) - LENGTH_LOG_STD**2 / 2, LENGTH_LOG_STD, count))
     lengths = np.clip(np.round(lengths), 2, longest).astype(int)
     lengths[rng.integers(count)] = longest
-    while longest < TAIL * lengths.mean():
+    while longest < MIN_LONGEST_OVER_MEAN * lengths.mean():
         lengths = np.maximum(2, lengths * 9 // 10)
         lengths[lengths.argmax()] = longest
     return lengths.tolist()
 
 
-def guesses(lengths: Sequence[int], seed: int) -> list[int]:
-    """What our engine is told of the lengths, beforehand: as much as a budget would say, not the lengths themselves."""
-    errors = np.exp(np.random.default_rng(seed).normal(0, BLIND, len(lengths)))
+def guess_lengths(lengths: Sequence[int], seed: int) -> list[int]:
+    """Noisy guesses of the lengths for our engine, about as good as stated budgets."""
+    errors = np.exp(np.random.default_rng(seed).normal(0, GUESS_LOG_ERROR, len(lengths)))
     return [max(1, round(guess)) for guess in (errors * lengths).tolist()]
 
 
@@ -41,16 +41,16 @@ def read_lengths(file: Path, count: int) -> list[int]:
     """The first `count` answer lengths of a file: one number a line, or JSONL rows with `length`. Raises InputError."""
     if not file.is_file():
         raise InputError(f"no file {file}: check the path given to --lengths")
-    found = []
+    lengths = []
     for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), 1):
         if line.strip():
-            found.append(read_length(line, f"{file} line {number}"))
-    if len(found) < count:
-        raise InputError(f"{file} holds {len(found)} lengths, {count} are needed: lower --requests")
-    return found[:count]
+            lengths.append(parse_length(line, f"{file} line {number}"))
+    if len(lengths) < count:
+        raise InputError(f"{file} holds {len(lengths)} lengths, {count} are needed: lower --requests")
+    return lengths[:count]
 
 
-def read_length(line: str, where: str) -> int:
+def parse_length(line: str, where: str) -> int:
     try:
         value = json.loads(line)
     except ValueError as error:
@@ -61,11 +61,11 @@ def read_length(line: str, where: str) -> int:
     return value
 
 
-def spread(values: Sequence[float]) -> dict[str, float]:
+def summarize(values: Sequence[float]) -> dict[str, float]:
     """Median and range."""
     return {"median": statistics.median(values), "low": min(values), "high": max(values)}
 
 
-def ratio(mine: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
-    """Median and range of the ratios, round by round: both of a round met the same neighbours on the machine."""
-    return spread([a / b for a, b in zip(mine, theirs, strict=True)])
+def summarize_ratio(mine: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
+    """Median and range of the ratios by round: both sides of a round ran under the same machine load."""
+    return summarize([a / b for a, b in zip(mine, theirs, strict=True)])

@@ -1,4 +1,4 @@
-"""What a figure was measured on, and how much memory it took."""
+"""The machine of a measurement, and peak memory."""
 
 import os
 from importlib.metadata import version
@@ -7,25 +7,25 @@ from typing import Any
 
 import torch
 
-from sbtiny.models.device import detect
+from sbtiny.models.device import detect_device
 
 CLEAR, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
-def machine() -> dict[str, Any]:
-    hardware = detect()
+def describe_machine() -> dict[str, Any]:
+    hardware = detect_device()
     packages = ("torch", "transformers", "trl", "peft")
     return {
         "device": hardware.device,
         "name": hardware.name,
         "memory_gb": hardware.memory_gb,
         "threads": torch.get_num_threads(),
-        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,  # Windows knows none
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,  # not on Windows
         "versions": {name: version(name) for name in packages},
     }
 
 
-def forget_peak() -> None:
+def reset_peak_memory() -> None:
     """Start measuring peak memory anew."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
@@ -33,8 +33,8 @@ def forget_peak() -> None:
         CLEAR.write_text("5")  # resets VmHWM, see proc(5)
 
 
-def peak_mb() -> float | None:
-    """Peak memory since `forget_peak` in MiB: the GPU's, or all of this process; None where the system does not say."""
+def read_peak_mb() -> float | None:
+    """Peak memory in MiB since `reset_peak_memory`, of the GPU or else of this process; None if the system does not report it."""
     if torch.cuda.is_available():
         return round(torch.cuda.max_memory_allocated() / 2**20, 1)
     if not STATUS.exists():

@@ -1,6 +1,6 @@
 """Decoding speed: ours, `generate` called the way TRL calls it, and transformers' continuous batching, on the same work.
 
-Every answer has a length given beforehand, so that each engine makes the same tokens; stop tokens do not stop.
+Every answer has a fixed length, so all engines write equally many tokens; stop tokens do not end an answer.
 """
 
 import math
@@ -14,25 +14,25 @@ from torch import Tensor, nn
 from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedTokenizerBase
 from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList
 
-from sbtiny.bench.machine import forget_peak, machine, peak_mb
-from sbtiny.bench.lengths import guesses, ratio, spread
+from sbtiny.bench.lengths import guess_lengths, summarize, summarize_ratio
+from sbtiny.bench.machine import describe_machine, read_peak_mb, reset_peak_memory
 from sbtiny.errors import Failed
 from sbtiny.models.prompt import prompt_ids
 from sbtiny.progress import bar, console
 from sbtiny.rollout.engine import Engine
+from sbtiny.rollout.engines.generate import left_pad
 from sbtiny.rollout.episode import Request
-from sbtiny.rollout.engines.generate import left_padded
 from sbtiny.rollout.sampling import Sampling
 from sbtiny.tasks import arithmetic
 
 Clock = Callable[[], float]
-SHORT, LOOK = 2, 10  # tokens of each answer at the first look
-PATIENCE = 300.0  # seconds that work of our own choosing may take
+SHORT_TOKENS, LONG_TOKENS = 2, 10  # tokens per answer in the runs that estimate the pace
+MAX_SECONDS = 300.0  # for a job of default size
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """Prompts, and the number of tokens to write after each."""
+class BenchJob:
+    """Prompts as token ids, and the answer length in tokens for each."""
 
     prompts: list[list[int]]
     lengths: list[int]
@@ -48,8 +48,8 @@ class Timing:
     peak_mb: float | None
 
 
-class PerRow(StoppingCriteria):
-    """Ends each row after its own number of tokens."""
+class StopAtLengths(StoppingCriteria):
+    """Stops each row at its length."""
 
     def __init__(self, prompt: int, lengths: Sequence[int], device: torch.device) -> None:
         self.ends = torch.tensor(lengths, device=device) + prompt
@@ -58,60 +58,52 @@ class PerRow(StoppingCriteria):
         return self.ends <= input_ids.shape[1]
 
 
-class Ours:
-    def __init__(self, model: nn.Module, slots: int, kv_memory: float | None) -> None:
+class OurEngine:
+    def __init__(self, model: nn.Module, slots: int, kv_cache_gib: float | None) -> None:
         vocabulary = model.get_input_embeddings().weight.shape[0]
-        self.engine = Engine(model, [""] * vocabulary, frozenset(), slots, kv_memory)
+        self.engine = Engine(model, [""] * vocabulary, frozenset(), slots, kv_cache_gib)
 
-    def __call__(self, job: Job, clock: Clock) -> tuple[float, int]:
-        work = zip(job.prompts, job.lengths, guesses(job.lengths, job.seed), strict=True)
+    def __call__(self, job: BenchJob, clock: Clock) -> tuple[float, int]:
+        work = zip(job.prompts, job.lengths, guess_lengths(job.lengths, job.seed), strict=True)
         requests = [Request(tuple(p), n, seed=job.seed + i, expected=guess) for i, (p, n, guess) in enumerate(work)]
         first: list[float] = []
         episodes = self.engine.run(requests, Sampling(), lambda *_: first or first.append(clock()))
         return first[0], sum(len(e.completion_ids) for e in episodes)
 
 
-class Generate:
+class GenerateBaseline:
     """Batches of `slots` rows, padded on the left, sampled at temperature 1: what TRL does without vLLM."""
 
     def __init__(self, model: nn.Module, pad_id: int) -> None:
         self.model, self.pad_id = model, pad_id
 
     @torch.no_grad()
-    def __call__(self, job: Job, clock: Clock) -> tuple[float, int]:
+    def __call__(self, job: BenchJob, clock: Clock) -> tuple[float, int]:
         first: list[float] = []
         for start in range(0, len(job.prompts), job.slots):
             lengths = job.lengths[start : start + job.slots]
-            ids, mask = left_padded(job.prompts[start : start + job.slots], self.pad_id, self.model.device)
-            config = GenerationConfig(
-                max_new_tokens=max(lengths), do_sample=True, pad_token_id=self.pad_id, eos_token_id=-1, top_k=0
-            )
-            ends = StoppingCriteriaList([PerRow(ids.shape[1], lengths, ids.device)])
-            out = self.model.generate(
-                input_ids=ids, attention_mask=mask, generation_config=config, stopping_criteria=ends
-            )
+            ids, mask = left_pad(job.prompts[start : start + job.slots], self.pad_id, self.model.device)
+            config = GenerationConfig(max_new_tokens=max(lengths), do_sample=True, pad_token_id=self.pad_id, eos_token_id=-1, top_k=0)
+            ends = StoppingCriteriaList([StopAtLengths(ids.shape[1], lengths, ids.device)])
+            out = self.model.generate(input_ids=ids, attention_mask=mask, generation_config=config, stopping_criteria=ends)
             if out.shape[1] != ids.shape[1] + max(lengths):
                 raise Failed(f"generate wrote {out.shape[1] - ids.shape[1]} tokens, not {max(lengths)}")
             first.append(clock())
         return first[0], sum(job.lengths)
 
 
-class Continuous:
-    """transformers' own continuous batching, with a length for each request."""
+class ContinuousBaseline:
+    """transformers' continuous batching, with a length for each request."""
 
     def __init__(self, model: nn.Module, pad_id: int) -> None:
         self.model, self.pad_id = model, pad_id
 
     @torch.no_grad()
-    def __call__(self, job: Job, clock: Clock) -> tuple[float, int]:
-        config = GenerationConfig(
-            max_new_tokens=max(job.lengths), do_sample=True, pad_token_id=self.pad_id, eos_token_id=-1, top_k=0
-        )
+    def __call__(self, job: BenchJob, clock: Clock) -> tuple[float, int]:
+        config = GenerationConfig(max_new_tokens=max(job.lengths), do_sample=True, pad_token_id=self.pad_id, eos_token_id=-1, top_k=0)
         widest = max(len(p) + n for p, n in zip(job.prompts, job.lengths, strict=True))
         blocks = job.slots * (-(-widest // 256))
-        batching = ContinuousBatchingConfig(
-            num_blocks=blocks, max_batch_tokens=max(256, job.slots), max_requests_per_batch=job.slots
-        )
+        batching = ContinuousBatchingConfig(num_blocks=blocks, max_batch_tokens=max(256, job.slots), max_requests_per_batch=job.slots)
         attention = self.model.config._attn_implementation
         first, tokens, waiting = 0.0, 0, len(job.prompts)
         with self.model.continuous_batching_context_manager(
@@ -130,60 +122,60 @@ class Continuous:
         return first, tokens
 
 
-def job(tokenizer: PreTrainedTokenizerBase, lengths: list[int], slots: int, group: int, seed: int) -> Job:
-    """One question for each `group` answers, as GRPO asks."""
-    asked = arithmetic.questions("val", -(-len(lengths) // group))
-    prompts = [prompt_ids(tokenizer, asked[i // group].question) for i in range(len(lengths))]
-    return Job(prompts, lengths, slots, seed)
+def build_job(tokenizer: PreTrainedTokenizerBase, lengths: list[int], slots: int, group: int, seed: int) -> BenchJob:
+    """A job with `group` answers per question, as in GRPO."""
+    questions = arithmetic.generate_questions("val", -(-len(lengths) // group))
+    prompts = [prompt_ids(tokenizer, questions[i // group].question) for i in range(len(lengths))]
+    return BenchJob(prompts, lengths, slots, seed)
 
 
-Decoder = Callable[[Job, Clock], tuple[float, int]]  # seconds to its first answer, tokens it wrote
+BenchEngine = Callable[[BenchJob, Clock], tuple[float, int]]  # returns seconds to the first answer, tokens written
 
 
-def timed(engine: Decoder, work: Job) -> Timing:
-    forget_peak()
+def time_engine(engine: BenchEngine, work: BenchJob) -> Timing:
+    reset_peak_memory()
     started = time.perf_counter()
     first, tokens = engine(work, lambda: time.perf_counter() - started)
     if tokens != sum(work.lengths):
-        raise Failed(f"{type(engine).__name__} wrote {tokens} tokens, not {sum(work.lengths)}: its figure would be wrong")
-    return Timing(time.perf_counter() - started, first, tokens, peak_mb())
+        raise Failed(f"{type(engine).__name__} wrote {tokens} tokens, not {sum(work.lengths)}: its speed would be wrong")
+    return Timing(time.perf_counter() - started, first, tokens, read_peak_mb())
 
 
-def compare(
+def compare_engines(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
-    work: Job,
+    work: BenchJob,
     names: Sequence[str],
     rounds: int,
-    kv_memory: float | None = None,
-    smaller: Sequence[tuple[Job, int]] = (),
+    kv_cache_gib: float | None = None,
+    smaller: Sequence[tuple[BenchJob, int]] = (),
 ) -> dict[str, Any]:
-    """Useful tokens a second of each engine, interleaved over the rounds; a short run of each comes before, to warm up.
+    """Useful tokens per second of each engine, interleaved over the rounds.
 
-    It says how long all will take. Where that is over PATIENCE, the first of `smaller` (work and rounds) that is not takes the place.
+    Short runs before estimate the time and print it. Above MAX_SECONDS, the first of `smaller` (job, rounds) below it is run instead.
     """
     makers = {
-        "ours": lambda: Ours(model, work.slots, kv_memory),
-        "generate": lambda: Generate(model, tokenizer.pad_token_id),
-        "continuous": lambda: Continuous(model, tokenizer.pad_token_id),
+        "ours": lambda: OurEngine(model, work.slots, kv_cache_gib),
+        "generate": lambda: GenerateBaseline(model, tokenizer.pad_token_id),
+        "continuous": lambda: ContinuousBaseline(model, tokenizer.pad_token_id),
     }
     engines = {name: makers[name]() for name in names}
     with bar("warming up", len(names)) as advance:
-        paces = {name: look(name, engine, work, advance) for name, engine in engines.items()}
-    work, rounds = sized([(work, rounds), *smaller], paces)
-    return report(model, work, rounds, measure(engines, work, rounds, paces))
+        paces = {name: estimate_pace(name, engine, work, advance) for name, engine in engines.items()}
+    work, rounds = choose_job([(work, rounds), *smaller], paces)
+    return bench_record(model, work, rounds, measure(engines, work, rounds, paces))
 
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """Seconds of an engine, from a first look: to read the prompts of all slots, and for a pass that writes a token in each."""
+    """Estimated seconds of an engine: `start` to prefill all slots, `a_pass` to decode one token in each."""
 
     engine: str
     start: float
     a_pass: float
 
-    def expected(self, work: Job) -> float:
-        """About how long it will take; a batch of `generate` goes on to its longest answer."""
+    def expected(self, work: BenchJob) -> float:
+        """Estimated seconds of a job; each batch of `generate` runs to its longest answer."""
         starts = range(0, len(work.lengths), work.slots)
         passes = max(*work.lengths, 1, math.ceil(sum(work.lengths) / work.slots))
         if self.engine == "generate":
@@ -191,23 +183,26 @@ class Pace:
         return self.start * len(starts) + self.a_pass * passes
 
 
-def look(name: str, engine: Decoder, work: Job, advance: Callable[..., None]) -> Pace:
-    """Short runs at full slots; the first only fills the caches."""
+def estimate_pace(name: str, engine: BenchEngine, work: BenchJob, advance: Callable[..., None]) -> Pace:
+    """Estimate the pace by short runs with all slots; the first run fills caches and does not count."""
     advance(0, note=name)
     prompts = work.prompts[: work.slots]
-    _, short, longer = (timed(engine, Job(prompts, [n] * len(prompts), work.slots, work.seed)).seconds for n in (SHORT, SHORT, LOOK))
+    _, short, longer = (
+        time_engine(engine, BenchJob(prompts, [n] * len(prompts), work.slots, work.seed)).seconds
+        for n in (SHORT_TOKENS, SHORT_TOKENS, LONG_TOKENS)
+    )
     advance()
-    return Pace(name, short, max(longer - short, longer / LOOK / 4) / (LOOK - SHORT))
+    return Pace(name, short, max(longer - short, longer / LONG_TOKENS / 4) / (LONG_TOKENS - SHORT_TOKENS))
 
 
-def expected(work: Job, rounds: int, paces: Mapping[str, Pace]) -> float:
-    """Seconds that the engines will take together."""
+def expected(work: BenchJob, rounds: int, paces: Mapping[str, Pace]) -> float:
+    """Estimated seconds of all engines together."""
     return rounds * sum(pace.expected(work) for pace in paces.values())
 
 
-def sized(choices: Sequence[tuple[Job, int]], paces: Mapping[str, Pace]) -> tuple[Job, int]:
-    """The first of the choices that PATIENCE allows, else the last; one line says what and how long."""
-    fitting = [choice for choice in choices if expected(*choice, paces) <= PATIENCE]
+def choose_job(choices: Sequence[tuple[BenchJob, int]], paces: Mapping[str, Pace]) -> tuple[BenchJob, int]:
+    """The first (job, rounds) below MAX_SECONDS, else the last; prints the choice and its time."""
+    fitting = [choice for choice in choices if expected(*choice, paces) <= MAX_SECONDS]
     work, rounds = fitting[0] if fitting else choices[-1]
     line = f"rounds: {rounds} of {len(work.lengths)} requests, about {duration(expected(work, rounds, paces))}"
     if (work, rounds) != choices[0]:
@@ -222,8 +217,8 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
-def measure(engines: Mapping[str, Decoder], work: Job, rounds: int, paces: Mapping[str, Pace]) -> dict[str, list[Timing]]:
-    """Every engine in every round, shown as it runs, with the time left by what the engines took so far."""
+def measure(engines: Mapping[str, BenchEngine], work: BenchJob, rounds: int, paces: Mapping[str, Pace]) -> dict[str, list[Timing]]:
+    """Time every engine in every round; show rates and the time left, scaled by the time taken so far."""
     timings: dict[str, list[Timing]] = {name: [] for name in engines}
     spent = foreseen = 0.0
     with bar("bench", len(engines) * rounds) as advance:
@@ -231,7 +226,7 @@ def measure(engines: Mapping[str, Decoder], work: Job, rounds: int, paces: Mappi
             for name, engine in engines.items():
                 where = f"round {turn} of {rounds}, {name}"
                 advance(0, note=where)
-                timings[name].append(timing := timed(engine, work))
+                timings[name].append(timing := time_engine(engine, work))
                 spent, foreseen = spent + timing.seconds, foreseen + paces[name].expected(work)
                 left = (expected(work, rounds, paces) - foreseen) * spent / foreseen
                 rate = f"{where}: {timing.tokens / timing.seconds:.0f} tok/s"
@@ -241,10 +236,10 @@ def measure(engines: Mapping[str, Decoder], work: Job, rounds: int, paces: Mappi
     return timings
 
 
-def report(model: nn.Module, work: Job, rounds: int, timings: dict[str, list[Timing]]) -> dict[str, Any]:
-    rates = {name: [t.tokens / t.seconds for t in found] for name, found in timings.items()}
+def bench_record(model: nn.Module, work: BenchJob, rounds: int, timings: dict[str, list[Timing]]) -> dict[str, Any]:
+    rates = {name: [t.tokens / t.seconds for t in runs] for name, runs in timings.items()}
     result: dict[str, Any] = {
-        "machine": machine(),
+        "machine": describe_machine(),
         "dtype": str(model.dtype).removeprefix("torch."),
         "requests": len(work.lengths),
         "rounds": rounds,
@@ -253,16 +248,16 @@ def report(model: nn.Module, work: Job, rounds: int, timings: dict[str, list[Tim
         "longest": max(work.lengths),
         "engines": {
             name: {
-                "tokens_per_second": spread(rates[name]),
-                "first_seconds": spread([t.first for t in found]),
-                "peak_mb": max((t.peak_mb for t in found if t.peak_mb is not None), default=None),
+                "tokens_per_second": summarize(rates[name]),
+                "first_seconds": summarize([t.first for t in runs]),
+                "peak_mb": max((t.peak_mb for t in runs if t.peak_mb is not None), default=None),
             }
-            for name, found in timings.items()
+            for name, runs in timings.items()
         },
     }
     for name in ("generate", "continuous"):
         if name in rates and "ours" in rates:
-            compared = ratio(rates["ours"], rates[name])
+            compared = summarize_ratio(rates["ours"], rates[name])
             result[f"ratio_{name}"], result[f"ratio_{name}_range"] = (
                 compared["median"],
                 [compared["low"], compared["high"]],

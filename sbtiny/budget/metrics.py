@@ -1,7 +1,7 @@
-"""What an evaluation reports: accuracy, tokens, and how well the budgets were kept.
+"""What an evaluation reports: accuracy, tokens, and how close lengths came to their budgets.
 
-Lengths are in tokens, rates from 0 to 1. Every number is a plain Python one and None where it is undefined, so that a
-report is JSON as it stands.
+Lengths are in tokens, rates from 0 to 1. Every figure is a plain Python number, or None where it is undefined, so that a
+report can be written as JSON.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sbtiny.budget.reward import mismatch
+from sbtiny.budget.reward import relative_mismatch
 from sbtiny.errors import InputError
 
 TOLERANCES = (0.1, 0.2, 0.5)
@@ -20,8 +20,8 @@ RESAMPLES = 2000
 class Sample:
     """One answered question.
 
-    `ok`: the format was right. `budget`: the number the completion was held to, None without one. `length`: tokens of
-    the solution body, or of the whole completion when there is none.
+    `ok`: the format was right. `budget`: stated or given, None without one. `length`: tokens of the solution body, or of
+    the whole completion where there is no body.
     """
 
     correct: bool
@@ -32,10 +32,10 @@ class Sample:
 
 
 def summarise(samples: Sequence[Sample]) -> dict:
-    """The measures of `eval.json` that need no knowledge of the run. Raises InputError for no samples.
+    """Compute the measures of `eval.json` that need the samples alone. Raises InputError for no samples.
 
-    `within` is a share of all samples, a malformed one counting as not within. `mean_budget`, `over_budget_rate`, the
-    correlations and `slope` (least squares, length on budget) look at the samples with a budget, cut ones included.
+    `within` is a share of all samples; a malformed one is not within. `mean_budget`, `over_budget_rate`, the correlations
+    and `slope` (least squares, length on budget) cover the samples with a budget, cut ones included.
     """
     if not samples:
         raise InputError("no samples to summarise: the evaluation answered no question")
@@ -54,7 +54,7 @@ def summarise(samples: Sequence[Sample]) -> dict:
 
 
 def spearman(a: Sequence[float], b: Sequence[float]) -> float | None:
-    """Rank correlation, ties sharing their mean rank; None when a side is constant or there are no two pairs."""
+    """Compute the rank correlation; ties share their mean rank. None when a side is constant or there are fewer than two pairs."""
     if len(a) != len(b):
         raise ValueError(f"{len(a)} values against {len(b)}")
     if len(set(a)) < 2 or len(set(b)) < 2:
@@ -63,7 +63,7 @@ def spearman(a: Sequence[float], b: Sequence[float]) -> float | None:
 
 
 def least_squares_slope(x: Sequence[float], y: Sequence[float]) -> float | None:
-    """The slope of y on x, with an intercept; None when x is constant or there are fewer than two pairs."""
+    """Compute the slope of y on x, with an intercept. None when x is constant or there are fewer than two pairs."""
     if len(set(x)) < 2:
         return None
     centred = np.asarray(x, float) - np.mean(x)
@@ -71,10 +71,9 @@ def least_squares_slope(x: Sequence[float], y: Sequence[float]) -> float | None:
 
 
 def paired_difference(a: Sequence[float], b: Sequence[float], seed: int = 0) -> dict[str, float]:
-    """The mean of a - b over the same questions in the same order, with a 95 % bootstrap interval: mean, lo, hi.
+    """Compute mean, lo and hi (95 % bootstrap interval) of a - b over the same questions in the same order.
 
-    Pairing takes the questions' difficulty out of the noise, which is most of it. Raises InputError for unequal or
-    empty lists.
+    Raises InputError for unequal or empty lists. Most noise is the difficulty of the questions; pairing removes it.
     """
     if len(a) != len(b) or len(a) == 0:
         raise InputError(f"a paired difference needs the same questions twice: got {len(a)} and {len(b)} values")
@@ -83,27 +82,27 @@ def paired_difference(a: Sequence[float], b: Sequence[float], seed: int = 0) -> 
     return {"mean": _mean(differences), "lo": lo, "hi": hi}
 
 
-def kept(sample: Sample, tolerance: float) -> bool:
-    """Whether the answer was well-formed and its length that near to its number."""
-    return sample.ok and sample.budget is not None and mismatch(sample.length, sample.budget) <= tolerance
+def is_within(sample: Sample, tolerance: float) -> bool:
+    """Whether the answer was well formed and its length is at most `tolerance`, as a share, from its budget."""
+    return sample.ok and sample.budget is not None and relative_mismatch(sample.length, sample.budget) <= tolerance
 
 
 def compression(base_mean: float, mean: float) -> float:
-    """The share of the base's tokens that was saved, negative when answers grew. Raises InputError for a base of 0."""
+    """Compute the share of the base's tokens that was saved, negative when answers grew. Raises InputError for a base of 0."""
     if not base_mean > 0:
         raise InputError(f"compression needs a base that wrote something: its mean is {base_mean} tokens")
     return 1 - mean / base_mean
 
 
 def _adherence(samples: Sequence[Sample]) -> dict:
-    """The measures that need budgets."""
-    told = [s for s in samples if s.budget is not None]
-    budgets, lengths = [s.budget for s in told], [s.length for s in told]
-    levelled = [s for s in told if _is_numeric(s.level)]
+    """Compute the measures that need budgets."""
+    budgeted = [s for s in samples if s.budget is not None]
+    budgets, lengths = [s.budget for s in budgeted], [s.length for s in budgeted]
+    levelled = [s for s in budgeted if _is_numeric(s.level)]
     return {
         "mean_budget": _mean(budgets),
-        "within": {str(t): _within(samples, t) if told else None for t in TOLERANCES},
-        "over_budget_rate": _mean([s.length > s.budget for s in told]),
+        "within": {str(t): _within(samples, t) if budgeted else None for t in TOLERANCES},
+        "over_budget_rate": _mean([s.length > s.budget for s in budgeted]),
         "spearman_budget_length": spearman(budgets, lengths),
         "spearman_budget_level": spearman([s.budget for s in levelled], [int(s.level) for s in levelled]),
         "slope": least_squares_slope(budgets, lengths),
@@ -111,11 +110,11 @@ def _adherence(samples: Sequence[Sample]) -> dict:
 
 
 def _within(samples: Sequence[Sample], tolerance: float) -> float | None:
-    return _mean([kept(s, tolerance) for s in samples])
+    return _mean([is_within(s, tolerance) for s in samples])
 
 
 def _by_level(samples: Sequence[Sample]) -> dict[str, dict]:
-    """One entry a level, numbers first and in their order; samples without a level are left out."""
+    """Compute one entry a level, sorted numbers first. Samples without a level are left out."""
     groups: dict[str, list[Sample]] = {}
     for sample in samples:
         if sample.level is not None:
@@ -142,13 +141,13 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def _ranks(values: Sequence[float]) -> np.ndarray:
-    """Ranks from 1, (n,); equal values share the mean of the ranks they span."""
+    """Compute ranks from 1, (n,). Equal values share the mean of the ranks they span."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
 
 
 def _bootstrap_ci95(values: Sequence[float], seed: int) -> list[float]:
-    """[lo, hi] of the mean under resampling with replacement; degenerate when all values are equal."""
+    """Compute [lo, hi] of the mean under resampling with replacement. The two are equal when all values are."""
     rng, data = np.random.default_rng(seed), np.asarray(values, float)
     # One resample at a time: all at once would take 2000 x n x 8 bytes.
     means = [data[rng.integers(len(data), size=len(data))].mean() for _ in range(RESAMPLES)]

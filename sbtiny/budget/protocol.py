@@ -1,12 +1,11 @@
-"""The text format of a promise: `<budget>N</budget><solution>body</solution>` (SelfBudgeter, arXiv 2505.11274).
+"""The text format of a budget: `<budget>N</budget><solution>body</solution>` (SelfBudgeter, arXiv 2505.11274).
 
-White space may stand before, between and after the tags and around N; nothing else may. N is written in the digits
-0 to 9. Every path reads and writes the tags here, so that training, evaluation and serving cannot disagree about what
-was promised.
+Only white space may stand before, between and after the tags and around N. N is written in the digits 0 to 9. Training,
+evaluation and serving all read and write the tags here, so that they agree on the budget.
 
-The other format, `<budget>N</budget><think>thoughts</think>answer`, is what reasoning parsers and "skip thinking" buttons understand. N
-promises thoughts and answer together: a promise of the thoughts alone would be kept by thinking behind the tag. Which of the two a text
-is follows from the tag behind `</budget>`; the tags of the other are then words like any.
+Reasoning parsers and "skip thinking" buttons understand the other format, `<budget>N</budget><think>thoughts</think>answer`. There N
+counts thoughts and answer together. If it counted the thoughts alone, the model could cheat by thinking after `</think>`. The tag after
+`</budget>` decides the format; in that format the tags of the other are ordinary words.
 """
 
 import re
@@ -26,17 +25,17 @@ SCALE = re.compile(r"([0-9]{1,7}|[0-9]{0,7}\.[0-9]{1,9})x")
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """The tags around the body; `answered`: the answer follows behind them, outside."""
+    """The tags around the body. `answered`: the answer follows after the closing tag."""
 
     name: FormatName
     opening: str
     closing: str
-    tag: re.Pattern[str]  # every tag that means something in it
+    tag: re.Pattern[str]  # every tag of this format
     answered: bool
 
     @property
     def shape(self) -> str:
-        """How a completion looks, for a person."""
+        """A template of a completion, for messages."""
         return f"{BUDGET_OPEN}N{BUDGET_CLOSE}{self.opening}...{self.closing}{'answer' if self.answered else ''}"
 
 
@@ -46,7 +45,7 @@ FORMATS: dict[str, Format] = {f.name: f for f in (SOLUTION, THINK)}
 
 
 class Outcome(StrEnum):
-    """What a completion turned out to be: the first fault, from the left; a stray tag is judged before stray text.
+    """The first fault of a completion from the left, or OK. A stray tag is reported before stray text.
 
     | where           | fault               | meaning                                                              |
     |-----------------|---------------------|----------------------------------------------------------------------|
@@ -67,8 +66,8 @@ class Outcome(StrEnum):
     |                 | TEXT_OUTSIDE        | words after `</solution>`                                            |
     | nowhere         | OK                  |                                                                      |
 
-    CUT means that some continuation would make it OK: `<budget>0` is CUT (05 may come of it), `<budget>0</budget>` is
-    BUDGET_ZERO. With `<think>` the thoughts may be empty, and words after them, the answer, must be there: without it is CUT.
+    CUT means that some continuation would make it OK: `<budget>0` is CUT (it may become 05), `<budget>0</budget>` is
+    BUDGET_ZERO. With `<think>` the thoughts may be empty but the answer after them may not: a missing answer is CUT.
     """
 
     OK = auto()
@@ -87,12 +86,12 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """What a completion says; read leniently, so that a malformed one can still be verified and shown.
+    """The parts of a completion. Reading is lenient, so that a malformed completion can still be verified and shown.
 
     `budget` is set whenever the first two tags close around a legal number. `body` is the text from the first
-    `<solution>` to the first `</solution>` after it, or to the end without a partial closing tag; None when no solution
-    was opened. `start` and `end` are its span in characters of the text, -1 when there is none. With `<think>`, `answer` is
-    all behind `</think>`, from character `after`; None and -1 before that.
+    `<solution>` to the first `</solution>` after it, or to the end without a partial closing tag; None without an opening
+    tag. `start` and `end` are its span in characters of the text, -1 for None. With `<think>`, `answer` is all text after
+    `</think>`, from character `after`; None and -1 while `</think>` is missing.
     """
 
     outcome: Outcome
@@ -110,35 +109,35 @@ class Parsed:
 
 @dataclass(frozen=True, slots=True)
 class BudgetChoice:
-    """What `--budget` asks for: the model's own number, a fixed one in tokens, or its own times a factor."""
+    """The value of `--budget`: the stated budget (auto), a given budget in tokens (fixed), or the stated one times a factor (scaled)."""
 
     mode: Literal["auto", "fixed", "scaled"]
     value: float | None = None
 
 
-def format_named(name: str) -> Format:
+def parse_format_name(name: str) -> Format:
     if name not in FORMATS:
         raise InputError(f"--format {name!r} is not known: choose from {', '.join(FORMATS)}")
     return FORMATS[name]
 
 
-def format_of(text: str) -> Format:
-    """THINK when `<think>` follows the first `</budget>`, else SOLUTION."""
+def detect_format(text: str) -> Format:
+    """Return THINK when `<think>` follows the first `</budget>`, else SOLUTION."""
     _, _, rest = text.partition(BUDGET_CLOSE)
     return THINK if rest.lstrip().startswith(THINK.opening) else SOLUTION
 
 
-def prefill(budget: int, form: Format = SOLUTION) -> str:
-    """The opening that sets the length for the model. Raises InputError unless 1 <= budget <= MAX_BUDGET."""
+def render_budget(budget: int, form: Format = SOLUTION) -> str:
+    """Write the opening to prefill for a given budget. Raises InputError unless 1 <= budget <= MAX_BUDGET."""
     if not 1 <= budget <= MAX_BUDGET:
         raise InputError(f"a budget of {budget} tokens is out of range: use 1 to {MAX_BUDGET}")
     return f"{BUDGET_OPEN}{budget}{BUDGET_CLOSE}{form.opening}"
 
 
-def parts(response: str, form: Format) -> tuple[str, str]:
-    """A plain answer as (body, what follows the closing tag): with `<think>`, cut at its own tags or before its last line.
+def split_response(response: str, form: Format) -> tuple[str, str]:
+    """Split a plain answer into (body, text after the closing tag). With `<think>`, split at its own tags or before its last line.
 
-    Raises ValueError where a tag is left in it: it could not be read back.
+    Raises ValueError where a tag of the format is left, because the result could not be parsed.
     """
     body, after = response, ""
     if form.answered:
@@ -154,15 +153,9 @@ def parts(response: str, form: Format) -> tuple[str, str]:
     return body, after
 
 
-def render(budget: int, response: str, form: Format = SOLUTION) -> str:
-    """A whole completion around a plain answer. Raises ValueError for an answer with a tag in it."""
-    body, after = parts(response, form)
-    return prefill(budget, form) + body + form.closing + after
-
-
 def parse(text: str) -> Parsed:
-    """Read a completion; never raises, in time linear in the text."""
-    form = format_of(text)
+    """Parse a completion, in time linear in the text. Never raises."""
+    form = detect_format(text)
     tags = list(form.tag.finditer(text))
     fault, budget = _read_budget(text, tags)
     outcome = fault or _read_solution(text, tags, form)
@@ -171,7 +164,7 @@ def parse(text: str) -> Parsed:
         return Parsed(outcome, budget)
     start = opened + len(form.opening)
     closed = text.find(form.closing, start)
-    end = closed if closed >= 0 else len(text) - partial(text[start:], form.closing)
+    end = closed if closed >= 0 else len(text) - tag_prefix_length(text[start:], form.closing)
     if not form.answered or closed < 0:
         return Parsed(outcome, budget, text[start:end], start, end)
     after = closed + len(form.closing)
@@ -179,10 +172,10 @@ def parse(text: str) -> Parsed:
 
 
 def body_length(pieces: Sequence[str], parsed: Parsed) -> int:
-    """Tokens of the body and the answer behind it, as sampled; `pieces[i]` is the text of token i, their join what was parsed.
+    """Count the sampled tokens of the body and of the answer after it. `pieces[i]` is the text of token i; joined they were parsed.
 
-    A token that straddles a tag counts when it holds at least one character of them. A token without text counts
-    when it lies strictly inside: byte-level tokens that complete no character are real work.
+    A token that straddles a tag counts when it holds at least one character of body or answer. A token without text counts
+    when it lies strictly inside, because byte-level tokens that complete no character are real work.
     """
     count = at = 0
     for piece in pieces:
@@ -194,7 +187,7 @@ def body_length(pieces: Sequence[str], parsed: Parsed) -> int:
 
 
 def parse_budget_option(text: str) -> BudgetChoice:
-    """Read `--budget auto|N|0.5x`. Raises InputError for anything else, naming the three forms."""
+    """Parse `--budget auto|N|0.5x`. Raises InputError, with the three forms, for anything else."""
     word = text.strip()
     if word == "auto":
         return BudgetChoice("auto")
@@ -204,12 +197,12 @@ def parse_budget_option(text: str) -> BudgetChoice:
     scale = SCALE.fullmatch(word)
     if scale and float(scale[1]) > 0:
         return BudgetChoice("scaled", float(scale[1]))
-    forms = f"auto (the model's own), a number of tokens from 1 to {MAX_BUDGET} such as 200, or a factor such as 0.5x"
+    forms = f"auto (the stated budget), a number of tokens from 1 to {MAX_BUDGET} such as 200, or a factor such as 0.5x"
     raise InputError(f"--budget {word[:40]!r} is not understood: use {forms}")
 
 
 def _read_budget(text: str, tags: list[re.Match[str]]) -> tuple[Outcome | None, int | None]:
-    """Judge everything up to `</budget>`: (fault, number)."""
+    """Check everything up to `</budget>`; returns (fault, budget)."""
     if not text.strip():
         return Outcome.EMPTY, None
     if not tags:
@@ -226,22 +219,22 @@ def _read_budget(text: str, tags: list[re.Match[str]]) -> tuple[Outcome | None, 
 
 
 def _read_number(field: str) -> tuple[Outcome | None, int | None]:
-    """The number of a closed budget tag: (fault, None) or (None, number)."""
+    """Read the content of a closed budget tag; returns (fault, None) or (None, budget)."""
     word = field.strip()
     if not (word.isascii() and word.isdigit()):
         return Outcome.BUDGET_NOT_A_NUMBER, None
     digits = word.lstrip("0")
     if not digits:
         return Outcome.BUDGET_ZERO, None
-    # The length is looked at first: int() refuses, and takes quadratic time over, thousands of digits.
+    # Check the length first: int() takes quadratic time for thousands of digits and refuses more.
     if len(digits) > len(str(MAX_BUDGET)) or int(digits) > MAX_BUDGET:
         return Outcome.BUDGET_HUGE, None
     return None, int(digits)
 
 
 def _read_open_number(field: str) -> Outcome:
-    """The outcome of a text that ends inside the budget tag: CUT when a legal number may still come of it."""
-    closing = partial(field, BUDGET_CLOSE)
+    """Judge a text that ends inside the budget tag: CUT when it can still become a legal budget."""
+    closing = tag_prefix_length(field, BUDGET_CLOSE)
     word = field[: len(field) - closing].lstrip()
     may_grow = not closing and word == word.rstrip()
     fault, _ = _read_number(word)
@@ -251,7 +244,7 @@ def _read_open_number(field: str) -> Outcome:
 
 
 def _read_solution(text: str, tags: list[re.Match[str]], form: Format) -> Outcome:
-    """Judge everything after a faultless `</budget>`, which is tags[1]."""
+    """Judge everything after a faultless `</budget>`, tags[1]."""
     gap = text[tags[1].end() : tags[2].start() if len(tags) > 2 else len(text)]
     if len(tags) == 2:
         opens = any(f.opening.startswith(gap.lstrip()) for f in FORMATS.values())
@@ -274,6 +267,6 @@ def _read_solution(text: str, tags: list[re.Match[str]], form: Format) -> Outcom
     return Outcome.TEXT_OUTSIDE if outside else Outcome.OK
 
 
-def partial(text: str, tag: str) -> int:
-    """How many characters at the end of `text` are the beginning of `tag`, short of all of it."""
+def tag_prefix_length(text: str, tag: str) -> int:
+    """Count the characters at the end of `text` that begin `tag`; a whole tag does not count."""
     return next((n for n in range(len(tag) - 1, 0, -1) if text.endswith(tag[:n])), 0)

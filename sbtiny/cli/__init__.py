@@ -1,4 +1,4 @@
-"""The verbs, one file a kind of work. Everything heavy is imported inside them, so that help answers at once."""
+"""The verbs of the command line. They import heavy modules when they run, so that --help is fast."""
 
 # isort: off
 from sbtiny.cli import train, data, evaluate, export, bench, info  # noqa: F401  (this is the order of the help)

@@ -1,6 +1,5 @@
-"""The application itself: what holds for every verb, and how a run of it ends."""
+"""The typer application: options of all verbs, and exit codes."""
 
-import errno
 import os
 import re
 import sys
@@ -11,23 +10,23 @@ from typer.core import TyperGroup
 
 from sbtiny import __version__
 from sbtiny.cli import streams
+from sbtiny.disk import is_disk_full
 from sbtiny.errors import Failed, InputError
 
-DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # what the user can mend by writing elsewhere
-INTERRUPTED, UNREAD = 130, 141  # as a shell says it of a command that SIGINT or SIGPIPE ended
-HOME = re.compile(r"(|-\w|[\w.-]+=|--set=[\w.]+=)(~[\w.-]*(?:/.*)?)", re.DOTALL)  # of an argument, where the shell left it alone
-ENVIRONMENT = {  # for libraries that read it when they are imported; what the user has set stands
+EXIT_INTERRUPTED, EXIT_UNREAD = 130, 141  # a shell's codes for commands ended by SIGINT and SIGPIPE
+TILDE = re.compile(r"(|-\w|[\w.-]+=|--set=[\w.]+=)(~[\w.-]*(?:/.*)?)", re.DOTALL)  # in arguments in which the shell does not expand it
+LIBRARY_ENVIRONMENT = {  # defaults of variables that libraries read when they are imported
     "TRL_EXPERIMENTAL_SILENCE": "1",
     "TOKENIZERS_PARALLELISM": "false",
-    # oneDNN, behind torch on a CPU, keeps a kernel and its memory for each shape of a product it has met, 1,024 in each of two caches.
-    # Answers are of every length, so a run grew without an end. So many hold one pass through a model.
+    # oneDNN (torch on a CPU) caches 1,024 kernels with their memory, one for each matrix shape. Answers have all lengths, so a run's
+    # memory kept growing. 64 kernels are enough for one pass through a model.
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
     "LRU_CACHE_CAPACITY": "64",
 }
 
 
 class Verbs(TyperGroup):
-    """The verbs by panel, in plain text: rich's boxes would take as long to import as all the rest."""
+    """List the verbs by panel, in plain text: importing rich's boxes takes as long as all other imports."""
 
     def format_commands(self, ctx: typer.Context, formatter: Any) -> None:
         panels: dict[str, list[tuple[str, str]]] = {}
@@ -59,74 +58,72 @@ def version(wanted: bool) -> None:
 @app.callback()
 def root(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
-    _version: Annotated[
-        bool, typer.Option("--version", callback=version, is_eager=True, help="Print the version.")
-    ] = False,
+    _version: Annotated[bool, typer.Option("--version", callback=version, is_eager=True, help="Print the version.")] = False,
 ) -> None:
-    """What holds for every verb."""
+    """Options of all verbs."""
     import logging
 
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # before its import, which already speaks
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # before its import, which already logs
 
 
 def main() -> None:
     """Run the CLI: 0 done, 1 failed, 2 wrong input, 130 interrupted; one line for an error, a traceback only with --debug."""
-    for name, value in ENVIRONMENT.items():
+    for name, value in LIBRARY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    streams.accept_all()
+    streams.accept_any_text()
     debug = "--debug" in sys.argv
-    arguments = [at_home(a) for a in sys.argv[1:] if a != "--debug"]
+    arguments = [expand_tilde(a) for a in sys.argv[1:] if a != "--debug"]
     try:
         code = run(arguments, debug)
-    except BrokenPipeError:  # in the middle of an error line
-        code = UNREAD
-    sys.exit(code if streams.flush() else UNREAD)
+    except BrokenPipeError:  # while an error line was written
+        code = EXIT_UNREAD
+    sys.exit(code if streams.flush() else EXIT_UNREAD)
 
 
 def run(arguments: list[str], debug: bool) -> int:
-    """The exit code."""
+    """Run one verb and return the exit code."""
     try:
         code = app(args=arguments, prog_name="sbtiny", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort, EOFError):
-        code = INTERRUPTED
+        code = EXIT_INTERRUPTED
     except (Exception, SystemExit) as error:
-        if isinstance(error, SystemExit):  # of `| head`: typer and rich end so where nobody reads on, and typer for any other pipe
+        if isinstance(error, SystemExit):  # typer and rich raise it after a broken pipe (`| head`)
             if not isinstance(error.__context__, BrokenPipeError):
                 raise
-            if streams.unread():
-                return UNREAD
+            if streams.broken_streams():
+                return EXIT_UNREAD
             error = error.__context__
         if debug:
             raise error
         code, message = explain(error)
         print(message, end="", file=sys.stderr)
-    if code == INTERRUPTED:  # typer turns Ctrl-C into this code and says nothing
+    if code == EXIT_INTERRUPTED:  # typer turns Ctrl-C into this code without a message
         print("interrupted", file=sys.stderr)
     return code if isinstance(code, int) else 0
 
 
-def at_home(argument: str) -> str:
-    """`--output=~/x` as the shell would have given `--output ~/x`."""
-    found = HOME.fullmatch(argument)
-    if not found:
+def expand_tilde(argument: str) -> str:
+    """Expand the ~ of `--output=~/x`, as the shell does in `--output ~/x`."""
+    match = TILDE.fullmatch(argument)
+    if not match:
         return argument
-    from sbtiny.config import expand_home
+    from sbtiny.load_settings import expand_home
 
-    return found[1] + expand_home(found[2])
+    return match[1] + expand_home(match[2])
 
 
 def explain(error: Exception) -> tuple[int, str]:
-    """Exit code and one line for what went wrong, the user's to mend (2) or not (1)."""
+    """Exit code and one line for an error: 2 if the user can fix it, else 1."""
     text = " ".join(str(error).split())
     if isinstance(error, InputError | Failed):
         return (2 if isinstance(error, InputError) else 1), f"error: {text}\n"
     if hasattr(error, "format_message"):  # typer's usage errors: unknown option, missing argument
         usage, context = error.format_message(), getattr(error, "ctx", None)
-        if context and usage == context.get_help():  # of a command that was called without anything
+        if context and usage == context.get_help():  # of a command without arguments
             print(usage)
             return 2, ""
         where = context.command_path if context else "sbtiny"
         return 2, f"error: {' '.join(usage.split())} ({where} --help lists what there is)\n"
-    if isinstance(error, OSError) and error.errno in DISK:
+    if isinstance(error, OSError) and is_disk_full(error):
         return 2, f"error: cannot write: {text}; free space or choose another --output\n"
     return 1, f"error: {type(error).__name__}: {text} (--debug shows where)\n"

@@ -1,4 +1,4 @@
-"""The verb that measures speed: bench rollout, bench grpo."""
+"""Verbs that measure speed: bench rollout, bench grpo."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from sbtiny.cli.app import app
-from sbtiny.cli.options import USE, AsJson, FourBit, KvMemory, out
+from sbtiny.cli.options import USE, AsJson, FourBit, KvMemory, print_result
 from sbtiny.errors import InputError
 
 bench = typer.Typer(no_args_is_help=True, help="Speed against other engines and trainers, on the same work.")
@@ -17,7 +17,7 @@ ENGINES = ("ours", "generate", "continuous")
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16 (default: what suits the machine).")]
 ModelName = Annotated[str, typer.Option("--model", "-m", help="Alias, hub id, folder or .gguf file.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads (default: what torch takes).")]
-Rounds = Annotated[int, typer.Option(min=1, help="Each is measured so often, by turns.")]
+Rounds = Annotated[int, typer.Option(min=1, help="Repetitions, interleaved.")]
 Lengths = Annotated[Path | None, typer.Option(help="Answer lengths: one a line, or JSONL rows with length.")]
 Mean = Annotated[int, typer.Option(min=2, help="Mean answer length of the draw, in tokens.")]
 Longest = Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer of the draw.")]
@@ -25,7 +25,7 @@ Slots = Annotated[int, typer.Option(min=1, help="Answers decoded at a time.")]
 SeedOf = Annotated[int, typer.Option("--seed", min=0, help="Seed of the draw.")]
 
 
-def chosen(names: str) -> list[str]:
+def parse_engines(names: str) -> list[str]:
     """The engines of `--engine all` or `--engine ours,generate`."""
     wanted = list(ENGINES) if names == "all" else names.split(",")
     if unknown := [name for name in wanted if name not in ENGINES]:
@@ -33,14 +33,14 @@ def chosen(names: str) -> list[str]:
     return wanted
 
 
-def lengths_of(file: Path | None, count: int, mean: int, longest: int, seed: int) -> list[int]:
+def bench_lengths(file: Path | None, count: int, mean: int, longest: int, seed: int) -> list[int]:
     from sbtiny.bench.lengths import draw_lengths, read_lengths
 
     return read_lengths(file, count) if file else draw_lengths(count, mean, longest, seed)
 
 
-def sizes(requests: int | None, rounds: int | None) -> list[tuple[int, int]]:
-    """Requests and rounds that may be measured, most first; what the user has named stays."""
+def job_sizes(requests: int | None, rounds: int | None) -> list[tuple[int, int]]:
+    """(Requests, rounds) to choose from, the largest first; a value given by the user is in all."""
     return list(dict.fromkeys((requests or count, rounds or times) for count, times in SIZES))
 
 
@@ -59,7 +59,7 @@ def rollout(
     mean: Mean = 44,
     longest: Longest = 192,
     lengths: Lengths = None,
-    rounds: Annotated[int | None, typer.Option(min=1, help="Each is measured so often, by turns (default: 3, or fewer).")] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Repetitions, interleaved (default: 3, or fewer).")] = None,
     kv_memory: KvMemory = None,
     threads: Threads = None,
     dtype: Dtype = None,
@@ -71,24 +71,25 @@ def rollout(
 
     Example: sbtiny bench rollout --model smollm2-135m --dtype bfloat16
     """
-    names = chosen(engine)
-    works = [(lengths_of(lengths, count, mean, longest, seed), times) for count, times in sizes(requests, rounds)]
+    names = parse_engines(engine)
+    works = [(bench_lengths(lengths, count, mean, longest, seed), times) for count, times in job_sizes(requests, rounds)]
     check_dtype(dtype)
     import torch
 
     if threads:
         torch.set_num_threads(threads)
-    from sbtiny.models.load import load, start_backend
+    from sbtiny.models.backend import start_backend
+    from sbtiny.models.load import load_model
 
-    start_backend()  # unsloth, where it is, patches what follows
+    start_backend()  # unsloth patches the modules imported below
     from sbtiny.progress import quieten_libraries
 
     quieten_libraries()
-    weights, tokenizer = load(model, four_bit=bool(four_bit), dtype=dtype)
-    from sbtiny.bench.rollout import compare, job
+    weights, tokenizer = load_model(model, four_bit=bool(four_bit), dtype=dtype)
+    from sbtiny.bench.rollout import build_job, compare_engines
 
-    jobs = [(job(tokenizer, work, slots, group, seed), times) for work, times in works]
-    out(compare(weights, tokenizer, jobs[0][0], names, jobs[0][1], kv_memory, jobs[1:]), as_json)
+    jobs = [(build_job(tokenizer, work, slots, group, seed), times) for work, times in works]
+    print_result(compare_engines(weights, tokenizer, jobs[0][0], names, jobs[0][1], kv_memory, jobs[1:]), as_json)
 
 
 @bench.command()
@@ -114,17 +115,19 @@ def grpo(
     """
     if prompts * group % micro_batch:
         raise InputError(f"--micro-batch {micro_batch} must divide prompts x group = {prompts * group}")
-    work = lengths_of(lengths, prompts * group, mean, longest, seed)
+    work = bench_lengths(lengths, prompts * group, mean, longest, seed)
     check_dtype(dtype)
     import torch
 
     if threads:
         torch.set_num_threads(threads)
-    from sbtiny.models.load import start_backend
+    from sbtiny.models.backend import start_backend
 
-    start_backend()  # unsloth, where it is, patches what follows
-    from sbtiny.bench.grpo import Plan, compare
+    start_backend()  # unsloth patches the modules imported below
+    from sbtiny.bench.grpo import BenchConfig, compare_trainers
     from sbtiny.progress import quieten_libraries
 
     quieten_libraries()
-    out(compare(Plan(model, dtype, bool(four_bit), prompts, group, micro_batch, work, steps, seed), rounds), as_json)
+    print_result(
+        compare_trainers(BenchConfig(model, dtype, bool(four_bit), prompts, group, micro_batch, work, steps, seed), rounds), as_json
+    )

@@ -7,100 +7,66 @@ import typer
 
 from sbtiny.cli.app import app
 from sbtiny.cli.options import (
+    ASKING,
+    COMMON,
     USE,
     AsJson,
-    Backend,
-    Config,
-    Engine,
-    FourBit,
-    KvMemory,
-    Limit,
-    Output,
-    Preset,
-    Seed,
-    Set,
-    Verifier,
-    begun,
+    Flags,
     console,
-    existing,
-    look_ahead,
-    out,
-    settings_here,
+    print_result,
+    run_folder,
+    start_work,
+    validate_inputs,
+    with_flags,
 )
 
 
 @app.command("eval", rich_help_panel=USE)
+@with_flags(*COMMON, *ASKING, "output", section="eval")
 def evaluate(
     name: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="A run folder, its name under runs/, or a model.")],
     task: Annotated[str | None, typer.Option(help="arithmetic, gsm8k, math, math500, aime25, or a JSONL file of questions.")] = None,
-    budget: Annotated[str | None, typer.Option(help="auto (its own number), N tokens, or 0.5x its own number.")] = None,
-    sweep: Annotated[bool, typer.Option("--sweep", help="Also at 0.5x, 1x, 2x and 4x of its own number.")] = False,
-    cuts: Annotated[
-        bool, typer.Option("--cuts", help="Also cut and wrapped up at 75, 50 and 25 % of its own number (cuts.json).")
-    ] = False,
-    config: Config = None,
-    preset: Preset = None,
-    output: Output = None,
-    verifier: Verifier = None,
-    seed: Seed = None,
-    limit: Limit = None,
-    extra: Set = None,
-    four_bit: FourBit = None,
-    backend: Backend = None,
-    engine: Engine = None,
-    kv_memory: KvMemory = None,
-    as_json: AsJson = False,
+    budget: Annotated[str | None, typer.Option(help="auto (stated by the model), N tokens, or 0.5x the stated budget.")] = None,
+    sweep: Annotated[bool, typer.Option("--sweep", help="Also at 0.5x, 1x, 2x and 4x of the stated budget.")] = False,
+    cuts: Annotated[bool, typer.Option("--cuts", help="Also cut at 75, 50 and 25 % of the stated budget (cuts.json).")] = False,
+    *,
+    flags: Flags,
 ) -> None:
-    """Accuracy, length and how well the number is kept, on held-out questions.
+    """Accuracy, length and how well the budget is kept, on held-out questions.
 
     Example: sbtiny eval runs/demo --budget 0.5x --limit 200
     """
     from sbtiny import runs
     from sbtiny.models.aliases import resolve
 
-    run = runs.find(name)
+    run = runs.find_run(name)
     model = runs.read_run(run)["model"] if run else name
-    settings, _, note = settings_here(
-        config,
-        preset,
-        extra,
-        model=model,
-        seed=seed,
-        four_bit=four_bit,
-        backend=backend,
-        engine=engine,
-        kv_memory=kv_memory,
-        eval__task=task,
-        eval__budget=budget,
-        eval__limit=limit,
-        eval__verifier=verifier,
-    )
-    folder = output or run or runs.ROOT / f"eval-{Path(name).name}"
+    settings, _, note = flags.load_for_device({"model": model, "eval.task": task, "eval.budget": budget})
+    folder = flags.output or run or runs.ROOT / f"eval-{Path(name).name}"
     resolve(model)
-    look_ahead(settings.eval, settings.eval.task)
+    validate_inputs(settings.eval, settings.eval.task)
     if run:
         runs.check_finished(run)
     runs.check_unclaimed(folder)
     runs.check_writable(folder / "eval.json")
-    stages = begun(settings, note)
+    start_work(settings, note)
     from sbtiny.evaluation import report
-    from sbtiny.evaluation import cuts as cutting
+    from sbtiny.evaluation.cuts import print_cuts_table
+    from sbtiny.evaluation.run import run_eval
 
-    result = stages.run_eval(name, settings, folder, sweep, cuts)
-    if as_json:
-        return out(result, True)
-    report.table({"model": result})
+    result = run_eval(name, settings, folder, sweep, cuts)
+    if flags.as_json:
+        return print_result(result, True)
+    report.print_report_table({"model": result})
     if cuts:
         console().print()
-        cutting.table(runs.read_json(folder / "cuts.json"))
+        print_cuts_table(runs.read_json(folder / "cuts.json"))
 
 
 @app.command(rich_help_panel=USE)
 def reward(
     file: Annotated[str, typer.Argument(help="JSONL with budget, length, correct and, if known, b_max.")],
-    alpha: Annotated[
-        float, typer.Option(min=0.001, help="Width of the window, 6.0 at the start of training, 0.1 at its end.")
-    ] = 0.1,
+    alpha: Annotated[float, typer.Option(min=0.001, help="Width of the window, 6.0 at the start of training, 0.1 at its end.")] = 0.1,
     as_json: AsJson = False,
 ) -> None:
     """The reward of given samples, part by part.
@@ -111,7 +77,7 @@ def reward(
 
     rows = reward_rows(file, alpha)
     if as_json:
-        out(rows, True)
+        print_result(rows, True)
     else:
         console().print(reward_table(rows))
 
@@ -125,11 +91,12 @@ def report_(
 
     Example: sbtiny report runs/demo
     """
-    folder = existing(name)
+    folder = run_folder(name)
     from sbtiny.evaluation import report
+    from sbtiny.evaluation.write_report import write_report
 
-    result = report.write(folder)
+    result = write_report(folder)
     if as_json:
-        out(result, True)
+        print_result(result, True)
     else:
-        report.table(result)
+        report.print_report_table(result)

@@ -1,4 +1,4 @@
-"""Verbs that hand the model on: export."""
+"""The verb that writes a trained model: export."""
 
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -7,10 +7,11 @@ from typing import Annotated
 import typer
 
 from sbtiny.cli.app import app
-from sbtiny.cli.options import USE, AsJson, DryRun, FourBit, Output, Seed, Set, existing, look_ahead, out, settings_from
+from sbtiny.cli.options import USE, Flags, print_result, run_folder, validate_inputs, with_flags
 
 
 @app.command(rich_help_panel=USE)
+@with_flags("output", "seed", "extra", "four_bit", "dry_run", "as_json")
 def export(
     name: Annotated[str, typer.Argument(metavar="RUN", help="A run folder or its name under runs/.")],
     gguf: Annotated[
@@ -31,42 +32,37 @@ def export(
     check: Annotated[bool, typer.Option("--check/--no-check", help="Measure that the files are the trained policy.")] = True,
     push: Annotated[str | None, typer.Option(metavar="USER/NAME", help="Upload the finished export to this repository of the hub.")] = None,
     private: Annotated[bool, typer.Option("--private", help="Make that repository private.")] = False,
-    output: Output = None,
-    seed: Seed = None,
-    extra: Set = None,
-    four_bit: FourBit = None,
-    dry_run: DryRun = False,
-    as_json: AsJson = False,
+    *,
+    flags: Flags,
 ) -> None:
     """Merged weights and GGUF files that are the trained policy and keep its budget, with the proof.
 
     Example: sbtiny export runs/demo --gguf q8_0,q4_k_m
     """
-    from sbtiny.export import config as planning
-    from sbtiny.export import push as pushing
-    from sbtiny.tasks.sources import load_questions
+    from sbtiny.export import config as export_config
+    from sbtiny.export import push as hub
+    from sbtiny.tasks.load import load_questions
     from sbtiny.tasks.verify import load_verifier
 
-    run = existing(name)
-    settings = settings_from(
-        run / "config.yaml", None, extra, seed=seed, four_bit=four_bit, eval__task=task, eval__limit=questions
-    )
-    plan = planning.make(run, settings, output, form, merge, dtype, gguf, bool(settings.four_bit), check)
-    if dry_run:
-        return out({key: str(value) for key, value in asdict(replace(plan, settings=None)).items()}, as_json)
+    run = run_folder(name)
+    flags.config = run / "config.yaml"
+    settings = flags.load({"eval.task": task, "eval.limit": questions})
+    plan = export_config.make_config(run, settings, flags.output, form, merge, dtype, gguf, bool(settings.four_bit), check)
+    if flags.dry_run:
+        return print_result({key: str(value) for key, value in asdict(replace(plan, settings=None)).items()}, flags.as_json)
     if push:
-        pushing.check(push)
-    e, asked = settings.eval, []
+        hub.check_hub_login(push)
+    e, questions_asked = settings.eval, []
     if check:
-        look_ahead(e, e.task)
-        asked = load_questions(e.task, e.split, e.limit, settings.seed)
-    from sbtiny.export.run import export as write
-    from sbtiny.export.result_table import table
+        validate_inputs(e, e.task)
+        questions_asked = load_questions(e.task, e.split, e.limit, settings.seed)
+    from sbtiny.export.result_table import table as print_table
+    from sbtiny.export.run import export_run
     from sbtiny.progress import console, quieten_libraries
 
     quieten_libraries()
-    result = write(plan, asked, load_verifier(e.verifier))
+    result = export_run(plan, questions_asked, load_verifier(e.verifier))
     if push:
-        result["pushed"] = pushing.push(Path(result["folder"]), push, private)
+        result["pushed"] = hub.push(Path(result["folder"]), push, private)
         console.print(f"pushed to {result['pushed']}")
-    return out(result, True) if as_json else table(result)
+    return print_result(result, True) if flags.as_json else print_table(result)

@@ -1,101 +1,174 @@
-"""What the verbs share: their options, and the way from options to settings. Imports nothing heavy."""
+"""Shared options of the verbs, their settings, and helpers. Imports nothing heavy at the top."""
 
 import json
 import sys
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from functools import wraps
+from inspect import Parameter, Signature, signature
 from pathlib import Path
-from types import ModuleType
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
 from sbtiny.cli import streams
+from sbtiny.config import Settings
 from sbtiny.errors import InputError
 
 TRAIN, USE, HELP = "Train", "Use and measure", "Look"  # panels of the help
 
-Config = Annotated[Path | None, typer.Option("-c", "--config", help="Settings file (YAML).")]
-Preset = Annotated[str | None, typer.Option(help="cpu, t4, rtx4090, or auto: by what is here.")]
-Model = Annotated[
-    str | None, typer.Option("--model", "-m", help="Alias, hub id, folder or .gguf file (sbtiny models lists aliases).")
-]
-Output = Annotated[Path | None, typer.Option("--output", "-o", help="Run folder to write.")]
-Seed = Annotated[int | None, typer.Option(help="Seed of everything random.")]
-Limit = Annotated[int | None, typer.Option(help="Number of questions to read.")]
-Set = Annotated[list[str] | None, typer.Option("--set", "-s", help="Any setting, as section.key=value.")]
-Verifier = Annotated[
-    str | None, typer.Option(help="auto, numeric, math, choice, exact, regex, or a function of your own: my.py:check.")
-]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON alone on stdout.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings and stop.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --output (default: the newest unfinished).")]
-Steps = Annotated[int | None, typer.Option(min=1, help="Number of updates.")]
-SaveSteps = Annotated[int | None, typer.Option(min=0, help="Checkpoint every so many updates; 0 for none.")]
-FourBit = Annotated[
-    bool | None, typer.Option("--4bit/--no-4bit", help="NF4 base weights (default: where there is a GPU).")
-]
-Format = Annotated[str | None, typer.Option("--format", help="Tags to teach: solution (the paper's), or think, with the answer behind it.")]
-Backend = Annotated[
-    str | None, typer.Option(help="What loads and trains: auto (unsloth where it can run), unsloth, or transformers.")
-]
-Engine = Annotated[str | None, typer.Option(help="What decodes: ours, generate (any model of transformers, slower), or vllm.")]
-ReportTo = Annotated[str | None, typer.Option(help="Training curves also go to tensorboard, trackio or wandb (default: none).")]
+FourBit = Annotated[bool | None, typer.Option("--4bit/--no-4bit", help="NF4 base weights (default: where there is a GPU).")]
+Model = Annotated[str | None, typer.Option("--model", "-m", help="Alias, hub id, folder or .gguf file (sbtiny models lists aliases).")]
 KvMemory = Annotated[
     float | None,
-    typer.Option(metavar="GIB", help="Memory for answers under way (default: most of what is free); slots that do not fit wait."),
+    typer.Option(metavar="GIB", help="GiB for the KV cache (default: most of the free memory); answers that do not fit wait."),
 ]
+VERIFIER = "auto, numeric, math, choice, exact, regex, or a function of your own: my.py:check."
+FORMAT = "Tags to teach: solution (the paper's), or think, with the answer after it."
+BACKEND = "What loads and trains: auto (unsloth where it can run), unsloth, or transformers."
+ENGINE = "What decodes: ours, generate (any model of transformers, slower), or vllm."
+REPORT_TO = "Training curves also go to tensorboard, trackio or wandb (default: none)."
+
+# Shared options in the order of the help. Each has a type with its help text, and the settings key that it sets ("": no setting).
+# `{section}` is the verb's section of the settings, `{questions}` the section that reads its questions.
+OPTIONS: dict[str, tuple[Any, str]] = {
+    "config": (Annotated[Path | None, typer.Option("-c", "--config", help="Settings file (YAML).")], ""),
+    "preset": (Annotated[str | None, typer.Option(help="cpu, t4, rtx4090, or auto: by what is here.")], ""),
+    "model": (Model, "model"),
+    "output": (Annotated[Path | None, typer.Option("--output", "-o", help="Run folder to write.")], ""),
+    "format": (Annotated[str | None, typer.Option("--format", help=FORMAT)], "format"),
+    "verifier": (Annotated[str | None, typer.Option(help=VERIFIER)], "{questions}.verifier"),
+    "seed": (Annotated[int | None, typer.Option(help="Seed of everything random.")], "seed"),
+    "limit": (Annotated[int | None, typer.Option(help="Number of questions to read.")], "{questions}.limit"),
+    "steps": (Annotated[int | None, typer.Option(min=1, help="Number of updates.")], "{section}.steps"),
+    "save_steps": (
+        Annotated[int | None, typer.Option(min=0, help="Updates between checkpoints; 0 for none.")],
+        "{section}.save_steps",
+    ),
+    "extra": (Annotated[list[str] | None, typer.Option("--set", "-s", help="Any setting, as section.key=value.")], ""),
+    "four_bit": (FourBit, "four_bit"),
+    "backend": (Annotated[str | None, typer.Option(help=BACKEND)], "backend"),
+    "engine": (Annotated[str | None, typer.Option(help=ENGINE)], "engine"),
+    "kv_memory": (KvMemory, "kv_cache_gib"),
+    "report_to": (Annotated[str | None, typer.Option(help=REPORT_TO)], "report_to"),
+    "resume": (
+        Annotated[bool, typer.Option("--resume", help="Resume the run in --output (default: the newest unfinished).")],
+        "",
+    ),
+    "dry_run": (Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings and stop.")], ""),
+    "as_json": (AsJson, ""),
+}
+COMMON = ("config", "preset", "extra", "as_json")
+ASKING = ("verifier", "seed", "limit", "four_bit", "backend", "engine", "kv_memory")
+TRAINING = ("output", "steps", "save_steps", "report_to", "resume", "dry_run")
+LAST = ("dry_run", "as_json")
 
 
-def settings_from(config: Path | None, preset: str | None, extra: list[str] | None, **flags: Any) -> Any:
-    """Settings from file, preset and flags; `flags` are dotted keys with two underscores for the dot, None is not given."""
-    from sbtiny.config import load, parse_assignment
-    from sbtiny.models.device import glance, pick_preset
+@dataclass(slots=True)
+class Flags:
+    """The shared options of a verb, as given. `values` are those that set a settings key, by that key; None is not given."""
 
-    if preset == "auto":
-        preset = pick_preset(glance())
-    given = [(key.replace("__", "."), value) for key, value in flags.items() if value is not None]
-    return load(config, preset, [*map(parse_assignment, extra or []), *given])
+    config: Path | None = None
+    preset: str | None = None
+    extra: list[str] | None = None
+    output: Path | None = None
+    resume: bool = False
+    dry_run: bool = False
+    as_json: bool = False
+    values: dict[str, Any] = field(default_factory=dict)
+
+    def load(self, more: dict[str, Any] | None = None) -> Settings:
+        """Settings from file, preset and flags; `more` are the verb's own flags by settings key."""
+        from sbtiny.load_settings import load_settings, parse_assignment
+        from sbtiny.models.device import pick_preset, probe_device
+
+        preset = pick_preset(probe_device()) if self.preset == "auto" else self.preset
+        given = [(key, value) for key, value in (self.values | (more or {})).items() if value is not None]
+        return load_settings(self.config, preset, [*map(parse_assignment, self.extra or []), *given])
+
+    def load_for_device(self, more: dict[str, Any] | None = None) -> tuple[Settings, str | None, str]:
+        """Settings, the preset they come from, and a note for the user ("" for none).
+
+        Without --preset: the GPU's preset, or `cpu` for the bundled model. On a CPU, other models get the bundled model's
+        settings and a note.
+        """
+        from sbtiny.models.aliases import resolve
+        from sbtiny.models.device import pick_preset, probe_device
+
+        preset = self.preset
+        if preset is None and (device := probe_device()).device == "cuda":
+            gpu_preset = pick_preset(device)
+            settings = replace(self, preset=gpu_preset).load(more)
+            if resolve(settings.model).kind != "bundled":
+                return settings, "auto", f"using preset {gpu_preset} for {device.name} (--preset cpu: the bundled model's settings)"
+            preset = "cpu"
+        settings = replace(self, preset=preset).load(more)
+        unfitting = preset is None and self.config is None and resolve(settings.model).kind != "bundled"
+        note = "no --preset given: these are the bundled model's settings; t4 and rtx4090 are for 1.5B to 7B models" if unfitting else ""
+        return settings, preset, note
+
+    def find_resumed(self, verb: str) -> None:
+        """With --resume: set `output` to the folder of the run (default: the verb's newest unfinished one), `config` to its settings."""
+        from sbtiny import runs
+
+        if not self.resume:
+            return
+        if self.output is None:
+            self.output = runs.newest_unfinished(verb)
+        elif not (self.output / "run.json").is_file():
+            raise InputError("--resume needs --output with the folder of the run to go on with")
+        else:
+            runs.check_unclaimed(self.output)
+        self.config = self.config or self.output / "config.yaml"
 
 
-def settings_here(config: Path | None, preset: str | None, extra: list[str] | None, **flags: Any) -> tuple[Any, str | None, str]:
-    """`settings_from`, the preset they come from, and a line for the user where nobody named one.
+def with_flags(*names: str, section: str = "", questions: str = "", **defaults: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a verb the shared options `names`; it receives their values as `flags`, a Flags.
 
-    It is then the one of the GPU that is here, but for the bundled model, which has its own. On a processor the settings are the bundled
-    model's; of another model that is said.
+    The help has the verb's parameters before `flags`, the shared options, the parameters after `flags`, --dry-run and --json.
+    `questions` defaults to `section`.
     """
-    from sbtiny.models.aliases import resolve
-    from sbtiny.models.device import glance, pick_preset
+    keys = {name: OPTIONS[name][1].format(section=section, questions=questions or section) for name in OPTIONS if name in names}
 
-    if preset is None and (seen := glance()).device == "cuda":
-        found = pick_preset(seen)
-        settings = settings_from(config, found, extra, **flags)
-        if resolve(settings.model).kind != "bundled":
-            return settings, "auto", f"preset {found}, for {seen.name} is here (--preset cpu: the bundled model's settings)"
-        preset = "cpu"
-    settings = settings_from(config, preset, extra, **flags)
-    others = preset is None and config is None and resolve(settings.model).kind != "bundled"
-    note = "no --preset: these are the bundled model's settings; t4 and rtx4090 have those of models of billions" if others else ""
-    return settings, preset, note
+    def parameter(name: str) -> Parameter:
+        kind = OPTIONS[name][0]
+        default = defaults.get(name, False if get_args(kind)[0] is bool else None)
+        return Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+
+    def decorate(verb: Callable[..., Any]) -> Callable[..., Any]:
+        own = [p.replace(kind=Parameter.KEYWORD_ONLY) for p in signature(verb).parameters.values()]
+        at = [p.name for p in own].index("flags")
+
+        @wraps(verb)
+        def command(**values: Any) -> Any:
+            shared = {name: values.pop(name) for name in keys}
+            settings = {key: shared.pop(name) for name, key in keys.items() if key}
+            return verb(flags=Flags(**shared, values=settings), **values)
+
+        middle, last = [parameter(name) for name in keys if name not in LAST], [parameter(name) for name in keys if name in LAST]
+        command.__signature__ = Signature([*own[:at], *middle, *own[at + 1 :], *last])
+        return command
+
+    return decorate
 
 
-def begun(settings: Any, note: str = "") -> ModuleType:
-    """The stages, imported after the backend, which may be one that patches what they import; `note` is told before the work begins."""
-    from sbtiny.models.load import start_backend
+def start_work(settings: Settings, note: str = "") -> None:
+    """Print `note`, then import the backend before anything that it may patch."""
     from sbtiny import distributed
-
-    if note and distributed.first():
-        print(note, file=sys.stderr)
-    start_backend(settings.backend)
-    from sbtiny.pipeline import stages
+    from sbtiny.models.backend import start_backend
     from sbtiny.progress import quieten_libraries
 
+    if note and distributed.is_main_process():
+        print(note, file=sys.stderr)
+    start_backend(settings.backend)
     quieten_libraries()
-    return stages
 
 
-def look_ahead(section: Any, task: str) -> None:
-    """Find a wrong verifier or question before torch is imported (seconds) and weights are read (minutes)."""
-    from sbtiny.tasks.sources import HUB_TASKS, load_questions
+def validate_inputs(section: Any, task: str) -> None:
+    """Raise InputError for a wrong verifier or question, before torch is imported (seconds) and weights are read (minutes)."""
+    from sbtiny.tasks.load import load_questions
+    from sbtiny.tasks.sources import HUB_TASKS
     from sbtiny.tasks.verify import check_references, load_verifier
 
     verify = load_verifier(section.verifier)
@@ -103,32 +176,20 @@ def look_ahead(section: Any, task: str) -> None:
         check_references(verify, load_questions(task, "train", section.limit))
 
 
-def resumed(verb: str, output: Path | None) -> Path:
-    """The folder of the run to go on with: `output`, else the newest unfinished run of that verb."""
+def run_folder(name: str) -> Path:
+    """The folder of a run by name or path. Raises InputError."""
     from sbtiny import runs
 
-    if output is None:
-        return runs.unfinished(verb)
-    if not (output / "run.json").is_file():
-        raise InputError("--resume needs --output with the folder of the run to go on with")
-    runs.check_unclaimed(output)
-    return output
-
-
-def existing(name: str) -> Path:
-    """The folder of a run that the user named."""
-    from sbtiny import runs
-
-    if folder := runs.find(name):
+    if folder := runs.find_run(name):
         return folder
     raise InputError(f"no run {name!r}: give a run folder or its name under {runs.ROOT}/")
 
 
-def out(value: Any, as_json: bool) -> None:
-    """A result on stdout: JSON alone, or YAML-like lines for a person; of several processes the first one speaks."""
+def print_result(value: Any, as_json: bool) -> None:
+    """Print a result on stdout, as JSON or as YAML; only in the main process."""
     from sbtiny import distributed
 
-    if not distributed.first():
+    if not distributed.is_main_process():
         return
     if as_json:
         print(json.dumps(value, ensure_ascii=not streams.is_unicode(sys.stdout)))
@@ -139,49 +200,49 @@ def out(value: Any, as_json: bool) -> None:
 
 
 def console(**how: bool) -> Any:
-    """stdout for tables."""
+    """A rich console on stdout, for tables."""
     from rich.console import Console
 
     return Console(**how)
 
 
-def show(settings: Any, stages: tuple[str, ...], preset: str | None, as_json: bool) -> None:
-    """--dry-run: the resolved settings, what the model's name stands for, and the memory that the last stage will take."""
+def print_dry_run(settings: Settings, stages: tuple[str, ...], preset: str | None, as_json: bool) -> None:
+    """Print the resolved settings, the model's source, and the memory plan of the last stage."""
     from sbtiny.models.aliases import resolve
 
     everything = asdict(settings)
-    chosen = {key: everything[key] for key in ("model", "format", "seed", "four_bit", "backend", "engine", "kv_memory", *stages)}
+    chosen = {key: everything[key] for key in ("model", "format", "seed", "four_bit", "backend", "engine", "kv_cache_gib", *stages)}
     source = resolve(settings.model)
     named = {"kind": source.kind, "ref": str(source.ref)}
-    out({"source": named, **chosen, "plan": planned(settings, stages[-1], preset)}, as_json)
+    print_result({"source": named, **chosen, "plan": memory_plan(settings, stages[-1], preset)}, as_json)
 
 
-def planned(settings: Any, stage: str, preset: str | None) -> dict[str, Any]:
-    """The plan of a stage; for a model whose shape only its weights tell, why there is none, and what does not depend on it."""
-    from sbtiny.models.device import glance
-    from sbtiny.planning.memory_plan import plan
+def memory_plan(settings: Settings, stage: str, preset: str | None) -> dict[str, Any]:
+    """The memory plan of a stage. If the model's shape is unknown without its weights: the reason and the workload."""
+    from sbtiny.models.device import probe_device
     from sbtiny.models.shapes import shape_of
-    from sbtiny.planning.workload import Work
+    from sbtiny.planning.memory_plan import plan_memory
+    from sbtiny.planning.workload import StageWorkload
 
     try:
         shape = shape_of(settings.model)
     except InputError as error:
-        return {"unknown": str(error)} | Work(stage, settings).record()
-    return plan(stage, settings, shape, glance(), preset).record()
+        return {"unknown": str(error)} | StageWorkload(stage, settings).record()
+    return plan_memory(stage, settings, shape, probe_device(), preset).record()
 
 
-def fit(settings: Any, stage: str, preset: str | None) -> Any:
-    """With --preset auto, the largest micro-batch that fits what is free here (the preset's where the shape is unknown, which is said)."""
+def apply_auto_micro_batch(settings: Settings, stage: str, preset: str | None) -> Settings:
+    """With --preset auto, set the largest micro-batch that fits the free memory. If the shape is unknown, print so and keep it."""
     from sbtiny.models.aliases import resolve
-    from sbtiny.models.device import glance
-    from sbtiny.planning.memory_plan import fitted
+    from sbtiny.models.device import probe_device
     from sbtiny.models.shapes import shape_of
+    from sbtiny.planning.memory_plan import fit_micro_batch
 
     if preset != "auto":
         return settings
-    resolve(settings.model)  # a name that is none is wrong input
+    resolve(settings.model)  # raises InputError for an unknown model
     try:
-        return fitted(settings, stage, shape_of(settings.model), glance())
+        return fit_micro_batch(settings, stage, shape_of(settings.model), probe_device())
     except InputError as error:
         print(f"--preset auto keeps the preset's micro-batch: {error}", file=sys.stderr)
         return settings

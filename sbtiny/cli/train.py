@@ -8,48 +8,25 @@ import typer
 
 from sbtiny.cli.app import app
 from sbtiny.cli.options import (
+    ASKING,
+    COMMON,
     TRAIN,
-    AsJson,
-    Backend,
-    Config,
-    DryRun,
-    Engine,
-    Format,
-    FourBit,
-    KvMemory,
-    Limit,
-    Model,
-    Output,
-    Preset,
-    ReportTo,
-    Resume,
-    SaveSteps,
-    Seed,
-    Set,
-    Steps,
-    Verifier,
-    begun,
-    existing,
-    fit,
-    look_ahead,
-    out,
-    resumed,
-    settings_from,
-    settings_here,
-    show,
+    TRAINING,
+    Flags,
+    apply_auto_micro_batch,
+    print_dry_run,
+    print_result,
+    run_folder,
+    start_work,
+    validate_inputs,
+    with_flags,
 )
 from sbtiny.errors import InputError
 
 
 @app.command(rich_help_panel=TRAIN)
-def demo(
-    config: Config = None,
-    preset: Preset = "cpu",
-    output: Output = None,
-    seed: Seed = None,
-    extra: Set = None,
-    as_json: AsJson = False,
-) -> None:
+@with_flags(*COMMON, "output", "seed", preset="cpu")
+def demo(*, flags: Flags) -> None:
     """The whole pipeline on the bundled model: base, cold start, GRPO, a report. Minutes on two CPU cores.
 
     Example: sbtiny demo
@@ -57,176 +34,113 @@ def demo(
     from sbtiny import runs
     from sbtiny.models.aliases import resolve
 
-    settings, folder = settings_from(config, preset, extra, seed=seed), output or runs.ROOT / "demo"
+    settings, folder = flags.load(), flags.output or runs.ROOT / "demo"
     resolve(settings.model)
     for section in (settings.data, settings.grpo, settings.eval):
-        look_ahead(section, section.task)
+        validate_inputs(section, section.task)
     runs.check_unclaimed(folder)
     runs.check_writable(folder / "report.json")
-    begun(settings)
-    from sbtiny.pipeline import demo as pipeline
+    start_work(settings)
     from sbtiny.evaluation import report
+    from sbtiny.pipeline.demo import run_demo
 
-    result = pipeline.run(settings, folder)
-    if as_json:
-        out(result, True)
+    result = run_demo(settings, folder)
+    if flags.as_json:
+        print_result(result, True)
     else:
-        report.table(result)
+        report.print_report_table(result)
 
 
 @app.command(rich_help_panel=TRAIN)
+@with_flags(*COMMON, *ASKING, *TRAINING, "model", "format", section="sft", questions="data")
 def sft(
     data: Annotated[str | None, typer.Option(help="Labelled rows; without it they are sampled first.")] = None,
-    config: Config = None,
-    preset: Preset = None,
-    model: Model = None,
-    output: Output = None,
-    form: Format = None,
-    verifier: Verifier = None,
-    seed: Seed = None,
-    limit: Limit = None,
-    steps: Steps = None,
-    save_steps: SaveSteps = None,
-    extra: Set = None,
-    four_bit: FourBit = None,
-    backend: Backend = None,
-    engine: Engine = None,
-    kv_memory: KvMemory = None,
-    report_to: ReportTo = None,
-    resume: Resume = False,
-    dry_run: DryRun = False,
-    as_json: AsJson = False,
+    *,
+    flags: Flags,
 ) -> None:
-    """Cold start: teach the model to say its number, on its own correct answers.
+    """Cold start: teach the model to state a budget, on its own correct answers.
 
     Example: sbtiny sft --model qwen-1.5b --data rows.jsonl
     """
     from sbtiny import runs
-    from sbtiny.models.aliases import resolve
-    from sbtiny.training.arguments import ensure_reporter
     from sbtiny.coldstart.rows import read_labelled
+    from sbtiny.models.aliases import resolve
+    from sbtiny.training.arguments import require_reporter
 
-    if resume:
-        output = resumed("sft", output)
-        config = config or output / "config.yaml"
-    settings, preset, note = settings_here(
-        config,
-        preset,
-        extra,
-        model=model,
-        format=form,
-        seed=seed,
-        four_bit=four_bit,
-        backend=backend,
-        engine=engine,
-        kv_memory=kv_memory,
-        report_to=report_to,
-        data__limit=limit,
-        data__verifier=verifier,
-        sft__data=data,
-        sft__steps=steps,
-        sft__save_steps=save_steps,
-    )
-    settings = fit(settings, "sft", preset)
-    if dry_run:
-        return show(settings, ("data", "sft"), preset, as_json)
+    flags.find_resumed("sft")
+    settings, preset, note = flags.load_for_device({"sft.rows": data})
+    settings = apply_auto_micro_batch(settings, "sft", preset)
+    if flags.dry_run:
+        return print_dry_run(settings, ("data", "sft"), preset, flags.as_json)
     resolve(settings.model)
-    if settings.sft.data:
-        read_labelled(settings.sft.data)
+    if settings.sft.rows:
+        read_labelled(settings.sft.rows)
     else:
-        look_ahead(settings.data, settings.data.task)
-    ensure_reporter(settings.report_to)
-    if not resume:
-        runs.check_free(output or runs.ROOT / "sft")
-    stages = begun(settings, note)
-    return done("sft", stages.run_sft(settings, output, resume), as_json)
+        validate_inputs(settings.data, settings.data.task)
+    require_reporter(settings.report_to)
+    if not flags.resume:
+        runs.check_free(flags.output or runs.ROOT / "sft")
+    start_work(settings, note)
+    from sbtiny.coldstart.run import run_sft
+
+    return print_next_step("sft", run_sft(settings, flags.output, flags.resume), flags.as_json)
 
 
 @app.command(rich_help_panel=TRAIN)
+@with_flags(*COMMON, *ASKING, *TRAINING, section="grpo")
 def grpo(
-    run: Annotated[str | None, typer.Option(help="Cold-start run to go on from (default: the newest).")] = None,
+    run: Annotated[str | None, typer.Option(help="Cold-start run to start from (default: the newest).")] = None,
     data: Annotated[str | None, typer.Option(help="Questions (JSONL with question and answer).")] = None,
-    config: Config = None,
-    preset: Preset = None,
-    output: Output = None,
-    verifier: Verifier = None,
-    seed: Seed = None,
-    limit: Limit = None,
-    steps: Steps = None,
-    save_steps: SaveSteps = None,
-    extra: Set = None,
-    four_bit: FourBit = None,
-    backend: Backend = None,
-    engine: Engine = None,
-    kv_memory: KvMemory = None,
-    report_to: ReportTo = None,
-    resume: Resume = False,
+    *,
+    flags: Flags,
     cut_share: Annotated[
-        float | None, typer.Option(help="Share of groups that are cut below their own number and learn to finish.")
+        float | None, typer.Option(help="Share of groups that are cut below their stated budget and learn to finish.")
     ] = None,
-    preflight: Annotated[bool, typer.Option("--preflight", help="Sample a few groups, say whether it will learn, and stop.")] = False,
+    preflight: Annotated[bool, typer.Option("--preflight", help="Sample a few groups, report whether it will learn, and stop.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Train even where the preflight finds it hopeless.")] = False,
-    dry_run: DryRun = False,
-    as_json: AsJson = False,
 ) -> None:
-    """Budget-guided GRPO: reward right answers that keep to their number.
+    """Budget-guided GRPO: reward right answers that keep to their budget.
 
     Example: sbtiny grpo --run runs/sft-20261124-101500 --steps 300
     """
     from sbtiny import runs
-    from sbtiny.training.arguments import ensure_reporter
+    from sbtiny.training.arguments import require_reporter
 
-    if resume:
-        output = resumed("grpo", output)
-        config = config or output / "config.yaml"
-    start = cold_start(run, output if resume else None, dry_run)
+    flags.find_resumed("grpo")
+    start = find_cold_start(run, flags.output if flags.resume else None, flags.dry_run)
     model = runs.read_run(start)["model"] if start else None
-    settings, preset, note = settings_here(
-        config,
-        preset,
-        extra,
-        model=model,
-        seed=seed,
-        four_bit=four_bit,
-        backend=backend,
-        engine=engine,
-        kv_memory=kv_memory,
-        report_to=report_to,
-        grpo__limit=limit,
-        grpo__verifier=verifier,
-        grpo__data=data,
-        grpo__steps=steps,
-        grpo__save_steps=save_steps,
-        grpo__cut_share=cut_share,
-    )
-    settings = fit(settings, "grpo", preset)
-    if dry_run:
-        return show(settings, ("grpo",), preset, as_json)
-    look_ahead(settings.grpo, settings.grpo.data or settings.grpo.task)
-    ensure_reporter(settings.report_to)
-    if not resume and not preflight:
-        runs.check_free(output or runs.ROOT / "grpo")
-    stages = begun(settings, note)
+    settings, preset, note = flags.load_for_device({"model": model, "grpo.questions": data, "grpo.cut_share": cut_share})
+    settings = apply_auto_micro_batch(settings, "grpo", preset)
+    if flags.dry_run:
+        return print_dry_run(settings, ("grpo",), preset, flags.as_json)
+    validate_inputs(settings.grpo, settings.grpo.questions or settings.grpo.task)
+    require_reporter(settings.report_to)
+    if not flags.resume and not preflight:
+        runs.check_free(flags.output or runs.ROOT / "grpo")
+    start_work(settings, note)
+    from sbtiny.grpo.preflight import raise_if_hopeless
+    from sbtiny.grpo.run import run_grpo, run_preflight
+
     if preflight:
-        look = stages.run_preflight(settings, start)
-        out(look, as_json)
-        return stages.preflight.insist(look, force)
-    return done("grpo", stages.run_grpo(settings, start, output, resume, force), as_json)
+        preflight_result = run_preflight(settings, start)
+        print_result(preflight_result, flags.as_json)
+        return raise_if_hopeless(preflight_result, force)
+    return print_next_step("grpo", run_grpo(settings, start, flags.output, flags.resume, force), flags.as_json)
 
 
-def cold_start(run: str | None, resumed_run: Path | None, dry_run: bool) -> Path | None:
-    """The run that GRPO goes on from: the one told, the parent of a resumed one, the newest; a dry run needs none."""
+def find_cold_start(run: str | None, resumed_run: Path | None, dry_run: bool) -> Path | None:
+    """The run that GRPO starts from: `run`, else the resumed run's parent, else the newest. None in a dry run without the first two."""
     from sbtiny import runs
 
     parent = runs.read_run(resumed_run).get("parent") if resumed_run else None
-    if run and parent and existing(run).resolve() != Path(parent).resolve():
+    if run and parent and run_folder(run).resolve() != Path(parent).resolve():
         raise InputError(f"--run is {run}, but {resumed_run} went on from {parent}: leave --run out, or start a new run without --resume")
     run = run or parent
     if run:
-        return existing(run)
-    return None if dry_run else runs.newest("sft")
+        return run_folder(run)
+    return None if dry_run else runs.newest_run("sft")
 
 
-def done(verb: str, folder: Path, as_json: bool) -> None:
-    following = {"sft": "sbtiny grpo --run ", "grpo": "sbtiny eval "}[verb] + quote(str(folder))
-    out({"run": str(folder), "next": following}, as_json)
+def print_next_step(verb: str, folder: Path, as_json: bool) -> None:
+    next_command = {"sft": "sbtiny grpo --run ", "grpo": "sbtiny eval "}[verb] + quote(str(folder))
+    print_result({"run": str(folder), "next": next_command}, as_json)

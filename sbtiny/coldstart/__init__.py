@@ -1,1 +1,1 @@
-"""."""
+"""The cold start: labelled rows, their contrast, their order, the trainer."""

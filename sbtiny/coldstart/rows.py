@@ -1,19 +1,19 @@
-"""Labelled rows, read and put into tokens; imports no torch, so that what is wrong with them is told at once."""
+"""Reads labelled rows and tokenizes them. Imports no torch, so that faults are reported at once."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sbtiny.budget.protocol import Format, parts, prefill
+from sbtiny.budget.protocol import Format, render_budget, split_response
 from sbtiny.errors import InputError
 from sbtiny.tasks.row_files import locate
-from sbtiny.tasks.row_shapes import shown, text
+from sbtiny.tasks.row_shapes import preview_value, read_text
 from sbtiny.tasks.sources import numbered_rows
 
 Encode = Callable[[str], list[int]]  # token ids of a text, without special tokens
 KEYS = ("id", "question", "response", "budget")
 
 
-class Labelled(dict[str, Any]):
+class LabelledRow(dict[str, Any]):
     """A labelled row that knows the file and line it was read from."""
 
     def __init__(self, row: dict[str, Any], where: str) -> None:
@@ -33,56 +33,56 @@ class Labelled(dict[str, Any]):
         return self["response"]
 
     @property
-    def named(self) -> str:
+    def location(self) -> str:
         return self.where
 
 
-def place(row: dict[str, Any]) -> str:
-    """Where a row stands, for what is told of it; of one that was just made, whose it is."""
-    return row.where if isinstance(row, Labelled) else f"row {row['id']}"
+def row_location(row: dict[str, Any]) -> str:
+    """File and line of a row, for messages; the id of a row that was not read from a file."""
+    return row.where if isinstance(row, LabelledRow) else f"row {row['id']}"
 
 
-def read_labelled(path: str) -> list[Labelled]:
+def read_labelled(path: str) -> list[LabelledRow]:
     """Rows made by `sbtiny data build`. Raises InputError with file and line for a row that cannot be trained on."""
-    return [checked(row, locate(path, number)) for number, row in numbered_rows(path)]
+    return [validate_row(row, locate(path, number)) for number, row in numbered_rows(path)]
 
 
-def checked(row: dict[str, Any], where: str) -> Labelled:
+def validate_row(row: dict[str, Any], where: str) -> LabelledRow:
     if missing := [key for key in KEYS if key not in row]:
         raise InputError(f"{where} has no {missing[0]!r}: labelled rows come from sbtiny data build (--traces labels a file)")
     for key in ("question", "response"):
         if not isinstance(row[key], str):
-            raise InputError(f"{where}: {key!r} is {shown(row[key])}: it must be text")
-        text(row, key, where)
+            raise InputError(f"{where}: {key!r} is {preview_value(row[key])}: it must be text")
+        read_text(row, key, where)
     if row.get("system") not in (None, ""):
-        text(row, "system", where)
+        read_text(row, "system", where)
     budget = row["budget"]
     if not isinstance(budget, int) or isinstance(budget, bool) or budget < 1:
-        raise InputError(f"{where}: budget {shown(budget)} is no positive whole number: rebuild the file with sbtiny data build")
+        raise InputError(f"{where}: budget {preview_value(budget)} is no positive whole number: rebuild the file with sbtiny data build")
     if not isinstance(row.get("given", False), bool):
-        raise InputError(f"{where}: 'given' is {shown(row['given'])}: it must be true or false")
-    return Labelled(row | {"id": text(row, "id", where)}, where)
+        raise InputError(f"{where}: 'given' is {preview_value(row['given'])}: it must be true or false")
+    return LabelledRow(row | {"id": read_text(row, "id", where)}, where)
 
 
-def tokenized(encode: Encode, row: dict[str, Any], turn_end: int, prompt: Sequence[int], form: Format) -> dict[str, Any]:
-    """`input_ids` and `completion_mask` of a row: prompt, tags, the answer's own tokens, turn end; `body_at` is the first of the answer's.
-    `budget` is the number that is stated: less than the row's where the answer's own `<think>` tags become the format's.
+def tokenize_row(encode: Encode, row: dict[str, Any], turn_end: int, prompt: Sequence[int], form: Format) -> dict[str, Any]:
+    """Tokenize a row: prompt, budget tag, body, closing tag, turn end, as `input_ids` and `completion_mask`.
 
-    The budget of a row with `given` is read, as a user's is, and not learnt to be stated: its tokens are masked.
-    The parts are tokenised apart, so that the label is exactly the number of body tokens the model is trained to write.
-    Raises InputError when the label is not that number (labelled for another tokenizer), or when the answer holds tags itself.
+    `body_at` is the index of the first body token. `budget` is the stated one: less than the row's if the answer's own `<think>` tags
+    become the format's. A row with `given` has its budget masked: it is read, as a user's, and not learnt.
+    The parts are tokenized separately, so that the budget is exactly the number of body tokens.
+    Raises InputError if the row's budget is not its token count (labelled for another tokenizer) or if the answer holds tags.
     """
-    if (whole := len(encode(row["response"]))) != row["budget"]:
+    if (tokens := len(encode(row["response"]))) != row["budget"]:
         raise InputError(
-            f"{place(row)}: budget {row['budget']} but {whole} tokens for this model's tokenizer; "
+            f"{row_location(row)}: budget {row['budget']} but {tokens} tokens for this model's tokenizer; "
             "give the --model it was labelled for, or rebuild it with sbtiny data build"
         )
     try:
-        body, after = map(encode, parts(row["response"], form))
+        body, after = map(encode, split_response(row["response"], form))
     except ValueError as error:
-        raise InputError(f"{place(row)}: {error}: give the plain answer") from error
+        raise InputError(f"{row_location(row)}: {error}: give the plain answer") from error
     budget = len(body) + len(after)
-    opening = encode(prefill(budget, form))
+    opening = encode(render_budget(budget, form))
     written = [*opening, *body, *encode(form.closing), *after, turn_end]
     body_at = len(prompt) + len(opening)
     read = body_at if row.get("given") else len(prompt)

@@ -1,4 +1,4 @@
-"""The order of training rows: the answers to one question in one update, like lengths together, and otherwise at random."""
+"""The order of training rows: the answers to a question in one update, like lengths together, otherwise random."""
 
 import random
 from collections.abc import Hashable, Iterator, Sequence
@@ -6,15 +6,15 @@ from itertools import groupby
 
 from torch.utils.data import Sampler
 
-POOL = 50  # batches that are sorted together: like enough in length, and still other rows together in each epoch
+POOL_BATCHES = 50  # batches sorted together: enough for like lengths, few enough to mix rows anew each epoch
 
 
-class Together(Sampler[int]):
-    """Indices of rows, batch after batch; an epoch's order follows from seed and epoch alone, so that a run cut anywhere goes on exactly.
+class GroupedLengthSampler(Sampler[int]):
+    """Row indices, batch after batch. The order follows from seed and epoch alone, so that a stopped run resumes exactly.
 
-    Rows of one question follow each other in `questions` and stand in one batch: what differs between them in the update's gradient is the
-    number and the length it stands for. With each in a batch of its own length the length of all is learnt long before the number is read.
-    Within a batch rows are sorted, so that micro-batches hold little padding.
+    Rows of one question must be neighbours in `questions`; they share a batch. In its gradient they then differ by budget and length alone.
+    In batches of one length each, the length is learnt long before the budget is read. Rows of a batch are sorted by length, for little
+    padding in micro-batches.
     """
 
     def __init__(self, lengths: Sequence[int], questions: Sequence[Hashable], batch: int, seed: int) -> None:
@@ -31,17 +31,17 @@ class Together(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         rng = random.Random(f"{self.seed} {self.epoch}")
         units, size = rng.sample(self.units, len(self.units)), self.batch
-        pool = max(1, POOL * size * len(units) // max(1, len(self)))  # units, of as many rows as POOL batches have
+        pool = max(1, POOL_BATCHES * size * len(units) // max(1, len(self)))  # in units; about POOL_BATCHES batches of rows
         batches, rest = [], []
-        for at in range(0, len(units), pool):
-            rows = [row for unit in sorted(units[at : at + pool], key=self._size) for row in unit]
+        for start in range(0, len(units), pool):
+            rows = [row for unit in sorted(units[start : start + pool], key=self._size) for row in unit]
             whole = len(rows) // size * size
             batches += [rows[first : first + size] for first in range(0, whole, size)]
             rest += rows[whole:]
         rng.shuffle(batches)
-        batches += [rest[first : first + size] for first in range(0, len(rest), size)]  # a short one must be last: the loader cuts by count
+        batches += [rest[first : first + size] for first in range(0, len(rest), size)]  # the short batch last: the loader cuts by count
         return iter([row for batch in batches for row in sorted(batch, key=self.lengths.__getitem__)])
 
     def _size(self, unit: Sequence[int]) -> tuple[int, int]:
-        """Units of as many rows beside each other, the largest first, and of those the ones with like longest row."""
+        """Sort key of a question's rows: by their count, the most first, then by the longest."""
         return -len(unit), max(self.lengths[row] for row in unit)

@@ -11,68 +11,68 @@ from torch.nn import functional
 from torch.utils.data import Sampler
 from trl import SFTConfig, SFTTrainer
 
+from sbtiny import distributed
 from sbtiny.budget.protocol import BUDGET_CLOSE, BUDGET_OPEN
+from sbtiny.coldstart import contrast
+from sbtiny.coldstart.rows import LabelledRow, row_location, tokenize_row
+from sbtiny.coldstart.sampler import GroupedLengthSampler
 from sbtiny.config import Settings
 from sbtiny.errors import InputError
 from sbtiny.models.prompt import check_texts, prompt_ids
 from sbtiny.rollout.policy import Policy
-from sbtiny.coldstart import contrast
 from sbtiny.training import logprobs
-from sbtiny import distributed
-from sbtiny.training.arguments import adapter_in_float32, common
-from sbtiny.training.checkpoint import Sealer
-from sbtiny.coldstart.sampler import Together
-from sbtiny.coldstart.rows import Labelled, place, tokenized
-from sbtiny.training.monitor import Watch
+from sbtiny.training.arguments import keep_adapter_float32, shared_training_args
+from sbtiny.training.checkpoint import ManifestCallback
+from sbtiny.training.monitor import TrainingMonitor
 
-ALIKE, MANY = 0.995, 50  # cosine, and so many rows of an output embedding are alike only where none was ever trained
+UNTRAINED_COSINE, UNTRAINED_NEIGHBOURS = 0.995, 50  # a token with more neighbours above this cosine was never trained
 
 
-def prepare(policy: Policy, rows: Sequence[dict[str, Any]], settings: Settings) -> Dataset:
-    """Token rows for TRL, with the id of the question each answers, and the rival answer to it that each is held against.
+def build_dataset(policy: Policy, rows: Sequence[dict[str, Any]], settings: Settings) -> Dataset:
+    """Tokenized rows for TRL, each with its question's id and its rival.
 
-    Raises InputError for a row that is too long: it would lose its end in silence.
+    Raises InputError for a row over `sft.max_length`, which would lose its end, and without rows.
     """
     turn_end, max_length = policy.tokenizer.eos_token_id, settings.sft.max_length
-    ready = []
-    check_texts(policy.tokenizer, [Labelled(row, place(row)) for row in rows])
+    examples = []
+    check_texts(policy.tokenizer, [LabelledRow(row, row_location(row)) for row in rows])
     for row in rows:
         prompt = prompt_ids(policy.tokenizer, row["question"], row.get("system"))
-        example = tokenized(policy.encode, row, turn_end, prompt, policy.form)
+        example = tokenize_row(policy.encode, row, turn_end, prompt, policy.form)
         if len(example["input_ids"]) > max_length:
             raise InputError(
-                f"{place(row)} has {len(example['input_ids'])} tokens, over sft.max_length {max_length}: raise it or drop the row"
+                f"{row_location(row)} has {len(example['input_ids'])} tokens, over sft.max_length {max_length}: raise it or drop the row"
             )
-        ready.append(example | {"question": row["id"]})
-    if not ready:
+        examples.append(example | {"question": row["id"]})
+    if not examples:
         raise InputError("no rows to train on")
-    return Dataset.from_list(contrast.rivalled(ready))
+    return Dataset.from_list(contrast.add_negatives(examples))
 
 
-def check_tags(policy: Policy) -> None:
-    """Raises InputError for a tag with a token that no text of the pretraining had: LoRA leaves the head alone, which cannot tell it apart.
+def check_tags_learnable(policy: Policy) -> None:
+    """Raises InputError if a tag contains an untrained token. LoRA does not train the output head, so it cannot be learnt.
 
-    The rows of such tokens never moved away from each other, (vocabulary, width).
+    The embeddings of untrained tokens never moved away from each other.
     """
-    rows = functional.normalize(policy.model.get_output_embeddings().weight.detach().float(), dim=1)
+    embeddings = functional.normalize(policy.model.get_output_embeddings().weight.detach().float(), dim=1)  # (vocabulary, width)
     for tag in (BUDGET_OPEN, BUDGET_CLOSE, policy.form.opening, policy.form.closing):
         for token in policy.encode(tag):
-            if int((rows @ rows[token] > ALIKE).sum()) > MANY:
+            if int((embeddings @ embeddings[token] > UNTRAINED_COSINE).sum()) > UNTRAINED_NEIGHBOURS:
                 raise InputError(
                     f"this model cannot learn to write {tag}: its pretraining never met {policy.tokenizer.decode([token])!r}; "
                     "use --format solution, or another model"
                 )
 
 
-def arguments(settings: Settings, output: Path, updates: int) -> SFTConfig:
+def build_sft_config(settings: Settings, output: Path, updates: int) -> SFTConfig:
     s = settings.sft
-    micro, passes = distributed.share(s.batch, s.micro_batch, "sft.batch")
+    micro, passes = distributed.split_batch(s.batch, s.micro_batch, "sft.batch")
     return SFTConfig(
-        **common(settings, output, s.save_steps),
+        **shared_training_args(settings, output, s.save_steps),
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=passes,
         max_steps=updates,
-        learning_rate=s.lr,
+        learning_rate=s.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=math.ceil(s.warmup * updates),
         max_length=None,
@@ -81,8 +81,8 @@ def arguments(settings: Settings, output: Path, updates: int) -> SFTConfig:
     )
 
 
-class Trainer(SFTTrainer):
-    """TRL's, with rows in our order, and each held against its rival with `weight`."""
+class ColdStartTrainer(SFTTrainer):
+    """TRL's SFTTrainer with `GroupedLengthSampler` and the contrast loss."""
 
     weight = 0.0  # of the contrast
 
@@ -95,42 +95,45 @@ class Trainer(SFTTrainer):
         loss = super().compute_loss(model, inputs, *args, **kwargs)
         if compared is None:
             return loss
-        apart = contrast.loss(model, compared)
-        self._metrics["train"]["contrast"].append(apart.item())
-        return loss + self.weight * apart / self.current_gradient_accumulation_steps
+        contrast_loss = contrast.contrast_loss(model, compared)
+        self._metrics["train"]["contrast"].append(contrast_loss.item())
+        return loss + self.weight * contrast_loss / self.current_gradient_accumulation_steps
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int]:
         rows = self.train_dataset
-        batch = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps * distributed.count()
-        return Together([len(ids) for ids in rows["input_ids"]], rows["question"], batch, self.args.seed)
+        batch = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps * distributed.world_size()
+        return GroupedLengthSampler([len(ids) for ids in rows["input_ids"]], rows["question"], batch, self.args.seed)
 
 
-def updates_planned(settings: Settings, rows: int) -> int:
+def planned_updates(settings: Settings, rows: int) -> int:
     s = settings.sft
     return s.steps or max(1, math.ceil(rows * s.epochs / s.batch))
 
 
-def train(
+def train_sft(
     policy: Policy,
     dataset: Dataset,
     settings: Settings,
     output: Path,
-    matters: dict[str, Any],
+    signature: dict[str, Any],
     resume: Path | None = None,
 ) -> None:
-    """Train the policy's adapter (its model must be a PEFT model) on prepared rows and save it as `output/adapter`."""
-    updates = updates_planned(settings, len(dataset))
-    logprobs.ensure()
-    watch = Watch("sft", updates, output)
+    """Train the policy's adapter (its model is a PEFT model) on `build_dataset` rows and save it as `output/adapter`.
+
+    `signature` is what a resumed run must match.
+    """
+    updates = planned_updates(settings, len(dataset))
+    logprobs.patch_trl_for_cpu()
+    monitor = TrainingMonitor("sft", updates, output)
     weight = settings.sft.contrast
-    with adapter_in_float32(policy.model):
-        trainer = Trainer(
+    with keep_adapter_float32(policy.model):
+        trainer = ColdStartTrainer(
             model=policy.model,
-            args=arguments(settings, output, updates),
+            args=build_sft_config(settings, output, updates),
             train_dataset=dataset,
             processing_class=policy.tokenizer,
             data_collator=contrast.Collator(policy.tokenizer.pad_token_id) if weight else None,
-            callbacks=[watch, Sealer(matters)],
+            callbacks=[monitor, ManifestCallback(signature)],
         )
     trainer.weight = weight
-    watch.run(trainer, resume)
+    monitor.run(trainer, resume)

@@ -1,4 +1,4 @@
-"""What a report says in words: the page for the browser, self-contained and without script, and the model card.
+"""The page of a report, self-contained and without script, and the README.md of a run.
 
 All text of models, questions and settings is escaped.
 """
@@ -6,6 +6,7 @@ All text of models, questions and settings is escaped.
 import re
 from collections.abc import Sequence
 from html import escape
+from importlib.resources import files
 from shlex import quote
 from typing import Any
 
@@ -13,85 +14,47 @@ import yaml
 
 from sbtiny.evaluation.report import (
     STAGES,
-    Evidence,
     Grid,
+    ReportData,
     Row,
-    comparison,
+    comparison_grid,
     duration,
-    findings,
     level_grid,
-    paired,
+    paired_change,
     percent,
-    points,
+    percentage_points,
+    summary_lines,
     sweep_grid,
 )
 
-PROMISE = "This model first writes how many tokens its answer will take, and is trained to keep to that number."
-FIGURES = {
+PROMISE = "This model first writes how many tokens its answer will take, and is trained to keep to that budget."
+FIGURE_CAPTIONS = {
     "accuracy_tokens": (
         "As right, and shorter?",
         "Higher is more right answers, further left is fewer tokens; the upright bars are 95 % intervals. The hollow marks are the same "
-        "model told to use 0.5, 1, 2 or 4 times the number it would have said itself.",
+        "model given 0.5, 1, 2 or 4 times the budget it states itself.",
     ),
     "predicted_used": (
-        "Does it keep its word?",
-        "Each dot is an answer: the number it announced, and the tokens it then used. On the diagonal the promise was kept exactly; in "
-        "the wide band it was kept within 50 %, in the narrow one within 10 %. Larger dots are several answers.",
+        "Does it keep its budget?",
+        "Each dot is an answer: the budget it stated, and the tokens it then used. On the diagonal both are equal; in the wide band they "
+        "differ by at most 50 % of the budget, in the narrow one by at most 10 %. Larger dots are several answers.",
     ),
     "tokens_by_level": (
         "Does it think longer about harder questions?",
-        "Mean length of an answer by the difficulty of the question, and, as diamonds, the mean number announced.",
+        "Mean length of an answer by the difficulty of the question, and, as diamonds, the mean stated budget.",
     ),
     "training": (
         "How it got there",
-        "The second phase of training, step by step: faint what was measured, strong its running mean. Alpha is how far an answer may "
-        "stray from its number and still be rewarded; it narrows as training goes on.",
+        "The second phase of training, step by step: each step faint, the running mean strong. Alpha is how far an answer may "
+        "stray from its budget and still be rewarded; it narrows as training goes on.",
     ),
 }
-ABSENT = {
+MISSING_NOTES = {
     "accuracy_tokens": "There is no second evaluation to compare with.",
-    "predicted_used": "No answer of this run announced a number.",
+    "predicted_used": "No answer of this run stated a budget.",
     "tokens_by_level": "The questions of this task have no levels.",
     "training": "The run has no metrics.jsonl of GRPO steps.",
 }
-CSS = """
-:root { color-scheme: light dark; --paper: #fff; --card: #f6f8fa; --ink: #1f2328; --muted: #59636e; --grid: #d8dee4;
-  --base: #737b85; --sft: #2875b0; --grpo: #c23f0a; --mark: #ffe9dd }
-@media (prefers-color-scheme: dark) { :root { --paper: #14171b; --card: #1c2127; --ink: #e6e9ed; --muted: #9aa4af; --grid: #343b44;
-  --base: #9aa4af; --sft: #5aabe6; --grpo: #ff8150; --mark: #4a2a1b } }
-* { box-sizing: border-box }
-body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.55 system-ui, -apple-system, "Segoe UI", sans-serif }
-main { max-width: 920px; margin: 0 auto; padding: 40px 20px 64px }
-h1 { font-size: clamp(1.6rem, 4.6vw, 2.4rem); line-height: 1.2; letter-spacing: -.015em; font-weight: 600;
-  margin: .3em 0 .5em; text-wrap: balance }
-h1 b { color: var(--grpo); font-weight: 700; white-space: nowrap }
-h2 { font-size: 1.3rem; line-height: 1.3; margin: 2.6em 0 .4em; letter-spacing: -.01em }
-h3 { font-size: 1rem; margin: 1.6em 0 .4em }
-p { max-width: 68ch; margin: .4em 0 1em }
-.small, figcaption, .kicker { color: var(--muted); font-size: .9rem; max-width: 80ch }
-code { font: .9em ui-monospace, Consolas, monospace; overflow-wrap: anywhere }
-.scroll { overflow-x: auto; margin: 1em 0 }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; min-width: 100% }
-th, td { padding: .5em .7em; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--grid) }
-th { vertical-align: bottom; color: var(--muted); font-weight: 500; line-height: 1.3; font-size: .85rem }
-th:first-child, td:first-child { text-align: left; padding-left: 0; position: sticky; left: 0; background: var(--paper) }
-td:first-child { font-weight: 600 }
-.base { color: var(--base) } .sft { color: var(--sft) } .grpo { color: var(--grpo) }
-figure { margin: 0 0 1em }
-.panels { display: grid; gap: 14px 20px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 270px), 1fr)); margin-top: .8em }
-.panels.one { max-width: 680px }
-svg { display: block; width: 100%; height: auto }
-svg text { font-family: system-ui, -apple-system, "Segoe UI", sans-serif !important }
-.triple { display: grid; gap: 12px; margin: 1em 0 1.6em; align-items: start;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, 250px), 1fr)) }
-.card { background: var(--card); border-radius: 8px; padding: .8em 1em; min-width: 0 }
-.card b { font-weight: 600 }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; font: .85rem/1.5 ui-monospace, Consolas, monospace; margin: .5em 0 0 }
-mark { background: var(--mark); color: var(--grpo); font-weight: 600; border-radius: 3px; padding: .1em .2em }
-.question { border-left: 3px solid var(--grid); padding: .5em .9em; min-width: 0 }
-ul { padding-left: 1.2em; max-width: 68ch } li { margin: .3em 0 }
-summary { cursor: pointer; color: var(--muted) }
-"""
 
 
 PAGE = """<!doctype html>
@@ -105,79 +68,80 @@ PAGE = """<!doctype html>
 """
 
 
-def render(evidence: Evidence, result: dict[str, Any], svgs: dict[str, list[str]]) -> str:
-    """The page; `svgs` are the panels of each figure by name, as `plots.svg` draws them."""
+def render_page(evidence: ReportData, result: dict[str, Any], svgs: dict[str, list[str]]) -> str:
+    """Write the page; `svgs` holds the SVG of each panel by figure name."""
     last = last_stage(evidence)
     grid = sweep_grid(result["sweep"])
     hint = f"Not measured: <code>sbtiny eval {escape(quote(str(evidence.folder)))} --sweep</code> adds it."
     parts = [
-        f'<p class="kicker">{kicker(evidence)}</p>',
+        f'<p class="kicker">{subtitle(evidence)}</p>',
         f"<h1>{headline(evidence, result)}</h1>",
-        f"<p>{PROMISE} {sureness(evidence, result)}</p>",
-        html_table(comparison(evidence.evals), list(evidence.evals.values())),
+        f"<p>{PROMISE} {confidence_text(evidence, result)}</p>",
+        html_table(comparison_grid(evidence.evals), list(evidence.evals.values())),
         paragraph(
-            "tokens, p90, budget: length of an answer (mean, and what nine in ten stay below) and the mean number it announced. "
-            "Format: announced a number as it should. Within: used tokens differ from that number by at most so much."
+            "tokens, p90, budget: mean length of an answer, the length that nine in ten stay below, and the mean budget. "
+            "Format: the share of answers with budget and tags in order. Within: the share of answers whose length differs from the "
+            "budget by at most 10, 20 or 50 % of it."
         ),
-        *missing(evidence),
-        *(figure(name, svgs[name]) for name in ("accuracy_tokens", "predicted_used")),
-        f"<h2>Told to use another number</h2>{html_table(grid) if grid[1] else paragraph(hint)}",
+        *list_missing(evidence),
+        *(figure_html(name, svgs[name]) for name in ("accuracy_tokens", "predicted_used")),
+        f"<h2>Given another budget</h2>{html_table(grid) if grid[1] else paragraph(hint)}",
         "<h2>The same questions, before and after</h2>",
-        answers(evidence),
-        figure("tokens_by_level", svgs["tokens_by_level"]),
+        answers_section(evidence),
+        figure_html("tokens_by_level", svgs["tokens_by_level"]),
         html_table(level_grid(evidence.evals)) if evidence.evals[last]["by_level"] else "",
-        figure("training", svgs["training"]),
-        made(evidence, result),
-        f"<h2>Limits</h2><ul>{''.join(f'<li>{text}</li>' for text in limits(evidence))}</ul>",
+        figure_html("training", svgs["training"]),
+        settings_section(evidence, result),
+        f"<h2>Limits</h2><ul>{''.join(f'<li>{text}</li>' for text in caveats(evidence))}</ul>",
     ]
-    return PAGE.format(title=escape(f"{run_name(evidence)}: sbtiny report"), css=CSS, body="\n".join(parts))
+    return PAGE.format(
+        title=escape(f"{run_name(evidence)}: sbtiny report"),
+        css=files("sbtiny").joinpath("assets/report.css").read_text(encoding="utf-8"),
+        body="\n".join(parts),
+    )
 
 
-def run_name(evidence: Evidence) -> str:
+def run_name(evidence: ReportData) -> str:
     return evidence.folder.resolve().name
 
 
-def last_stage(evidence: Evidence) -> str:
+def last_stage(evidence: ReportData) -> str:
     return [stage for stage, e in evidence.evals.items() if e][-1]
 
 
-def kicker(evidence: Evidence) -> str:
+def subtitle(evidence: ReportData) -> str:
     e = evidence.evals[last_stage(evidence)]
-    asked = f"{e['questions']:,} held-out questions of {e['task']}" if "questions" in e else f"task {e['task']}"
-    return escape(f"run {run_name(evidence)} · model {evidence.run.get('model', 'unknown')} · {asked}")
+    task = f"{e['questions']:,} held-out questions of {e['task']}" if "questions" in e else f"task {e['task']}"
+    return escape(f"run {run_name(evidence)} · model {evidence.run.get('model', 'unknown')} · {task}")
 
 
-def headline(evidence: Evidence, result: dict[str, Any]) -> str:
-    """The promise in figures, as HTML: what was saved, what it cost, how well the number is kept."""
+def headline(evidence: ReportData, result: dict[str, Any]) -> str:
+    """Write the headline as HTML: tokens saved, accuracy change, share of answers within 50 % of their budget."""
     claims = []
     if (saved := result["compression"]) is not None:
         claims.append(f"<b>{percent(abs(saved), 0)} %</b> {'fewer' if saved >= 0 else 'more'} tokens")
     if (changed := result["accuracy_change"]) is not None:
-        claims.append(f"accuracy <b>{points(changed)} points</b>")
-    kept = evidence.evals[last_stage(evidence)]["within"]["0.5"]
-    if kept is not None:
-        claims.append(f"<b>{percent(kept, 0)} %</b> of answers within 50 % of the number they announced")
+        claims.append(f"accuracy <b>{percentage_points(changed)} points</b>")
+    within = evidence.evals[last_stage(evidence)]["within"]["0.5"]
+    if within is not None:
+        claims.append(f"<b>{percent(within, 0)} %</b> of answers within 50 % of their budget")
     return ", ".join(claims) or escape(f"Run {run_name(evidence)}")
 
 
-def sureness(evidence: Evidence, result: dict[str, Any]) -> str:
-    """How sure the change of accuracy is, and whether the number follows the difficulty."""
+def confidence_text(evidence: ReportData, result: dict[str, Any]) -> str:
+    """Write the interval of the accuracy change and the rank correlation of budget and level."""
     words = []
     if result["accuracy_change_ci95"]:
-        lo, hi = map(points, result["accuracy_change_ci95"])
-        both = len(paired(evidence.samples["base"], evidence.samples["grpo"]))
-        words.append(
-            f"The change of accuracy lies between {lo} and {hi} points (95 % interval, {both:,} questions answered by both)."
-        )
+        lo, hi = map(percentage_points, result["accuracy_change_ci95"])
+        both = len(paired_change(evidence.samples["base"], evidence.samples["grpo"]))
+        words.append(f"The change of accuracy lies between {lo} and {hi} points (95 % interval, {both:,} questions answered by both).")
     if (rank := result["spearman_budget_level"]) is not None:
-        words.append(
-            f"Rank correlation of the number with the question's level: {rank:.2f} (1: harder always means larger)."
-        )
+        words.append(f"Rank correlation of the budget with the question's level: {rank:.2f} (1: harder always means larger).")
     return " ".join(words)
 
 
-def missing(evidence: Evidence) -> list[str]:
-    """One line for each evaluation that is not there, with the command that adds it."""
+def list_missing(evidence: ReportData) -> list[str]:
+    """Write one line for each missing evaluation, with the command that adds it."""
     lines = []
     base, grpo = evidence.evals["base"], evidence.evals["grpo"]
     if base and grpo and base["task"] != grpo["task"]:
@@ -185,13 +149,9 @@ def missing(evidence: Evidence) -> list[str]:
         lines.append(escape(words))
     if base is None:
         command = f"sbtiny eval {quote(evidence.run.get('model', 'MODEL'))} --output {quote(str(evidence.folder / 'base'))}"
-        lines.append(
-            f"The base model was not evaluated, so nothing can be said about what was saved: <code>{escape(command)}</code>."
-        )
+        lines.append(f"The base model was not evaluated, so nothing can be said about what was saved: <code>{escape(command)}</code>.")
     if evidence.evals["sft"] is None:
-        command = (
-            f": <code>sbtiny eval {escape(quote(str(evidence.start)))}</code>" if evidence.start else ", or its folder is gone"
-        )
+        command = f": <code>sbtiny eval {escape(quote(str(evidence.start)))}</code>" if evidence.start else ", or its folder is gone"
         lines.append(f"The cold start was not evaluated{command}.")
     if grpo is None:
         lines.append("This run is a cold start; GRPO has not followed it.")
@@ -202,9 +162,9 @@ def paragraph(words: str) -> str:
     return f'<p class="small">{words}</p>'
 
 
-def html_table(grid: Grid, shown: Sequence[Any] = ()) -> str:
-    """`shown` are the evaluations by stage, whose rows get the stage's colour."""
-    classes = [stage for stage, e in zip(STAGES, shown, strict=False) if e] or [""] * len(grid[1])
+def html_table(grid: Grid, evals: Sequence[Any] = ()) -> str:
+    """`evals` are the evaluations in the order of STAGES; their rows get the stage's colour."""
+    classes = [stage for stage, e in zip(STAGES, evals, strict=False) if e] or [""] * len(grid[1])
     cells = [f"<th>{escape(text).replace(chr(10), '<br>')}</th>" for text in grid[0]]
     rows = [
         "<tr>" + "".join(f"<td{css if i == 0 else ''}>{escape(text)}</td>" for i, text in enumerate(row)) + "</tr>"
@@ -213,52 +173,48 @@ def html_table(grid: Grid, shown: Sequence[Any] = ()) -> str:
     return f'<div class="scroll"><table><thead><tr>{"".join(cells)}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
 
 
-def figure(name: str, panels: Sequence[str]) -> str:
-    title, caption = FIGURES[name]
+def figure_html(name: str, panels: Sequence[str]) -> str:
+    title, caption = FIGURE_CAPTIONS[name]
     if not panels:
-        return f"<h2>{title}</h2>{paragraph(ABSENT[name])}"
+        return f"<h2>{title}</h2>{paragraph(MISSING_NOTES[name])}"
     layout = "panels one" if len(panels) == 1 else "panels"
-    drawn = f'<div class="{layout}">{"".join(f"<div>{panel}</div>" for panel in panels)}</div>'
-    return f"<h2>{title}</h2><figure><figcaption>{caption}</figcaption>{drawn}</figure>"
+    panels_html = f'<div class="{layout}">{"".join(f"<div>{panel}</div>" for panel in panels)}</div>'
+    return f"<h2>{title}</h2><figure><figcaption>{caption}</figcaption>{panels_html}</figure>"
 
 
-def answers(evidence: Evidence) -> str:
-    """Three questions, chosen by their place and not by their answers, each with the answer before and after."""
-    pairs = paired(evidence.samples["base"], evidence.samples["grpo"])
+def answers_section(evidence: ReportData) -> str:
+    """Show the answers before and after training to three questions; the choice does not look at the answers."""
+    pairs = paired_change(evidence.samples["base"], evidence.samples["grpo"])
     if not pairs:
         return paragraph("No question was answered by both the base and this run.")
-    chosen = spaced([pair for pair in pairs if pair[1].get("level") is not None] or pairs)
-    shown = [
-        f'<div class="triple"><div class="question"><pre>{escape(shortened(after["question"]))}</pre></div>'
-        f"{answer('base', before)}{answer('grpo', after)}</div>"
+    chosen = pick_examples([pair for pair in pairs if pair[1].get("level") is not None] or pairs)
+    cards = [
+        f'<div class="triple"><div class="question"><pre>{escape(truncate(after["question"]))}</pre></div>'
+        f"{answer_card('base', before)}{answer_card('grpo', after)}</div>"
         for before, after in chosen
     ]
-    levels = (
-        "of the lowest, a middle and the highest level" if pairs[0][1].get("level") is not None else "of the evaluation"
-    )
-    return paragraph(f"The first questions {levels}, whatever came of them.") + "".join(shown)
+    levels = "of the lowest, a middle and the highest level" if pairs[0][1].get("level") is not None else "of the evaluation"
+    return paragraph(f"The first questions {levels}, however they were answered.") + "".join(cards)
 
 
-def spaced(pairs: list[tuple[Row, Row]]) -> list[tuple[Row, Row]]:
-    """The first pair of the lowest, the middle and the highest level; without levels the first three."""
-    levels = sorted(
-        {pair[1]["level"] for pair in pairs if pair[1].get("level") is not None}, key=lambda x: (isinstance(x, str), x)
-    )
+def pick_examples(pairs: list[tuple[Row, Row]]) -> list[tuple[Row, Row]]:
+    """Pick the first pair of the lowest, middle and highest level; with fewer than three levels the first three pairs."""
+    levels = sorted({pair[1]["level"] for pair in pairs if pair[1].get("level") is not None}, key=lambda x: (isinstance(x, str), x))
     if len(levels) < 3:
         return pairs[:3]
     wanted = (levels[0], levels[len(levels) // 2], levels[-1])
     return [next(pair for pair in pairs if pair[1]["level"] == level) for level in wanted]
 
 
-def answer(stage: str, row: Row) -> str:
-    announced = f"announced {row['budget']}, used" if row["budget"] else "used"
-    facts = f"{announced} {row['length']} tokens · {'right' if row['correct'] else 'wrong'}"
-    text = re.sub(r"(&lt;budget&gt;\s*\d+\s*&lt;/budget&gt;)", r"<mark>\1</mark>", escape(shortened(row["text"])))
+def answer_card(stage: str, row: Row) -> str:
+    used = f"budget {row['budget']}, used" if row["budget"] else "used"
+    facts = f"{used} {row['length']} tokens · {'right' if row['correct'] else 'wrong'}"
+    text = re.sub(r"(&lt;budget&gt;\s*\d+\s*&lt;/budget&gt;)", r"<mark>\1</mark>", escape(truncate(row["text"])))
     return f'<div class="card"><b class="{stage}">{STAGES[stage]}</b> <span class="small">{facts}</span><pre>{text}</pre></div>'
 
 
-def shortened(text: str) -> str:
-    """The start and the end of a long text, and how much is left out between."""
+def truncate(text: str) -> str:
+    """Shorten a long text to its start and end, and say how much is left out."""
     lines = text.split("\n")
     if len(lines) > 17:
         text = "\n".join([*lines[:10], f"[… {len(lines) - 14} lines …]", *lines[-4:]])
@@ -266,66 +222,61 @@ def shortened(text: str) -> str:
     return text if left_out < 60 else f"{text[:440]}\n[… {left_out:,} characters …]\n{text[-160:]}"
 
 
-def made(evidence: Evidence, result: dict[str, Any]) -> str:
-    """Settings, seed and time."""
+def settings_section(evidence: ReportData, result: dict[str, Any]) -> str:
+    """Write settings, seed and time."""
     seconds = result["seconds"] or {}
     stages = ", ".join(f"{stage} {duration(value)}" for stage, value in seconds.items())
     time = f"time: {duration(sum(seconds.values()))} in all ({stages})" if seconds else "time: not recorded"
-    full = (
-        escape(yaml.safe_dump(evidence.settings, sort_keys=False))
-        if evidence.settings
-        else "no config.yaml in this run"
-    )
-    lines = "".join(f"<li>{escape(line)}</li>" for line in [*recipe(evidence), time])
+    full = escape(yaml.safe_dump(evidence.settings, sort_keys=False)) if evidence.settings else "no config.yaml in this run"
+    lines = "".join(f"<li>{escape(line)}</li>" for line in [*recipe_text(evidence), time])
     folded = f"<details><summary>All settings (config.yaml)</summary><pre>{full}</pre></details>"
     return f"<h2>How it was made</h2><ul>{lines}</ul>{folded}"
 
 
-def recipe(evidence: Evidence) -> list[str]:
-    """The settings that matter most, a line a stage; a setting this version does not know is left out."""
+def recipe_text(evidence: ReportData) -> list[str]:
+    """Write the main settings, one line a stage; a setting this version does not know is left out."""
     words = {
-        "sft": ("cold start", {"epochs": "epochs", "lr": "learning rate", "batch": "rows an update", "lora_rank": "LoRA rank"}),
-        "grpo": ("GRPO", {"steps": "steps", "prompts": "questions a step", "group": "answers a question", "lr": "learning rate",
+        "sft": ("cold start", {"epochs": "epochs", "learning_rate": "learning rate", "batch": "rows an update", "lora_rank": "LoRA rank"}),
+        "grpo": ("GRPO", {"steps": "steps", "prompts_per_step": "questions a step", "num_generations": "answers a question",
+                          "learning_rate": "learning rate",
                           "alpha_start": "alpha from", "alpha_end": "alpha to", "temperature": "temperature"}),
         "eval": ("evaluation", {"task": "task", "split": "split", "temperature": "temperature", "max_tokens": "most tokens"}),
     }  # fmt: skip
     lines = [f"seed: {evidence.settings['seed']}"] if "seed" in evidence.settings else []
     for section, (name, keys) in words.items():
-        found = evidence.settings.get(section) or {}
-        if told := [f"{word} {found[key]}" for key, word in keys.items() if key in found]:
-            lines.append(f"{name}: {', '.join(told)}")
+        values = evidence.settings.get(section) or {}
+        if parts := [f"{word} {values[key]}" for key, word in keys.items() if key in values]:
+            lines.append(f"{name}: {', '.join(parts)}")
     return lines
 
 
-def limits(evidence: Evidence) -> list[str]:
-    """What the figures do not say."""
+def caveats(evidence: ReportData) -> list[str]:
+    """List the limits of the figures."""
     e = evidence.evals[last_stage(evidence)]
     lines = [
         "The intervals say how sure the figures are for other questions of this task; one training run says nothing about other seeds.",
-        "A number counts the tokens of the solution body, between the solution tags.",
-        f"Measured on {escape(str(e['task']))} alone: how well the number is kept elsewhere is not known.",
+        "A budget counts the tokens of the solution body, between the solution tags.",
+        f"Measured on {escape(str(e['task']))} alone: how well the budget is kept elsewhere is not known.",
     ]
     if e.get("budget", "auto") != "auto":
-        lines.insert(
-            0, f"The run was evaluated with budgets given to it ({escape(str(e['budget']))}), not with its own numbers."
-        )
+        lines.insert(0, f"The run was evaluated with budgets given to it ({escape(str(e['budget']))}), not with its own.")
     if evidence.run.get("model") == "tiny":
         lines.insert(0, "The bundled model over-thinks by construction: its training data repeat the whole working a random number of "
                         "times. A large saving on it shows that the method works, not what it would save on a real model.")  # fmt: skip
     return lines
 
 
-def card(evidence: Evidence, result: dict[str, Any]) -> str:
-    """README.md of the run: what it is, its figures, how to use it."""
+def run_readme(evidence: ReportData, result: dict[str, Any]) -> str:
+    """Write README.md of the run: its origin, its figures, its use."""
     name, folder = run_name(evidence), quote(str(evidence.folder))
-    figures = "\n".join(f"- {key}: {words}" for key, words in findings(result))
+    figures = "\n".join(f"- {key}: {words}" for key, words in summary_lines(result))
     started = f" on {evidence.run['started'].split()[0]}" if evidence.run.get("started") else ""
     return f"""# {name}
 
 A LoRA adapter for `{evidence.run.get("model", "unknown")}`, trained with sbtiny{started} by the method of SelfBudgeter (arXiv 2505.11274).
 {PROMISE}
 
-{markdown_table(comparison(evidence.evals))}
+{markdown_table(comparison_grid(evidence.evals))}
 
 {figures}
 

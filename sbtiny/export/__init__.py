@@ -1,1 +1,1 @@
-"""The trained policy as files that other programs run, and the proof that it is still the trained policy."""
+"""Export the trained policy to files for other programs, and check that they still are that policy."""

@@ -1,7 +1,7 @@
-"""Proof that the files are the trained policy: distances, tokens, chats that stop, budgets that are kept. Writes nothing itself.
+"""Check that exported files are the trained policy: logits, tokens, stops and adherence to budgets. Writes nothing.
 
-Everything is measured on answers the trained policy (base and adapter, as in training) gives to questions of the run's own task. One
-model is in memory at a time; of the others only logits are kept.
+The reference is the trained policy, base and adapter as in training, on questions of the run's own task. One model is in memory at a
+time, beside the logits of the others.
 """
 
 from collections.abc import Sequence
@@ -11,35 +11,35 @@ from unicodedata import normalize
 
 import torch
 
-from sbtiny.budget.protocol import prefill
-from sbtiny.evaluation.evaluate import Verify, answer, judge
+from sbtiny.budget.protocol import render_budget
+from sbtiny.evaluation.evaluate import Verify, sample_with_progress, score_answer
 from sbtiny.export import verdict
-from sbtiny.export.compare import distance, gathered, in_float32, kl, scorer, texts
-from sbtiny.export.config import Plan
+from sbtiny.export.compare import answer_logits, comparison_texts, distance, in_float32, kl, logit_fn
+from sbtiny.export.config import ExportConfig
 from sbtiny.export.strings import STRINGS
-from sbtiny.export.transcripts import chat, opened
-from sbtiny.models.gguf import lost, read
-from sbtiny.models.load import load
-from sbtiny.models.prompt import prompt_ids, turns
+from sbtiny.export.transcripts import chat, open_llama
+from sbtiny.models.gguf import dropped_features, read_gguf
+from sbtiny.models.load import load_model
+from sbtiny.models.prompt import prompt_ids, to_messages
 from sbtiny.rollout.engines import llama_cpp
 from sbtiny.rollout.episode import Episode
+from sbtiny.rollout.load_policy import build_gguf_policy, build_policy
 from sbtiny.rollout.policy import Policy
 from sbtiny.rollout.sampling import Sampling
 from sbtiny.tasks.sources import Question
 
-CHATS = 20
-RATIO = 20  # how much nearer to the policy than to its base the merged weights must be
+CHAT_COUNT = 20
+MIN_KL_RATIO = 20  # least (KL merged to base) / (KL policy to merged)
 
 
 class Check:
-    """Measures one export against the trained policy; `result` is what export.json says, `failures` why it must not be used.
-    `unread`: files that nothing here can read, and why; of them nothing is known.
+    """Compare one export with the trained policy. Call measure_policy, measure_merged, then gguf for each file.
 
-    `composes`: the tokenizer brings text into composed form. llama.cpp does not, so it is asked with text that is in it, and the README
-    beside the file says that its text must be.
+    `result` goes into export.json. `failures`: reasons not to use the export. `unread`: files that no installed program can read.
+    `composes`: the tokenizer composes text (NFC). llama.cpp does not, so its texts are composed here first; the README says so to users.
     """
 
-    def __init__(self, plan: Plan, questions: Sequence[Question], verify: Verify, composes: bool = False) -> None:
+    def __init__(self, plan: ExportConfig, questions: Sequence[Question], verify: Verify, composes: bool = False) -> None:
         self.plan, self.questions, self.verify, self.e, self.composes = plan, questions, verify, plan.settings.eval, composes
         self.failures: list[str] = []
         self.unread: list[str] = []
@@ -47,28 +47,28 @@ class Check:
 
     # ---- the policy and the merged folder ------------------------------------------------------------------------------------------
 
-    def trained(self) -> None:
-        """What the policy says and thinks: the reference for all that follows."""
+    def measure_policy(self) -> None:
+        """Sample answers and logits of the trained policy, the reference of all other measurements."""
         name = self.plan.source.name if self.plan.source.kind == "bundled" else self.plan.source.ref
-        model, tokenizer = load(
+        model, tokenizer = load_model(
             name, four_bit=self.plan.nf4, dtype=self.plan.trained_in, adapter=self.plan.run / "adapter", backend="transformers"
         )
         in_float32(model)
-        policy = Policy(model, tokenizer, self.e.slots, self.plan.settings.kv_memory, form=self.plan.form)
+        policy = build_policy(model, tokenizer, self.e.max_num_seqs, self.plan.settings.kv_cache_gib, form=self.plan.form)
         episodes = self._ask(policy, "asking the trained policy")
-        self.samples = texts(episodes, model.get_input_embeddings().weight.shape[0])
-        self.policy_logits = gathered(scorer(model), self.samples)
+        self.samples = comparison_texts(episodes, model.get_input_embeddings().weight.shape[0])
+        self.policy_logits = answer_logits(logit_fn(model), self.samples)
         with model.disable_adapter():
-            self.base_logits = gathered(scorer(model), self.samples)
-        self.prompts = [prompt_ids(tokenizer, q.question, q.system) for q in self.questions[:CHATS]]
+            self.base_logits = answer_logits(logit_fn(model), self.samples)
+        self.prompts = [prompt_ids(tokenizer, q.question, q.system) for q in self.questions[:CHAT_COUNT]]
         self.ids = [tokenizer.encode(text, add_special_tokens=False) for text in STRINGS]
-        self.unquantised = self._judged(episodes)
+        self.unquantised = self._evaluate(episodes)
         self.result["trained"] = self.unquantised.figures
         self.result["compared"] = {"answers": len(self.samples), "positions": len(self.policy_logits)}
 
-    def merged(self, folder: Path) -> None:
-        model, tokenizer = load(str(folder), dtype="float32", backend="transformers")
-        self.merged_logits = gathered(scorer(model), self.samples)
+    def measure_merged(self, folder: Path) -> None:
+        model, tokenizer = load_model(str(folder), dtype="float32", backend="transformers")
+        self.merged_logits = answer_logits(logit_fn(model), self.samples)
         near = distance(self.policy_logits, self.merged_logits)
         far = kl(self.merged_logits, self.base_logits)
         self.result["merged"] = {
@@ -79,94 +79,97 @@ class Check:
             "clear_agreement": near["clear_agreement"],
         }
         del self.base_logits, self.policy_logits
-        if far < RATIO * near["kl"] and self.plan.merge == "dequantized":
-            apart = f"{near['kl']:.2g} from the policy, {far:.2g} from its base"
-            self.failures.append(f"merged weights are {apart}: less than {RATIO} times nearer")
-        if [prompt_ids(tokenizer, q.question, q.system) for q in self.questions[:CHATS]] != self.prompts:
+        if far < MIN_KL_RATIO * near["kl"] and self.plan.merge == "dequantized":
+            distances = f"{near['kl']:.2g} from the policy, {far:.2g} from its base"
+            self.failures.append(f"merged weights are {distances}: less than {MIN_KL_RATIO} times nearer")
+        if [prompt_ids(tokenizer, q.question, q.system) for q in self.questions[:CHAT_COUNT]] != self.prompts:
             self.failures.append("the merged folder's chat template gives other prompt ids than training")
 
     # ---- a GGUF file ---------------------------------------------------------------------------------------------------------------
 
     def gguf(self, file: Path, kind: str) -> None:
+        """Measure one GGUF file in every program that can read it; add to `result`, `failures` and `unread`."""
         from gguf import GGUFReader
 
-        found: dict[str, Any] = {"kind": kind, "bytes": file.stat().st_size}
-        self.result.setdefault("files", {})[file.name] = found
-        dropped = lost(GGUFReader(file))
-        found["transformers"] = None if dropped else self._through_transformers(file, kind)
-        found["llama_cpp"] = self._through_llama_cpp(file, kind) if llama_cpp.available() else None
-        found["checked"] = bool(found["transformers"] or found["llama_cpp"])
-        if not found["checked"]:
+        report: dict[str, Any] = {"kind": kind, "bytes": file.stat().st_size}
+        self.result.setdefault("files", {})[file.name] = report
+        dropped = dropped_features(GGUFReader(file))
+        report["transformers"] = None if dropped else self._through_transformers(file, kind)
+        report["llama_cpp"] = self._through_llama_cpp(file, kind) if llama_cpp.is_available() else None
+        report["checked"] = bool(report["transformers"] or report["llama_cpp"])
+        if not report["checked"]:
             self.unread.append(f"{file.name} has {dropped}, which only llama.cpp reads: pip install 'sbtiny[llama]' and export again")
         for reader in ("transformers", "llama_cpp"):
-            if found[reader]:
-                why = verdict.reasons(kind, found[reader], len(self.prompts), self._chats_ending())
+            if report[reader]:
+                why = verdict.failures(kind, report[reader], len(self.prompts), self._min_chats_ended())
                 self.failures += [f"{file.name} in {reader}: {reason}" for reason in why]
 
     def _through_transformers(self, file: Path, kind: str) -> dict[str, Any]:
-        model, tokenizer = read(file)
+        model, tokenizer = read_gguf(file)
         model = model.float()
         same = [tokenizer.encode(text, add_special_tokens=False) == ids for text, ids in zip(STRINGS, self.ids, strict=True)]
-        found = distance(self.merged_logits, gathered(scorer(model), self.samples)) | {"strings_same": sum(same)}
-        now = (prompt_ids(tokenizer, q.question, q.system) for q in self.questions)
-        found["prompts_same"] = sum(ids == wanted for ids, wanted in zip(now, self.prompts, strict=False))
-        if llama_cpp.available():  # which answers faster
+        found = distance(self.merged_logits, answer_logits(logit_fn(model), self.samples)) | {"strings_same": sum(same)}
+        prompts = (prompt_ids(tokenizer, q.question, q.system) for q in self.questions)
+        found["prompts_same"] = sum(ids == wanted for ids, wanted in zip(prompts, self.prompts, strict=False))
+        if llama_cpp.is_available():  # it answers faster, so sample there alone
             return found
-        return found | self._answers(Policy(model, tokenizer, self.e.slots, self.plan.settings.kv_memory, form=self.plan.form), file, kind)
+        policy = build_policy(model, tokenizer, self.e.max_num_seqs, self.plan.settings.kv_cache_gib, form=self.plan.form)
+        return found | self._answers(policy, file, kind)
 
     def _through_llama_cpp(self, file: Path, kind: str) -> dict[str, Any]:
-        policy = llama_cpp.GgufPolicy(file, self.e.slots, self.plan.settings.kv_memory)
+        policy = build_gguf_policy(file, self.e.max_num_seqs, self.plan.settings.kv_cache_gib)
         engine = policy.engine
-        scored = gathered(lambda ids: torch.from_numpy(engine.score(ids)), self.samples)
+        scored = answer_logits(lambda ids: torch.from_numpy(engine.score(ids)), self.samples)
         found: dict[str, Any] = distance(self.merged_logits, scored)
-        asked = [self._composed(text) for text in STRINGS]
-        found["strings_same"] = sum(engine.tokenize(text) == ids for text, ids in zip(asked, self.ids, strict=True))
-        found["strings_composed_first"] = sum(text != string for text, string in zip(asked, STRINGS, strict=True))
+        texts = [self._composed(text) for text in STRINGS]
+        found["strings_same"] = sum(engine.tokenize(text) == ids for text, ids in zip(texts, self.ids, strict=True))
+        found["strings_composed_first"] = sum(text != string for text, string in zip(texts, STRINGS, strict=True))
         found["prompts_same"] = self._prompts_read(policy)
         found |= self._answers(policy, file, kind)
         engine.close()
         return found | self._chats(file)
 
     def _answers(self, policy: Policy, file: Path, kind: str) -> dict[str, Any]:
-        judged = self._judged(self._ask(policy, f"asking {file.name}"))
-        return {"budget": judged.figures, "falls": verdict.falls(self.unquantised, judged, kind)}
+        evaluated = self._evaluate(self._ask(policy, f"asking {file.name}"))
+        return {"budget": evaluated.figures, "falls": verdict.rate_drops(self.unquantised, evaluated, kind)}
 
-    def _prompts_read(self, policy: llama_cpp.GgufPolicy) -> int:
-        """Chats whose rendered text llama.cpp reads as the very ids of training."""
-        asked = [turns(q.question, q.system) for q in self.questions[:CHATS]]
-        said = [policy.tokenizer.apply_chat_template(m, tokenize=False, add_generation_prompt=True) for m in asked]
-        return sum(policy.engine.tokenize(self._composed(text)) == ids for text, ids in zip(said, self.prompts, strict=True))
+    def _prompts_read(self, policy: Policy) -> int:
+        """Count the chats that llama.cpp renders and tokenises to the ids of training."""
+        chats = [to_messages(q.question, q.system) for q in self.questions[:CHAT_COUNT]]
+        texts = [policy.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) for chat in chats]
+        return sum(policy.engine.tokenize(self._composed(text)) == ids for text, ids in zip(texts, self.prompts, strict=True))
 
     def _composed(self, text: str) -> str:
         return normalize("NFC", text) if self.composes else text
 
     def _chats(self, file: Path) -> dict[str, Any]:
-        """Whole chats as a user of llama.cpp has them, its template, sampler and stops: how many end by themselves."""
-        with opened(file) as model:
-            ended = [chat(model, q.question, i, self.e, system=q.system) for i, q in enumerate(self.questions[:CHATS])]
+        """Count the chats that stop by themselves with llama.cpp's own template, sampler and stops."""
+        with open_llama(file) as model:
+            ended = [chat(model, q.question, i, self.e, system=q.system) for i, q in enumerate(self.questions[:CHAT_COUNT])]
             first = self.questions[0]
-            prefilled = chat(model, first.question, 0, self.e, self._said(), first.system)
+            prefilled = chat(model, first.question, 0, self.e, self._given_budget(), first.system)
         return {"chats": len(ended), "chats_ended": sum(c.ended for c in ended), "self_stated": ended[0].text, "prefilled": prefilled.text}
 
-    def _said(self) -> tuple[int, str]:
-        """A user's number, and how it stands before the answer."""
+    def _given_budget(self) -> tuple[int, str]:
+        """A given budget, twice the mean stated one, and the text it becomes before the answer."""
         budget = max(1, round(2 * (self.unquantised.figures["mean_budget"] or 50)))
-        return budget, prefill(budget, self.plan.form)
+        return budget, render_budget(budget, self.plan.form)
 
-    def _chats_ending(self) -> float:
-        chats = len(self.questions[:CHATS])
-        return chats - CHATS * (verdict.SLACK + 1 - self.unquantised.figures["ended"])
+    def _min_chats_ended(self) -> float:
+        """Least number of chats that must stop: the trained policy's share, less RATE_SLACK."""
+        chats = len(self.questions[:CHAT_COUNT])
+        return chats - CHAT_COUNT * (verdict.RATE_SLACK + 1 - self.unquantised.figures["ended"])
 
     # ---- asking --------------------------------------------------------------------------------------------------------------------
 
     def _ask(self, policy: Policy, title: str) -> list[Episode]:
-        """The same questions and seeds of every policy."""
+        """Sample answers with the same questions and seeds for every policy."""
         requests = [
             policy.request(q.question, self.e.max_tokens, self.plan.settings.seed * 1_000_003 + i, system=q.system)
             for i, q in enumerate(self.questions)
         ]
-        return answer(policy, requests, Sampling(self.e.temperature, self.e.top_p), title)
+        return sample_with_progress(policy, requests, Sampling(self.e.temperature, self.e.top_p), title)
 
-    def _judged(self, episodes: Sequence[Episode]) -> verdict.Asked:
-        samples = [judge(q, x, self.verify) for q, x in zip(self.questions, episodes, strict=True)]
-        return verdict.asked(samples, [x.stop_reason == "end" for x in episodes])
+    def _evaluate(self, episodes: Sequence[Episode]) -> verdict.ExportEval:
+        samples = [score_answer(q, x, self.verify) for q, x in zip(self.questions, episodes, strict=True)]
+        return verdict.evaluate_policy(samples, [x.stop_reason == "end" for x in episodes])

@@ -1,4 +1,4 @@
-"""What an export is to do, and everything that can be known to go wrong, looked at before any work. Imports no torch."""
+"""The choices of an export, and all checks that can be made before any work. Imports no torch."""
 
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sbtiny import locks, runs
-from sbtiny.budget.protocol import FORMATS, Format, format_named
+from sbtiny.budget.protocol import FORMATS, Format, parse_format_name
 from sbtiny.config import Settings
 from sbtiny.errors import InputError
 from sbtiny.export import kquants
-from sbtiny.models.adapters import read_config
+from sbtiny.models.adapters import read_adapter_config
 from sbtiny.models.aliases import Source, resolve
 
 Merge = Literal["dequantized", "original"]
@@ -21,9 +21,9 @@ MERGES = ("dequantized", "original")
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """`kinds` are the GGUF files to write, none for the merged folder alone; `nf4`: the run was trained on a 4-bit base; `trained_in`: the
-    dtype it was loaded in, None for runs of before that was noted."""
+class ExportConfig:
+    """`kinds`: the GGUF files to write, empty for the merged folder alone. `nf4`: the run was trained on a 4-bit base.
+    `trained_in`: dtype of the base in training; None in old runs, which did not record it."""
 
     run: Path
     settings: Settings
@@ -42,33 +42,33 @@ class Plan:
         return self.run.resolve().name
 
 
-def make(
+def make_config(
     run: Path, settings: Settings, output: Path | None, form: str | None, merge: str, dtype: str, gguf: str, nf4: bool, check: bool
-) -> Plan:
-    """Raises InputError for an unknown choice, a missing tool, a run without adapter, or a place that cannot be written."""
+) -> ExportConfig:
+    """Raises InputError for an unknown choice, a missing tool, a run without adapter, or an output that cannot be written."""
     for name, value, known in (("--merge", merge, MERGES), ("--dtype", dtype, DTYPES)):
         if value not in known:
             raise InputError(f"{name} {value!r} is not known: choose from {', '.join(known)}")
     kinds = read_kinds(gguf)
     about = runs.read_run(run)
     check_format(run, form, about["format"])
-    nf4 = bool(about.get("four_bit", nf4))  # what training resolved: config.yaml may say null, which is another thing here
+    nf4 = bool(about.get("four_bit", nf4))  # as training resolved it; config.yaml may hold null, which means another thing on this machine
     runs.check_finished(run)
-    adapter = read_config(run / "adapter")
+    adapter = read_adapter_config(run / "adapter")
     output = output or run / "export"
     check_output(output)
     source = check_base(run, adapter, resolve(about["model"]))
-    return Plan(run, settings, source, output, FORMATS[about["format"]], merge, dtype, kinds, nf4, about.get("dtype"), check)
+    return ExportConfig(run, settings, source, output, FORMATS[about["format"]], merge, dtype, kinds, nf4, about.get("dtype"), check)
 
 
-def check_format(run: Path, asked: str | None, trained: str) -> None:
-    """Raises InputError for another format than the policy was trained to write: no template can make it write other tags."""
-    if asked is not None and format_named(asked) is not FORMATS[trained]:
-        raise InputError(f"{run} was trained to write <{trained}>, not <{asked}>: train one with sbtiny sft --format {asked}")
+def check_format(run: Path, wanted: str | None, trained: str) -> None:
+    """Raises InputError for a format that the policy was not trained to write: no template can change its tags."""
+    if wanted is not None and parse_format_name(wanted) is not FORMATS[trained]:
+        raise InputError(f"{run} was trained to write <{trained}>, not <{wanted}>: train one with sbtiny sft --format {wanted}")
 
 
 def read_kinds(text: str) -> tuple[str, ...]:
-    """`f16,q8_0` or `none`; every kind once, in the order given."""
+    """Parse `f16,q8_0` or `none`: every kind once, in the order given. Raises InputError for an unknown kind or a missing tool."""
     kinds = tuple(dict.fromkeys(word.strip().lower() for word in text.split(",") if word.strip()))
     if kinds in ((), ("none",)):
         return ()
@@ -82,15 +82,15 @@ def read_kinds(text: str) -> tuple[str, ...]:
 
 
 def check_output(folder: Path) -> None:
-    """An earlier export may be replaced, anything else not."""
+    """Raises InputError for a folder that cannot be written, is in use, or holds anything but an earlier export."""
     if folder.exists() and any(folder.iterdir()) and not (folder / "export.json").is_file():
         raise InputError(f"{folder} is there and is no earlier export: choose another --output")
-    locks.check(locks.beside(folder), folder)
+    locks.raise_if_locked(locks.lock_path(folder), folder)
     runs.check_writable(folder / "export.json")
 
 
 def check_base(run: Path, adapter: dict[str, Any], source: Source) -> Source:
-    """Raises InputError when the adapter names another hub model than the run: two of the same shape would merge quietly."""
+    """Raises InputError when adapter and run name different hub models. With equal shapes they would merge without an error."""
     named = str(adapter.get("base_model_name_or_path") or "")
     on_hub = named.count("/") == 1 and not named.startswith((".", "/", "~"))
     if on_hub and source.kind == "hub" and named != source.ref:

@@ -1,4 +1,4 @@
-"""A GGUF file of the Llama, Qwen2 or Qwen3 architecture, written tensor by tensor: no compiler, no network, little memory."""
+"""Write a GGUF file of the Llama, Qwen2 or Qwen3 architecture, tensor by tensor, in little memory."""
 
 import math
 from collections.abc import Iterator
@@ -9,15 +9,16 @@ import numpy as np
 
 from sbtiny.errors import InputError
 from sbtiny.export import rope
-from sbtiny.export.merge import Merged
 from sbtiny.export.gguf_tokenizer import Vocabulary, add_special, add_tokens
+from sbtiny.export.merge import Merged
+from sbtiny.models.shapes import ARCHITECTURES
+from sbtiny.models.tensor_faults import EMBEDDING, HEAD
 
 if TYPE_CHECKING:
     from gguf import GGMLQuantizationType, GGUFWriter
     from transformers import PreTrainedTokenizerBase
 
-ARCHITECTURES = ("llama", "qwen2", "qwen3")
-# Name -> (type of the matrices, type of embedding and head, llama.cpp's number for it). The ends of a model bear less rounding.
+# Name -> (type of the matrices, type of embedding and head, file type of llama.cpp). Embedding and head bear less rounding.
 KINDS = {
     "f32": ("F32", "F32", 0),
     "f16": ("F16", "F16", 1),
@@ -28,21 +29,20 @@ KINDS = {
     "q4_1": ("Q4_1", "Q8_0", 3),
     "q4_0": ("Q4_0", "Q8_0", 2),
 }
-ENDS = ("model.embed_tokens.weight", "lm_head.weight")
 
 
 def check_architecture(config: Any) -> None:
-    """Raises InputError for what this file cannot write rightly, naming what works."""
+    """Raises InputError for an architecture that would be written wrongly; names those that work."""
     if config.model_type not in ARCHITECTURES:
         raise InputError(f"no GGUF for a {config.model_type!r} model: {', '.join(ARCHITECTURES)} work; use --gguf none")
-    rope.check(config)
+    rope.check_rope_scaling(config)
     if config.model_type == "qwen3" and config.attention_bias:
         raise InputError("no GGUF for a 'qwen3' model with attention_bias: llama.cpp has no bias for its o_proj; use --gguf none")
     if getattr(config, "use_sliding_window", False):
         raise InputError("no GGUF for sliding-window attention in these architectures: use --gguf none")
 
 
-def write(
+def write_gguf(
     file: Path,
     kind: str,
     merged: Merged,
@@ -59,7 +59,7 @@ def write(
     writer.add_name(name)
     writer.add_file_type(LlamaFileType(KINDS[kind][2]))
     writer.add_quantization_version(2)
-    add_shape(writer, config, merged.shapes["model.embed_tokens.weight"][0])
+    add_shape(writer, config, merged.shapes[EMBEDDING][0])
     add_tokens(writer, vocabulary)
     add_special(writer, tokenizer, stops)
     factors = rope.llama3_factors(config)
@@ -67,14 +67,14 @@ def write(
         writer.add_tensor_info("rope_freqs.weight", factors.shape, factors.dtype, factors.nbytes)
     names = {given: gguf_name(given, config) for given in merged.files}
     for given in merged.files:
-        announce(writer, names[given], merged.shapes[given], tensor_type(kind, given, merged.shapes[given]))
+        add_tensor_info(writer, names[given], merged.shapes[given], tensor_type(kind, given, merged.shapes[given]))
     try:
         for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_ti_data_to_file):
             step()
         if factors is not None:
             writer.write_tensor_data(factors)
         for given in merged.files:
-            writer.write_tensor_data(encoded(merged, given, config, kind))
+            writer.write_tensor_data(tensor_bytes(merged, given, config, kind))
             yield given
     finally:
         writer.close()
@@ -92,30 +92,30 @@ def add_shape(writer: "GGUFWriter", config: Any, vocabulary: int) -> None:
     writer.add_key_length(head)
     writer.add_value_length(head)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    rope.add(writer, config)
+    rope.add_rope_scaling(writer, config)
 
 
 def gguf_name(name: str, config: Any) -> str:
     from gguf import MODEL_ARCH, get_tensor_name_map
 
     arch = MODEL_ARCH[config.model_type.upper()]
-    found = get_tensor_name_map(arch, config.num_hidden_layers).get_name(name, try_suffixes=(".weight", ".bias"))
-    if found is None:
+    renamed = get_tensor_name_map(arch, config.num_hidden_layers).get_name(name, try_suffixes=(".weight", ".bias"))
+    if renamed is None:
         raise InputError(f"no GGUF name for the tensor {name} in a {config.model_type} model: use --gguf none")
-    return found
+    return renamed
 
 
 def tensor_type(kind: str, name: str, shape: tuple[int, ...]) -> "GGMLQuantizationType":
-    """float32 for norms and biases, float16 for rows that are no multiple of a block."""
+    """The type of `kind`, but float32 for norms and biases, and float16 where a row is no multiple of a block."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     if len(shape) == 1:
         return GGMLQuantizationType.F32
-    found = GGMLQuantizationType[KINDS[kind][name in ENDS]]
-    return found if shape[-1] % GGML_QUANT_SIZES[found][0] == 0 else GGMLQuantizationType.F16
+    wanted = GGMLQuantizationType[KINDS[kind][name in (EMBEDDING, HEAD)]]
+    return wanted if shape[-1] % GGML_QUANT_SIZES[wanted][0] == 0 else GGMLQuantizationType.F16
 
 
-def announce(writer: "GGUFWriter", name: str, shape: tuple[int, ...], kind: "GGMLQuantizationType") -> None:
+def add_tensor_info(writer: "GGUFWriter", name: str, shape: tuple[int, ...], kind: "GGMLQuantizationType") -> None:
     from gguf.quants import quant_shape_to_byte_shape
 
     plain = {"F32": np.float32, "F16": np.float16}.get(kind.name)
@@ -126,22 +126,22 @@ def announce(writer: "GGUFWriter", name: str, shape: tuple[int, ...], kind: "GGM
         writer.add_tensor_info(name, packed, np.dtype(np.uint8), math.prod(packed), raw_dtype=kind)
 
 
-def encoded(merged: Merged, name: str, config: Any, kind: str) -> np.ndarray:
-    """The tensor's bytes as the file wants them."""
+def tensor_bytes(merged: Merged, name: str, config: Any, kind: str) -> np.ndarray:
+    """The tensor as stored: in llama.cpp's rotary layout, quantised. Raises InputError where float16 overflows."""
     from gguf.quants import quantize
 
     weight = merged[name].numpy()
     if config.model_type == "llama":
         if ".q_proj." in name:
-            weight = interleaved(weight, config.num_attention_heads)
+            weight = interleave_rope_rows(weight, config.num_attention_heads)
         elif ".k_proj." in name:
-            weight = interleaved(weight, config.num_key_value_heads)
+            weight = interleave_rope_rows(weight, config.num_key_value_heads)
     data = quantize(weight, tensor_type(kind, name, weight.shape))
     if data.dtype == np.float16 and not np.isfinite(data).all():
         raise InputError(f"{name} does not fit into float16: use --gguf bf16 or q8_0")
     return data
 
 
-def interleaved(weight: np.ndarray, heads: int) -> np.ndarray:
-    """Rows (heads x head_dim, ...) from transformers' rotary layout, two halves a head, to llama.cpp's, pairs side by side."""
+def interleave_rope_rows(weight: np.ndarray, heads: int) -> np.ndarray:
+    """Reorder rows (heads x head_dim, ...) from transformers' rotary layout (two halves a head) to llama.cpp's (adjacent pairs)."""
     return weight.reshape(heads, 2, -1, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)

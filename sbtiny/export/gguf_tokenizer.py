@@ -1,7 +1,7 @@
 """A Hugging Face tokenizer as the fields of a GGUF file.
 
-How text is cut into words is a name in the file, and llama.cpp knows the names: a wrong one splits text in ways the model never
-trained on, with no error. So the name is found by behaviour, on strings that tell the splits apart, and none fitting is refused.
+GGUF stores the pre-tokenizer by name. A wrong name gives the model unseen tokens without an error, so we find the name by comparing
+splits of test strings. No match is an error.
 """
 
 import json
@@ -11,20 +11,20 @@ from unicodedata import normalize
 
 from sbtiny.errors import InputError
 from sbtiny.export.strings import STRINGS
-from sbtiny.models.gguf import COMPOSES, CONTROL, SPLITS, USER_DEFINED, splitter
+from sbtiny.models.gguf import CONTROL, NFC_FIELD, SPLITS, USER_DEFINED, pre_tokenizer
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
     from transformers import PreTrainedTokenizerBase
 
-NORMAL, UNKNOWN, UNUSED, BYTE = 1, 2, 5, 6  # token types of GGUF, beside those of from_gguf
+NORMAL, UNKNOWN, UNUSED, BYTE = 1, 2, 5, 6  # token types of GGUF; models/gguf.py has the others
 
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """`kind` is gpt2 (byte-level BPE) or llama (SentencePiece); lists have an entry a token id, `merges` are 'left right'.
+    """`kind`: gpt2 (byte-level BPE) or llama (SentencePiece). `tokens`, `types`, `scores`: an entry per token id. `merges`: 'left right'.
 
-    `composes`: see `composes`.
+    `composes`: see `composes_nfc`.
     """
 
     kind: str
@@ -45,36 +45,36 @@ def read_vocabulary(tokenizer: "PreTrainedTokenizerBase", size: int) -> Vocabula
     if len(tokenizer) > size:
         raise InputError(f"the tokenizer has {len(tokenizer)} tokens and the model {size} rows: resize its embedding first")
     merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
-    tokens, types, composing = *_tokens(tokenizer, size), composes(tokenizer)
+    tokens, types, composes = *_tokens(tokenizer, size), composes_nfc(tokenizer)
     if model.get("byte_fallback"):
         types = [BYTE if t == NORMAL and _is_byte(w) else t for w, t in zip(tokens, types, strict=True)]
-        return Vocabulary("llama", "default", tokens, types, [], _scores(tokens, types, merges), composing)
-    return Vocabulary("gpt2", split_of(backend, bool(model.get("ignore_merges"))), tokens, types, merges, [], composing)
+        return Vocabulary("llama", "default", tokens, types, [], _scores(tokens, types, merges), composes)
+    return Vocabulary("gpt2", find_pre_tokenizer(backend, bool(model.get("ignore_merges"))), tokens, types, merges, [], composes)
 
 
-def composes(tokenizer: "PreTrainedTokenizerBase") -> bool:
-    """Whether this tokenizer brings text into composed form (NFC: e and its accent become one letter) before it reads it.
+def composes_nfc(tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Whether this tokenizer composes text first (NFC: e and its accent become one letter). llama.cpp does not.
 
-    llama.cpp reads text as it stands. Raises InputError for any other change, for it could not be made up for in the text.
+    Raises InputError for any other change of the text, which no user could make beforehand.
     """
-    found = False
+    composes = False
     for text in STRINGS:
         plain, read = _normalised(None, text), _normalised(tokenizer.backend_tokenizer.normalizer, text)
         if read not in (plain, normalize("NFC", plain)):
             raise InputError(f"this tokenizer reads {plain!r} as {read!r}, and llama.cpp does not: use --gguf none")
-        found |= read != plain
-    return found
+        composes |= read != plain
+    return composes
 
 
 def _normalised(normalizer: Any, text: str) -> str:
-    """What a tokenizer makes of a text before it cuts it, SentencePiece's marks of spaces aside: llama.cpp sets those too."""
+    """The normalised text, with SentencePiece's space marks as spaces, because llama.cpp sets those itself."""
     return (normalizer.normalize_str(text) if normalizer else text).replace("▁", " ").strip(" ")
 
 
-def split_of(backend: Any, whole: bool) -> str:
-    """llama.cpp's name for how this tokenizer cuts text; `whole`: a word of the vocabulary is taken without merging."""
+def find_pre_tokenizer(backend: Any, whole: bool) -> str:
+    """llama.cpp's name for this pre-tokenizer. `whole`: a word of the vocabulary becomes one token without merging."""
     for name, (_, takes_whole) in SPLITS.items():
-        ours = splitter(name)
+        ours = pre_tokenizer(name)
         same = all(_words(backend.pre_tokenizer, text) == _words(ours, text) for text in STRINGS)
         if same and takes_whole == whole:
             return name
@@ -87,7 +87,7 @@ def _words(splitter: Any, text: str) -> list[str]:
 
 
 def _tokens(tokenizer: "PreTrainedTokenizerBase", size: int) -> tuple[list[str], list[int]]:
-    """Text and type of every id; rows of the embedding without a token get a name of their own."""
+    """Text and type of every id. Embedding rows without a token become [PADn]."""
     by_id = {i: token for token, i in tokenizer.get_vocab().items()}
     added = tokenizer.added_tokens_decoder
     tokens = [by_id.get(i, f"[PAD{i}]") for i in range(size)]
@@ -102,7 +102,7 @@ def _is_byte(word: str) -> bool:
 
 
 def _scores(tokens: list[str], types: list[int], merges: list[str]) -> list[float]:
-    """SentencePiece merges the pair of best score first: the order of the merges, counted down."""
+    """A score per token: minus its rank in the merges, because SentencePiece merges the best score first."""
     rank = {merge.replace(" ", "", 1): n for n, merge in reversed(list(enumerate(merges)))}
     return [-float(rank[token]) if token in rank else 0.0 if kind != NORMAL else -1e6 for token, kind in zip(tokens, types, strict=True)]
 
@@ -110,7 +110,7 @@ def _scores(tokens: list[str], types: list[int], merges: list[str]) -> list[floa
 def add_tokens(writer: "GGUFWriter", vocabulary: Vocabulary) -> None:
     writer.add_tokenizer_model(vocabulary.kind)
     writer.add_tokenizer_pre(vocabulary.split)
-    writer.add_bool(COMPOSES, vocabulary.composes)
+    writer.add_bool(NFC_FIELD, vocabulary.composes)
     writer.add_token_list(vocabulary.tokens)
     writer.add_token_types(vocabulary.types)
     if vocabulary.scores:
@@ -120,7 +120,7 @@ def add_tokens(writer: "GGUFWriter", vocabulary: Vocabulary) -> None:
 
 
 def add_special(writer: "GGUFWriter", tokenizer: "PreTrainedTokenizerBase", stops: list[int]) -> None:
-    """The ids with a meaning; `stops` end an answer, the chat template's end of turn first."""
+    """Add the special token ids. `stops` end an answer, the chat template's end of turn first."""
     for name, token in (("bos", tokenizer.bos_token_id), ("pad", tokenizer.pad_token_id), ("unk", tokenizer.unk_token_id)):
         if token is not None:
             getattr(writer, f"add_{name}_token_id")(token)

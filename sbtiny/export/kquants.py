@@ -1,13 +1,12 @@
-"""K-quants (q4_k_m and the like), which only llama.cpp makes: found before any work, run on a float16 file of ours."""
+"""K-quants such as q4_k_m. Only llama.cpp makes them, from our float16 file; the tool is looked for before any work."""
 
 import ctypes
-import errno
-import os
 import shutil
 import subprocess
 from importlib.util import find_spec
 from pathlib import Path
 
+from sbtiny.disk import disk_full_error, is_disk_full
 from sbtiny.errors import InputError
 
 KINDS = {"q4_k_m": 15, "q5_k_m": 17, "q6_k": 18}  # name -> llama.cpp's number
@@ -15,13 +14,13 @@ TOOL = "llama-quantize"
 
 
 def check_tool() -> None:
-    """Raises InputError, with the line that mends it, when neither the Python module nor the program is there."""
+    """Raises InputError with the remedy when neither the Python module nor the program is installed."""
     if not find_spec("llama_cpp") and not shutil.which(TOOL):
         raise InputError(f"{', '.join(KINDS)} are made by llama.cpp: pip install 'sbtiny[llama]', or put {TOOL} on PATH")
 
 
 def quantize(source: Path, target: Path, kind: str) -> None:
-    """Write `target` from a float16 GGUF. Raises InputError with what llama.cpp said, OSError when there was no room."""
+    """Write `target` from a float16 GGUF. Raises InputError with llama.cpp's last line, OSError on a full disk."""
     if find_spec("llama_cpp"):
         _with_module(source, target, kind)
     else:
@@ -33,21 +32,21 @@ def quantize(source: Path, target: Path, kind: str) -> None:
 def _with_module(source: Path, target: Path, kind: str) -> None:
     import llama_cpp
 
-    said: list[str] = []
-    log = llama_cpp.llama_log_callback(lambda level, text, data: said.append(text.decode(errors="replace")))
-    llama_cpp.llama_log_set(log, None)
+    lines: list[str] = []
+    callback = llama_cpp.llama_log_callback(lambda level, text, data: lines.append(text.decode(errors="replace")))
+    llama_cpp.llama_log_set(callback, None)
     llama_cpp.llama_backend_init()
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype = KINDS[kind]
     code = llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(params))
-    llama_cpp.llama_log_set(llama_cpp.llama_log_callback(), None)  # `log` goes with this frame
+    llama_cpp.llama_log_set(llama_cpp.llama_log_callback(), None)  # `callback` is freed with this frame
     if code:
-        raise failure("llama.cpp", kind, "".join(said))
+        raise failure("llama.cpp", kind, "".join(lines))
 
 
-def failure(program: str, kind: str, said: str) -> Exception:
-    """What to raise for a program that failed and said so much."""
-    if "iostream error" in said:  # all that C++ tells of a disk that took no more
-        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    last = (said.strip().splitlines() or ["nothing"])[-1].rpartition("failed to quantize: ")[2]
+def failure(program: str, kind: str, log: str) -> Exception:
+    """The error to raise for a program that failed with this log."""
+    if is_disk_full(RuntimeError(log)):
+        return disk_full_error()
+    last = (log.strip().splitlines() or ["nothing"])[-1].rpartition("failed to quantize: ")[2]
     return InputError(f"{program} could not make {kind}: {last}; another kind, such as q8_0, needs no llama.cpp")

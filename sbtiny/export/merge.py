@@ -1,7 +1,7 @@
-"""The trained policy as plain weights: base plus adapter, one tensor at a time, so that memory stays near one tensor.
+"""Merge the adapter into the base, one tensor in memory at a time.
 
-A run learnt to correct the base it was trained on, rounding to 16 and to 4 bits included: `dequantized` merges onto that and is exactly
-what was trained. `original` merges onto the weights as published. Nothing is ever merged into 4 bits: it erases the adapter.
+`dequantized` merges onto the base as training rounded it, to 16 or 4 bits, and is exactly the trained policy. `original` merges onto
+the published weights. Never round to 4 bits after merging: it erases the adapter.
 """
 
 import json
@@ -17,13 +17,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sbtiny.errors import InputError
-from sbtiny.models.adapters import read_config
+from sbtiny.models.adapters import read_adapter_config
 from sbtiny.models.tensors import read_tensors
 
 SHARD = 10**9  # bytes
 PREFIX, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
-PLAIN = {"bias": "none", "use_dora": False, "modules_to_save": None, "rank_pattern": {}, "alpha_pattern": {}, "fan_in_fan_out": False}
-MEND = "give the model it was trained on"
+PLAIN_LORA = {"bias": "none", "use_dora": False, "modules_to_save": None, "rank_pattern": {}, "alpha_pattern": {}, "fan_in_fan_out": False}
+WRONG_BASE_HINT = "give the model it was trained on"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +39,14 @@ class Lora:
 
 
 def read_adapter(folder: Path) -> dict[str, Lora]:
-    """Name of a weight -> its change. Raises InputError when the adapter is missing, corrupt, or no plain LoRA."""
-    config = read_config(folder)
+    """Weight name -> Lora. Raises InputError when the adapter is missing, corrupt, or no plain LoRA."""
+    config = read_adapter_config(folder)
     try:
         with safe_open(folder / "adapter_model.safetensors", "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no mapping)
     except (SafetensorError, ValueError, OSError) as error:
         raise InputError(f"the adapter in {folder} is corrupt ({error}): take one from a checkpoint-N of the run") from error
-    for key, wanted in PLAIN.items():
+    for key, wanted in PLAIN_LORA.items():
         if (config.get(key) or wanted) != wanted:
             raise InputError(f"the adapter in {folder} has {key} = {config[key]!r}: only plain LoRA can be merged")
     rank, alpha = config["r"], config["lora_alpha"]
@@ -58,11 +58,10 @@ def read_adapter(folder: Path) -> dict[str, Lora]:
 
 
 class Merged:
-    """The policy's tensors by their Hugging Face names, float32, read and merged when asked for.
+    """The policy's tensors by Hugging Face name, float32. Each is read and merged on access.
 
-    `dtype` is what training loaded the base in, `nf4` whether it rounded the linear layers to 4 bits: every weight goes the same way
-    first. `dtype` None: as stored; `adapter` None: the base alone. Raises InputError when the base has no safetensors or the adapter
-    does not fit it.
+    The base is first rounded as in training: to `dtype` (None: as stored), and with `nf4` the linear layers to 4 bits. `adapter` None:
+    the base alone. Raises InputError when the base has no safetensors or the adapter does not fit it.
     """
 
     def __init__(self, base: Path, adapter: Path | None, nf4: bool = False, tied: bool = False, dtype: torch.dtype | None = None) -> None:
@@ -77,22 +76,24 @@ class Merged:
         for name, lora in self.lora.items():
             wanted = (lora.b.shape[0], lora.a.shape[1])
             if name not in self.shapes:
-                raise InputError(f"the adapter in {adapter} does not fit {base}: it has no {name}; {MEND}")
+                raise InputError(f"the adapter in {adapter} does not fit {base}: it has no {name}; {WRONG_BASE_HINT}")
             if self.shapes[name] != wanted:
-                raise InputError(f"the adapter in {adapter} does not fit {base}: {name} is {self.shapes[name]}, not {wanted}; {MEND}")
+                raise InputError(
+                    f"the adapter in {adapter} does not fit {base}: {name} is {self.shapes[name]}, not {wanted}; {WRONG_BASE_HINT}"
+                )
 
     def __getitem__(self, name: str) -> Tensor:
-        # Opened anew each time: an open file keeps every page it ever read in this process's memory.
+        # Open the file for each tensor: an open one keeps every page it has read in this process's memory.
         with safe_open(self.files[name], "pt") as file:
             weight = file.get_tensor(name)
         weight = weight.to(self.dtype or weight.dtype)
         if self.nf4 and name.endswith("_proj.weight"):
-            weight = through_nf4(weight)
+            weight = round_trip_nf4(weight)
         weight = weight.float()
         return weight + self.lora[name].delta() if name in self.lora else weight.clone()
 
 
-def through_nf4(weight: Tensor) -> Tensor:
+def round_trip_nf4(weight: Tensor) -> Tensor:
     """The weight as 4-bit training sees it: NF4, double quantisation, blocks of 64 (models/load.py)."""
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
@@ -101,7 +102,7 @@ def through_nf4(weight: Tensor) -> Tensor:
 
 
 def shards(merged: Merged, dtype: torch.dtype) -> Iterator[dict[str, Tensor]]:
-    """The tensors in `dtype`, in groups of about SHARD bytes. Raises InputError for a weight that overflows."""
+    """Yield the tensors in `dtype`, in groups of about SHARD bytes. Raises InputError for a weight that overflows."""
     group: dict[str, Tensor] = {}
     size = 0
     for name in merged.files:
@@ -117,12 +118,9 @@ def shards(merged: Merged, dtype: torch.dtype) -> Iterator[dict[str, Tensor]]:
 
 
 def save_weights(merged: Merged, folder: Path, dtype: torch.dtype, advance: Callable[[int], None]) -> None:
-    """model.safetensors, or numbered parts with their index, as transformers, vLLM and SGLang read them.
-
-    `advance` is told how many tensors have been written.
-    """
-    names: list[list[str]] = []
-    total = 0
+    """Write model.safetensors, or numbered parts with an index. Calls `advance` with the number of tensors of each part."""
+    names: list[list[str]] = []  # of the tensors, per part
+    total = 0  # bytes
     for group in shards(merged, dtype):
         save_file(group, folder / f"part-{len(names)}.safetensors", metadata={"format": "pt"})
         names.append(list(group))

@@ -1,17 +1,17 @@
-"""An export on the Hugging Face hub, in one commit: the merged folder with its model card at the root, GGUF files and the proof beside."""
+"""Push an export to the Hugging Face hub in one commit: the merged folder at the root, GGUF files and export.json beside."""
 
 import re
 from pathlib import Path
 
 from sbtiny.errors import Failed, InputError
 
-NAME = re.compile(r"[\w.-]+/[\w.-]+")
-BESIDE = ("*.gguf", "Modelfile", "export.json")
+REPO_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+EXTRA_FILES = ("*.gguf", "Modelfile", "export.json")
 
 
-def check(name: str) -> None:
-    """Raise InputError, before the work, for what is no USER/NAME or when the hub does not know us."""
-    if not NAME.fullmatch(name):
+def check_hub_login(name: str) -> None:
+    """Raises InputError, before any work, for a name other than USER/NAME or a failed login."""
+    if not REPO_NAME.fullmatch(name):
         raise InputError(f"--push {name!r}: give it as USER/NAME, the repository on the hub")
     from httpx import HTTPError
     from huggingface_hub import HfApi
@@ -27,11 +27,11 @@ def check(name: str) -> None:
 
 
 def push(folder: Path, name: str, private: bool) -> str:
-    """Upload a finished export; the address of what is there now. Raises Failed: the files here stay as they are."""
+    """Upload a finished export and return its address. Raises Failed; the local files stay."""
     from httpx import HTTPError
     from huggingface_hub import CommitOperationAdd, HfApi
 
-    api, files = HfApi(), contents(folder)
+    api, files = HfApi(), repo_contents(folder)
     try:
         api.create_repo(name, private=private, exist_ok=True)
         operations = [CommitOperationAdd(path_in_repo=place, path_or_fileobj=str(file)) for place, file in files.items()]
@@ -42,7 +42,7 @@ def push(folder: Path, name: str, private: bool) -> str:
     return f"{api.endpoint}/{name}"
 
 
-def contents(folder: Path) -> dict[str, Path]:
+def repo_contents(folder: Path) -> dict[str, Path]:
     """Place in the repository -> file."""
     merged = {file.name: file for file in sorted((folder / "merged").iterdir()) if file.is_file()}
-    return merged | {file.name: file for pattern in BESIDE for file in sorted(folder.glob(pattern))}
+    return merged | {file.name: file for pattern in EXTRA_FILES for file in sorted(folder.glob(pattern))}

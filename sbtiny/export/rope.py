@@ -1,4 +1,4 @@
-"""Rotary positions as llama.cpp computes them: what a GGUF file says of their scaling, and what it cannot say."""
+"""Rotary scaling in a GGUF file: check that llama.cpp computes it as transformers does, and write its fields."""
 
 import math
 from typing import TYPE_CHECKING, Any
@@ -11,35 +11,35 @@ if TYPE_CHECKING:
     from gguf import GGUFWriter
 
 SCALINGS = ("default", "linear", "yarn", "llama3")
-# llama.cpp's own values, which it takes for these architectures whatever a file says (tried with 0.3.36 of llama-cpp-python).
-FIXED = {"beta_fast": 32, "beta_slow": 1, "truncate": True}
+# llama.cpp uses these for our architectures whatever the file holds (tested with llama-cpp-python 0.3.36).
+YARN_DEFAULTS = {"beta_fast": 32, "beta_slow": 1, "truncate": True}
 
 
-def check(config: Any) -> None:
-    """Raises InputError for scaling that llama.cpp would compute otherwise."""
+def check_rope_scaling(config: Any) -> None:
+    """Raises InputError for scaling that llama.cpp computes otherwise than transformers."""
     rope = config.rope_parameters
     kind = rope["rope_type"]
     if kind not in SCALINGS:
         raise InputError(f"no GGUF for {kind!r} rotary scaling: {', '.join(SCALINGS)} work; use --gguf none")
     if kind == "llama3" and config.model_type != "llama":
         raise InputError(f"no GGUF for 'llama3' rotary scaling in a {config.model_type!r} model: llama.cpp lacks it; use --gguf none")
-    told = rope.get("factor")
-    known = isinstance(told, int | float) and told > 0
-    if kind != "default" and not known and not (told is None and kind == "yarn" and rope.get("original_max_position_embeddings")):
-        raise InputError(f"{kind!r} rotary scaling with the factor {told!r}: config.json needs a number above 0 there")
+    factor = rope.get("factor")
+    known = isinstance(factor, int | float) and factor > 0
+    if kind != "default" and not known and not (factor is None and kind == "yarn" and rope.get("original_max_position_embeddings")):
+        raise InputError(f"{kind!r} rotary scaling with the factor {factor!r}: config.json needs a number above 0 there")
     if (part := rope.get("partial_rotary_factor") or 1) != 1:
         raise InputError(f"no GGUF for a partial_rotary_factor of {part}: llama.cpp turns whole heads; use --gguf none")
-    for name, value in FIXED.items() if kind == "yarn" else ():
-        if (told := rope.get(name)) not in (None, value):
-            raise InputError(f"no GGUF for 'yarn' rotary scaling with {name} = {told}: llama.cpp always takes {value}; use --gguf none")
+    for name, value in YARN_DEFAULTS.items() if kind == "yarn" else ():
+        if (other := rope.get(name)) not in (None, value):
+            raise InputError(f"no GGUF for 'yarn' rotary scaling with {name} = {other}: llama.cpp always takes {value}; use --gguf none")
 
 
 def head_size(config: Any) -> int:
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
-def add(writer: "GGUFWriter", config: Any) -> None:
-    """Linear and YaRN scaling are fields; llama3's is a tensor (`llama3_factors`)."""
+def add_rope_scaling(writer: "GGUFWriter", config: Any) -> None:
+    """Write linear and YaRN scaling as fields. llama3's is a tensor, see `llama3_factors`."""
     from gguf import RopeScalingType
 
     rope = config.rope_parameters
@@ -47,35 +47,35 @@ def add(writer: "GGUFWriter", config: Any) -> None:
     writer.add_rope_freq_base(rope["rope_theta"])
     if rope["rope_type"] in ("linear", "yarn"):
         writer.add_rope_scaling_type(RopeScalingType(rope["rope_type"]))
-        writer.add_rope_scaling_factor(factor(config))
+        writer.add_rope_scaling_factor(scaling_factor(config))
     if rope["rope_type"] == "yarn":
         writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
-        # llama.cpp multiplies this with the factor of the paper; its field of the name yarn_attn_factor it does not read here.
-        writer.add_rope_scaling_attn_factors(attention(config) / stretch(factor(config)))
+        # llama.cpp multiplies this with the paper's mscale. It does not read its field yarn_attn_factor for these architectures.
+        writer.add_rope_scaling_attn_factors(attention_factor(config) / yarn_mscale(scaling_factor(config)))
 
 
-def factor(config: Any) -> float:
-    """How many times longer a text may be than in pre-training."""
+def scaling_factor(config: Any) -> float:
+    """Longest context over that of pre-training."""
     rope = config.rope_parameters
     return rope["factor"] or config.max_position_embeddings / rope["original_max_position_embeddings"]
 
 
-def attention(config: Any) -> float:
-    """What YaRN multiplies queries and keys with, as transformers reads it out of its three settings."""
+def attention_factor(config: Any) -> float:
+    """YaRN's factor on queries and keys, from the settings as transformers reads them."""
     rope = config.rope_parameters
     if rope.get("attention_factor") is not None:
         return rope["attention_factor"]
     if rope.get("mscale") and rope.get("mscale_all_dim"):
-        return stretch(factor(config), rope["mscale"]) / stretch(factor(config), rope["mscale_all_dim"])
-    return stretch(factor(config))
+        return yarn_mscale(scaling_factor(config), rope["mscale"]) / yarn_mscale(scaling_factor(config), rope["mscale_all_dim"])
+    return yarn_mscale(scaling_factor(config))
 
 
-def stretch(factor: float, scale: float = 1.0) -> float:
+def yarn_mscale(factor: float, scale: float = 1.0) -> float:
     return 0.1 * scale * math.log(factor) + 1 if factor > 1 else 1.0
 
 
 def llama3_factors(config: Any) -> np.ndarray | None:
-    """What Llama 3.1 divides each rotary frequency by, (head_dim / 2,); None for other scalings."""
+    """Divisor of each rotary frequency in Llama 3.1, (head_dim / 2,) float32; None for other scalings."""
     rope, head = config.rope_parameters, head_size(config)
     if rope["rope_type"] != "llama3":
         return None

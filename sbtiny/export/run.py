@@ -1,38 +1,41 @@
-"""From a run to files: merged folder, GGUF files, what goes beside them, and the check. Built aside, renamed when whole."""
+"""Export a run: merged folder, GGUF files, the texts beside them, and the check. All is built beside and renamed when whole."""
 
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
-from sbtiny import runs
+from sbtiny import locks, runs
+from sbtiny.disk import is_disk_full
 from sbtiny.errors import Failed, InputError
 from sbtiny.evaluation.evaluate import Verify
 from sbtiny.export import gguf, kquants, modelfile
-from sbtiny.export.base import as_evaluated, ordered_stops, read_generation, read_tokenizer
-from sbtiny.export.card import card
+from sbtiny.export.base import load_export_tokenizer, make_generation_config, ordered_stops, read_generation
 from sbtiny.export.check import Check
-from sbtiny.export.merge import Merged, save_weights
-from sbtiny.export.placing import aside, place
-from sbtiny.export.config import Plan
+from sbtiny.export.config import ExportConfig
 from sbtiny.export.gguf_tokenizer import Vocabulary, read_vocabulary
+from sbtiny.export.merge import Merged, save_weights
 from sbtiny.models.load import base_folder
-from sbtiny.models.tensor_faults import EMBEDDING
 from sbtiny.models.prompt import stop_ids_of
+from sbtiny.models.tensor_faults import EMBEDDING
 from sbtiny.models.tensors import read_config, read_folder
 from sbtiny.progress import bar, console
 from sbtiny.tasks.sources import Question
 
 
 class Export:
-    """One export under way: the base's parts, read once. Raises InputError for what cannot be exported rightly."""
+    """The parts of the base that an export needs, and their writers. Raises InputError for a base that cannot be exported."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: ExportConfig) -> None:
         self.plan, self.base = plan, base_folder(plan.source)
         self.config = read_config(self.base)
         if plan.kinds:
             gguf.check_architecture(self.config)
-        self.tokenizer = read_tokenizer(self.base, plan.form)
+        self.tokenizer = load_export_tokenizer(self.base, plan.form)
         runs.check_base(plan.run, read_folder(self.base).fingerprint())
         as_trained = plan.merge == "dequantized"
         dtype = getattr(torch, plan.trained_in) if as_trained and plan.trained_in else None
@@ -42,19 +45,19 @@ class Export:
         rows = self.merged.shapes[EMBEDDING][0]
         generation = read_generation(self.base, self.config)
         self.stops = ordered_stops(stop_ids_of(generation, self.tokenizer, rows), self.tokenizer)
-        self.generation = as_evaluated(generation, self.stops, rows, plan.settings.eval)
+        self.generation = make_generation_config(generation, self.stops, rows, plan.settings.eval)
         self.vocabulary = self._vocabulary(rows) if plan.kinds else None
         self.composes = self.vocabulary is not None and self.vocabulary.composes
 
     def _vocabulary(self, rows: int) -> Vocabulary:
-        """The tokenizer as a GGUF file has it, when all the rest can be put in one too."""
+        """The tokenizer's GGUF fields. Raises InputError when tensors, template or tokenizer fit into no GGUF."""
         for name in self.merged.files:
             gguf.gguf_name(name, self.config)
         modelfile.go_template(self.tokenizer)
         return read_vocabulary(self.tokenizer, rows)
 
     def write(self, folder: Path) -> dict[str, Path]:
-        """Everything but export.json into `folder`; the GGUF files by kind."""
+        """Write all but export.json into `folder`; return the GGUF files by kind."""
         self._write_merged(folder / "merged")
         files = {kind: folder / f"{self.plan.name}-{kind}.gguf" for kind in self.plan.kinds}
         for kind, file in files.items():
@@ -70,20 +73,20 @@ class Export:
         self.config.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         self.generation.save_pretrained(folder)
-        (folder / "README.md").write_text(card(self.plan, self.base), encoding="utf-8")
+        (folder / "README.md").write_text(modelfile.model_card(self.plan, self.base), encoding="utf-8")
 
     def _write_gguf(self, file: Path, kind: str) -> None:
         if kind in kquants.KINDS:
             plain = file.with_name(f"{self.plan.name}-f16.gguf")
-            made = not plain.is_file()
-            if made:
+            temporary = not plain.is_file()
+            if temporary:
                 self._write_gguf(plain, "f16")
             kquants.quantize(plain, file, kind)
-            if made and "f16" not in self.plan.kinds:
+            if temporary and "f16" not in self.plan.kinds:
                 plain.unlink()
             return
         with bar(f"writing {kind}", len(self.merged.files)) as advance:
-            for _ in gguf.write(file, kind, self.merged, self.config, self.tokenizer, self.vocabulary, self.stops, self.plan.name):
+            for _ in gguf.write_gguf(file, kind, self.merged, self.config, self.tokenizer, self.vocabulary, self.stops, self.plan.name):
                 advance()
 
     def _write_beside(self, folder: Path, files: list[Path]) -> None:
@@ -97,17 +100,48 @@ class Export:
             (folder / "Modelfile").write_text(text, encoding="utf-8")
 
 
-def passed(checked: bool, failures: list[str], unread: list[str]) -> bool | None:
-    """None: nobody knows, for there was no check, or there is a file that nothing here could read."""
+@contextmanager
+def building_folder(folder: Path) -> Iterator[Path]:
+    """A folder to build in, beside `folder`, removed at the end.
+
+    Raises InputError for a full disk, or where another process builds the same.
+    """
+    building = folder.with_name(f".{folder.name}.building")
+    with locks.hold(locks.lock_path(folder), folder):
+        shutil.rmtree(building, ignore_errors=True)  # of an export that was killed
+        try:
+            building.mkdir(parents=True)
+            yield building
+        except (OSError, RuntimeError, SafetensorError) as error:
+            if is_disk_full(error):
+                line = f"cannot write {folder}, the disk is full or read-only: free space, write fewer kinds, or choose another --output"
+                raise InputError(line) from error
+            raise
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+
+
+def move_into_place(building: Path, folder: Path) -> None:
+    """Rename a finished export to its name; remove an earlier one only then."""
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    building.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def all_checks_passed(checked: bool, failures: list[str], unread: list[str]) -> bool | None:
+    """None: not known, because there was no check or a file could not be read."""
     if failures:
         return False
     return True if checked and not unread else None
 
 
-def export(plan: Plan, questions: list[Question], verify: Verify) -> dict[str, Any]:
-    """Write the files and check them: the content of export.json.
+def export_run(plan: ExportConfig, questions: list[Question], verify: Verify) -> dict[str, Any]:
+    """Write the files, check them, and return the content of export.json.
 
-    Raises Failed when the check does; the files are then kept under the name with `-failed`, with their export.json.
+    Raises Failed when the check fails; the files then stay in a folder with `-failed` in its name.
     """
     work = Export(plan)
     result: dict[str, Any] = {
@@ -116,21 +150,26 @@ def export(plan: Plan, questions: list[Question], verify: Verify) -> dict[str, A
     }  # fmt: skip
     failures: list[str] = []
     unread: list[str] = []
-    with aside(plan.output) as building:
+    with building_folder(plan.output) as building:
         files = work.write(building)
         result["stops"] = work.tokenizer.convert_ids_to_tokens(work.stops)
         if plan.check:
             check = Check(plan, questions, verify, work.composes)
-            check.trained()
-            check.merged(building / "merged")
+            check.measure_policy()
+            check.measure_merged(building / "merged")
             for kind, file in files.items():
                 check.gguf(file, kind)
             result |= check.result
             failures, unread = check.failures, check.unread
-        result |= {"checked": plan.check, "passed": passed(plan.check, failures, unread), "failures": failures, "not_checked": unread}
+        result |= {
+            "checked": plan.check,
+            "passed": all_checks_passed(plan.check, failures, unread),
+            "failures": failures,
+            "not_checked": unread,
+        }
         runs.write_json(building / "export.json", result)
-        output = plan.output if not failures else runs.unused(plan.output.with_name(f"{plan.output.name}-failed"))
-        place(building, output)
+        output = plan.output if not failures else runs.free_path(plan.output.with_name(f"{plan.output.name}-failed"))
+        move_into_place(building, output)
     result["folder"] = str(output)
     if failures:
         raise Failed(f"{output} is not the trained policy: {'; '.join(failures)}")

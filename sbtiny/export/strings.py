@@ -1,4 +1,4 @@
-"""Fifty strings that a tokenizer must not change: words, code, numbers, scripts, emoji, spaces, the tags themselves."""
+"""Fifty test strings for tokenizers: words, code, numbers, scripts, emoji, spaces and our tags."""
 
 STRINGS = (
     "Hello, world!",
@@ -20,7 +20,7 @@ STRINGS = (
     "def f(x: int) -> int:\n    return x**2  # square\n",
     "for (int i = 0; i < n; ++i) { a[i] += b[i]; }",
     "if x >= 3 and y != 'a':\n\tprint(\"{}\".format(x))",
-    "<html><body class=\"a\">&nbsp;</body></html>",
+    '<html><body class="a">&nbsp;</body></html>',
     '{"key": [1, 2.5, null, true], "other": "v\\n"}',
     "SELECT * FROM t WHERE a='b' LIMIT 10;",
     "https://example.org/a/b?c=d&e=f#g",

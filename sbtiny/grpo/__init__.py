@@ -1,1 +1,1 @@
-"""."""
+"""Budget-guided GRPO: groups, rollouts, reward, relabelling, alarms, trainer."""

@@ -1,21 +1,21 @@
-"""What goes wrong in a GRPO run without anyone looking, told from the figures of its steps. Pure.
+"""Alarms of a GRPO run, from the metrics of its steps. Pure.
 
-An alarm rings when its condition held for some steps running, once a run; three of them say that the run has collapsed and stop it.
+An alarm rings once a run, when its condition has held for `patience` steps in a row. Three alarms mean a collapse and stop the run.
 """
 
 from dataclasses import dataclass, field
 from statistics import median
 
-PATIENCE = 20  # steps running that a condition must hold
-SOMETHING = 0.2  # an accuracy that is worth the name: below it there is nothing to lose
-Figures = dict[str, float]
+ALARM_STEPS = 20  # steps in a row that a condition must hold
+MIN_ACCURACY = 0.2  # an early accuracy below it cannot collapse
+StepMetrics = dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
-    """Rings when `figure` is above `limit`, or, when `relative`, above `limit` times its own early level, or, when it `falls`, below that.
+    """Rings when the metric `figure` is above `limit`. `relative`: above `limit` times its early level. `falls`: below that.
 
-    A `collapse` stops the run; it is a change, so that a run which began there, without a cold start say, is not one.
+    A `collapse` stops the run. A run that was already that bad at the start does not count as collapsed.
     """
 
     name: str
@@ -33,27 +33,27 @@ ALARMS = (
         "free_budget",
         2.0,
         "the budget of questions that the initial model failed is over twice its early level: nothing bounds it there; "
-        "set grpo.failed_bmax to what such an answer may take",
+        "set grpo.b_max_if_failed to what such an answer may take",
         relative=True,
     ),
     Alarm(
         "wrong answers grow",
         "wrong_length",
         1.5,
-        "wrong answers are over 1.5 times their early length: length without success; lower grpo.lr or give easier questions",
+        "wrong answers are over 1.5 times their early length: length without success; lower grpo.learning_rate or give easier questions",
         relative=True,
     ),
     Alarm(
         "text outside the tags",
         "outside",
         0.1,
-        "over a tenth of the answers write around the tags, where no budget counts; lower grpo.lr or lengthen the cold start",
+        "over a tenth of the answers write around the tags, where no budget counts; lower grpo.learning_rate or lengthen the cold start",
     ),
     Alarm(
         "collapse of accuracy",
         "accuracy",
         0.5,
-        "less than half of its early accuracy is left; lower grpo.lr or grpo.clip",
+        "less than half of its early accuracy is left; lower grpo.learning_rate or grpo.max_grad_norm",
         falls=True,
         collapse=True,
     ),
@@ -61,14 +61,14 @@ ALARMS = (
         "collapse of format",
         "malformed",
         0.5,
-        "over half of the answers are malformed; lower grpo.lr, or raise grpo.max_tokens if they are cut",
+        "over half of the answers are malformed; lower grpo.learning_rate, or raise grpo.max_tokens if they are cut",
         collapse=True,
     ),
     Alarm(
         "collapse of spread",
         "zero_spread",
         0.9,
-        "over 90 % of the groups have answers of equal reward: raise grpo.temperature or grpo.group, or give other questions",
+        "over 90 % of the groups have answers of equal reward: raise grpo.temperature or grpo.num_generations, or give other questions",
         collapse=True,
     ),
 )
@@ -76,51 +76,52 @@ ALARMS = (
 
 @dataclass(slots=True)
 class Alarms:
-    """The state of all alarms; `asdict` of it is what a checkpoint keeps. `patience`: steps running that a condition must hold."""
+    """The state of all alarms; a checkpoint holds its `asdict`. `patience`: steps in a row that a condition must hold."""
 
-    running: dict[str, int] = field(default_factory=dict)  # steps that a condition has held without a break
-    early: dict[str, list[float]] = field(default_factory=dict)  # the first figures of those that are compared with themselves
+    running: dict[str, int] = field(default_factory=dict)  # by alarm: steps in a row that its condition has held
+    early: dict[str, list[float]] = field(default_factory=dict)  # by metric: its first values
     rung: list[str] = field(default_factory=list)
-    patience: int = PATIENCE
+    patience: int = ALARM_STEPS
 
     @property
     def collapsing(self) -> bool:
-        """A collapse may have begun: its condition holds at this step."""
+        """Whether the condition of a collapse holds at this step."""
         return any(self.running.get(alarm.name) for alarm in ALARMS if alarm.collapse)
 
-    def feed(self, figures: Figures) -> list[Alarm]:
-        """The alarms that ring with this step. A figure that is missing or NaN says nothing: nothing was there to measure."""
-        return [alarm for alarm in ALARMS if self._count(alarm, figures) >= self.patience and self._first(alarm)]
+    def feed(self, metrics: StepMetrics) -> list[Alarm]:
+        """The alarms that ring with this step. A missing or NaN metric rings none and breaks no row of steps."""
+        return [alarm for alarm in ALARMS if self._count(alarm, metrics) >= self.patience and self._ring(alarm)]
 
-    def _count(self, alarm: Alarm, figures: Figures) -> int:
-        value = figures.get(alarm.figure)
+    def _count(self, alarm: Alarm, metrics: StepMetrics) -> int:
+        value = metrics.get(alarm.figure)
         if value is None or value != value:
             return 0
-        self.running[alarm.name] = self.running.get(alarm.name, 0) + 1 if self._bad(alarm, value) else 0
+        self.running[alarm.name] = self.running.get(alarm.name, 0) + 1 if self._holds(alarm, value) else 0
         return self.running[alarm.name]
 
-    def _bad(self, alarm: Alarm, value: float) -> bool:
+    def _holds(self, alarm: Alarm, value: float) -> bool:
         level = self._level(alarm.figure, value)
         if level is None:
             return False
         if alarm.falls:
-            return level >= SOMETHING and value < alarm.limit * level
+            return level >= MIN_ACCURACY and value < alarm.limit * level
         if alarm.relative:
             return value > alarm.limit * level
         return value > alarm.limit and not (alarm.collapse and level > alarm.limit)
 
-    def _level(self, figure: str, value: float) -> float | None:
-        """The median of the first figures, half as many as the patience has steps; None while they are still being gathered.
+    def _level(self, metric: str, value: float) -> float | None:
+        """The early level: the median of the first `patience` / 2 values; None until they are gathered.
 
-        Not their mean: one number of thousands among them would make all that follows look small.
+        A mean would let a single wild value make all later ones look small.
         """
-        first = self.early.setdefault(figure, [])
+        first = self.early.setdefault(metric, [])
         if 2 * len(first) < self.patience:
             first.append(value)
             return None
         return median(first)
 
-    def _first(self, alarm: Alarm) -> bool:
+    def _ring(self, alarm: Alarm) -> bool:
+        """Note that the alarm rings; False if it rang before."""
         if alarm.name in self.rung:
             return False
         self.rung.append(alarm.name)

@@ -1,61 +1,60 @@
-"""What the answers of a group earn. Pure: a reward is a plain function of a group, so that another can take its place.
+"""The rewards of a group's answers. Pure: a reward is a plain function of a group, and another can replace it.
 
-Groups, not answers, because some rewards compare the answers to one question with each other (`s/rival_rewards.py`).
+It takes a group, because some rewards compare the answers to one question (`examples/rival_rewards.py`).
 """
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
-from sbtiny.budget.reward import Reward, RewardConfig, score
+from sbtiny.budget.reward import Reward, RewardConfig, compute_reward
 from sbtiny.config import GrpoSettings
-from sbtiny.grpo.groups import Kind
+from sbtiny.grpo.groups import GroupType
 
-USER_ALPHA = 0.5  # width of the window for prefilled budgets while alpha is wider
-# A prefilled number cannot move to the length, so the length must be drawn to it from anywhere: a long slope, no b_max to spare.
-USER_REWARD = RewardConfig(r_b=0.0, slope=0.5, centre=1.0)
+USER_ALPHA = 0.5  # largest alpha for given budgets
+# A given budget cannot move to the length. So a long slope draws the length to it from anywhere, and b_max costs nothing.
+USER_REWARD = RewardConfig(r_b=0.0, outside_slope=0.5, reward_peak=1.0)
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """All that a reward may look at; `budget` is the number it was held to, the model's or a user's, None for a malformed answer."""
+class RewardInput:
+    """All that a reward may look at; `budget` is the stated or given one, None for a malformed answer; `length` in tokens."""
 
     budget: int | None
     length: int
     correct: bool
 
 
-# (what was asked of the group, its answers, b_max of the question, alpha) -> what each answer earns
-GroupReward = Callable[[Kind, Sequence[Answer], float, float], list[Reward]]
+# (kind of the group, its answers, b_max of the question, alpha) -> the reward of each answer
+GroupReward = Callable[[GroupType, Sequence[RewardInput], float, float], list[Reward]]
 
 
-def selfbudgeter(g: GrpoSettings) -> GroupReward:
-    """The paper's reward, with `slope` and `centre` of the settings.
+def make_selfbudgeter_reward(g: GrpoSettings) -> GroupReward:
+    """The paper's reward (section 3), with the slope and peak of the settings.
 
-    A budget the user set is not measured against b_max, and its window is narrow from the start. An answer that was cut earns by
-    being right alone: how long it would have been was not its choice.
+    A given budget is not compared with b_max, and its window is narrow from the start. In a cut group only being right earns: the
+    model did not choose the length.
     """
-    paper = RewardConfig(slope=g.slope, centre=g.centre)
+    paper = RewardConfig(outside_slope=g.outside_slope, reward_peak=g.reward_peak)
 
-    def one(kind: Kind, answer: Answer, b_max: float, alpha: float) -> Reward:
+    def reward_one(kind: GroupType, answer: RewardInput, b_max: float, alpha: float) -> Reward:
         if kind == "cut":
-            return finish(answer.budget, answer.correct)
+            return cut_reward(answer.budget, answer.correct)
         config = paper
         if kind == "user":
             b_max, alpha, config = math.inf, min(alpha, USER_ALPHA), USER_REWARD
-        told = {"budget": answer.budget, "length": answer.length, "correct": answer.correct}
-        return score(**told, b_max=b_max, alpha=alpha, config=config)
+        return compute_reward(**asdict(answer), b_max=b_max, alpha=alpha, config=config)
 
-    return lambda kind, answers, b_max, alpha: [one(kind, answer, b_max, alpha) for answer in answers]
-
-
-def finish(budget: int | None, correct: bool) -> Reward:
-    """The reward of an answer that may have been cut: 1 for a right one, 0 for a wrong one, r_f when malformed."""
-    return plain(budget, float(correct))
+    return lambda kind, answers, b_max, alpha: [reward_one(kind, answer, b_max, alpha) for answer in answers]
 
 
-def plain(budget: int | None, earned: float) -> Reward:
-    """A reward that is one number, kept or not being no part of it; r_f when malformed."""
+def cut_reward(budget: int | None, correct: bool) -> Reward:
+    """The reward in a cut group: 1 if right, 0 if wrong, r_f if malformed."""
+    return scalar_reward(budget, float(correct))
+
+
+def scalar_reward(budget: int | None, earned: float) -> Reward:
+    """A reward without parts, whether or not the budget was kept; r_f if malformed."""
     if budget is None:
-        return score(budget=None, length=0, correct=False, b_max=math.inf, alpha=1.0)
+        return compute_reward(budget=None, length=0, correct=False, b_max=math.inf, alpha=1.0)
     return Reward(earned, 0.0, 0.0, earned, True)

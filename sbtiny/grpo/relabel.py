@@ -1,36 +1,57 @@
-"""Hindsight for budgets: an answer told again behind the number it really took (Andrychowicz et al. 2017, for goals).
+"""Hindsight for budgets: put the budget that an answer needed in place of the one it had (Andrychowicz et al. 2017, for goals).
 
-PreB is flat outside |l - b| <= a b. As alpha falls the window closes on budgets that are far from the length; every answer of a group
-then earns the same and nothing pulls the number to the truth (the dead zone). Some correct answers of each group are therefore *retold*:
-their number is replaced by the one they needed. The reward stays as it is; every group then holds an answer inside the window, whatever
-the policy says, and the advantage does the rest. The retold number may be one the policy would never have sampled, which is the point:
-its gradient is that of a policy-gradient step with the probability taken under the present policy.
+PreB is flat outside the window |l - b| <= a b. As alpha falls, the window leaves budgets that are far from the length. All answers of
+a group then earn the same, and nothing pulls the stated budget to the length (the dead zone). So some correct answers of each group are
+*relabelled*. Every group then holds an answer inside the window, and the advantage does the rest; the reward stays the same. The policy
+may never have sampled the new budget. Its gradient is still a policy-gradient step, with the probability under the present policy.
 
-In a group with a user's number, which is read and not said, retelling turns a miss into an example of a number kept.
+In a user group the given budget is read, not stated: relabelling turns a miss into an example of a kept budget.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
-from sbtiny.budget.protocol import prefill
+from sbtiny.budget.protocol import render_budget
+from sbtiny.config import GrpoSettings
+from sbtiny.grpo.step_metrics import ScoredEpisode
 from sbtiny.rollout.episode import Episode, read_episode
 from sbtiny.rollout.policy import Policy
 
 
-def needed(length: int, alpha: float, centre: float) -> int:
-    """The budget a correct answer of this length earns most with: the largest b with b - l <= (1 - centre) alpha b."""
+def choose_missed(group: Sequence[ScoredEpisode], alpha: float, g: GrpoSettings) -> list[int]:
+    """Indices of the correct answers of a group to relabel: some of those that missed their budget.
+
+    Self-budget groups: the shortest correct answers; a longer one would teach the budget of a waste. With the paper's peak, on the
+    window's edge, only once alpha is below 1: before that the window has no edge. User groups: any, so that all lengths are met, unless
+    the given budget is below every answer: beside a relabelled answer the nearest one would look bad.
+    """
+    right = [i for i, s in enumerate(group) if s.correct and s.episode.budget]
+    missed = [i for i in right if group[i].mismatch > g.alpha_end]
+    kind = group[0].kind
+    if kind == "self" and (alpha < 1 or g.reward_peak == 1):
+        shortest = sorted(right, key=lambda i: group[i].episode.length)[: g.relabel_per_group]
+        return [i for i in shortest if i in missed]
+    if kind == "user" and any(group[i].episode.length <= group[i].episode.budget for i in right):
+        return missed[: g.relabel_per_user_group]
+    return []
+
+
+def best_budget(length: int, alpha: float, centre: float) -> int:
+    """The budget that pays a correct answer of this length most: the largest b with b - l <= (1 - centre) alpha b."""
     return max(1, length, math.floor(length / (1 - alpha * (1 - centre))))
 
 
-def retold(policy: Policy, episode: Episode, budget: int) -> Episode:
-    """The same answer behind another number; tokens of the body and after it are kept as they were sampled."""
-    pieces, said, request = policy.engine.pieces, policy.encode(prefill(budget, policy.form)), episode.request
+def relabel_budget(policy: Policy, episode: Episode, budget: int) -> Episode:
+    """The same answer after another budget; the tokens of the body and after it stay as sampled."""
+    pieces, tag = policy.engine.pieces, render_budget(budget, policy.form)
+    tag_ids, request = policy.encode(tag), episode.request
     if request.prefill:
         prompt = request.prompt_ids[: len(request.prompt_ids) - len(policy.encode(request.prefill))]
-        told = replace(request, prompt_ids=(*prompt, *said), prefill=prefill(budget, policy.form))
-        return read_episode(told, episode.completion_ids, pieces, episode.stop_reason)
-    at = seen = 0
-    while seen < episode.parsed.start:
-        seen += len(pieces[episode.completion_ids[at]])
+        relabelled = replace(request, prompt_ids=(*prompt, *tag_ids), prefill=tag)
+        return read_episode(relabelled, episode.completion_ids, pieces, episode.stop_reason)
+    at = characters = 0
+    while characters < episode.parsed.start:
+        characters += len(pieces[episode.completion_ids[at]])
         at += 1
-    return read_episode(request, [*said, *episode.completion_ids[at:]], pieces, episode.stop_reason)
+    return read_episode(request, [*tag_ids, *episode.completion_ids[at:]], pieces, episode.stop_reason)

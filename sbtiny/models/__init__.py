@@ -1,1 +1,1 @@
-"""Weights: names, loading, and what this machine can hold."""
+"""Models: names, loading, chat templates, and the device they run on."""

@@ -1,4 +1,4 @@
-"""Short names of models, as data, and what a name given by the user stands for. Imports no torch."""
+"""Short names of models, and where the weights of a name come from. Imports no torch."""
 
 import re
 from dataclasses import dataclass
@@ -15,10 +15,7 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 @dataclass(frozen=True, slots=True)
 class Alias:
-    """A model worth a short name.
-
-    `parameters` is a count, `context` in tokens; `package` is a Python package that carries the weights as a GGUF file.
-    """
+    """A model with a short name. `context`: tokens. `package`: a Python package that brings the weights as a GGUF file."""
 
     name: str
     hub_id: str | None
@@ -30,7 +27,7 @@ class Alias:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where weights come from: `ref` is a path or a hub id, `name` what to call the model."""
+    """Where weights come from: `ref`: a path or a hub id. `name`: the model's name in messages."""
 
     kind: Literal["bundled", "folder", "gguf", "hub"]
     ref: str
@@ -47,16 +44,16 @@ ALIASES = (
 )  # fmt: skip
 
 
-def find(name: str) -> Alias | None:
+def find_alias(name: str) -> Alias | None:
     return next((alias for alias in ALIASES if alias.name == name), None)
 
 
 def resolve(name: str) -> Source:
-    """What a model's name stands for: an alias, a folder with config.json, a .gguf file, a hub id `owner/name`.
+    """The source of a model. Tries an alias, a folder with config.json, a .gguf file, a hub id `owner/name`, in this order.
 
-    Tried in this order. Raises InputError for anything else, naming the nearest alias.
+    Raises InputError for anything else, naming the nearest alias.
     """
-    if alias := find(name):
+    if alias := find_alias(name):
         return _resolve_alias(alias)
     path = Path(name).expanduser()
     if name and path.is_dir():
@@ -72,9 +69,9 @@ def resolve(name: str) -> Source:
     raise InputError(f"unknown model {name!r}{_advice(name)}")
 
 
-def lasting(name: str) -> str:
-    """A model's name that means the same from any folder: the path of a folder or file is made absolute."""
-    is_path = find(name) is None and resolve(name).kind in ("folder", "gguf")
+def absolute_name(name: str) -> str:
+    """A model's name that means the same in any working directory: paths become absolute."""
+    is_path = find_alias(name) is None and resolve(name).kind in ("folder", "gguf")
     return str(Path(name).expanduser().absolute()) if is_path else name
 
 
@@ -87,7 +84,7 @@ def _resolve_alias(alias: Alias) -> Source:
 
 
 def _packaged_gguf(package: str) -> Path | None:
-    """The GGUF file inside an installed package, which is not imported: it may want dependencies that are not there."""
+    """The GGUF file in an installed package. Does not import the package, because its dependencies may be missing."""
     spec = find_spec(package)
     folders = spec.submodule_search_locations or () if spec else ()
     return next((file for folder in folders for file in sorted(Path(folder).glob("*.gguf"))), None)

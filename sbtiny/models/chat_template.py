@@ -1,7 +1,7 @@
-"""Chat templates and the budget: where a user's goes in, and which format a template was made for. Pure text.
+"""Put a place for a given budget into chat templates, and recognise the format of such a template. Pure text.
 
-Without `budget` the generation prompt ends where training ended it, and the model states its budget by itself; with it, the tags stand
-there already written, exactly as `protocol.prefill` writes them. `budget` comes in chat_template_kwargs.
+Without `budget` in chat_template_kwargs the generation prompt ends as in training, and the model states its budget. With it, the tags
+of the budget follow, exactly as `protocol.render_budget` writes them.
 """
 
 import json
@@ -10,11 +10,11 @@ from typing import Any
 from sbtiny.budget.protocol import BUDGET_CLOSE, BUDGET_OPEN, FORMATS, Format
 from sbtiny.errors import InputError
 
-# Around a template: it renders the chat alone, and the generation prompt follows as text. Line breaks as at the beginning of a file.
+# Wraps a template: it renders the chat alone, and the generation prompt follows as a literal. The line breaks count.
 BEFORE = "{% set answer_next = add_generation_prompt %}\n{% set add_generation_prompt = false %}\n"
 AFTER = "{%% set add_generation_prompt = answer_next %%}{%% if add_generation_prompt %%}{{ %s }}{%% endif %%}"
 
-SPECIAL = {f"{name}_token": f"<{name}>" for name in ("bos", "eos", "pad", "unk")}  # any: those of no tokenizer
+SPECIAL = {f"{name}_token": f"<{name}>" for name in ("bos", "eos", "pad", "unk")}  # placeholders, of no tokenizer
 USER, SYSTEM = {"role": "user", "content": "1+1?"}, {"role": "system", "content": "Be brief."}
 EARLIER = [USER, {"role": "assistant", "content": "<think>\nadd\n</think>\n\n2"}, {"role": "user", "content": "2+2?"}]
 CHATS = ([USER], [SYSTEM, USER], EARLIER, [SYSTEM, *EARLIER])
@@ -26,61 +26,61 @@ def ending(form: Format) -> str:
 
 
 def with_budget(template: str, form: Format) -> str:
-    """The template with a place for `budget`. Jinja drops one line break at a template's end, so it must go before more follows."""
+    """The template with a place for `budget`. Drops one line break at its end, as Jinja does at the end of a template."""
     return template if template.endswith(ending(form)) else template.removesuffix("\n") + ending(form)
 
 
 def form_of_template(template: str | None) -> Format | None:
-    """The format that a template of ours prefills; None for one from elsewhere."""
+    """The format whose budget this template prefills; None for a template without one."""
     return next((form for form in FORMATS.values() if (template or "").endswith(ending(form))), None)
 
 
-def fitted(template: str | None, form: Format) -> str | None:
-    """The template a policy of this format is asked with: the budget comes before `<think>`, so the prompt must not open it (R1 does).
+def strip_generation_think(template: str | None, form: Format) -> str | None:
+    """The template without `<think>` in its generation prompt (R1 has one), because the budget comes before it.
 
-    Everything before the generation prompt stays as it is. Raises InputError for a template where that cannot be had.
+    Everything before the generation prompt stays as it is. Raises InputError for a template that cannot be changed so.
     """
-    if not template or not form.answered or not opens(template, form):
+    if not template or not form.answered or not opens_body(template, form):
         return template
-    start, _, _ = added(template, CHATS[0]).partition(form.opening)
+    start, _, _ = generation_prompt(template, CHATS[0]).partition(form.opening)
     literal = json.dumps(start, ensure_ascii=False)  # a string of Jinja's as well
     wrapped = BEFORE + template.removesuffix("\n") + AFTER % literal
     for chat in chats(template):
-        alone, asked = rendered(template, chat), rendered(template, chat, add_generation_prompt=True)
-        same = asked.startswith(alone) and asked.removeprefix(alone).partition(form.opening)[0] == start
-        if not same or (rendered(wrapped, chat), rendered(wrapped, chat, add_generation_prompt=True)) != (alone, alone + start):
+        alone, prompt = render_chat(template, chat), render_chat(template, chat, add_generation_prompt=True)
+        same = prompt.startswith(alone) and prompt.removeprefix(alone).partition(form.opening)[0] == start
+        if not same or (render_chat(wrapped, chat), render_chat(wrapped, chat, add_generation_prompt=True)) != (alone, alone + start):
             raise InputError(
-                f"this chat template opens {form.opening} in a generation prompt that is not the same behind every chat: "
+                f"this chat template opens {form.opening} in a generation prompt that is not the same after every chat: "
                 f"end the prompt in the model's chat_template.jinja before {form.opening}, or use --format solution"
             )
     return wrapped
 
 
-def opens(template: str, form: Format) -> bool:
-    """Whether a generation prompt opens the body, be it to close it at once, with thinking wanted or unwanted."""
-    return any(form.opening in added(template, chat, **how) for chat in chats(template) if len(chat) < 3 for how in THINKING)
+def opens_body(template: str, form: Format) -> bool:
+    """Whether a generation prompt opens the body, with thinking on, off or by default. It may close it at once."""
+    return any(form.opening in generation_prompt(template, chat, **how) for chat in chats(template) if len(chat) < 3 for how in THINKING)
 
 
 def chats(template: str) -> list[list[dict[str, str]]]:
-    """The chats that the template knows; some have no system messages."""
-    known = [CHATS[0]]
+    """The test chats that the template can render; some templates have no system messages."""
+    known = [CHATS[0]]  # every template must render this one
     for chat in CHATS[1:]:
         try:
-            rendered(template, chat)
-        except Exception:  # a template is a program and raises anything; the chat it must know is the first
+            render_chat(template, chat)
+        except Exception:  # a template is a program and raises anything
             continue
         known.append(chat)
     return known
 
 
-def added(template: str, chat: list[dict[str, str]], **how: Any) -> str:
-    """What `add_generation_prompt` puts at the end."""
-    alone, asked = rendered(template, chat, **how), rendered(template, chat, add_generation_prompt=True, **how)
-    return asked.removeprefix(alone)
+def generation_prompt(template: str, chat: list[dict[str, str]], **how: Any) -> str:
+    """The generation prompt: the text that `add_generation_prompt` puts at the end."""
+    alone, prompt = render_chat(template, chat, **how), render_chat(template, chat, add_generation_prompt=True, **how)
+    return prompt.removeprefix(alone)
 
 
-def rendered(template: str, chat: list[dict[str, str]], **how: Any) -> str:
-    """The text of a chat as transformers makes it, and with it vLLM and SGLang."""
+def render_chat(template: str, chat: list[dict[str, str]], **how: Any) -> str:
+    """The text of a chat, rendered as in transformers, vLLM and SGLang."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
     texts, _ = render_jinja_template([chat], chat_template=template, **(SPECIAL | how))

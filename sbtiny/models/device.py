@@ -1,4 +1,4 @@
-"""What is here: device, memory, and the number format that suits it."""
+"""This machine: device, memory, and the dtype for it."""
 
 import os
 import platform
@@ -14,13 +14,13 @@ Dtype = Literal["bfloat16", "float16", "float32"]
 
 CPUINFO = Path("/proc/cpuinfo")
 MEMINFO = Path("/proc/meminfo")
-SMALL = 50_000_000  # parameters under which a CPU gains nothing from 16 bits
+SMALL_MODEL_PARAMETERS = 50_000_000  # below this a CPU gains nothing from 16 bits
 CPU_BF16 = {"avx512_bf16", "amx_bf16"}
 
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """The device training and decoding run on: `memory_gb` is its own memory in GiB, `threads` those of torch."""
+    """The device that trains and decodes. `memory_gb`: its own memory in GiB. `threads`: those of torch."""
 
     device: Device
     name: str
@@ -30,8 +30,8 @@ class Hardware:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """What can be told of the device without torch: memory in GiB, `capability` of a GPU, `driver` of NVIDIA."""
+class DeviceInfo:
+    """The device as seen without torch. Memory in GiB; `capability` is CUDA's, `driver` NVIDIA's version."""
 
     device: Device
     name: str
@@ -40,41 +40,39 @@ class Seen:
     capability: tuple[int, int] = (0, 0)
     cpu_bf16: bool = False
     driver: str = ""
-    silent: str = ""  # why nvidia-smi, which is installed, told of no GPU
+    nvidia_smi_error: str = ""  # why an installed nvidia-smi reports no GPU
 
 
-# The card that a preset is made for: memory as CUDA reports it for such cards, less what a desktop or Colab takes.
+# The card of a preset: memory as CUDA reports it, and free memory without the share of a desktop or Colab.
 CARDS = {
-    "t4": Seen("cuda", "Tesla T4", 14.7, 14.5, (7, 5)),
-    "rtx4090": Seen("cuda", "RTX 4090", 23.6, 23.0, (8, 9)),
+    "t4": DeviceInfo("cuda", "Tesla T4", 14.7, 14.5, (7, 5)),
+    "rtx4090": DeviceInfo("cuda", "RTX 4090", 23.6, 23.0, (8, 9)),
 }
-PATIENCE = 20  # seconds for nvidia-smi; a first call after starting up takes some
-LARGE_CARD = 20  # GiB from which on the preset of the 24 GB card is meant
+NVIDIA_SMI_TIMEOUT_S = 20  # the first call after a start is slow
+LARGE_CARD = 20  # GiB; from here on `auto` takes the preset of the 24 GB card
 
 
-def pick_preset(seen: Seen) -> str:
-    """What `--preset auto` stands for on this machine."""
+def pick_preset(seen: DeviceInfo) -> str:
+    """The preset of `--preset auto` on this device."""
     if seen.device == "cpu":
         return "cpu"
     return "rtx4090" if seen.memory_gb >= LARGE_CARD else "t4"
 
 
-def pick_dtype(
-    device: Device, parameters: int | None, capability: tuple[int, int] = (0, 0), cpu_bf16: bool = False
-) -> Dtype:
-    """The number format for a model of so many parameters (None: a large one).
+def pick_dtype(device: Device, parameters: int | None, capability: tuple[int, int] = (0, 0), cpu_bf16: bool = False) -> Dtype:
+    """The dtype for a model with this number of parameters (None: a large one).
 
-    bfloat16 where the device computes in it, which CUDA does from capability 8.0 on; float16 on older GPUs such as the
-    T4; float32 on other CPUs, and on every CPU for small models, where rounding costs more than memory.
+    GPUs: bfloat16 from capability 8.0 on, float16 on older ones such as the T4. CPUs: bfloat16 for large models where the CPU computes
+    in it, else float32, because for small models rounding costs more than memory.
     """
     if device == "cuda":
         return "bfloat16" if capability >= (8, 0) else "float16"
-    large = parameters is None or parameters >= SMALL
+    large = parameters is None or parameters >= SMALL_MODEL_PARAMETERS
     return "bfloat16" if cpu_bf16 and large else "float32"
 
 
-def detect(parameters: int | None = None) -> Hardware:
-    """The first GPU CUDA finds, else the CPU; `dtype` suits a model of so many parameters (None: a large one)."""
+def detect_device(parameters: int | None = None) -> Hardware:
+    """The first GPU CUDA finds, else the CPU; `dtype` suits a model with this number of parameters (None: a large one)."""
     import torch
 
     threads = torch.get_num_threads()
@@ -88,7 +86,7 @@ def detect(parameters: int | None = None) -> Hardware:
 
 
 def total_memory() -> float:
-    """Of this machine, in GiB."""
+    """Memory of this machine in GiB."""
     if hasattr(os, "sysconf"):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     import psutil  # Windows; accelerate needs it, so it is there
@@ -96,52 +94,52 @@ def total_memory() -> float:
     return psutil.virtual_memory().total / 2**30
 
 
-def glance() -> Seen:
-    """The device as the system tells of it, in milliseconds and without torch: the first NVIDIA GPU, else the processor."""
-    told, silent = ask_gpu()
-    if found := read_gpu(told):
-        return found
+def probe_device() -> DeviceInfo:
+    """The first NVIDIA GPU, else the CPU. Takes milliseconds, because it needs no torch."""
+    answer, smi_error = query_nvidia_smi()
+    if gpu := parse_nvidia_smi(answer):
+        return gpu
     cpuinfo = CPUINFO.read_text() if CPUINFO.is_file() else ""
     total = total_memory()
     free = re.search(r"^MemAvailable:\s*(\d+) kB", MEMINFO.read_text() if MEMINFO.is_file() else "", re.MULTILINE)
     free_gb = int(free[1]) / 2**20 if free else total
     bf16 = bool(CPU_BF16 & cpu_flags(cpuinfo))
-    return Seen("cpu", cpu_name(cpuinfo), round(total, 1), round(free_gb, 1), cpu_bf16=bf16, silent=silent)
+    return DeviceInfo("cpu", cpu_name(cpuinfo), round(total, 1), round(free_gb, 1), cpu_bf16=bf16, nvidia_smi_error=smi_error)
 
 
-def ask_gpu() -> tuple[str, str]:
-    """The answer of nvidia-smi, and why there is none where it is installed: a driver that hangs or does not match is no GPU.
+def query_nvidia_smi() -> tuple[str, str]:
+    """The answer of nvidia-smi, or the reason why an installed one gives none; both empty where it is not installed.
 
-    It tells of the first GPU that CUDA_VISIBLE_DEVICES, which nvidia-smi itself does not read, leaves to CUDA.
+    Asks for the first GPU of CUDA_VISIBLE_DEVICES, which nvidia-smi itself does not read.
     """
     tool, visible = shutil.which("nvidia-smi"), os.environ.get("CUDA_VISIBLE_DEVICES")
     first = (visible or "").partition(",")[0].strip()
     if tool is None or (visible is not None and first in ("", "-1")):
         return "", ""
     query = "--query-gpu=name,memory.total,memory.free,compute_cap,driver_version"
-    asked = [tool, query, "--format=csv,noheader,nounits", *(["-i", first] if first else [])]
+    command = [tool, query, "--format=csv,noheader,nounits", *(["-i", first] if first else [])]
     try:
-        done = subprocess.run(asked, capture_output=True, text=True, timeout=PATIENCE)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=NVIDIA_SMI_TIMEOUT_S)
     except subprocess.TimeoutExpired:
-        return "", f"no answer in {PATIENCE} s"
+        return "", f"no answer in {NVIDIA_SMI_TIMEOUT_S} s"
     except OSError as error:
         return "", f"does not start: {error.strerror}"
-    if done.returncode or not read_gpu(done.stdout):
+    if done.returncode or not parse_nvidia_smi(done.stdout):
         return "", " ".join(f"code {done.returncode}: {done.stdout} {done.stderr}".split())[:160]
     return done.stdout, ""
 
 
-def read_gpu(lines: str) -> Seen | None:
-    """The first line of nvidia-smi's answer: name, MiB in all, MiB free, capability, driver; None where it is no such line."""
-    found = re.match(r"(.+), *(\d+), *(\d+), *(\d+)\.(\d+), *(\S+)", lines)
-    if not found:
+def parse_nvidia_smi(lines: str) -> DeviceInfo | None:
+    """Parse the first line of the answer: name, total MiB, free MiB, capability, driver. None if it has another form."""
+    line = re.match(r"(.+), *(\d+), *(\d+), *(\d+)\.(\d+), *(\S+)", lines)
+    if not line:
         return None
-    total, free = (round(int(number) / 1024, 1) for number in found.group(2, 3))
-    return Seen("cuda", found[1], total, free, (int(found[4]), int(found[5])), driver=found[6])
+    total, free = (round(int(mib) / 1024, 1) for mib in line.group(2, 3))
+    return DeviceInfo("cuda", line[1], total, free, (int(line[4]), int(line[5])), driver=line[6])
 
 
 def cpu_flags(cpuinfo: str) -> set[str]:
-    """Instruction sets the first processor lists in /proc/cpuinfo; empty on systems that have no such file."""
+    """Instruction sets of the first processor in /proc/cpuinfo; empty on systems without that file."""
     found = re.search(r"^(?:flags|Features)\s*:(.*)$", cpuinfo, re.MULTILINE)
     return set(found[1].split()) if found else set()
 

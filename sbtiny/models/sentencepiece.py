@@ -1,4 +1,4 @@
-"""The SentencePiece tokenizer of a GGUF file of the Llama family, as the `tokenizers` library runs it."""
+"""Build the SentencePiece tokenizer of a Llama GGUF file with the `tokenizers` library."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,8 +6,8 @@ from typing import Any
 SPACE = "▁"
 
 
-def build(tokens: Sequence[str], scores: Sequence[float], added: dict[str, bool], unknown: str | None, prefixed: bool) -> Any:
-    """A `tokenizers.Tokenizer` of pieces with scores; `added`: token -> special; `prefixed`: a text begins as if after a space."""
+def build_sentencepiece(tokens: Sequence[str], scores: Sequence[float], added: dict[str, bool], unknown: str | None, prefixed: bool) -> Any:
+    """A `tokenizers.Tokenizer` from pieces and scores. `added`: token -> special. `prefixed`: a space is put before every text."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
     vocabulary = {token: i for i, token in enumerate(tokens)}
@@ -22,10 +22,10 @@ def build(tokens: Sequence[str], scores: Sequence[float], added: dict[str, bool]
 
 
 def merges(vocabulary: dict[str, int], scores: Sequence[float]) -> list[tuple[str, str]]:
-    """Pairs of pieces that make a piece, the best score first: what SentencePiece, which knows no merges, does in their place."""
-    found = []
+    """Pairs of pieces that form a piece, best score first. SentencePiece merges by these scores, BPE by this list."""
+    scored = []
     for piece, i in vocabulary.items():
         pairs = [(piece[:at], piece[at:]) for at in range(1, len(piece))]
-        made = [pair for pair in pairs if pair[0] in vocabulary and pair[1] in vocabulary]
-        found += [(-scores[i], vocabulary[left], vocabulary[right], left, right) for left, right in made]
-    return [(left, right) for *_, left, right in sorted(found)]
+        known = [pair for pair in pairs if pair[0] in vocabulary and pair[1] in vocabulary]
+        scored += [(-scores[i], vocabulary[left], vocabulary[right], left, right) for left, right in known]
+    return [(left, right) for *_, left, right in sorted(scored)]

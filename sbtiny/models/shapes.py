@@ -1,4 +1,4 @@
-"""The shape of a model: what its memory and time follow from, before any weight is read. Imports no torch."""
+"""The shape of a model, from which memory and time are estimated before loading. Imports no torch."""
 
 import json
 from collections.abc import Iterator
@@ -7,19 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from sbtiny.errors import InputError
-from sbtiny.models.aliases import find, resolve
+from sbtiny.models.aliases import find_alias, resolve
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
 
 
 def slot_bytes(layers: int, kv: int, capacity: int, number: int) -> int:
-    """Keys and values of `capacity` tokens: `kv` numbers of `number` bytes each, a layer."""
+    """Bytes of the KV cache of `capacity` tokens. `kv`: width of the keys of a layer. `number`: bytes of one value."""
     return layers * 2 * kv * capacity * number
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A Llama, Qwen2 or Qwen3 decoder: counts, and widths in numbers a token. `bias`: of q, k and v; `qk_norm`: norms of q and k."""
+    """A Llama, Qwen2 or Qwen3 decoder: counts and widths. `bias`: q, k and v have one. `qk_norm`: q and k are normalised."""
 
     layers: int
     width: int
@@ -41,7 +41,7 @@ class Shape:
         return self.kv_heads * self.head_dim
 
     def matrices(self) -> Iterator[tuple[int, int]]:
-        """(in, out) of the seven linear layers of a block: q, k, v, o, gate, up, down. LoRA sits on all, and NF4 packs all."""
+        """(in, out) of the seven linear layers of a block: q, k, v, o, gate, up, down. LoRA and NF4 apply to all of them."""
         w, f = self.width, self.feed_forward
         yield from ((w, self.q), (w, self.kv), (w, self.kv), (self.q, w), (w, f), (w, f), (f, w))
 
@@ -52,7 +52,7 @@ class Shape:
 
     @property
     def table(self) -> int:
-        """Parameters of the embedding, and of the head as well where it is not the same matrix."""
+        """Parameters of the embedding, and of the head unless it is tied."""
         return self.vocabulary * self.width * (1 if self.tied else 2)
 
     @property
@@ -65,7 +65,7 @@ class Shape:
         return self.layers * rank * sum(i + o for i, o in self.matrices())
 
 
-# From the config.json of each; a test compares the sums with the parameter counts of the aliases.
+# From the config.json of each. A test compares their parameters with those of the aliases.
 SHAPES = {
     "qwen-1.5b": Shape(28, 1536, 8960, 12, 2, 128, 151_936, tied=False, bias=True),
     "qwen-7b": Shape(28, 3584, 18_944, 28, 4, 128, 152_064, tied=False, bias=True),
@@ -75,21 +75,19 @@ SHAPES = {
 
 
 def shape_of(name: str) -> Shape:
-    """The shape of an alias, a hub id that has one, or a folder. Raises InputError where only the weights would tell."""
+    """The shape of an alias, its hub id, or a folder. Raises InputError for other models."""
     source = resolve(name)
     if source.kind in ("bundled", "folder"):
         return read_shape(Path(source.ref) / "config.json")
-    alias = find(source.name)
-    known = SHAPES.get(alias.name) if alias else by_hub_id(source.ref)
+    alias = find_alias(source.name)
+    known = SHAPES.get(alias.name) if alias else shape_by_hub_id(source.ref)
     if known is None:
-        raise InputError(
-            f"the shape of {name} is not known before it is read: give an alias (sbtiny models) or a folder with config.json"
-        )
+        raise InputError(f"the shape of {name} is not known before it is read: give an alias (sbtiny models) or a folder with config.json")
     return known
 
 
-def by_hub_id(ref: str) -> Shape | None:
-    return next((shape for name, shape in SHAPES.items() if find(name).hub_id == ref), None)
+def shape_by_hub_id(ref: str) -> Shape | None:
+    return next((shape for name, shape in SHAPES.items() if find_alias(name).hub_id == ref), None)
 
 
 def read_shape(file: Path) -> Shape:

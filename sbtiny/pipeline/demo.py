@@ -7,21 +7,23 @@ from pathlib import Path
 from typing import Any
 
 from sbtiny import runs
+from sbtiny.coldstart.run import run_sft
 from sbtiny.config import Settings
-from sbtiny.evaluation import report
+from sbtiny.evaluation.run import run_eval
+from sbtiny.evaluation.write_report import write_report
+from sbtiny.grpo.run import run_grpo
 from sbtiny.models.load import read_base
-from sbtiny.pipeline.stages import run_eval, run_grpo, run_sft
 
 
-def run(settings: Settings, folder: Path) -> dict[str, Any]:
-    """The content of report.json. Raises InputError where another process has the folder."""
-    read_base(settings.model)  # what is there of an earlier demo stays until this one can begin
+def run_demo(settings: Settings, folder: Path) -> dict[str, Any]:
+    """Run all stages into `folder`; return the content of report.json. Raises InputError if another process uses the folder."""
+    read_base(settings.model)  # raises before an earlier demo is archived
     with runs.claim("demo", folder):
-        runs.set_aside(folder)
-        return pipeline(settings, folder)
+        runs.archive_run(folder)
+        return run_stages(settings, folder)
 
 
-def pipeline(settings: Settings, folder: Path) -> dict[str, Any]:
+def run_stages(settings: Settings, folder: Path) -> dict[str, Any]:
     seconds: dict[str, float] = {}
 
     @contextmanager
@@ -40,4 +42,4 @@ def pipeline(settings: Settings, folder: Path) -> dict[str, Any]:
         run_grpo(settings, start, folder, force=True)
     with timed("eval_grpo"):
         run_eval(str(folder), settings, folder, sweep=True)
-    return report.write(folder, seconds)
+    return write_report(folder, seconds)

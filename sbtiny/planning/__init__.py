@@ -1,1 +1,1 @@
-"""."""
+"""Estimates of memory, tokens and time before a stage runs."""

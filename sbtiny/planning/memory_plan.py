@@ -1,38 +1,38 @@
-"""What a stage will take, by arithmetic alone: memory part by part against what is free, the largest micro-batch, tokens. No torch.
+"""Estimate a stage by arithmetic: memory by part against the free memory, the largest micro-batch, tokens. No torch.
 
-Training holds for each token and layer what its backward pass needs. The counts below were taken with saved-tensor hooks on a
-Llama with LoRA under autocast (dev/LOG.md); with gradient checkpointing, which a GPU gets, a layer keeps only its input and one
-layer at a time is computed again.
+Training holds the tensors of the backward pass for each token and layer. Their sizes below were counted with saved-tensor hooks on a
+Llama with LoRA under autocast (dev/LOG.md). A GPU trains with gradient checkpointing: a layer keeps only its input, and one layer at a
+time is computed again.
 """
 
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from sbtiny.config import Settings
-from sbtiny.models.device import CARDS, Device, Dtype, Seen, pick_dtype
+from sbtiny.models.device import CARDS, Device, DeviceInfo, Dtype, pick_dtype
 from sbtiny.models.shapes import Shape, slot_bytes
-from sbtiny.planning.workload import PROMPT, Stage, Work
+from sbtiny.planning.workload import PROMPT_TOKENS, StageName, StageWorkload
 
 GB = 2**30
 BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
-NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)  # bytes a weight: 4 bits, an 8-bit scale for 64, a float32 scale for 256 of those
-ADAPTER = 16  # bytes a LoRA weight, all in float32: itself, its gradient, the two moments of Adam
-HEAD_CHUNK = 1024  # tokens whose logits exist at once on a CPU (training/logprobs.py)
-HEAD_TILE = (4096, 32_768)  # tokens and vocabulary that TRL's kernels score at once on a GPU
-WORKSPACE = 0.6  # GiB that libraries hold beside them, measured on an H200 (dev/LOG.md, 28)
-LOGIT = 18  # bytes a logit at the worst moment: the score in 16 bits, then float32 score, log-probability, gradient, a spare
-STAGED = 32  # prompts that are computed together
+NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)  # bytes a weight: 4 bits, an 8-bit scale for 64 weights, a float32 scale for 256 scales
+ADAPTER = 16  # bytes a LoRA weight, in float32: the weight, its gradient, Adam's two moments
+HEAD_CHUNK = 1024  # tokens with logits in memory at once on a CPU (training/logprobs.py)
+HEAD_TILE = (4096, 32_768)  # tokens and vocabulary entries that TRL's kernels score at once on a GPU
+WORKSPACE = 0.6  # GiB of the libraries beside the logits, measured on an H200 (dev/LOG.md, 28)
+LOGIT = 18  # bytes a logit at the peak: a 16-bit score, then float32 score, log-probability, gradient and a temporary
+PREFILL_BATCH = 32  # prompts computed in one call (rollout/scheduler.py)
 PROCESS = {"cuda": 0.7, "cpu": 0.87}  # GiB: a CUDA context, not measured; Python with torch, trl and peft, measured
 SAVED_16 = {"width": 18, "feed_forward": 8, "q": 6, "kv": 4, "rank": 14, "heads": 6}  # bytes a token and layer
 SAVED_32 = {"width": 16, "feed_forward": 16, "q": 8, "kv": 8, "rank": 28, "heads": 6}
-REPEATED = 2  # with padding in the micro-batch, keys and values are copied for every head of queries
+KV_COPIES = 2  # a padded micro-batch copies keys and values for every query head
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """Memory in GiB by part. Weights, decode copy, adapter and cache stay; of training and decoding only the larger counts."""
+class MemoryPlan:
+    """Memory of a stage in GiB, by part. The peak takes only the larger of training and decoding, and the sum of the other parts."""
 
-    stage: Stage
+    stage: StageName
     device: str
     device_kind: Device
     here: bool
@@ -40,7 +40,7 @@ class Plan:
     four_bit: bool
     slots: int
     micro_batch: int
-    gradient_accumulation: int  # forward passes an update, of one process; 0 where nothing is trained
+    gradient_accumulation: int  # forward passes of one process in an update; 0 without training
     largest_micro_batch: int
     parts: dict[str, float]
     peak_gb: float
@@ -55,36 +55,48 @@ class Plan:
         return asdict(self) | {"fits": self.fits}
 
 
-def plan(stage: Stage, settings: Settings, shape: Shape, seen: Seen, preset: str | None = None) -> Plan:
-    """The plan of a stage on the GPU that is here, else on the card the preset is made for, else on this machine's processor."""
+def plan_memory(stage: StageName, settings: Settings, shape: Shape, seen: DeviceInfo, preset: str | None = None) -> MemoryPlan:
+    """Plan a stage for the GPU of this machine, else for the preset's card, else for this machine's CPU. `seen`: its device."""
     card = CARDS.get(preset or "") if seen.device == "cpu" else None
     target = card or seen
     dtype = pick_dtype(target.device, shape.parameters, target.capability, target.cpu_bf16)
     four_bit = target.device == "cuda" if settings.four_bit is None else settings.four_bit
-    size = Size(stage, settings, shape, target, dtype, four_bit)
-    micro, free = size.micro_batch, target.free_gb
-    largest = max((m for m in size.divisors() if size.peak(m) <= free), default=0)
-    parts = {name: round(value, 3) for name, value in size.parts(micro).items()}
-    place = (target.name, target.device, card is None, dtype, four_bit)
-    return Plan(stage, *place, size.slots, micro, size.passes, largest, parts, round(size.peak(micro), 2), free, size.tokens())
+    memory = StageMemory(stage, settings, shape, target, dtype, four_bit)
+    micro, free = memory.micro_batch, target.free_gb
+    return MemoryPlan(
+        stage=stage,
+        device=target.name,
+        device_kind=target.device,
+        here=card is None,
+        dtype=dtype,
+        four_bit=four_bit,
+        slots=memory.slots,
+        micro_batch=micro,
+        gradient_accumulation=memory.grad_accum_steps,
+        largest_micro_batch=max((m for m in memory.divisors() if memory.peak(m) <= free), default=0),
+        parts={name: round(value, 3) for name, value in memory.parts(micro).items()},
+        peak_gb=round(memory.peak(micro), 2),
+        free_gb=free,
+        tokens_at_most=memory.tokens(),
+    )
 
 
-def fitted(settings: Settings, stage: Stage, shape: Shape, seen: Seen) -> Settings:
-    """The settings with the largest micro-batch that fits what is free here, at most the one they name; unchanged when none does."""
-    found = plan(stage, settings, shape, seen)
-    if stage not in ("sft", "grpo") or found.largest_micro_batch == 0:
+def fit_micro_batch(settings: Settings, stage: StageName, shape: Shape, seen: DeviceInfo) -> Settings:
+    """Settings with the largest micro-batch that fits this device, at most their own; unchanged when none fits."""
+    plan = plan_memory(stage, settings, shape, seen)
+    if stage not in ("sft", "grpo") or plan.largest_micro_batch == 0:
         return settings
     section = getattr(settings, stage)
-    smaller = replace(section, micro_batch=min(found.micro_batch, found.largest_micro_batch))
+    smaller = replace(section, micro_batch=min(plan.micro_batch, plan.largest_micro_batch))
     return replace(settings, **{stage: smaller})
 
 
 @dataclass(frozen=True, slots=True)
-class Size(Work):
-    """The arithmetic of one stage on one device."""
+class StageMemory(StageWorkload):
+    """Computes the memory of one stage on one device."""
 
     shape: Shape
-    target: Seen
+    target: DeviceInfo
     dtype: Dtype
     four_bit: bool
 
@@ -92,53 +104,53 @@ class Size(Work):
     def slots(self) -> int:
         if not self.decodes:
             return 0
-        section = {"sft": "data"}.get(self.stage, self.stage)  # the cold start may sample its own rows first
-        wanted, room = getattr(self.settings, section).slots, self.settings.kv_memory
-        return wanted if room is None else max(1, min(wanted, int(room * GB // self.slot)))
+        section = {"sft": "data"}.get(self.stage, self.stage)  # the cold start may first sample its own rows
+        wanted, room = getattr(self.settings, section).max_num_seqs, self.settings.kv_cache_gib
+        return wanted if room is None else max(1, min(wanted, int(room * GB // self.bytes_per_slot)))
 
     @property
-    def slot(self) -> int:
+    def bytes_per_slot(self) -> int:
         """Bytes of one answer's keys and values."""
-        capacity = -(-(PROMPT + self.answer) // 64) * 64
+        capacity = -(-(PROMPT_TOKENS + self.max_new_tokens) // 64) * 64
         return slot_bytes(self.shape.layers, self.shape.kv, capacity, BYTES[self.dtype])
 
     def peak(self, micro_batch: int) -> float:
-        """GiB at the worst moment."""
+        """GiB at the peak."""
         parts = self.parts(micro_batch)
         training = parts.pop("activations") + parts.pop("logits")
         decoding = parts.pop("decoding")
         return sum(parts.values()) + max(training, decoding)
 
     def parts(self, micro_batch: int) -> dict[str, float]:
-        """GiB of each part; `activations` and `logits` are of training, `decoding` of sampling."""
-        s, number = self.shape, BYTES[self.dtype]
-        tokens = micro_batch * (self.longest + self.beside)
-        found = {
+        """GiB of each part. Training has `activations` and `logits`, sampling has `decoding`."""
+        s, width = self.shape, BYTES[self.dtype]
+        tokens = micro_batch * (self.max_row_tokens + self.contrast_tokens)
+        sizes = {
             "process": PROCESS[self.target.device] * GB,
-            "weights": s.linear * (NF4 if self.four_bit else number) + (s.parameters - s.linear) * number,
-            "decode_copy": s.linear * number * (self.settings.engine != "generate"),  # ours: folded and fused; vllm: its own
+            "weights": s.linear * (NF4 if self.four_bit else width) + (s.parameters - s.linear) * width,
+            "decode_copy": s.linear * width * (self.settings.engine != "generate"),  # ours: folded and fused; vllm: its own
             "lora_and_adam": s.lora(self.settings.sft.lora_rank) * ADAPTER if self.rows else 0,
-            "kv_slots": self.slots * self.slot,
-            "activations": tokens * self.saved() + tokens * self.longest * number,  # and the mask of a padded batch
+            "kv_slots": self.slots * self.bytes_per_slot,
+            "activations": tokens * self.saved_bytes_per_token() + tokens * self.max_row_tokens * width,  # plus the mask of a padded batch
             "logits": self.logits(tokens),
-            "decoding": (self.slots * s.vocabulary + STAGED * PROMPT * s.feed_forward) * LOGIT if self.decodes else 0,
+            "decoding": (self.slots * s.vocabulary + PREFILL_BATCH * PROMPT_TOKENS * s.feed_forward) * LOGIT if self.decodes else 0,
         }
-        return {name: value / GB for name, value in found.items()}
+        return {name: value / GB for name, value in sizes.items()}
 
     def logits(self, tokens: int) -> float:
-        """Bytes of the logits held at a time: whole rows on a CPU (training/logprobs.py), a tile in TRL's kernels on a GPU."""
+        """Bytes of the logits in memory at once: whole rows on a CPU (training/logprobs.py), a tile of TRL's kernels on a GPU."""
         if self.target.device == "cpu":
             return min(HEAD_CHUNK, tokens) * self.shape.vocabulary * LOGIT
         rows, columns = HEAD_TILE
         return min(rows, tokens) * min(columns, self.shape.vocabulary) * BYTES[self.dtype] + WORKSPACE * GB
 
-    def saved(self) -> float:
-        """Bytes a token keeps for the backward pass."""
+    def saved_bytes_per_token(self) -> float:
+        """Bytes of a token's tensors for the backward pass."""
         s = self.shape
-        half = self.target.device == "cuda" or self.target.cpu_bf16  # autocast, whatever the weights are
+        half = self.target.device == "cuda" or self.target.cpu_bf16  # autocast, for weights of every dtype
         counts = SAVED_16 if half else SAVED_32
         sizes = {name: getattr(s, name) for name in ("width", "feed_forward", "q", "kv", "heads")}
         layer = sum(counts[name] * size for name, size in (sizes | {"rank": self.settings.sft.lora_rank}).items())
-        number = 2 if half else 4
-        layer += REPEATED * s.q * number
-        return s.layers * layer if self.target.device == "cpu" else s.layers * s.width * number + layer
+        width = 2 if half else 4
+        layer += KV_COPIES * s.q * width
+        return s.layers * layer if self.target.device == "cpu" else s.layers * s.width * width + layer

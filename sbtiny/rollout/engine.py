@@ -1,7 +1,7 @@
 """Continuous batching over fixed slots: the one decode loop of cold start, GRPO and evaluation.
 
-Reasoning lengths are heavy-tailed, and a batch that waits for its longest row is idle most of the time. Here a finished slot takes the
-next request in the same step, the cache is allocated once, and the prompt of a group is computed once and copied.
+Lengths are heavy-tailed, so a batch that waits for its longest row is idle most of the time. Here a finished slot takes the next request
+in the same step. The cache is allocated once. The prompt of a group is computed once and copied.
 """
 
 import math
@@ -13,16 +13,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sbtiny.models.shapes import slot_bytes
-from sbtiny.rollout.scheduler import Batch
-from sbtiny.rollout.decoder import OnEpisode, check, stop_mask
+from sbtiny.rollout.cuda_graph import CudaGraphs
+from sbtiny.rollout.decoder import OnEpisode, stop_mask, validate_requests
 from sbtiny.rollout.episode import Episode, Request
-from sbtiny.rollout.cuda_graph import Graphs
-from sbtiny.rollout.memory import slots_within
-from sbtiny.rollout.sampling import Sampling, sample, uniforms
+from sbtiny.rollout.memory import fit_slots
+from sbtiny.rollout.sampling import Sampling, counter_uniforms, sample_tokens
+from sbtiny.rollout.scheduler import Scheduler
 from sbtiny.rollout.weights import Layer, Weights
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary embedding in the half-split layout of transformers; x (..., heads, head_dim), cos and sin (..., 1, head_dim)."""
     half = x.shape[-1] // 2
     return x * cos + torch.cat((-x[..., half:], x[..., :half]), -1) * sin
@@ -31,8 +31,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class Engine:
     """Samples requests with a model's folded weights in at most `slots` rows of `capacity` tokens each.
 
-    `pieces[i]` is the text of token i (see `token_pieces`), `stop_ids` the tokens that end an answer. `kv_memory` limits the cache in
-    GiB (default: most of what is free when it is allocated); where not all slots fit there are fewer, and stderr says so.
+    `pieces[i]` is the text of token i (see `token_pieces`), `stop_ids` the tokens that end an answer. `kv_cache_gib` limits the cache in
+    GiB (default: most of the memory free at allocation). Where not all slots fit there are fewer, with a line on stderr.
     """
 
     def __init__(
@@ -41,10 +41,10 @@ class Engine:
         pieces: Sequence[str],
         stop_ids: frozenset[int],
         slots: int = 64,
-        kv_memory: float | None = None,
+        kv_cache_gib: float | None = None,
     ) -> None:
         self.weights = Weights(model)
-        self.pieces, self.slots, self.capacity, self.kv_memory = pieces, slots, 0, kv_memory
+        self.pieces, self.slots, self.capacity, self.kv_cache_gib = pieces, slots, 0, kv_cache_gib
         self.rows, self.cache, self.graphs = 0, None, None
         self.stops = stop_mask(stop_ids, len(self.weights.embed))
 
@@ -58,36 +58,34 @@ class Engine:
         return slot_bytes(len(w.layers), w.kv_heads * w.head_dim, capacity, w.embed.element_size())
 
     def check_room(self, tokens: int) -> None:
-        slots_within(self._slot_bytes(tokens), 1, self.kv_memory, self.weights.embed.device)
+        fit_slots(self._slot_bytes(tokens), 1, self.kv_cache_gib, self.weights.embed.device)
 
     def _reserve(self, capacity: int) -> None:
-        """Cache for `capacity` tokens a slot: (layers, 2, slots, kv heads, capacity, head_dim), zeros: unwritten memory is read masked."""
+        """Allocate the cache (layers, 2, slots, kv heads, capacity, head_dim), in zeros because masked positions are read too."""
         if capacity <= self.capacity:
             return
         w, self.capacity = self.weights, 0
-        self.cache = self.graphs = None  # the old memory goes before the new one comes
+        self.cache = self.graphs = None  # free the old memory before the new allocation
         capacity = math.ceil(capacity / 64) * 64
-        self.rows = slots_within(self._slot_bytes(capacity), self.slots, self.kv_memory, w.embed.device)
+        self.rows = fit_slots(self._slot_bytes(capacity), self.slots, self.kv_cache_gib, w.embed.device)
         shape = (len(w.layers), 2, self.rows, w.kv_heads, capacity, w.head_dim)
         self.cache = torch.zeros(shape, dtype=w.dtype, device=w.embed.device)
         self.cos, self.sin = w.rope(capacity)
         self.capacity = capacity
         if self.cache.device.type == "cuda":
-            self.graphs = Graphs(self._decode, self.rows, capacity, self.cache.device)
+            self.graphs = CudaGraphs(self._decode, self.rows, capacity, self.cache.device)
 
     def _project(self, layer: Layer, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys (rotated) and values of x (..., width): each (..., heads, head_dim)."""
         w = self.weights
         h = F.rms_norm(x, x.shape[-1:], layer.norm_attention, w.eps)
         fused = F.linear(h, layer.qkv, layer.qkv_bias).unflatten(-1, (-1, w.head_dim))
-        turning, v = fused[..., : w.heads + w.kv_heads, :], fused[..., w.heads + w.kv_heads :, :]
+        qk, v = fused[..., : w.heads + w.kv_heads, :], fused[..., w.heads + w.kv_heads :, :]
         if layer.norm_q is not None:
-            q, k = turning.split((w.heads, w.kv_heads), -2)
+            q, k = qk.split((w.heads, w.kv_heads), -2)
             norm = (w.head_dim,)
-            turning = torch.cat(
-                (F.rms_norm(q, norm, layer.norm_q, w.eps), F.rms_norm(k, norm, layer.norm_k, w.eps)), -2
-            )
-        q, k = rotate(turning, cos, sin).split((w.heads, w.kv_heads), -2)
+            qk = torch.cat((F.rms_norm(q, norm, layer.norm_q, w.eps), F.rms_norm(k, norm, layer.norm_k, w.eps)), -2)
+        q, k = apply_rotary(qk, cos, sin).split((w.heads, w.kv_heads), -2)
         return q, k, v
 
     def _finish(self, layer: Layer, x: Tensor, attended: Tensor) -> Tensor:
@@ -98,20 +96,20 @@ class Engine:
         return x + F.linear(F.silu(gate) * up, layer.down)
 
     def _prefill(self, prompts: list[tuple[int, ...]]) -> list[Tensor]:
-        """Keys and values of each prompt but its last token: a list of (layers, 2, kv heads, length - 1, head_dim)."""
+        """Keys and values of each prompt without its last token: a list of (layers, 2, kv heads, length - 1, head_dim)."""
         w, longest = self.weights, max(len(p) for p in prompts) - 1
         if longest == 0:
             return [self.cache.new_zeros(len(w.layers), 2, w.kv_heads, 0, w.head_dim) for _ in prompts]
-        # Right padding needs no mask: causality keeps it out of the real positions, and it is not copied.
+        # Right padding needs no mask: causal attention hides it from the real positions, and it is not copied.
         ids = torch.tensor([[*p[:-1], *[0] * (longest + 1 - len(p))] for p in prompts], device=w.embed.device)
         x, cos, sin = w.embed[ids], self.cos[:longest, None], self.sin[:longest, None]
-        kept = []
+        layer_states = []
         for layer in w.layers:
             q, k, v = (t.transpose(1, 2) for t in self._project(layer, x, cos, sin))
-            kept.append(torch.stack((k, v)))
+            layer_states.append(torch.stack((k, v)))
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
             x = self._finish(layer, x, y.transpose(1, 2).flatten(2))
-        stacked = torch.stack(kept)
+        stacked = torch.stack(layer_states)
         return [stacked[:, :, i, :, : len(p) - 1].clone() for i, p in enumerate(prompts)]
 
     def _decode(self, tokens: Tensor, positions: Tensor, span: int) -> Tensor:
@@ -124,9 +122,7 @@ class Engine:
         for layer, (keys, values) in zip(w.layers, self.cache, strict=True):
             q, k, v = self._project(layer, x, cos, sin)
             keys[rows, :, positions], values[rows, :, positions] = k, v
-            q = (
-                q.view(n, w.kv_heads, -1, w.head_dim) * w.head_dim**-0.5
-            )  # grouped queries share a key head: no copy of the cache
+            q = q.view(n, w.kv_heads, -1, w.head_dim) * w.head_dim**-0.5  # grouped queries share a key head, so the cache is not copied
             scores = (q @ keys[:n, :, :span].transpose(-1, -2)).add_(mask).softmax(-1)
             x = self._finish(layer, x, (scores @ values[:n, :, :span]).flatten(1))
         return F.linear(F.rms_norm(x, x.shape[-1:], w.norm, w.eps), w.head)
@@ -134,22 +130,20 @@ class Engine:
     # ---- the loop ------------------------------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def run(
-        self, requests: Sequence[Request], sampling: Sampling, on_episode: OnEpisode | None = None
-    ) -> list[Episode]:
-        """Sample every request; see `Decoder`."""
-        check(requests, self.weights.max_positions, self.stops)
+    def run(self, requests: Sequence[Request], sampling: Sampling, on_episode: OnEpisode | None = None) -> list[Episode]:
+        """Sample every request; see `DecodeEngine`."""
+        validate_requests(requests, self.weights.max_positions, self.stops)
         self._reserve(max(len(r.prompt_ids) + r.max_tokens for r in requests))
-        batch = Batch(self, requests, on_episode)
+        batch = Scheduler(requests, self.cache, self._prefill, self.pieces, self.stops, on_episode)
         while batch.refill():
             n = batch.active
-            logits = (self.graphs or self._decode)(*batch.inputs())
-            draws = uniforms(batch.seeds[:n], batch.counts[:n].astype(np.uint64))
-            tokens, logprobs = sample(logits, sampling, draws)
-            batch.accept(tokens.cpu().numpy(), None if logprobs is None else logprobs.cpu().numpy())
+            logits = (self.graphs or self._decode)(*batch.step_inputs())
+            draws = counter_uniforms(batch.seeds[:n], batch.counts[:n].astype(np.uint64))
+            tokens, logprobs = sample_tokens(logits, sampling, draws)
+            batch.postprocess(tokens.cpu().numpy(), None if logprobs is None else logprobs.cpu().numpy())
         return [episode for episode in batch.episodes if episode is not None]
 
 
 def token_pieces(tokenizer: object, size: int) -> list[str]:
-    """The text of every token id below `size`, special tokens included; bytes that are no whole character show as U+FFFD."""
+    """The text of every token id below `size`, special tokens included; an incomplete character shows as U+FFFD."""
     return [tokenizer.decode([i], skip_special_tokens=False, clean_up_tokenization_spaces=False) for i in range(size)]

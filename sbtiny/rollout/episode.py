@@ -1,4 +1,4 @@
-"""What goes into the decode loop and what comes out of it."""
+"""The decode loop's input, a request, and its output, an episode."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -6,7 +6,7 @@ from threading import Event
 from typing import Literal
 
 from sbtiny.budget.protocol import Parsed, body_length, parse
-from sbtiny.rollout.limits import Limits, LimitSource
+from sbtiny.rollout.limits import LimitEnforcer, Limits, LimitSource
 
 StopReason = Literal["end", "ceiling", "interrupted", "length"]
 BudgetSource = Literal["self", "user"]
@@ -16,10 +16,10 @@ BudgetSource = Literal["self", "user"]
 class Request:
     """One completion to sample.
 
-    `prompt_ids` is the whole context, a prefilled budget included; `prefill` is the text of that part of it which already belongs to
-    the answer (`<budget>50</budget><solution>` or nothing). `max_tokens` limits the completion; `seed` fixes its randomness whatever
-    else is in the batch; `expected` is a guess of its length in tokens, used only to start long ones early. `limits` may cut the body
-    and wrap it up; setting `interrupt`, from any thread, ends the answer between two tokens.
+    `prompt_ids` is the whole context. `prefill` is the text at its end that already belongs to the answer
+    (`<budget>50</budget><solution>` or nothing). `max_tokens` limits the completion. `seed` alone fixes its randomness, whatever else is
+    in the batch. `expected` is a guess of its length in tokens, used to start long ones early. `limits` may cut the body and wrap it up.
+    Setting `interrupt`, from any thread, ends the answer between two tokens.
     """
 
     prompt_ids: tuple[int, ...]
@@ -31,19 +31,23 @@ class Request:
     interrupt: Event | None = None
 
     @property
-    def plain(self) -> bool:
-        """Nothing but a stop token or `max_tokens` can end it: no need to look at its tokens one at a time."""
+    def is_unlimited(self) -> bool:
+        """Only a stop token or `max_tokens` can end it, so its tokens need no check."""
         return self.limits is None and self.interrupt is None
+
+    def enforcer(self, pieces: Sequence[str]) -> LimitEnforcer | None:
+        """The enforcer of its limits; None for an unlimited request."""
+        return None if self.is_unlimited else LimitEnforcer(self.limits or Limits(), self.prefill, self.interrupt, pieces)
 
 
 @dataclass(slots=True)
 class Episode:
-    """One sampled completion: tokens, what they say, and why they ended.
+    """One sampled completion: its tokens, their text, and why they ended.
 
-    `completion_ids` holds the stop token when the model ended by itself (`ended`), after a wrap-up too. `length` counts the tokens of
-    the solution body, of thoughts and answer with `<think>`; a malformed completion counts as a whole. `injected` marks, token by token,
-    those that were not sampled: they must not be trained on. `logprobs` are those of sampled tokens, 0 for injected ones. `heeded` is
-    the number control went by: a number behind other words limits nothing.
+    `ended`: the model ended by itself, also after a wrap-up; `completion_ids` then holds the stop token. `length` counts the tokens of
+    the solution body, with `<think>` those of thoughts and answer, and all tokens of a malformed completion. `injected` marks each token
+    that was not sampled and must not be trained on. `logprobs` are 0 for injected tokens. `enforced_budget` is the budget that the
+    limits went by; a budget after other words limits nothing.
     """
 
     request: Request
@@ -55,22 +59,22 @@ class Episode:
     logprobs: list[float] = field(default_factory=list)
     injected: list[bool] = field(default_factory=list)
     ended: bool = True
-    heeded: int | None = None
+    enforced_budget: int | None = None
 
     @property
     def predicted(self) -> int | None:
-        """The number the model said itself, whatever became of the rest."""
+        """The stated budget, also of a malformed answer; None where the user gave one."""
         return None if self.request.prefill else self.parsed.budget
 
     @property
     def allowed(self) -> int | None:
-        """Body tokens this answer might take before it would be wrapped up; None without limit."""
-        return self.request.limits.allowed(self.heeded) if self.request.limits else None
+        """Body tokens before this answer is wrapped up; None without limit."""
+        return self.request.limits.allowed(self.enforced_budget) if self.request.limits else None
 
     @property
     def limited_by(self) -> LimitSource | None:
-        """Whose limit `allowed` is."""
-        return self.request.limits.source(self.heeded, bool(self.request.prefill)) if self.request.limits else None
+        """Who set the limit `allowed`; None without a limit."""
+        return self.request.limits.source(self.enforced_budget, bool(self.request.prefill)) if self.request.limits else None
 
     @property
     def budget(self) -> int | None:
@@ -78,14 +82,14 @@ class Episode:
 
     @property
     def source(self) -> BudgetSource:
-        """Who set the number."""
+        """Who set the budget."""
         return "user" if self.request.prefill else "self"
 
     @property
     def solution(self) -> str:
-        """The text to verify: the answer behind `</think>`, else the body, or everything when there is none (the base model)."""
-        read = (self.parsed.answer, self.parsed.body, self.text)
-        return next(text for text in read if text is not None)
+        """The text to verify: the answer after `</think>`, else the body, else the whole text (of the initial model, say)."""
+        candidates = (self.parsed.answer, self.parsed.body, self.text)
+        return next(text for text in candidates if text is not None)
 
 
 def read_episode(
@@ -99,7 +103,7 @@ def read_episode(
 ) -> Episode:
     """Read a finished completion; `pieces[i]` is the text of token i of the vocabulary.
 
-    `ended`: the last token is a stop token, which is no text at all (default: when the stop reason is "end").
+    `ended`: the last token is a stop token, which has no text (default: when the stop reason is "end").
     """
     ended = stop_reason == "end" if ended is None else ended
     words = [pieces[i] for i in completion_ids]
@@ -110,3 +114,25 @@ def read_episode(
     length = body_length([request.prefill, *words], parsed) if parsed.ok else len(words)
     injected = injected or [False] * len(completion_ids)
     return Episode(request, completion_ids, text, parsed, length, stop_reason, logprobs or [], injected, ended)
+
+
+def to_episode(
+    request: Request,
+    ids: list[int],
+    pieces: Sequence[str],
+    reason: StopReason,
+    logprobs: list[float] | None = None,
+    enforcer: LimitEnforcer | None = None,
+) -> Episode:
+    """The episode of a finished answer. With an enforcer its injected tokens are marked, and a wrap-up makes "ceiling" the stop reason."""
+    ended = reason == "end"
+    if enforcer is None:
+        return read_episode(request, ids, pieces, reason, logprobs)
+    if enforcer.control.wrapped and reason != "interrupted":
+        reason = "ceiling"
+    injected = enforcer.injected[: len(ids)]
+    if logprobs:
+        logprobs = [0.0 if forced else value for value, forced in zip(logprobs, injected, strict=True)]
+    episode = read_episode(request, ids, pieces, reason, logprobs, injected, ended)
+    episode.enforced_budget = enforcer.control.budget
+    return episode

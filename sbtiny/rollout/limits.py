@@ -1,30 +1,33 @@
-"""What may stop an answer: a budget, a ceiling, an interruption. Pure: it sees one token's text at a time and answers.
+"""Limits of one answer: its budget with a tolerance, a ceiling, an interruption. No torch: text goes in, verdicts come out.
 
-A body may run to its limit: the ceiling, or the number the answer began with plus a tolerance, whichever is lower. The token that
-would go over it is replaced by the wrap-up text; a reserve is left for the answer, then the episode stops. A closing tag just at the
-limit still closes, so a kept promise is never cut; at the end of the reserve it has to fit.
+A body may run to its limit: the ceiling, or the budget plus its tolerance, whichever is lower. The token that would pass the limit is
+replaced by the wrap-up text. A reserve of tokens is left for the answer, then the episode stops. A closing tag right at the limit still
+closes, so an answer within its budget is never cut. At the end of the reserve the tag has to fit.
 
-What counts is what `Episode.length` counts: the tokens of the body, or every token when the answer is malformed. So
+The count is that of `Episode.length`: the tokens of the body, or every token of a malformed answer. So
 
-| the answer begins with                   | number   | counted                        |
-|------------------------------------------|----------|--------------------------------|
-| a legal head                             | it       | the body, then what follows it |
-| no budget tag, words before it           | none     | everything                     |
-| a budget of zero, no number, too large   | none     | everything                     |
-| a legal number, then a second budget tag | the first| everything                     |
-| a head that does not end in HEAD_CHARS   | if legal | everything                     |
+| the answer begins with                   | budget    | counted                        |
+|------------------------------------------|-----------|--------------------------------|
+| a legal head                             | its own   | the body, then what follows it |
+| words before any budget tag              | none      | everything                     |
+| a budget of zero, no number, too large   | none      | everything                     |
+| a legal budget, then another budget tag  | the first | everything                     |
+| a head that does not end in HEAD_CHARS   | if legal  | everything                     |
 
-With no number, the ceiling alone limits; a tag inside the body or after it changes nothing. The answer behind `</think>` counts as the
-body does, and has the reserve to itself where the thoughts have used up the limit.
+Without a budget only the ceiling limits. A tag in the body or after it changes nothing. The answer after `</think>` counts like the
+body; it has the reserve to itself where the thoughts used up the limit.
 """
 
 import math
 import re
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
+from threading import Event
 from typing import Literal
 
-from sbtiny.budget.protocol import BUDGET_OPEN, SOLUTION, THINK, Outcome, parse, partial
+from sbtiny.budget.protocol import BUDGET_OPEN, SOLUTION, THINK, Outcome, parse, tag_prefix_length
 from sbtiny.errors import InputError
 
 LimitSource = Literal["self", "user", "ceiling"]
@@ -40,19 +43,19 @@ class Verdict(Enum):
     STOP = auto()
 
 
-class Place(Enum):
+class AnswerSection(Enum):
     HEAD = auto()
     BODY = auto()
     AFTER = auto()
-    LOOSE = auto()  # malformed: there is no body to tell from the rest
+    LOOSE = auto()  # malformed: no body can be told from the rest
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Body tokens an answer may take.
+    """Body tokens an answer may take; None is no limit.
 
-    `ceiling` holds whatever number the answer says; `tolerance` limits it to that number x (1 + tolerance); None is no limit. At the
-    limit the tokens of `wrap_up` are injected; they and the answer after them take at most `reserve` more.
+    `ceiling` holds for every budget; `tolerance` limits the body to budget x (1 + tolerance). At the limit the tokens of `wrap_up` are
+    injected. They and the answer after them take at most `reserve` more tokens.
     """
 
     ceiling: int | None = None
@@ -71,12 +74,12 @@ class Limits:
             )
 
     def allowed(self, budget: int | None) -> int | None:
-        """Body tokens before the wrap-up, when the answer began with this number."""
-        over = None if budget is None or self.tolerance is None else math.floor(budget * (1 + self.tolerance))
-        return min((n for n in (self.ceiling, over) if n is not None), default=None)
+        """Body tokens before the wrap-up of an answer with this budget."""
+        tolerated = None if budget is None or self.tolerance is None else math.floor(budget * (1 + self.tolerance))
+        return min((n for n in (self.ceiling, tolerated) if n is not None), default=None)
 
     def source(self, budget: int | None, prefilled: bool) -> LimitSource | None:
-        """Whose limit `allowed` is."""
+        """Who set the limit `allowed`; None without a limit."""
         if (allowed := self.allowed(budget)) is None:
             return None
         if budget is None or self.tolerance is None or allowed < math.floor(budget * (1 + self.tolerance)):
@@ -84,34 +87,34 @@ class Limits:
         return "user" if prefilled else "self"
 
 
-class Control:
-    """Follows one answer; `said` is the text it was given to begin with, which is not counted.
+class LimitTracker:
+    """Counts the tokens of one answer against its limits. `prefill` is the text it was given to begin with; it is not counted.
 
-    `used` counts the tokens that are surely body; one that may turn out to be the closing tag waits in `pending`.
+    `used` counts the tokens that surely belong to the body. `pending` counts those that may turn out to be the closing tag.
     """
 
-    def __init__(self, limits: Limits, said: str = "") -> None:
-        self.limits, self.head, self.place, self.form = limits, said, Place.HEAD, SOLUTION
+    def __init__(self, limits: Limits, prefill: str = "") -> None:
+        self.limits, self.head, self.section, self.form = limits, prefill, AnswerSection.HEAD, SOLUTION
         self.budget: int | None = None
         self.used = self.pending = self.seen = 0
         self.tail = ""
         self.wrapped = False
-        if said:
+        if prefill:
             self._read_head(0)
 
     @property
     def allowed(self) -> int | None:
         return self.limits.allowed(self.budget)
 
-    def see(self, piece: str, forced: bool = False) -> Verdict:
-        """The verdict on the next token, by its text; a forced one always stands. A token that does not stand leaves no trace."""
-        before = (self.head, self.place, self.budget, self.used, self.pending, self.seen, self.tail)
+    def check_token(self, piece: str, forced: bool = False) -> Verdict:
+        """Judge the next token by its text. A forced token always stands. A token that does not stand leaves the state unchanged."""
+        before = (self.head, self.section, self.budget, self.used, self.pending, self.seen, self.tail)
         self._take(piece)
         if forced or not self._over():
             return Verdict.GO
         room = (self.allowed or 0) + self.limits.reserve - (self.used + self.pending - 1)
-        self.head, self.place, self.budget, self.used, self.pending, self.seen, self.tail = before
-        if not self.wrapped and self.place is not Place.AFTER and 0 < len(self.limits.wrap_up) < room:
+        self.head, self.section, self.budget, self.used, self.pending, self.seen, self.tail = before
+        if not self.wrapped and self.section is not AnswerSection.AFTER and 0 < len(self.limits.wrap_up) < room:
             self.wrapped = True
             return Verdict.WRAP_UP
         return Verdict.STOP
@@ -119,55 +122,83 @@ class Control:
     def _over(self) -> bool:
         if (allowed := self.allowed) is None:
             return False
-        answering = self.place is Place.AFTER and self.form.answered
+        answering = self.section is AnswerSection.AFTER and self.form.answered
         if not self.wrapped and not answering:
             return self.used > allowed
-        return self.used + (self.pending if self.place is not Place.AFTER else 0) > allowed + self.limits.reserve
+        return self.used + (self.pending if self.section is not AnswerSection.AFTER else 0) > allowed + self.limits.reserve
 
     def _take(self, piece: str) -> None:
         self.seen += 1
-        if self.place is Place.HEAD:
+        if self.section is AnswerSection.HEAD:
             self.head += piece
             self._read_head(len(piece))
-        elif self.place is Place.BODY:
+        elif self.section is AnswerSection.BODY:
             self._read_body(piece)
-        else:  # what follows the tag makes a malformed answer, of which the tag's own tokens count too
+        else:  # text after the tag makes the answer malformed, so the tag's own tokens count too
             self.used, self.pending = self.used + self.pending + 1, 0
 
     def _read_head(self, new: int) -> None:
-        """Look for the end of the head in `self.head`, whose last `new` characters have just come."""
-        opened = OPENING.search(self.head)
-        end = opened.end() if opened else len(self.head)
+        """Look for the end of the head in `self.head`; its last `new` characters are new."""
+        opening = OPENING.search(self.head)
+        end = opening.end() if opening else len(self.head)
         parsed = parse(self.head[:end])
         legal = parsed.outcome in (Outcome.CUT, Outcome.EMPTY)
-        if legal and not opened and len(self.head) <= HEAD_CHARS:
+        if legal and not opening and len(self.head) <= HEAD_CHARS:
             return
         self.budget = parsed.budget if self.head.lstrip().startswith(BUDGET_OPEN) else None
-        if legal and opened:
-            self.place, self.form = Place.BODY, THINK if opened.group() == THINK.opening else SOLUTION
+        if legal and opening:
+            self.section, self.form = AnswerSection.BODY, THINK if opening.group() == THINK.opening else SOLUTION
             if rest := self.head[max(end, len(self.head) - new) :]:
                 self._read_body(rest)
         else:
-            self.place, self.used = Place.LOOSE, self.seen
+            self.section, self.used = AnswerSection.LOOSE, self.seen
 
     def _read_body(self, piece: str) -> None:
         text = self.tail + piece
-        closed = text.find(self.form.closing)
-        if closed >= 0:
-            if closed > 0:  # what waited was not this tag
+        closing_at = text.find(self.form.closing)
+        if closing_at >= 0:
+            if closing_at > 0:  # the pending tokens were not this tag
                 self.used, self.pending = self.used + self.pending, 0
-            last_of_body = closed > len(self.tail)
+            last_of_body = closing_at > len(self.tail)
             self.used += last_of_body
-            self.place, self.pending, self.tail = Place.AFTER, self.pending + (not last_of_body), ""
-            if self.form.answered:  # the tag's own tokens are never counted, one that goes on into the answer is
-                straddles = not last_of_body and len(text) > closed + len(self.form.closing)
+            self.section, self.pending, self.tail = AnswerSection.AFTER, self.pending + (not last_of_body), ""
+            if self.form.answered:  # a token of the tag is counted only if it goes on into the answer
+                straddles = not last_of_body and len(text) > closing_at + len(self.form.closing)
                 self.used, self.pending = self.used + straddles, 0
             return
-        waiting = partial(text, self.form.closing)
-        if self.tail and waiting > len(piece):  # the tag goes on: nothing of this token is surely body
+        waiting = tag_prefix_length(text, self.form.closing)
+        if self.tail and waiting > len(piece):  # the tag goes on: no character of this token is surely body
             self.pending += 1
         elif waiting and waiting == len(piece):
             self.used, self.pending = self.used + self.pending, 1
         else:
             self.used, self.pending = self.used + self.pending + 1, 0
         self.tail = text[len(text) - waiting :]
+
+
+class LimitEnforcer:
+    """Replaces or refuses the sampled tokens of an answer that has limits or may be interrupted.
+
+    `pieces[i]` is the text of token i. `injected` gets a mark for each token written: whether it was forced.
+    """
+
+    def __init__(self, limits: Limits, prefill: str, interrupt: Event | None, pieces: Sequence[str]) -> None:
+        self.control, self.interrupt, self.pieces = LimitTracker(limits, prefill), interrupt, pieces
+        self.forced: deque[int] = deque()
+        self.injected: list[bool] = []
+
+    def check_token(self, token: int, stop: bool) -> int | Literal["ceiling", "interrupted"]:
+        """The token to write for the sampled one, or the reason why the answer ends without it. `stop`: it is a stop token."""
+        if self.interrupt is not None and self.interrupt.is_set():
+            return "interrupted"
+        if not self.forced and not stop:
+            verdict = self.control.check_token(self.pieces[token])
+            if verdict is Verdict.STOP:
+                return "ceiling"
+            if verdict is Verdict.WRAP_UP:
+                self.forced.extend(self.control.limits.wrap_up)
+        self.injected.append(bool(self.forced))
+        if self.forced:
+            token = self.forced.popleft()
+            self.control.check_token(self.pieces[token], forced=True)
+        return token

@@ -1,61 +1,99 @@
-"""A policy by its name: a run, a model or a .gguf file becomes something that can be asked, and trained."""
+"""Load a policy by its name: a run, a model or a .gguf file."""
 
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from sbtiny import runs
-from sbtiny.budget.protocol import FORMATS
-from sbtiny.models.chat_template import form_of_template
-from sbtiny.config import Settings
+from sbtiny.budget.protocol import FORMATS, SOLUTION, Format
+from sbtiny.config import EngineName, Settings
+from sbtiny.errors import InputError
 from sbtiny.models.aliases import resolve
-from sbtiny.models.load import add_lora, load, read_base
+from sbtiny.models.chat_template import form_of_template
+from sbtiny.models.gguf import tokenizer_from_gguf
+from sbtiny.models.load import add_lora, load_model, read_base
+from sbtiny.models.prompt import fit_template, stop_ids
+from sbtiny.rollout.decoder import DecodeEngine
+from sbtiny.rollout.engine import Engine, token_pieces
 from sbtiny.rollout.engines import llama_cpp, vllm
-from sbtiny.rollout.memory import return_freed
+from sbtiny.rollout.engines.generate import GenerateEngine
+from sbtiny.rollout.memory import return_freed_memory
 from sbtiny.rollout.policy import Policy
+
+ENGINES: dict[EngineName, type[DecodeEngine]] = {"ours": Engine, "generate": GenerateEngine, "vllm": vllm.VllmEngine}
+
+
+def build_policy(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    slots: int = 64,
+    kv_cache_gib: float | None = None,
+    engine: EngineName = "ours",
+    form: Format = SOLUTION,
+) -> Policy:
+    """The policy of a loaded model. Fits the tokenizer's chat template to the format, in place."""
+    fit_template(tokenizer, form)
+    pieces = token_pieces(tokenizer, model.get_input_embeddings().weight.shape[0])
+    return Policy(ENGINES[engine](model, pieces, stop_ids(model, tokenizer), slots, kv_cache_gib), tokenizer, form, model)
+
+
+def build_gguf_policy(file: Path, slots: int = 64, kv_cache_gib: float | None = None) -> Policy:
+    """The policy of a GGUF file, with the file's tokenizer and chat template. Raises InputError when they cannot be read."""
+    from gguf import GGUFReader
+
+    try:
+        tokenizer = tokenizer_from_gguf(GGUFReader(file), file)
+    except (ValueError, IndexError, OSError) as error:
+        raise InputError(f"{file} is not a readable GGUF file: {error}") from error
+    form = form_of_template(tokenizer.chat_template) or SOLUTION
+    fit_template(tokenizer, form)
+    engine = llama_cpp.LlamaCppEngine(file, slots, kv_cache_gib)
+    engine.pieces = token_pieces(tokenizer, engine.size)
+    return Policy(engine, tokenizer, form)
 
 
 def is_four_bit(settings: Settings, about: dict[str, Any]) -> bool:
-    """NF4 as told; untold, as the run had it that `about` (run.json) tells of; of none, where there is a GPU."""
+    """Whether to load in NF4: the setting, else the run's value in `about` (run.json), else true on a GPU."""
     return settings.four_bit if settings.four_bit is not None else about.get("four_bit", torch.cuda.is_available())
 
 
-def open_policy(name: str, settings: Settings, slots: int, trainable: bool = False, run: Path | None = None) -> Policy:
-    """A run's policy (base model and adapter) or a plain model. Tiny models run faster on two threads than on many.
+def load_policy(name: str, settings: Settings, slots: int, trainable: bool = False, run: Path | None = None) -> Policy:
+    """Load a run's policy (base model and adapter), or a plain model without an adapter.
 
-    `run`: one that goes on with it, and must stand on the same base as well.
-
-    A .gguf file is decoded by llama.cpp where its module is installed and no other engine is named, else unpacked and decoded as any model.
+    `run`: the run to resume with it; its base must be the same. A .gguf file is decoded by llama.cpp where its module is installed and no
+    other engine is set, else unpacked like any model. Raises InputError for an unfinished run, another base or a missing engine.
     """
-    folder = runs.find(name)
+    folder = runs.find_run(name)
     torch.manual_seed(settings.seed)
     if settings.engine == "vllm":
-        vllm.ensure()
-    if folder is None and name.endswith(".gguf") and not trainable and settings.engine == "ours" and llama_cpp.available():
-        return llama_cpp.GgufPolicy(Path(resolve(name).ref), slots, settings.kv_memory)
+        vllm.require_vllm()
+    if folder is None and name.endswith(".gguf") and not trainable and settings.engine == "ours" and llama_cpp.is_available():
+        return build_gguf_policy(Path(resolve(name).ref), slots, settings.kv_cache_gib)
     about = runs.read_run(folder) if folder else {"model": name, "format": settings.format}
     adapter = folder / "adapter" if folder else None
     if folder:
         runs.check_finished(folder)
-    for standing in filter(None, (folder, run)):
-        runs.check_base(standing, read_base(about["model"]).fingerprint())
-    how = {"four_bit": is_four_bit(settings, about), "vllm": settings.engine == "vllm", "backend": settings.backend}
-    model, tokenizer = load(about["model"], **how, adapter=adapter, trainable=trainable)
+    for folder_on_base in filter(None, (folder, run)):
+        runs.check_base(folder_on_base, read_base(about["model"]).fingerprint())
+    options = {"four_bit": is_four_bit(settings, about), "vllm": settings.engine == "vllm", "backend": settings.backend}
+    model, tokenizer = load_model(about["model"], **options, adapter=adapter, trainable=trainable)
     if trainable and adapter is None:
         model = add_lora(model, rank=settings.sft.lora_rank, alpha=settings.sft.lora_alpha)
-    if model.num_parameters() < 20_000_000:  # its products are too small to share among many
+    if model.num_parameters() < 20_000_000:  # such small products are faster on two threads than on many
         torch.set_num_threads(min(torch.get_num_threads(), 2))
     elif not torch.cuda.is_available():
-        return_freed()
+        return_freed_memory()
     form = FORMATS[about["format"]]
-    if not folder and not trainable:  # an export of ours says by its template what it writes
+    if not folder and not trainable:  # an export of ours shows its format in its template
         form = form_of_template(tokenizer.chat_template) or form
-    return Policy(model, tokenizer, slots, settings.kv_memory, settings.engine, form)
+    return build_policy(model, tokenizer, slots, settings.kv_cache_gib, settings.engine, form)
 
 
-def trained_on(policy: Policy) -> dict[str, Any]:
-    """What export must know of the base and config.yaml may leave open: its bits, its number format, and which one it was."""
+def base_info(policy: Policy) -> dict[str, Any]:
+    """The base as export needs it and config.yaml may leave open: in 4 bits or not, its dtype, its fingerprint."""
     embedding = policy.model.get_input_embeddings().weight
     four_bit = any(hasattr(weight, "quant_state") for weight in policy.model.parameters())
     return {"four_bit": four_bit, "dtype": str(embedding.dtype).removeprefix("torch."), "base": policy.model.base_fingerprint}

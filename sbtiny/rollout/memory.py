@@ -1,6 +1,6 @@
-"""How many slots of keys and values fit into memory.
+"""Memory of this process, and the number of slots whose keys and values fit into it.
 
-Slots are a wish: as with vLLM's `max_num_seqs`, what does not fit waits for its turn, and one line says so. Not even one is an error.
+`max_num_seqs` is an upper bound, as in vLLM: where fewer slots fit, one line says so and requests wait. No slot at all is an error.
 """
 
 import ctypes
@@ -13,13 +13,13 @@ import torch
 from sbtiny.errors import InputError
 from sbtiny.progress import console
 
-SHARE = 0.8  # of what is free; the rest is for activations
+FREE_MEMORY_SHARE = 0.8  # of the free memory; the rest is for activations
 MEMINFO = Path("/proc/meminfo")
 M_MMAP_THRESHOLD = -3  # of malloc.h
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Memory that can still be had on this device; None where the system does not say."""
+    """Free memory of this device; None where the system does not say."""
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
@@ -30,7 +30,7 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def peak_bytes(device: torch.device) -> int:
-    """The most memory that this process has held so far: reserved on the GPU, resident on a CPU."""
+    """Peak memory of this process so far: reserved on the GPU, resident on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device)
     try:
@@ -38,17 +38,16 @@ def peak_bytes(device: torch.device) -> int:
     except ImportError:  # Windows
         import psutil
 
-        told = psutil.Process().memory_info()
-        return getattr(told, "peak_wset", told.rss)
+        info = psutil.Process().memory_info()
+        return getattr(info, "peak_wset", info.rss)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def return_freed() -> None:
-    """Have large buffers given back to the system as they are freed, where the C library is glibc.
+def return_freed_memory() -> None:
+    """Make glibc return large buffers to the system as they are freed. A setting of the user's in the environment wins.
 
-    It keeps those of up to 32 MB for the next of their size; with answers of every length they fit nothing, and a cold start of
-    smollm2-135m held 8.8 GiB where it needed 6.3 (dev/LOG.md, 26). Getting them anew costs nothing beside a model of that size, and half
-    as much time again beside a tiny one. What the user has told the C library stands.
+    By default it keeps buffers up to 32 MB for reuse. With answers of every length none fits again: a cold start of smollm2-135m held
+    8.8 GiB instead of 6.3 (dev/LOG.md, 26). New buffers cost no time beside a model of that size, but 50 % more beside a tiny one.
     """
     if "MALLOC_MMAP_THRESHOLD_" in os.environ or os.name == "nt":
         return
@@ -56,17 +55,17 @@ def return_freed() -> None:
         mallopt(M_MMAP_THRESHOLD, 2**20)
 
 
-def slots_within(slot: int, wanted: int, limit: float | None, device: torch.device) -> int:
-    """At most `wanted` slots of `slot` bytes within `limit` GiB, or within what is free; fewer are told on stderr.
+def fit_slots(slot: int, wanted: int, limit: float | None, device: torch.device) -> int:
+    """Number of slots of `slot` bytes, at most `wanted`, within `limit` GiB (default: the free memory). Fewer give a line on stderr.
 
     Raises InputError when not one fits.
     """
     free = free_bytes(device)
-    room = limit * 2**30 if limit is not None else None if free is None else free * SHARE
+    room = limit * 2**30 if limit is not None else None if free is None else free * FREE_MEMORY_SHARE
     fitting = wanted if room is None else min(wanted, int(room // slot))
-    said = "" if room is None else f"one answer takes {slot / 2**30:.3g} GiB of cache and {room / 2**30:.3g} GiB is there"
+    reason = "" if room is None else f"one needs {slot / 2**30:.3g} GiB of KV cache, {room / 2**30:.3g} GiB is available"
     if fitting < 1:
-        raise InputError(f"{said}: lower max_tokens, or raise --kv-memory")
+        raise InputError(f"no room for an answer: {reason}: lower max_tokens, or raise --kv-memory")
     if fitting < wanted:
-        console.print(f"{fitting} answers at a time, not {wanted}: {said}", markup=False)
+        console.print(f"decoding {fitting} answers at once, not {wanted}: {reason}", markup=False)
     return fitting

@@ -1,4 +1,4 @@
-"""From logits to tokens: one uniform number per token decides, so that a request's text depends on its seed alone."""
+"""From logits to tokens: one uniform draw decides each token, so a request's text depends on its seed alone."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sbtiny.errors import InputError
 
-HEAD = 256  # likeliest tokens looked at first: sorting a vocabulary of 150,000 takes 20 times as long, and top-p seldom goes beyond
+TOP_TOKENS = 256  # likeliest tokens, tried first: top-p seldom needs more, and sorting a vocabulary of 150,000 takes 20 times as long
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +30,10 @@ class Sampling:
             raise InputError(f"top_k {self.top_k} must be 0 or more and min_p {self.min_p} in [0, 1)")
 
 
-def uniforms(seeds: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """One number in [0, 1) for each (seed, position), uint64 both: the splitmix64 finaliser over a counter.
+def counter_uniforms(seeds: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """A draw in [0, 1) for each (seed, position), both uint64: the splitmix64 finaliser over a counter.
 
-    Stateless, so neither the batch nor the order of requests can change what a request draws.
+    It has no state, so neither the batch nor the order of requests can change a draw.
     """
     with np.errstate(over="ignore"):
         z = seeds * np.uint64(0x9E3779B97F4A7C15) + (positions + np.uint64(1)) * np.uint64(0xD1B54A32D192ED03)
@@ -44,19 +44,19 @@ def uniforms(seeds: np.ndarray, positions: np.ndarray) -> np.ndarray:
 
 
 def truncate(probs: Tensor, sampling: Sampling) -> Tensor:
-    """Zero what top-k, top-p and min-p exclude; probs (rows, vocabulary), not renormalised."""
+    """Zero the tokens that top-k, top-p and min-p exclude. probs (rows, vocabulary); the result is not renormalised."""
     if sampling.min_p > 0:
         probs = probs.where(probs >= sampling.min_p * probs.amax(-1, keepdim=True), 0.0)
     if not sampling.top_k and sampling.top_p == 1:
         return probs
-    kept, complete = keep_top(probs, min(HEAD, probs.shape[-1]), sampling)
+    truncated, complete = keep_top(probs, min(TOP_TOKENS, probs.shape[-1]), sampling)
     if not complete.all():
-        kept[~complete] = keep_top(probs[~complete], probs.shape[-1], sampling)[0]
-    return kept
+        truncated[~complete] = keep_top(probs[~complete], probs.shape[-1], sampling)[0]
+    return truncated
 
 
 def keep_top(probs: Tensor, count: int, sampling: Sampling) -> tuple[Tensor, Tensor]:
-    """What top-k and top-p leave of each row's `count` likeliest tokens, and whether they leave no other (rows,)."""
+    """Apply top-k and top-p to each row's `count` likeliest tokens. Also returns whether `count` tokens were enough (rows,)."""
     ordered, index = probs.topk(count) if count < probs.shape[-1] else probs.sort(-1, descending=True)
     before = ordered.cumsum(-1) - ordered
     keep = before < sampling.top_p * probs.sum(-1, keepdim=True)
@@ -66,18 +66,19 @@ def keep_top(probs: Tensor, count: int, sampling: Sampling) -> tuple[Tensor, Ten
     return torch.zeros_like(probs).scatter_(-1, index, ordered.where(keep, 0.0)), complete
 
 
-def sample(logits: Tensor, sampling: Sampling, draws: np.ndarray) -> tuple[Tensor, Tensor | None]:
-    """Tokens (rows,) and, when asked, their log-probabilities under the temperature alone (what TRL compares with).
+def sample_tokens(logits: Tensor, sampling: Sampling, draws: np.ndarray) -> tuple[Tensor, Tensor | None]:
+    """Sample tokens (rows,) by the inverse of the cumulative distribution.
 
-    logits (rows, vocabulary) in any float type; draws (rows,) uniform in [0, 1): the inverse of the cumulative distribution.
+    logits (rows, vocabulary) in any float type; draws (rows,) uniform in [0, 1). With `sampling.logprobs` also returns their
+    log-probabilities under the temperature alone, which TRL compares with.
     """
     logits = logits.float()
     if sampling.temperature == 0:
         tokens = logits.argmax(-1)
         return tokens, logits.log_softmax(-1).gather(-1, tokens[:, None])[:, 0] if sampling.logprobs else None
     probs = (logits / sampling.temperature).softmax(-1)
-    kept = truncate(probs, sampling)
-    total = kept.cumsum(-1)
+    truncated = truncate(probs, sampling)
+    total = truncated.cumsum(-1)
     target = torch.from_numpy(draws).to(total.device)[:, None] * total[:, -1:]
     tokens = torch.searchsorted(total, target, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
     return tokens, probs.gather(-1, tokens[:, None])[:, 0].log() if sampling.logprobs else None

@@ -1,7 +1,7 @@
-"""The policy's weights as the decode loop wants them: adapters folded in, 4-bit unpacked, q/k/v and gate/up fused.
+"""A copy of the policy's weights for decoding: adapters folded in, 4-bit unpacked, q/k/v and gate/up fused.
 
-Decoding through LoRA costs two more products per layer and decoding through NF4 an unpacking per product; one folded copy per update
-costs a fraction of a step. The copy is refreshed in place, so that nothing grows.
+Decoding through LoRA costs two more products per layer, through NF4 an unpacking per product. Folding once per update costs a fraction of
+a step. The copy is refreshed in place, so memory does not grow.
 """
 
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from sbtiny.errors import InputError
 
 SUPPORTED = ("llama", "qwen2", "qwen3")
-CHANGING_ROPE = ("dynamic", "longrope")  # their frequencies depend on how long the sequence has become
+DYNAMIC_ROPE = ("dynamic", "longrope")  # their frequencies depend on the length of the sequence
 
 
-def folded(module: nn.Module, dtype: torch.dtype) -> Tensor:
-    """The weight (out, in) a linear module acts with: base, unpacked if 4-bit, plus its LoRA products, unless disabled."""
+def merged_weight(module: nn.Module, dtype: torch.dtype) -> Tensor:
+    """The effective weight (out, in) of a linear module: the base, unpacked if 4-bit, plus its LoRA products unless disabled."""
     base = getattr(module, "base_layer", module)
     weight = base.weight.data
     if (state := getattr(base.weight, "quant_state", None)) is not None:
@@ -31,12 +31,12 @@ def folded(module: nn.Module, dtype: torch.dtype) -> Tensor:
     return weight.to(dtype)
 
 
-def bias(module: nn.Module, dtype: torch.dtype) -> Tensor | None:
-    found = getattr(module, "base_layer", module).bias
-    return None if found is None else found.data.to(dtype)
+def linear_bias(module: nn.Module, dtype: torch.dtype) -> Tensor | None:
+    bias = getattr(module, "base_layer", module).bias
+    return None if bias is None else bias.data.to(dtype)
 
 
-def joined(parts: list[Tensor | None]) -> Tensor | None:
+def concat_bias(parts: list[Tensor | None]) -> Tensor | None:
     return None if parts[0] is None else torch.cat([part for part in parts if part is not None])
 
 
@@ -55,8 +55,8 @@ class Layer:
     norm_k: Tensor | None
 
     def tensors(self) -> list[Tensor]:
-        found = (getattr(self, name) for name in self.__slots__)
-        return [tensor for tensor in found if tensor is not None]
+        values = (getattr(self, name) for name in self.__slots__)
+        return [tensor for tensor in values if tensor is not None]
 
 
 def read_layer(layer: nn.Module, dtype: torch.dtype) -> Layer:
@@ -64,11 +64,11 @@ def read_layer(layer: nn.Module, dtype: torch.dtype) -> Layer:
     projections = (attention.q_proj, attention.k_proj, attention.v_proj)
     norms = (getattr(attention, "q_norm", None), getattr(attention, "k_norm", None))
     return Layer(
-        qkv=torch.cat([folded(p, dtype) for p in projections]),
-        qkv_bias=joined([bias(p, dtype) for p in projections]),
-        out=folded(attention.o_proj, dtype),
-        gate_up=torch.cat([folded(mlp.gate_proj, dtype), folded(mlp.up_proj, dtype)]),
-        down=folded(mlp.down_proj, dtype),
+        qkv=torch.cat([merged_weight(p, dtype) for p in projections]),
+        qkv_bias=concat_bias([linear_bias(p, dtype) for p in projections]),
+        out=merged_weight(attention.o_proj, dtype),
+        gate_up=torch.cat([merged_weight(mlp.gate_proj, dtype), merged_weight(mlp.up_proj, dtype)]),
+        down=merged_weight(mlp.down_proj, dtype),
         norm_attention=layer.input_layernorm.weight.data.to(dtype),
         norm_mlp=layer.post_attention_layernorm.weight.data.to(dtype),
         norm_q=None if norms[0] is None else norms[0].weight.data.to(dtype),
@@ -79,7 +79,7 @@ def read_layer(layer: nn.Module, dtype: torch.dtype) -> Layer:
 class Weights:
     """A folded copy of a causal language model (Llama, Qwen2 or Qwen3 architecture), with or without a PEFT adapter.
 
-    Raises InputError for other architectures and for rotary embeddings that change with the length.
+    Raises InputError for other architectures and for rotary embeddings that depend on the length.
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype | None = None) -> None:
@@ -87,7 +87,7 @@ class Weights:
         config = plain.config
         if config.model_type not in SUPPORTED:
             raise InputError(f"the rollout engine knows {', '.join(SUPPORTED)} models, not {config.model_type!r}: use --engine generate")
-        if (rope_type := config.rope_parameters["rope_type"]) in CHANGING_ROPE:
+        if (rope_type := config.rope_parameters["rope_type"]) in DYNAMIC_ROPE:
             raise InputError(f"the rollout engine knows no {rope_type!r} rotary embedding: use --engine generate")
         self.dtype = dtype or plain.get_input_embeddings().weight.dtype
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
@@ -99,17 +99,17 @@ class Weights:
         self.embed, self.norm, self.head = self._ends()
 
     def _ends(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Embedding and head (vocabulary, width), final norm (width,): the model's own memory where the dtype is the same."""
+        """Embedding and head (vocabulary, width), final norm (width,); they share the model's memory where the dtype is the same."""
         embed = self.model.get_input_embeddings().weight.data.to(self.dtype)
         tied = self.model.config.tie_word_embeddings
-        head = embed if tied else folded(self.model.get_output_embeddings(), self.dtype)
+        head = embed if tied else merged_weight(self.model.get_output_embeddings(), self.dtype)
         return embed, self.model.model.norm.weight.data.to(self.dtype), head
 
     @torch.no_grad()
     def refresh(self) -> None:
         """Copy the model's present weights in place; call after every optimiser step."""
-        for held, layer in zip(self.layers, self.model.model.layers, strict=True):
-            for old, new in zip(held.tensors(), read_layer(layer, self.dtype).tensors(), strict=True):
+        for copy, layer in zip(self.layers, self.model.model.layers, strict=True):
+            for old, new in zip(copy.tensors(), read_layer(layer, self.dtype).tensors(), strict=True):
                 old.copy_(new)
         for old, new in zip((self.embed, self.norm, self.head), self._ends(), strict=True):
             if old.data_ptr() != new.data_ptr():
@@ -118,9 +118,9 @@ class Weights:
     def rope(self, length: int) -> tuple[Tensor, Tensor]:
         """cos and sin (length, head_dim) of the model's own rotary embedding, scaling included.
 
-        Computed from what the module holds, in float32: unsloth's replacement holds the same but is called otherwise.
+        Computed in float32 from the module's attributes, because unsloth's replacement has the same ones but another call signature.
         """
         positions = torch.arange(length, device=self.embed.device).float()
-        turns = torch.outer(positions, self.rotary.inv_freq.to(positions))
-        angles, scale = torch.cat((turns, turns), -1), self.rotary.attention_scaling
+        half = torch.outer(positions, self.rotary.inv_freq.to(positions))
+        angles, scale = torch.cat((half, half), -1), self.rotary.attention_scaling
         return (angles.cos() * scale).to(self.dtype), (angles.sin() * scale).to(self.dtype)

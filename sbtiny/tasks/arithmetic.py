@@ -1,13 +1,12 @@
-"""The generated task of the bundled model: running sums told as a small story.
+"""The generated task of the bundled model: running sums as a small story.
 
     Tom has 33 coins.
     a) loses 8
     b) finds 5
     How many coins?
 
-The level is the number of steps, 2 to 8: each further step is one more line that any correct solution has to work out, so a harder
-question truly needs more tokens. Train, validation and test questions are disjoint by construction: a hash of the numbers (not of the
-names) decides the split a problem may appear in.
+The level is the number of steps, 2 to 8. Each step is one more line of any correct solution, so a harder question needs more tokens.
+Train, validation and test questions are disjoint: a hash of the numbers, without the names, decides the split of a problem.
 """
 
 import random
@@ -45,7 +44,7 @@ class Problem:
         return next(name for name, buckets in BUCKETS.items() if bucket in buckets)
 
     def tell(self, rng: random.Random) -> str:
-        """The story: names and verbs are decoration, the numbers are the problem."""
+        """Write the story; names and verbs are drawn and do not change the problem."""
         noun = rng.choice(NOUNS)
         lines = [f"{rng.choice(NAMES)} has {self.start} {noun}."]
         for label, step in zip(LABELS, self.steps, strict=False):
@@ -53,8 +52,8 @@ class Problem:
         return "\n".join([*lines, f"How many {noun}?"])
 
 
-def draw(rng: random.Random, level: int) -> Problem:
-    """One problem of `level` steps, from all splits."""
+def draw_problem(rng: random.Random, level: int) -> Problem:
+    """Draw one problem of `level` steps, of any split."""
     value = start = rng.randint(0, 99)
     steps = []
     for _ in range(level):
@@ -64,18 +63,18 @@ def draw(rng: random.Random, level: int) -> Problem:
     return Problem(start, tuple(steps))
 
 
-def problems(split: str, rng: random.Random) -> Iterator[Problem]:
-    """Endless problems of one split, the levels in turn."""
+def draw_problems(split: str, rng: random.Random) -> Iterator[Problem]:
+    """Draw problems of one split without end, cycling through the levels."""
     while True:
         for level in LEVELS:
-            problem = draw(rng, level)
+            problem = draw_problem(rng, level)
             while problem.split != split:
-                problem = draw(rng, level)
+                problem = draw_problem(rng, level)
             yield problem
 
 
-def questions(split: str = "test", limit: int | None = None, seed: int = 0) -> list[Question]:
-    """`limit` (500 unless told) distinct questions of a split; the same seed gives the same questions.
+def generate_questions(split: str = "test", limit: int | None = None, seed: int = 0) -> list[Question]:
+    """Draw `limit` (500 for None) distinct questions of a split; the same seed gives the same questions.
 
     Raises InputError for an unknown split.
     """
@@ -83,12 +82,12 @@ def questions(split: str = "test", limit: int | None = None, seed: int = 0) -> l
         raise InputError(f"arithmetic has no split {split!r}: use one of {', '.join(BUCKETS)}")
     rng = random.Random(f"arithmetic/{split}/{seed}")
     seen: set[Problem] = set()
-    found: list[Question] = []
-    for problem in problems(split, rng):
-        if len(found) == (limit or 500):
-            return found
+    questions: list[Question] = []
+    for problem in draw_problems(split, rng):
+        if len(questions) == (limit or 500):
+            return questions
         if problem not in seen:
             seen.add(problem)
-            name = f"arithmetic-{split}-{seed}-{len(found)}"
-            found.append(Question(name, problem.tell(rng), str(problem.answer), len(problem.steps), "arithmetic"))
-    return found
+            name = f"arithmetic-{split}-{seed}-{len(questions)}"
+            questions.append(Question(name, problem.tell(rng), str(problem.answer), len(problem.steps), "arithmetic"))
+    return questions

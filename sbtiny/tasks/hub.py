@@ -1,20 +1,20 @@
-"""Named sets of questions on the Hugging Face hub, read with `datasets` at a fixed revision where one is known."""
+"""Named data sets of the Hugging Face hub, read with `datasets`, at a fixed revision where one is known."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from sbtiny.errors import InputError
-from sbtiny.tasks.answers import given_answer
-from sbtiny.tasks.sources import HUB_TASKS, Question, Row, to_question
+from sbtiny.tasks.answers import marked_answer
+from sbtiny.tasks.sources import HUB_TASKS, Question, Row, parse_question
 
-VAL_EVERY = 20  # one row in twenty of a hub dataset's train split is the val split
-LONGEST_ANSWER = 200  # characters; a reference beyond is a whole solution, which no verifier can compare with
+VAL_EVERY = 20  # every twentieth row of a hub train split is in the val split
+MAX_ANSWER_CHARS = 200  # a longer reference is a whole solution, which no verifier can check
 
 
 @dataclass(frozen=True, slots=True)
 class Hub:
-    """A dataset of the hub, the splits it has, and its names for our keys. `revision` None is what the hub has today."""
+    """A dataset of the hub, its splits, and its names for our keys. `revision` None is the newest."""
 
     path: str
     name: str | None
@@ -36,26 +36,26 @@ HUBS = {
 }  # fmt: skip
 
 
-def questions(task: str, split: str) -> list[Question]:
-    """All questions of a split. Raises InputError where the set has none of it, and where it cannot be had."""
-    found = to_questions(task, rows(task, split), split)
-    if not found:
+def load_hub_questions(task: str, split: str) -> list[Question]:
+    """Load all questions of a split. Raises InputError for a missing split, no usable row, or a failed download."""
+    questions = to_questions(task, read_hub_rows(task, split), split)
+    if not questions:
         raise InputError(f"{HUBS[task].path} has no row whose answer can be checked: give another --task")
-    return found
+    return questions
 
 
-def at_hand(task: str, split: str) -> bool:
-    """Whether a set with that split was read on this machine before, and can be again without a network."""
+def is_cached(task: str, split: str) -> bool:
+    """Whether the split is in the local cache, so that it loads without a network."""
     from datasets import config
     from datasets.naming import camelcase_to_snakecase
 
     owner, _, name = HUBS[task].path.rpartition("/")
-    kept = Path(config.HF_DATASETS_CACHE) / f"{owner}___{camelcase_to_snakecase(name)}"  # as `datasets` names it
-    return split in HUBS[task].splits and kept.is_dir()
+    cache = Path(config.HF_DATASETS_CACHE) / f"{owner}___{camelcase_to_snakecase(name)}"  # as `datasets` names it
+    return split in HUBS[task].splits and cache.is_dir()
 
 
-def rows(task: str, split: str) -> Iterable[Row]:
-    """All rows of the hub's split that holds ours. Raises InputError where the dataset cannot be had."""
+def read_hub_rows(task: str, split: str) -> Iterable[Row]:
+    """Load all rows of the hub split that contains ours. Raises InputError for a missing split or a failed download."""
     hub, wanted = HUBS[task], "test" if split == "test" else "train"
     if wanted not in hub.splits:
         other = ", ".join(name for name in HUB_TASKS if wanted in HUBS[name].splits)
@@ -65,28 +65,28 @@ def rows(task: str, split: str) -> Iterable[Row]:
 
     try:
         return load_dataset(hub.path, hub.name, split=wanted, revision=hub.revision)
-    except (OSError, ValueError) as error:  # no connection and no cached copy; a dataset that changed its shape
+    except (OSError, ValueError) as error:  # no connection and no cached copy, or a changed dataset
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
-        mend = "go online, or give a JSON Lines file of questions in its place"
-        raise InputError(f"cannot get {hub.path} from the hub ({reason}): {mend}") from error
+        hint = "go online, or give a JSON Lines file of questions instead"
+        raise InputError(f"cannot get {hub.path} from the hub ({reason}): {hint}") from error
 
 
-def to_questions(task: str, found: Iterable[Row], split: str) -> list[Question]:
-    """Hub rows as questions; every twentieth row of the hub's train split is our val split, and not in train.
+def to_questions(task: str, rows: Iterable[Row], split: str) -> list[Question]:
+    """Convert hub rows to questions. Every twentieth row of the hub's train split is in val and not in train.
 
-    An answer that is a whole solution counts by the answer it gives expressly; without one the row is left out.
+    A whole solution is replaced by its marked answer; a row without one is left out.
     """
-    hub, kept = HUBS[task], []
-    for index, row in enumerate(found):
+    hub, questions = HUBS[task], []
+    for index, row in enumerate(rows):
         if split != "test" and (split == "val") != (index % VAL_EVERY == 0):
             continue
         where, name = f"{hub.path}, row {index}", f"{task}-{'test' if split == 'test' else 'train'}-{index:05d}"
         if hub.answer not in row or hub.question not in row:
             raise InputError(f"{where} has no {hub.question!r} and {hub.answer!r}: the set has changed; give a JSON Lines file")
         answer = str(row[hub.answer] or "")
-        if "####" not in answer and len(answer) > LONGEST_ANSWER:
-            answer = given_answer(answer) or ""
-        if answer.strip(" $") and len(answer.rpartition("####")[2]) <= LONGEST_ANSWER:
+        if "####" not in answer and len(answer) > MAX_ANSWER_CHARS:
+            answer = marked_answer(answer) or ""
+        if answer.strip(" $") and len(answer.rpartition("####")[2]) <= MAX_ANSWER_CHARS:
             renamed = row | {"id": name, "question": row[hub.question], "answer": answer.strip(" $"), "source": task}
-            kept.append(to_question(renamed, where, name))
-    return kept
+            questions.append(parse_question(renamed, where, name))
+    return questions

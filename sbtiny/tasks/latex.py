@@ -1,4 +1,4 @@
-"""Whether two formulas are the same, told by math-verify in a process of its own that is killed when it takes too long."""
+"""Decide whether two formulas are equal, with math-verify in a process of its own that is killed when it takes too long."""
 
 import json
 import logging
@@ -25,8 +25,8 @@ from sbtiny.tasks.numbers import (
 )
 
 MATH_SECONDS = 3.0  # for one symbolic comparison; most take hundredths
-LONGEST_SUM = 200  # characters of arithmetic left standing that is worth working out
-DIGITS = 3000  # to which a difference may have to be worked out
+LONGEST_SUM = 200  # characters; longer arithmetic is not worked out
+DIGITS = 3000  # most digits of a difference
 MATH_BYTES = 2 << 30  # address space of the comparing process
 
 
@@ -62,7 +62,7 @@ class Pair:
         return cls(bare_formula(reference), bare_formula(answer))
 
     def plain_verdict(self) -> bool | None:
-        """What reading the two tells; None where algebra must decide."""
+        """Compare the two as text and numbers. None where algebra must decide."""
         reference, answer = squeezed(self.reference), squeezed(self.answer)
         if reference == answer:
             return bool(answer)
@@ -72,13 +72,13 @@ class Pair:
         if has_words(self.reference) or has_words(self.answer):
             return plain_words(self.reference) == plain_words(self.answer)
         if reference.lower() == answer.lower() and reference.isalpha():
-            return len(reference) > 2 or reference.lower() == "no"  # AB is another segment than ab
+            return len(reference) > 2 or reference.lower() == "no"  # AB and ab are different segments
         if reference.lower() == answer.lower() or (parse_number(self.reference) is not None and not self.may_be_number()):
             return False
         return None if self.names_fit() else False
 
     def may_be_number(self) -> bool:
-        """An answer that is neither a list, nor an inequality, nor numbers side by side, nor longer than any sensible sum."""
+        """Whether the answer is no list, no inequality, no row of numbers, and not longer than LONGEST_SUM."""
         if len(self.answer) > LONGEST_SUM:
             return False
         outside, before = TEXT_INSIDE.sub(r" \1 ", self.answer), ""
@@ -87,7 +87,7 @@ class Pair:
         return not SEVERAL_NUMBERS.search(outside) and not RELATION.search(self.answer)
 
     def names_fit(self) -> bool:
-        """An equation answers what is none only where its left side is a name or plain arithmetic."""
+        """Whether an equation may answer a reference without one: its left side must be a name or plain arithmetic."""
         if EQUALS.search(self.reference) or re.search("[,;]|text", self.answer):
             return True
         *left, _ = EQUALS.split(self.answer)
@@ -102,14 +102,14 @@ def bare_formula(text: str) -> str:
     text = re.sub(r"\\varnothing(?![A-Za-z])|^\\\{\s?\\\}$", r"\\emptyset", text)
     text = re.sub(r"\\sqrt\s?([0-9]{2,})", r"\\sqrt{\1}", text)
     text = re.sub(r"(?<!\\)\bsqrt\s?\(([^()]*+)\)", r"\\sqrt{\1}", re.sub(r"\*\*\s?(-?[0-9]++)", r"^{\1}", text))
-    behind = UNIT_BEHIND.search(text)
-    if behind and behind.start() and unit_scale(" " + (behind[1] or behind[2] or "").strip()) == 1:
-        text = text[: behind.start()]
+    unit = UNIT_BEHIND.search(text)
+    if unit and unit.start() and unit_scale(" " + (unit[1] or unit[2] or "").strip()) == 1:
+        text = text[: unit.start()]
     return DEGREES_BEHIND.sub("", text.rstrip())
 
 
 def squeezed(latex: str) -> str:
-    """A formula without spaces, except between digits, where they part numbers."""
+    """Remove the spaces of a formula, except between digits, where they separate numbers."""
     latex = re.sub(r"(?<=\\)[dtc](?=frac)", "", latex)
     return re.sub(r"(?<![0-9])\s++|\s++(?![0-9])", "", latex)
 
@@ -125,15 +125,15 @@ def plain_words(text: str) -> str:
 
 
 def same_based_number(reference: str, answer: str) -> bool | None:
-    """Whether two numbers written in a base are the same: of another base is wrong, for the base was asked for."""
-    expected, found = BASE.fullmatch(reference), BASE.fullmatch(answer)
-    if not expected and not found:
+    """Whether two numbers with a base are equal in digits and base. None where neither has a base."""
+    expected, given = BASE.fullmatch(reference), BASE.fullmatch(answer)
+    if not expected and not given:
         return None
-    if expected and found:
-        return digits_and_base(expected) == digits_and_base(found)
+    if expected and given:
+        return digits_and_base(expected) == digits_and_base(given)
     if expected:
         return expected[1].upper() == answer.strip("()").upper()
-    digits, base = digits_and_base(found)
+    digits, base = digits_and_base(given)
     return base == 10 and same_number(reference, digits) is True
 
 
@@ -144,7 +144,7 @@ def digits_and_base(match: re.Match[str]) -> tuple[str, int]:
 class MathProcess:
     """math-verify in a process of its own, killed when one comparison takes too long.
 
-    math-verify's own limit is an alarm: it works in the main thread alone, and a huge number may fill the memory first.
+    math-verify limits itself by an alarm, which works only in the main thread and not against full memory.
     """
 
     def __init__(self) -> None:
@@ -156,8 +156,8 @@ class MathProcess:
             process = self.process or self.start()
             reply = self.ask(process, json.dumps([reference, answer]), MATH_SECONDS)
         if reply not in ("true", "false"):
-            why = f"comparing {reply or f'took over {MATH_SECONDS:.0f} s or too much memory'}: counted as wrong"
-            logging.getLogger(__name__).warning("%s: %s", name, why)
+            failure = f"comparing {reply or f'took over {MATH_SECONDS:.0f} s or too much memory'}: counted as wrong"
+            logging.getLogger(__name__).warning("%s: %s", name, failure)
         return reply == "true"
 
     def start(self) -> subprocess.Popen[str]:
@@ -174,7 +174,7 @@ class MathProcess:
         return self.process
 
     def ask(self, process: subprocess.Popen[str], line: str, seconds: float) -> str:
-        """One line of reply, or nothing when the process died or had to be killed."""
+        """Send a line and read one line of reply; empty when the process died or was killed."""
         timer = threading.Timer(seconds, process.kill)
         timer.start()
         reply = ""
@@ -184,7 +184,7 @@ class MathProcess:
                 reply = process.stdout.readline().strip()
         finally:
             timer.cancel()
-            if not reply:  # also after Ctrl-C: a late reply must not answer the next question
+            if not reply:  # also after Ctrl-C, or a late reply would answer the next question
                 process.kill()
                 process.communicate()
                 self.process = None
@@ -193,44 +193,44 @@ class MathProcess:
 
 @cache
 def math_process(pid: int) -> MathProcess:
-    """The comparing process of process `pid`: a forked child must not talk through its parent's pipes."""
+    """Return the comparing process of process `pid`. A forked child gets its own, as it must not use its parent's pipes."""
     return MathProcess()
 
 
 def compare_math() -> None:
-    """The work of that process: pairs of reference and answer on stdin, `true` or `false` on stdout."""
-    reply, sys.stdout = sys.stdout, sys.stderr  # libraries print
+    """Run the comparing process: read pairs of reference and answer from stdin, write `true` or `false` to stdout."""
+    reply, sys.stdout = sys.stdout, sys.stderr  # libraries print to stdout
     logging.disable()
     with suppress(ImportError, ValueError, OSError):  # not on every system
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (MATH_BYTES, MATH_BYTES))
-    alarm = getattr(signal, "alarm", lambda seconds: None)  # its default is to end the process: for one left an orphan
+    alarm = getattr(signal, "alarm", lambda seconds: None)  # SIGALRM ends a process whose parent is gone
     for line in sys.stdin:
         alarm(round(MATH_SECONDS) + 2)
         pair = json.loads(line)
         try:
             verdict = json.dumps(compare_pair(*pair)) if pair else "ready"
-        except Exception as error:  # sympy raises anything, and a dead process would read as one that took too long
+        except Exception as error:  # sympy raises anything, and a dead process would be reported as too slow
             verdict = f"failed: {type(error).__name__}: {error}".replace("\n", " ")[:200]
         alarm(0)
         print(verdict, file=reply, flush=True)
 
 
 def compare_pair(reference: str, answer: str) -> bool:
-    """math-verify's verdict, but no units dropped by it and nothing held equal that differs in value."""
+    """Compare with math-verify, without its dropping of units; formulas of different value are never equal."""
     from math_verify import LatexExtractionConfig, parse, verify
 
     latex = LatexExtractionConfig()  # the plain-text extractor hands text to sympy's parse_expr, which evaluates it
     latex = replace(latex, normalization_config=replace(latex.normalization_config, units=False, boxed="none"))
-    gold, found = (parse(f"${text}$", [latex], parsing_timeout=None) for text in (reference, answer))
-    gold, found = ([region(one, text) for one in parsed] for parsed, text in ((gold, reference), (found, answer)))
-    same = verify(gold, found, timeout_seconds=None, allow_set_relation_comp=True)
-    return bool(same) and not (gold and found and differ(gold[0], found[0]))
+    gold, given = (parse(f"${text}$", [latex], parsing_timeout=None) for text in (reference, answer))
+    gold, given = ([solution_set(one, text) for one in parsed] for parsed, text in ((gold, reference), (given, answer)))
+    same = verify(gold, given, timeout_seconds=None, allow_set_relation_comp=True)
+    return bool(same) and not (gold and given and differ(gold[0], given[0]))
 
 
-def region(formula: Any, text: str) -> Any:
-    """The numbers that inequalities in one unknown, with `or` or `and` between, allow; any other formula as it is."""
+def solution_set(formula: Any, text: str) -> Any:
+    """Convert inequalities in one unknown, joined by `or` or `and`, to the set they allow. Return any other formula as it is."""
     from sympy import Eq, FiniteSet, Intersection, Union
     from sympy.core.relational import Relational
 
@@ -242,36 +242,36 @@ def region(formula: Any, text: str) -> Any:
     return join(*(one.as_set() for one in formula))
 
 
-def differ(gold: Any, found: Any) -> bool:
-    """Whether two formulas have other values: math-verify rounds, by which all that is tiny is the same."""
+def differ(gold: Any, given: Any) -> bool:
+    """Whether two formulas differ in value. math-verify alone rounds, so that all tiny values are equal."""
     from sympy import Eq, Expr, FiniteSet, Interval, MatrixBase, Tuple
 
-    if isinstance(gold, Eq) and isinstance(found, Eq) and gold.lhs != found.lhs:
+    if isinstance(gold, Eq) and isinstance(given, Eq) and gold.lhs != given.lhs:
         return False  # the same line may be written in many ways
-    gold, found = (formula.rhs if isinstance(formula, Eq) else formula for formula in (gold, found))
-    if isinstance(gold, FiniteSet) and isinstance(found, FiniteSet):
-        return any(all(differ(one, other) for other in found) for one in gold)
-    if isinstance(gold, Interval) is not isinstance(found, Interval):
-        return isinstance(gold, (FiniteSet, Tuple)) or isinstance(found, (FiniteSet, Tuple))  # (1,2) is no list of 1 and 2
+    gold, given = (formula.rhs if isinstance(formula, Eq) else formula for formula in (gold, given))
+    if isinstance(gold, FiniteSet) and isinstance(given, FiniteSet):
+        return any(all(differ(one, other) for other in given) for one in gold)
+    if isinstance(gold, Interval) is not isinstance(given, Interval):
+        return isinstance(gold, (FiniteSet, Tuple)) or isinstance(given, (FiniteSet, Tuple))  # (1,2) is no list of 1 and 2
     if isinstance(gold, Interval):
-        gold, found = Tuple(gold.start, gold.end), Tuple(found.start, found.end)
-    if isinstance(gold, (Tuple, MatrixBase)) and isinstance(found, (Tuple, MatrixBase)):
-        return any(differ(one, other) for one, other in zip(gold, found, strict=True))
-    return isinstance(gold, Expr) and isinstance(found, Expr) and differ_in_value(gold, found)
+        gold, given = Tuple(gold.start, gold.end), Tuple(given.start, given.end)
+    if isinstance(gold, (Tuple, MatrixBase)) and isinstance(given, (Tuple, MatrixBase)):
+        return any(differ(one, other) for one, other in zip(gold, given, strict=True))
+    return isinstance(gold, Expr) and isinstance(given, Expr) and differ_in_value(gold, given)
 
 
-def differ_in_value(gold: Any, found: Any) -> bool:
-    """Compares at one point: rationals exactly, decimals to six digits, the rest to as many digits as it takes."""
+def differ_in_value(gold: Any, given: Any) -> bool:
+    """Whether two formulas differ at one point: rationals exactly, decimals to six digits, others to up to DIGITS digits."""
     from sympy import Float, Rational
 
-    floats = gold.atoms(Float) | found.atoms(Float)
+    floats = gold.atoms(Float) | given.atoms(Float)
     exact = {value: Rational(str(value)) for value in floats}
-    symbols = sorted(gold.free_symbols | found.free_symbols, key=str)
+    symbols = sorted(gold.free_symbols | given.free_symbols, key=str)
     point = {symbol: Rational(17 + 6 * place, 13) for place, symbol in enumerate(symbols)}
-    gold, found = (formula.xreplace(exact).subs(point).doit() for formula in (gold, found))
-    if gold.is_Rational and found.is_Rational:
-        return bool(gold != found)
-    difference = (gold - found).evalf(15, maxn=DIGITS)
+    gold, given = (formula.xreplace(exact).subs(point).doit() for formula in (gold, given))
+    if gold.is_Rational and given.is_Rational:
+        return bool(gold != given)
+    difference = (gold - given).evalf(15, maxn=DIGITS)
     if floats:
         return bool(abs(difference) > 1e-6 * abs(gold.evalf(15)))
     return any(part.is_Float and part._prec > 1 and part != 0 for part in difference.as_real_imag())

@@ -1,4 +1,4 @@
-"""Keep evaluation questions out of training: a question is the same where its words and numbers are."""
+"""Keep evaluation questions out of training. Questions with the same words and numbers are the same."""
 
 import re
 import unicodedata
@@ -6,53 +6,54 @@ from collections.abc import Callable, Iterable, Sequence
 from hashlib import blake2b
 from typing import Protocol, TypeVar
 
+from sbtiny.config import Settings
 from sbtiny.errors import InputError
-from sbtiny.tasks.sources import HUB_TASKS, TASKS, load_questions
+from sbtiny.progress import console
+from sbtiny.tasks.load import load_questions
+from sbtiny.tasks.sources import HUB_TASKS, TASKS
 
 
-class Asked(Protocol):
-    """What has a question, and the place it was read from: Question, Trace, Labelled."""
+class HasQuestion(Protocol):
+    """An object with a question and the place it was read from: Question, Trace, Labelled."""
 
     question: str
     where: str
 
 
-Item = TypeVar("Item", bound=Asked)
-SHOWN = 5  # places that are told
+Item = TypeVar("Item", bound=HasQuestion)
+SHOWN_PLACES = 5  # places in the message
 
 
-def fingerprint(question: str) -> str:
-    """A hash of the words and numbers alone: case, white space, punctuation and the form of letters are nothing."""
+def hash_question(question: str) -> str:
+    """Hash the words and numbers of a question, without case, white space, punctuation and Unicode form."""
     plain = unicodedata.normalize("NFKC", question).casefold()
     words = re.findall(r"\w+(?:[.,]\d+)*|[-+*/^=<>]", plain)
     return blake2b(" ".join(words).encode(), digest_size=8).hexdigest()
 
 
-def apart(items: Sequence[Item], heldout: Iterable[Asked], of: str, say: Callable[[str], None]) -> list[Item]:
-    """The items whose question is none of `heldout`; the others are told. Raises InputError when nothing is left."""
-    kept_out = {fingerprint(item.question) for item in heldout}
-    kept, left = [], []
+def split_heldout(items: Sequence[Item], heldout: Iterable[HasQuestion], of: str, say: Callable[[str], None]) -> list[Item]:
+    """Return the items whose question is not in `heldout`; report the others. Raises InputError when nothing is left."""
+    heldout_hashes = {hash_question(item.question) for item in heldout}
+    allowed, excluded = [], []
     for item in items:
-        (left if fingerprint(item.question) in kept_out else kept).append(item)
-    if items and not kept:
+        (excluded if hash_question(item.question) in heldout_hashes else allowed).append(item)
+    if items and not allowed:
         first = f" (the first: {items[0].where})" if items[0].where else ""
         raise InputError(f"every question is an evaluation question of {of}{first}: train on others")
-    if left:
-        places = [item.where for item in left if item.where]
-        more = ["..."] if len(places) > SHOWN else []
-        say(f"evaluation questions of {of} left out: {'; '.join([str(len(left)), *places[:SHOWN], *more])}")
-    return kept
+    if excluded:
+        places = [item.where for item in excluded if item.where]
+        more = ["..."] if len(places) > SHOWN_PLACES else []
+        say(f"evaluation questions of {of} left out: {'; '.join([str(len(excluded)), *places[:SHOWN_PLACES], *more])}")
+    return allowed
 
 
-def without_heldout(
-    items: Sequence[Item], task: str, split: str, say: Callable[[str], None], seed: int = 0
-) -> tuple[list[Item], int]:
-    """`apart` from all that `sbtiny eval` would ask, and from the test splits of named sets that are on this machine.
+def without_heldout(items: Sequence[Item], task: str, split: str, say: Callable[[str], None], seed: int = 0) -> tuple[list[Item], int]:
+    """Remove the questions of `sbtiny eval` and of cached public test sets; returns (items, how many were removed).
 
-    Also returns how many were left out. A hub's set that is not at hand is told and not compared.
+    A hub set that cannot be loaded is reported and skipped.
     """
-    kept = list(items)
-    for name, part in evaluations(task, split):
+    allowed = list(items)
+    for name, part in heldout_splits(task, split):
         try:
             heldout = load_questions(name, part, None, seed)
         except InputError as error:
@@ -60,13 +61,21 @@ def without_heldout(
                 raise
             say(f"not compared with the evaluation questions of {name}: {error}")
         else:
-            kept = apart(kept, heldout, name, say)
-    return kept, len(items) - len(kept)
+            allowed = split_heldout(allowed, heldout, name, say)
+    return allowed, len(items) - len(allowed)
 
 
-def evaluations(task: str, split: str) -> list[tuple[str, str]]:
-    """(task, split) of the evaluation that is set, unless it asks training questions on purpose, and of the sets that others compare on."""
+def heldout_splits(task: str, split: str) -> list[tuple[str, str]]:
+    """List (task, split) that training must avoid: the configured evaluation, unless it is a train split, and cached public test sets."""
     from sbtiny.tasks import hub
 
     own = [(task, split)] if split != "train" or task not in TASKS else []  # a file is used whole, whatever the split
-    return own + [(name, "test") for name in HUB_TASKS if (name, "test") not in own and hub.at_hand(name, "test")]
+    return own + [(name, "test") for name in HUB_TASKS if (name, "test") not in own and hub.is_cached(name, "test")]
+
+
+def drop_eval_questions(items: list[Item], source: str, settings: Settings) -> tuple[list[Item], int]:
+    """Remove evaluation questions; returns (items, how many were removed). The splits of the generated task are disjoint already."""
+    e = settings.eval
+    if source == e.task == "arithmetic":
+        return items, 0
+    return without_heldout(items, e.task, e.split, lambda message: console.print(message, markup=False, style="yellow"), settings.seed)

@@ -1,4 +1,4 @@
-"""The exact value of a number as people and models write it: separators, fractions, LaTeX, currency, units, words.
+"""Parse numbers as people and models write them: separators, fractions, LaTeX, currency, units, words.
 
 Numbers are exact fractions of bounded size, and searches are linear in the text.
 """
@@ -10,11 +10,11 @@ from itertools import accumulate
 from string import ascii_lowercase
 from unicodedata import normalize
 
-LONGEST_NUMBER = 300  # characters; Python refuses integers above 4300 digits
+MAX_NUMBER_CHARS = 300  # characters; Python refuses integers above 4300 digits
 LARGEST_EXPONENT = 400  # 1e999999999 would fill the memory
-DEEPEST_MACROS = 8  # macros inside one another that are still unwrapped
+DEEPEST_MACROS = 8  # nested macros that are unwrapped
 
-# Possessive quantifiers (*+, ++) keep searches linear. Digits are ASCII: \d and int() take other scripts too.
+# Possessive quantifiers (*+, ++) keep searches linear. Digits are ASCII; \d and int() accept other scripts.
 WHOLE = r"(?:[0-9]{1,3}(?:,[0-9]{3})++|[0-9]++)"
 DIGITS = rf"(?:{WHOLE}(?:\.[0-9]++)?|\.[0-9]++)"
 POWER = r"(?:[eE]([+-]?[0-9]++)|\s?(?:\\times|\\cdot|×|\*)\s?10\s?(?:\^|\*\*)\s?\{?\s?([+-]?[0-9]++)\s?\}?)"
@@ -33,7 +33,7 @@ COUNTS = (
     "nineteen twenty thirty forty fifty sixty seventy eighty ninety tens"
 )
 PARTS = "half third fourth quarter fifth sixth seventh eighth ninth tenth hundredth thousandth millionth"
-SENTENCE_WORDS = {"or", "and", "to", "is", "are", "was", "if", "one", "times", "out", "zero"}  # may stand beside an answer
+SENTENCE_WORDS = {"or", "and", "to", "is", "are", "was", "if", "one", "times", "out", "zero"}  # may stand next to an answer
 DENIALS = {"not", "no", "never", "cannot", "impossible", "wrong", "incorrect", "undefined", "unless", "except", "false"}
 CHANGES = {"minus", "plus", "negative", "below", "least", "most", "squared", "cubed", "factorial", "root", "divided"}
 FUNCTIONS = {"pi", "sqrt", "sin", "cos", "tan", "log", "ln", "exp", "mod", "modulo", "choose", "base", "binary", "octal", "infinity"}
@@ -48,7 +48,7 @@ SCALES |= {"thousandths": Fraction(1, 10**3), "millionths": Fraction(1, 10**6)}
 SENTENCE_CHANGES = CHANGES_VALUE | SCALES.keys() | {"than", "between", "under"}
 EQUALS = re.compile(r"(?<![<>!:=])=(?!=)")
 NAME = r"(?:[A-Za-z]{1,2}|[A-Za-z ]{3,40})(?:_(?:\{[^{}]*+\}|\w))?'{0,2}(?:(?:\^\{-1\})?\([^()=]*+\))?"
-LEFT_SIDE = re.compile(rf"\s*+{NAME}\s*+|[^0-9+*/^<>,;-]*+|[^A-Za-z]*+")  # a name or plain arithmetic, not an equation in x
+LEFT_SIDE = re.compile(rf"\s*+{NAME}\s*+|[^0-9+*/^<>,;-]*+|[^A-Za-z]*+")  # a name or plain arithmetic, no equation in x
 COMMAND = re.compile(r"\\[A-Za-z]++")
 UNKNOWN_INSIDE = re.compile(r"\\(?:sqrt|sin|cos|tan|log|ln|exp|binom)(?![A-Za-z])|[a-z]\s?!|\|\s?[a-z]\s?\|")
 FRACTION_SIGNS = re.compile("[¼-¾⅐-⅞↉]")
@@ -95,18 +95,18 @@ REWRITES = tuple(
 
 
 def parse_number(text: str) -> Fraction | None:
-    r"""The exact value of a text that is one number, or None.
+    r"""Parse a text that is one number to its exact value; None for any other text.
 
     Takes signs, 1,234 and 10 000, decimals, 0.\overline{3}, 3/4, \frac, mixed numbers, 1.5e3, 1.5 \times 10^3, currency,
-    a name with `=` in front, and units behind, which are dropped: 50% is 50. Words such as million and fifths multiply.
-    Other words that change a number make it none. Exponents beyond 400 are refused.
+    a name with `=` before it, and units after it, which are dropped: 50% is 50. Words such as million and fifths multiply.
+    Other words that change a number give None, and so do exponents beyond 400.
     """
-    if len(text) > LONGEST_NUMBER:
+    if len(text) > MAX_NUMBER_CHARS:
         return None
     return Fraction(text) if SIMPLE_NUMBER.fullmatch(text) else parse_marked_number(text)
 
 
-@lru_cache(maxsize=4096)  # references come again and again
+@lru_cache(maxsize=4096)  # the same references come often
 def parse_marked_number(text: str) -> Fraction | None:
     text = without_layout(text)
     for pattern, new in REWRITES:
@@ -132,7 +132,7 @@ def is_name_or_sum(side: str) -> bool:
 
 
 def without_layout(text: str) -> str:
-    """A formula without what only changes how it looks: colours, sizes, spaces, outer braces, Markdown, Unicode forms."""
+    """Remove the layout of a formula: colours, sizes, spaces, outer braces, Markdown, Unicode forms."""
     if not text.isascii():
         text = FRACTION_SIGNS.sub(vulgar_fraction, text.translate(SIGNS))
         text = RAISED.sub(lambda sign: "^{" + normalize("NFKC", sign[0]).replace("−", "-") + "}", text)
@@ -152,7 +152,7 @@ def vulgar_fraction(sign: re.Match[str]) -> str:
 
 
 def without_braces(text: str) -> str:
-    """The inside of braces round the whole text."""
+    """Remove braces around the whole text."""
     while text.startswith("{") and text.endswith("}") and not re.search(r"\\}$|\\(?:choose|over)(?![A-Za-z])", text):
         depths = list(accumulate((sign == "{") - (sign == "}") for sign in text))
         if 0 in depths[:-1] or depths[-1]:
@@ -172,7 +172,7 @@ def repeating_fraction(match: re.Match[str]) -> str:
 
 
 def unit_scale(rest: str) -> Fraction | int | None:
-    """What the text behind a number multiplies it by: 1 for nothing or a unit; None when it is more than a unit."""
+    """Read the factor of the text after a number: 1 for no text or a unit, None for anything more than a unit."""
     if not (text := rest.strip(" .,;)")):
         return 1
     below_zero = text.endswith(" below zero")
@@ -213,15 +213,15 @@ UNIT_NAMES = {
     }.items()
     for name in names.split()
 }  # fmt: skip
-INLINE_FORMULA = re.compile(r"(?<!\\)\$([^$]*+)(?<!\\)\$")  # these dollars are no currency
+INLINE_FORMULA = re.compile(r"(?<!\\)\$([^$]*+)(?<!\\)\$")  # dollars that are no currency
 PER = re.compile(r"\bper\b|/(?=\s?[A-Za-z])|\san?\s")
 LEFT_NAME = re.compile(r"^[\s$]*+([A-Za-z])\s*+=")
 UNIT = re.compile(r"[$€£%]|(?<![A-Za-z\\])[A-Za-z]++")
 
 
 def measure_unit(text: str) -> str | None:
-    """The first well-known unit in a short text, under one name for all its spellings."""
-    if SIMPLE_NUMBER.fullmatch(text) or len(text) > LONGEST_NUMBER:
+    """Find the first known unit in a short text, under one name for all spellings."""
+    if SIMPLE_NUMBER.fullmatch(text) or len(text) > MAX_NUMBER_CHARS:
         return None
     text = INLINE_FORMULA.sub(r"\1", EQUALS.split(text)[-1])
     for word in UNIT.findall(PER.split(text)[0]):
@@ -232,7 +232,7 @@ def measure_unit(text: str) -> str | None:
 
 
 def same_number(reference: str, answer: str) -> bool | None:
-    """Whether two texts are one number in units that do not differ; None when the answer is no plain number."""
+    """Whether two texts are the same number with no different units. None when either is no plain number."""
     expected, value = parse_number(reference), parse_number(answer)
     if expected is None or value is None:
         return None

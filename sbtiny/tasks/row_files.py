@@ -1,4 +1,4 @@
-"""Rows of a file, whatever its kind: JSON Lines, a JSON list, CSV or Parquet, the first three also as .gz."""
+"""Read the rows of a file: JSON Lines, a JSON list, CSV or Parquet, the first three also as .gz."""
 
 import csv
 import gzip
@@ -14,11 +14,11 @@ from sbtiny.errors import InputError
 
 Row = dict[str, Any]
 Numbered = Iterator[tuple[int, Row]]
-LONGEST_FIELD = 1 << 30  # bytes of one field of CSV; its own limit of 128 KiB is below a long answer
+LONGEST_FIELD = 1 << 30  # bytes of a CSV field; the csv module's 128 KiB is less than a long answer
 
 
 def read_file(file: Path) -> list[tuple[int, Row]]:
-    """(number, row) of each object; see `locate`. Raises InputError with the place of what is wrong."""
+    """Read (number, row) of each object; see `locate`. Raises InputError with the place of the fault."""
     try:
         content = file.read_bytes()
         content = gzip.decompress(content) if file.suffix.lower() == ".gz" else content
@@ -26,17 +26,17 @@ def read_file(file: Path) -> list[tuple[int, Row]]:
         raise InputError(f"{file} is no whole gzip file ({error}): fetch or pack it again") from error
     except OSError as error:
         raise InputError(f"cannot read {file}: {error.strerror}") from error
-    return list(KINDS.get(kind(file.name), read_lines)(content.removeprefix(b"\xef\xbb\xbf"), file))
+    return list(KINDS.get(file_format(file.name), read_lines)(content.removeprefix(b"\xef\xbb\xbf"), file))
 
 
-def kind(name: str) -> str:
-    """The ending that says how a file is written; that of the file inside where it is packed."""
+def file_format(name: str) -> str:
+    """Return the suffix that names the file's format; `.gz` is skipped."""
     return Path(name.lower().removesuffix(".gz")).suffix
 
 
 def locate(path: str, number: int) -> str:
-    """Where a row stands: the line of a text file, the row of any other."""
-    counted = "row" if kind(re.sub("#[0-9]+$", "", path)) in KINDS else "line"
+    """Write the place of a row: the line of a text file, the row of any other."""
+    counted = "row" if file_format(re.sub("#[0-9]+$", "", path)) in KINDS else "line"
     return f"{path}, {counted} {number}"
 
 
@@ -44,22 +44,22 @@ def read_lines(content: bytes, file: Path) -> Numbered:
     for number, line in enumerate(content.splitlines(), 1):
         if line.strip():
             where = f"{file}, line {number}"
-            yield number, checked(parse(line, where), where)
+            yield number, require_object(parse(line, where), where)
 
 
 def read_json(content: bytes, file: Path) -> Numbered:
-    """A list of objects; anything else as JSON Lines, for they come under this ending too."""
+    """Read a list of objects. Anything else is read as JSON Lines, which also come with this suffix."""
     if not content.lstrip().startswith(b"["):
         yield from read_lines(content, file)
         return
     for number, row in enumerate(parse(content, str(file)), 1):
-        yield number, checked(row, f"{file}, row {number}")
+        yield number, require_object(row, f"{file}, row {number}")
 
 
 def read_csv(content: bytes, file: Path) -> Numbered:
-    """Named by the first line; an empty field is none."""
+    """Read rows with the first line as keys. An empty field is left out."""
     csv.field_size_limit(LONGEST_FIELD)
-    reader = csv.DictReader(io.StringIO(decoded(content, str(file)), newline=""), strict=True)
+    reader = csv.DictReader(io.StringIO(decode(content, str(file)), newline=""), strict=True)
     try:
         for number, row in enumerate(reader, 1):
             if None in row:
@@ -87,23 +87,23 @@ ENDINGS = (".jsonl", *KINDS, ".gz")
 
 def parse(content: bytes, where: str) -> Any:
     try:
-        return json.loads(decoded(content, where))
+        return json.loads(decode(content, where))
     except json.JSONDecodeError as error:
-        line = f", line {error.lineno}" if error.lineno > 1 else ""  # of a whole file
+        line_number = f", line {error.lineno}" if error.lineno > 1 else ""  # in a file that is one document
         reason = f"broken JSON ({error.msg}): write one whole object a line"
-        raise InputError(f"{where}{line}, column {error.colno}: {reason}") from error
+        raise InputError(f"{where}{line_number}, column {error.colno}: {reason}") from error
     except (ValueError, RecursionError) as error:  # an integer of thousands of digits, thousands of brackets
         raise InputError(f"{where}: unusable JSON: {error}") from error
 
 
-def decoded(content: bytes, where: str) -> str:
+def decode(content: bytes, where: str) -> str:
     try:
         return content.decode()
     except UnicodeDecodeError as error:
         raise InputError(f"{where}, byte {error.start + 1}: not UTF-8 text: save the file as UTF-8") from error
 
 
-def checked(row: Any, where: str) -> Row:
+def require_object(row: Any, where: str) -> Row:
     if not isinstance(row, dict):
         raise InputError(f"{where}: a {type(row).__name__}, not an object: write one JSON object a line, in no list")
     return row

@@ -1,4 +1,4 @@
-r"""Rows as people have them, read as ours: question and, where the row has them, system, answer and response.
+r"""Read rows of any common shape: question and, where present, system, answer and response.
 
 | what              | keys                                                                                                |
 |-------------------|-----------------------------------------------------------------------------------------------------|
@@ -8,7 +8,7 @@ r"""Rows as people have them, read as ours: question and, where the row has them
 | TRL               | prompt, completion: each a text, or a list of turns                                                 |
 | chats             | messages, or conversations, of role and content, or of from and value; content may be a list of parts |
 
-Thoughts that stand apart from their answer (`reasoning_content`) go before it, in `<think>`: both formats read that, `solution` as words.
+Separate thoughts (`reasoning_content`) go before the answer in `<think>`. The format `solution` reads these tags as words.
 """
 
 import json
@@ -22,7 +22,7 @@ from sbtiny.budget.protocol import THINK
 from sbtiny.errors import InputError
 from sbtiny.tasks.row_files import Row
 
-# Our key -> theirs; the first that holds something counts.
+# Our key -> keys of others; the first with a value counts.
 KEYS = {
     "question": ("question", "problem", "instruction", "prompt"),
     "response": ("response", "solution", "generated_solution", "output", "completion"),
@@ -33,13 +33,13 @@ KEYS = {
     "thoughts": ("reasoning_content", "reasoning", "thinking"),
 }
 ROLES = {"human": "user", "gpt": "assistant", "model": "assistant", "developer": "system"}
-SHOWN = 12  # keys that are named
+SHOWN = 12  # keys in a message
 Turn = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """What a row says. `key` is where its response stands; a `chat` is one of turns."""
+    """The content of a row. `key` is the key of its response; `chat`: the row is a list of turns."""
 
     question: str
     system: str | None = None
@@ -50,123 +50,123 @@ class Example:
 
     @property
     def spoken(self) -> str:
-        """The response without its thoughts."""
+        """The response without thoughts."""
         return (self.response or "").rpartition(THINK.closing)[2].strip()
 
 
 def read_row(row: Row, where: str, single: bool = False) -> Example:
-    """Read a row of any known shape; the response of a chat only where it is needed. Raises InputError for another shape.
+    """Read a row of any known shape; the response only where it is needed. Raises InputError for another shape.
 
-    `single`: the turns must be one question and one reply; else the last question counts.
+    `single`: the turns must be one question and one reply. Otherwise the last question counts.
     """
-    key = held(row, "answer")
-    answer = text(row, key, where) if key else None
+    key = find_key(row, "answer")
+    answer = read_text(row, key, where) if key else None
     if turns := read_turns(row, where):
-        found = exchange(turns, where, single, wanted=single or answer is None)
+        example = read_exchange(turns, where, single, wanted=single or answer is None)
     else:
-        key = held(row, "response") or ""
-        response = with_thoughts(row, text(row, key, where), where) if key and (single or answer is None) else None
-        found = Example(asked(row, where), response=response, key=key)
-    system = text(row, "system", where) if row.get("system") and not found.system else found.system
-    return replace(found, answer=answer, system=system)
+        key = find_key(row, "response") or ""
+        response = with_thoughts(row, read_text(row, key, where), where) if key and (single or answer is None) else None
+        example = Example(question_text(row, where), response=response, key=key)
+    system = read_text(row, "system", where) if row.get("system") and not example.system else example.system
+    return replace(example, answer=answer, system=system)
 
 
-def asked(row: Row, where: str) -> str:
-    """The question; Alpaca's `input` is the rest of its instruction."""
-    key = held(row, "question") or "question"
-    more = [text(row, "input", where)] if key == "instruction" and row.get("input") else []
-    return "\n\n".join([text(row, key, where), *more])
+def question_text(row: Row, where: str) -> str:
+    """Read the question. Alpaca's `input` continues its instruction."""
+    key = find_key(row, "question") or "question"
+    rest = [read_text(row, "input", where)] if key == "instruction" and row.get("input") else []
+    return "\n\n".join([read_text(row, key, where), *rest])
 
 
-def held(row: Row, what: str) -> str | None:
-    """The row's key for that of ours."""
+def find_key(row: Row, what: str) -> str | None:
+    """Find the row's key for ours; None where it has none."""
     return next((key for key in KEYS[what] if row.get(key) is not None), None)
 
 
 def read_turns(row: Row, where: str) -> list[Turn]:
-    """Turns of role and content, none where the row is no chat. Of TRL's prompt and completion either may be a list of them."""
-    key = held(row, "turns")
+    """Read the turns of a chat; none for another row. TRL's prompt and completion may each be a text or a list of turns."""
+    key = find_key(row, "turns")
     if key:
-        return [turn_of(turn, key, where) for turn in listed(row[key], key, where)]
-    if not any(isinstance(row.get(key), list) for key in ("prompt", "completion")) or held(row, "question") != "prompt":
+        return [normalize_turn(turn, key, where) for turn in require_list(row[key], key, where)]
+    if not any(isinstance(row.get(key), list) for key in ("prompt", "completion")) or find_key(row, "question") != "prompt":
         return []
-    found = []
+    turns = []
     for key, role in (("prompt", "user"), ("completion", "assistant")):
-        given = row.get(key)
-        said = given if isinstance(given, list) else [] if given is None else [{"role": role, "content": given}]
-        found += [turn_of(turn, key, where) for turn in said]
-    return found
+        value = row.get(key)
+        part = value if isinstance(value, list) else [] if value is None else [{"role": role, "content": value}]
+        turns += [normalize_turn(turn, key, where) for turn in part]
+    return turns
 
 
-def listed(turns: Any, key: str, where: str) -> list[Any]:
+def require_list(turns: Any, key: str, where: str) -> list[Any]:
     if not isinstance(turns, list) or not turns:
         raise InputError(f"{where}: {key!r} must be a list of objects with role and content")
     return turns
 
 
-def turn_of(turn: Any, key: str, where: str) -> Turn:
-    if not isinstance(turn, dict) or not (role := held(turn, "role")):
+def normalize_turn(turn: Any, key: str, where: str) -> Turn:
+    if not isinstance(turn, dict) or not (role := find_key(turn, "role")):
         raise InputError(f"{where}: {key!r} must be a list of objects with role and content")
     name = str(turn[role])
     return turn | {"role": ROLES.get(name, name), "in": key}
 
 
-def exchange(turns: list[Turn], where: str, single: bool, wanted: bool) -> Example:
-    """What the last user turn asks, what the system turns before it set, and, where `wanted`, the reply after it."""
+def read_exchange(turns: list[Turn], where: str, single: bool, wanted: bool) -> Example:
+    """Read the last user turn, the system turns before it and, where `wanted`, the reply after it."""
     key = turns[0]["in"]
     users = [index for index, turn in enumerate(turns) if turn["role"] == "user"]
     if not users:
         raise InputError(f"{where}: {key!r} has no user turn to take the question from")
     before, after = turns[: users[-1]], turns[users[-1] + 1 :]
-    apart = [turn["role"] for turn in after] != ["assistant"] or any(turn["role"] != "system" for turn in before)
-    if single and apart:
+    is_longer = [turn["role"] for turn in after] != ["assistant"] or any(turn["role"] != "system" for turn in before)
+    if single and is_longer:
         raise InputError(f"{where}: {key!r} must be one user turn and the assistant's after it: one question, one answer")
-    systems = [said(turn, where) for turn in before if turn["role"] == "system" and turn.get(held(turn, "content")) != ""]
+    systems = [turn_text(turn, where) for turn in before if turn["role"] == "system" and turn.get(find_key(turn, "content")) != ""]
     replies = [turn for turn in after if turn["role"] == "assistant"] if wanted else []
-    response = with_thoughts(replies[-1], said(replies[-1], where), where) if replies else None
-    return Example(said(turns[users[-1]], where), "\n\n".join(systems) or None, response=response, key=key, chat=True)
+    response = with_thoughts(replies[-1], turn_text(replies[-1], where), where) if replies else None
+    return Example(turn_text(turns[users[-1]], where), "\n\n".join(systems) or None, response=response, key=key, chat=True)
 
 
-def said(turn: Turn, where: str) -> str:
-    """The text of a turn, also of one in parts."""
-    key = held(turn, "content") or "content"
+def turn_text(turn: Turn, where: str) -> str:
+    """Read the text of a turn; text parts are joined."""
+    key = find_key(turn, "content") or "content"
     parts = turn.get(key)
     if not isinstance(parts, list):
-        return text(turn, key, where)
+        return read_text(turn, key, where)
     for part in parts:
         if not isinstance(part, dict) or part.get("type", "text") != "text" or not isinstance(part.get("text"), str):
             kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-            raise InputError(f"{where}: a part of {key!r} is of type {shown(kind)}: only parts of type text can be read")
-    return text({key: "".join(part["text"] for part in parts)}, key, where)
+            raise InputError(f"{where}: a part of {key!r} is of type {preview_value(kind)}: only parts of type text can be read")
+    return read_text({key: "".join(part["text"] for part in parts)}, key, where)
 
 
 def with_thoughts(row: Row, answer: str, where: str) -> str:
-    """The answer behind the thoughts that a row or turn keeps apart from it, unless it holds them already."""
+    """Put the separate thoughts of a row or turn before its answer, unless the answer already has thoughts."""
     key = next((key for key in KEYS["thoughts"] if isinstance(row.get(key), str) and row[key].strip()), None)
     if not key or THINK.closing in answer:
         return answer
-    thoughts = text(row, key, where).removeprefix(THINK.opening).removesuffix(THINK.closing).strip()
+    thoughts = read_text(row, key, where).removeprefix(THINK.opening).removesuffix(THINK.closing).strip()
     return f"{THINK.opening}\n{thoughts}\n{THINK.closing}\n\n{answer}"
 
 
-def text(row: Row, key: str, where: str) -> str:
-    """The text, or the finite number as text, under a key that must be there and not be empty."""
+def read_text(row: Row, key: str, where: str) -> str:
+    """Read a text, or a finite number as text. Raises InputError for a missing key or an empty value."""
     if key not in row:
-        keys = ", ".join([*(repr(found)[:40] for found in list(row)[:SHOWN]), *["..."] * (len(row) > SHOWN)]) or "none"
+        keys = ", ".join([*(repr(name)[:40] for name in list(row)[:SHOWN]), *["..."] * (len(row) > SHOWN)]) or "none"
         also = f", or {', '.join([*KEYS[key][1:], *(KEYS['turns'] if key == 'question' else ())])}" if key in KEYS else ""
         raise InputError(f"{where} has no {key!r}{suggestion(key, row)}: rename or add it{also} (keys found: {keys})")
     value = row[key]
     if isinstance(value, int | float) and not isinstance(value, bool) and value - value == 0:
         value = str(value)
     if not isinstance(value, str) or not value.strip():
-        raise InputError(f"{where}: {key!r} is {shown(value)}: it must be text that is not empty")
+        raise InputError(f"{where}: {key!r} is {preview_value(value)}: it must be text that is not empty")
     if re.search("[\ud800-\udfff]", value):
         raise InputError(f"{where}: {key!r} has a lone surrogate (\\ud800 to \\udfff), which is no text: remove it")
     return value.strip()
 
 
-def shown(value: Any) -> str:
-    """The beginning of a value; Parquet has some that JSON has not."""
+def preview_value(value: Any) -> str:
+    """Write the beginning of a value for a message, also of a Parquet value that JSON cannot hold."""
     return json.dumps(value, default=repr)[:40]
 
 

@@ -1,7 +1,6 @@
-"""Where questions come from: files of rows in any common shape, the hub's sets, the generated task.
+"""Questions, and files of them in any common shape of rows.
 
-A file is used whole, whatever the split. `data.jsonl#1000` is a sample of 1000 rows: drawn with seed 0, kept in the
-file's order.
+Every split of a file is the whole file. `data.jsonl#1000` is a sample of 1000 rows, drawn with seed 0, in the file's order.
 """
 
 import random
@@ -12,9 +11,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sbtiny.errors import InputError
-from sbtiny.tasks.answers import given_answer, reference
+from sbtiny.tasks.answers import marked_answer, unwrap_reference
 from sbtiny.tasks.row_files import ENDINGS, Row, locate, read_file
-from sbtiny.tasks.row_shapes import Example, held, read_row, shown, suggestion, text
+from sbtiny.tasks.row_shapes import Example, find_key, preview_value, read_row, read_text, suggestion
 
 SPLITS = ("train", "val", "test")
 HUB_TASKS = ("gsm8k", "math", "math500", "aime25", "still3", "s1k")  # tasks/hub.py
@@ -30,64 +29,41 @@ class Question:
     answer: str
     level: int | None = None
     source: str = ""
-    where: str = field(default="", compare=False, repr=False)  # file and line it was read from
-    system: str | None = field(default=None, repr=False)  # what the chat was set to; see `identity`
+    where: str = field(default="", compare=False, repr=False)  # file and line
+    system: str | None = field(default=None, repr=False)  # system turn of a chat; see `identity`
 
     @property
-    def named(self) -> str:
-        """How the user finds it."""
+    def location(self) -> str:
+        """The place to name in a message."""
         return self.where or f"question {self.id}"
 
 
 Item = TypeVar("Item")
 
 
-def load_questions(task: str, split: str, limit: int | None = None, seed: int = 0) -> list[Question]:
-    """Questions of `arithmetic`, of a named set of the hub, or of a file.
-
-    `limit` takes the first rows of a file, and of a hub dataset a sample drawn with `seed`. Raises InputError for an
-    unknown task or split, a file that cannot be used, and a hub that cannot be reached.
-    """
-    if split not in SPLITS:
-        raise InputError(f"unknown split {split!r}{suggestion(split, SPLITS)}: choose from {', '.join(SPLITS)}")
-    if task == "arithmetic":
-        from sbtiny.tasks import arithmetic
-
-        return arithmetic.questions(split, limit, seed)
-    if task in HUB_TASKS:
-        from sbtiny.tasks import hub
-
-        return sample(hub.questions(task, split), limit, seed)
-    if not Path(task).exists() and not re.search(r"[/\\#]", task) and not task.endswith(ENDINGS):
-        near = suggestion(task, [*TASKS, *readable(Path())])
-        raise InputError(f"unknown task {task!r}{near}: choose from {', '.join(TASKS)}, or give a JSON Lines file")
-    return read_questions(task, limit)
-
-
 def read_questions(path: str, limit: int | None = None) -> list[Question]:
-    """The first `limit` questions of a file of rows of any shape (`shapes.py`).
+    """Read the first `limit` questions of a file of rows of any shape (`row_shapes.py`).
 
-    An `answer` may be a number, or stand in what `reference` takes off. Of a chat, the last user turn is the question.
-    Without an `answer`, it is the one that the row's solution gives expressly (boxed, after ####, after `answer is`); of a
-    chat else the whole reply.
+    An `answer` may be a number; `reference` removes its wrapping. The question of a chat is the last user turn. Without an
+    `answer`, the marked answer of the row's solution counts (boxed, after ####, after `answer is`), or a chat's whole reply.
     """
-    found: dict[str, Question] = {}
+    questions: dict[str, Question] = {}
     for number, row in numbered_rows(path)[:limit]:
         where = locate(path, number)
-        question = to_question(row, where, f"{stem(path)}-{number:05d}")
-        if question.id in found:
+        question = parse_question(row, where, f"{file_stem(path)}-{number:05d}")
+        if question.id in questions:
             raise InputError(f"{where}: an earlier row has the id {question.id!r} too: give each row its own")
-        found[question.id] = question
-    return list(found.values())
+        questions[question.id] = question
+    return list(questions.values())
 
 
 def read_rows(path: str) -> list[Row]:
-    """The objects of a file, or of the sample `path#N`. Raises InputError with the place of what is wrong."""
+    """Read the objects of a file, or of the sample `path#N`. Raises InputError with the place of the fault."""
     return [row for _, row in numbered_rows(path)]
 
 
 def numbered_rows(path: str) -> list[tuple[int, Row]]:
-    """(line number, row), blank lines left out; see `files.locate`."""
+    """Read (number, row), without blank lines; see `row_files.locate`."""
     file, size = Path(path).expanduser(), None
     if "#" in path and not file.exists():
         head, _, count = path.rpartition("#")
@@ -98,75 +74,75 @@ def numbered_rows(path: str) -> list[tuple[int, Row]]:
     rows = read_file(file)
     if not rows:
         raise InputError(f"{file} is empty: it needs one JSON object a line")
-    return sample(rows, size, seed=0)
+    return subsample(rows, size, seed=0)
 
 
 def check_file(file: Path) -> None:
     if file.is_dir():
-        inside = readable(file)[:5]
-        raise InputError(f"{file} is a folder: give a file in it{', such as ' + ', '.join(inside) if inside else ''}")
+        files = list_row_files(file)[:5]
+        raise InputError(f"{file} is a folder: give a file in it{', such as ' + ', '.join(files) if files else ''}")
     if not file.is_file():
         near = suggestion(file.name, [path.name for path in file.parent.glob("*")] if file.parent.is_dir() else [])
         raise InputError(f"no file {file}{near}: check the path")
 
 
-def readable(folder: Path) -> list[str]:
-    """Files of rows in a folder."""
+def list_row_files(folder: Path) -> list[str]:
+    """List the files of rows in a folder."""
     return sorted(path.name for path in folder.glob("*") if path.name.endswith(ENDINGS))
 
 
-def to_question(row: Row, where: str, default_id: str) -> Question:
+def parse_question(row: Row, where: str, default_id: str) -> Question:
     example = read_row(row, where)
-    given = example.answer or answer_in(example, row, where)
-    return question_of(row, example, given, where, default_id)
+    given = example.answer or find_answer(example, row, where)
+    return build_question(row, example, given, where, default_id)
 
 
-def question_of(row: Row, example: Example, given: str, where: str, default_id: str) -> Question:
-    """The question of a row that was read; its reference is what `given` says."""
-    answer = reference(given)
+def build_question(row: Row, example: Example, given: str, where: str, default_id: str) -> Question:
+    """Build the question of a row; its reference is the answer in `given`."""
+    answer = unwrap_reference(given)
     if not answer:
-        raise InputError(f"{where}: {'nothing follows ####' if '####' in given else 'nothing is left'} in 'answer' {shown(given)}")
-    name = default_id if row.get("id") is None else text(row, "id", where)
+        raise InputError(f"{where}: {'nothing follows ####' if '####' in given else 'nothing is left'} in 'answer' {preview_value(given)}")
+    name = default_id if row.get("id") is None else read_text(row, "id", where)
     source = str(row.get("source") or "")
-    return Question(name, example.question, answer, level(row, where), source, where, example.system)
+    return Question(name, example.question, answer, read_level(row, where), source, where, example.system)
 
 
-def answer_in(example: Example, row: Row, where: str) -> str:
-    """The answer that a row without a reference gives. Raises InputError where it gives none that could be one."""
+def find_answer(example: Example, row: Row, where: str) -> str:
+    """Read the answer of a row without a reference from its response. Raises InputError where there is none."""
     if example.response is None:
         if example.chat:
             raise InputError(f"{where}: no assistant turn follows the last user turn: add one, or an 'answer' key")
-        return text(row, "answer", where)
-    found = given_answer(example.spoken)
-    if found is None and not example.chat:
-        asked = held(row, "question")
-        mend = f"add an 'answer', or a {example.key} that boxes its own"
-        raise InputError(f"{where}: {asked} and {example.key} are for --traces: questions need question and answer ({mend})")
-    return found or example.spoken
+        return read_text(row, "answer", where)
+    answer = marked_answer(example.spoken)
+    if answer is None and not example.chat:
+        hint = f"add an 'answer', or a {example.key} that boxes its own"
+        keys = f"{find_key(row, 'question')} and {example.key}"
+        raise InputError(f"{where}: {keys} are for --traces: questions need question and answer ({hint})")
+    return answer or example.spoken
 
 
-def identity(items: Sequence[Any]) -> list[Any]:
-    """What of questions or rows a digest is made of; a system turn counts where there is one, so that older digests hold."""
+def digest_items(items: Sequence[Any]) -> list[Any]:
+    """Return the content of questions or rows for a digest. A missing system turn is left out, so that older digests stay valid."""
     return [(item, item.system) if isinstance(item, Question) and item.system else item for item in items]
 
 
-def level(row: Row, where: str) -> int | None:
-    """A whole number, also as text (`Level 5`); None for text without one (MATH has `Level ?`)."""
+def read_level(row: Row, where: str) -> int | None:
+    """Read a whole number, also from text (`Level 5`). None for text without one (MATH has `Level ?`)."""
     value = row.get("level")
     if isinstance(value, str):
         digits = re.search("[0-9]{1,9}", value)
         return int(digits[0]) if digits else None
     if value is None or (isinstance(value, int | float) and not isinstance(value, bool) and value % 1 == 0):
         return None if value is None else int(value)
-    raise InputError(f"{where}: 'level' is {shown(value)}: it must be a whole number")
+    raise InputError(f"{where}: 'level' is {preview_value(value)}: it must be a whole number")
 
 
-def sample(items: list[Item], size: int | None, seed: int) -> list[Item]:
-    """`size` items drawn with the seed, in their old order; all of them where there are no more."""
+def subsample(items: list[Item], size: int | None, seed: int) -> list[Item]:
+    """Draw `size` items with the seed, in their old order; all items where there are fewer."""
     if size is None or size >= len(items):
         return items
     return [items[index] for index in sorted(random.Random(seed).sample(range(len(items)), size))]
 
 
-def stem(path: str) -> str:
+def file_stem(path: str) -> str:
     return Path((path.rpartition("#")[0] or path).removesuffix(".gz")).stem

@@ -1,4 +1,4 @@
-"""A limit on how long checking one answer may take, for code that may be anyone's."""
+"""A time limit on checking one answer with a user's code."""
 
 import signal
 import threading
@@ -7,32 +7,32 @@ from types import FrameType
 from typing import TypeVar
 
 T = TypeVar("T")
-SECONDS = 5.0  # for one answer
-AGAIN = 0.1  # seconds after which code that caught the alarm meets it again
+TIMEOUT_S = 5.0  # for one answer
+REPEAT_S = 0.1  # seconds until the next alarm, for code that caught the first
 
 
-class TooLong(BaseException):
-    """No Exception: code that tries something until it works would catch it, and go on for ever."""
+class VerifierTimeout(BaseException):
+    """The check took too long. Not an Exception: code that retries on every Exception would never stop."""
 
 
-def limited(check: Callable[..., T], *arguments: object) -> T:
-    """What `check` returns; TooLong is raised inside it after SECONDS.
+def with_timeout(check: Callable[..., T], *arguments: object) -> T:
+    """Call `check`; VerifierTimeout is raised inside it after TIMEOUT_S.
 
-    Needs the main thread of a system with alarms; elsewhere there is no limit.
+    Needs the main thread and a system with alarms; elsewhere there is no limit.
     """
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
         return check(*arguments)
-    inside = True
+    is_checking = True
 
     def stop(_: int, __: FrameType | None) -> None:
-        if inside:
-            raise TooLong(f"took longer than {SECONDS:g} s")
+        if is_checking:
+            raise VerifierTimeout(f"took longer than {TIMEOUT_S:g} s")
 
     before = signal.signal(signal.SIGALRM, stop)
     try:
-        signal.setitimer(signal.ITIMER_REAL, SECONDS, AGAIN)
+        signal.setitimer(signal.ITIMER_REAL, TIMEOUT_S, REPEAT_S)
         return check(*arguments)
     finally:
-        inside = False  # first of all: the next alarm may be on its way
+        is_checking = False  # first, as the next alarm may come at once
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

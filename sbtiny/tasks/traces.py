@@ -1,20 +1,20 @@
-"""Answers written elsewhere, in any common shape of rows."""
+"""Traces: answers of other models, in any common shape of rows."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from sbtiny.errors import InputError
-from sbtiny.tasks.answers import given_answer, without_turn_end
+from sbtiny.tasks.answers import marked_answer, without_turn_end
 from sbtiny.tasks.row_files import Row, locate
-from sbtiny.tasks.row_shapes import read_row, shown, text
-from sbtiny.tasks.sources import Question, numbered_rows, question_of, stem
+from sbtiny.tasks.row_shapes import preview_value, read_row, read_text
+from sbtiny.tasks.sources import Question, build_question, file_stem, numbered_rows
 
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """A recorded response. `correct` is None where nobody said; `finished` is False when it was cut at a limit.
+    """A recorded response. `correct` is None where unknown; `finished` is False when it was cut at a limit.
 
-    `ended`: the response came with a turn end, which is no part of it any more.
+    `ended`: the response had a turn end, which was removed.
     """
 
     id: str
@@ -29,55 +29,56 @@ class Trace:
     ended: bool = False
 
     @property
-    def named(self) -> str:
-        return self.asked().named
+    def location(self) -> str:
+        return self.to_question().location
 
-    def asked(self) -> Question:
+    def to_question(self) -> Question:
         return Question(self.id, self.question, self.answer, self.level, where=self.where, system=self.system)
 
 
-def unjudged(traces: Iterable[Trace]) -> list[Question]:
-    """What a verifier will have to decide on."""
-    return [trace.asked() for trace in traces if trace.finished and trace.correct is None]
+def unverified_questions(traces: Iterable[Trace]) -> list[Question]:
+    """List the questions of finished traces whose correctness is unknown."""
+    return [trace.to_question() for trace in traces if trace.finished and trace.correct is None]
 
 
 def read_traces(path: str) -> list[Trace]:
-    """The traces of a file: question, answer, response; if known, correct, finished, level and id.
+    """Read the traces of a file: question, answer, response; optionally correct, finished, level and id.
 
-    `correct` is unknown and `finished` is true unless told. Rows of the other shapes (`shapes.py`) are examples to
-    learn from: without an `answer`, the one that they give is the reference, and right unless told.
+    By default `correct` is unknown and `finished` true. Rows of other shapes (`row_shapes.py`) are examples to learn from:
+    without an `answer`, their own is the reference and correct by default.
     """
-    traces = [to_trace(row, locate(path, number), f"{stem(path)}-{number:05d}") for number, row in numbered_rows(path)]
-    asked: dict[str, str] = {}
+    traces = [to_trace(row, locate(path, number), f"{file_stem(path)}-{number:05d}") for number, row in numbered_rows(path)]
+    question_by_id: dict[str, str] = {}
     for trace in traces:
-        if asked.setdefault(trace.id, trace.question) != trace.question:
+        if question_by_id.setdefault(trace.id, trace.question) != trace.question:
             raise InputError(f"{trace.where}: an earlier row has the id {trace.id!r} and another question: give each question its own")
     return traces
 
 
 def to_trace(row: Row, where: str, default_id: str) -> Trace:
     example = read_row(row, where, single=True)
-    response = without_turn_end(example.response or text(row, "response", where))
+    response = without_turn_end(example.response or read_text(row, "response", where))
     if not response:
         raise InputError(f"{where}: {example.key!r} is nothing but the end of a turn: give an answer, or drop the row")
-    correct, finished = (flag(row, key, where) for key in ("correct", "finished"))
+    correct, finished = (read_flag(row, key, where) for key in ("correct", "finished"))
     given = example.answer
     if given is None:
-        if example.key == "response":  # of an answer that was sampled nobody says that it is right
-            given = text(row, "answer", where)
+        if example.key == "response":  # a sampled answer may be wrong
+            given = read_text(row, "answer", where)
         else:
-            given, correct = given_answer(example.spoken) or example.spoken or response, correct is not False
-    known = question_of(row, example, given, where, default_id)
+            given, correct = marked_answer(example.spoken) or example.spoken or response, correct is not False
+    question = build_question(row, example, given, where, default_id)
     ended = response != (example.response or "").rstrip()
+    finished = finished is not False
     return Trace(
-        known.id, known.question, known.answer, response, correct, finished is not False, known.level, where, known.system, ended
+        question.id, question.question, question.answer, response, correct, finished, question.level, where, question.system, ended
     )
 
 
-def flag(row: Row, key: str, where: str) -> bool | None:
+def read_flag(row: Row, key: str, where: str) -> bool | None:
     value = row.get(key)
-    if isinstance(value, str) and value.lower() in ("true", "false"):  # CSV has text alone
+    if isinstance(value, str) and value.lower() in ("true", "false"):  # CSV has only text
         return value.lower() == "true"
     if value is not None and not isinstance(value, bool):
-        raise InputError(f"{where}: {key!r} is {shown(value)}: it must be true, false or null")
+        raise InputError(f"{where}: {key!r} is {preview_value(value)}: it must be true, false or null")
     return value

@@ -1,9 +1,9 @@
 """A verifier of the user's own: `check(question, completion) -> bool | float` in a Python file.
 
-`question` is the Question (its text, answer, level and id), `completion` the text of an answer. A function of three parameters
-gets (completion, question text, reference answer) instead. A number from 0 to 1 is right from 0.5 on.
+`question` is the Question (text, answer, level, id), `completion` the text of an answer. A function of three parameters gets
+(completion, question text, reference answer) instead. Of a number from 0 to 1, 0.5 or more is right.
 
-It may import what lies beside it, unless something installed has the same name.
+The file may import modules of its folder, unless an installed module has the same name.
 """
 
 import inspect
@@ -19,36 +19,36 @@ from types import ModuleType
 
 from sbtiny.errors import InputError
 from sbtiny.progress import console
-from sbtiny.tasks.timeout import limited
 from sbtiny.tasks.sources import Question
+from sbtiny.tasks.timeout import with_timeout
 
-RIGHT = 0.5  # from which number on an answer is right
-ALL_FAILED = 20  # failures, and nothing else, after which the verifier itself must be wrong
-SHOWN = 5  # failures that are told; of the rest only the number
+RIGHT = 0.5  # least value of a right answer
+ALL_FAILED = 20  # failures without a success that prove the verifier wrong
+SHOWN_FAILURES = 5  # failures that are printed
 
 
-class OwnVerifier:
+class UserVerifier:
     """The user's function as a verifier.
 
-    A failure inside counts as a wrong answer, is told with its question, and stops nothing; only a function that fails
-    from the start on every answer is an InputError.
+    A failure counts as a wrong answer and is printed with its question. Raises InputError when the first ALL_FAILED answers
+    all fail.
     """
 
     def __init__(self, path: Path, function: str) -> None:
         self.path, self.name = path, f"{path}:{function}"
         self.helpers: dict[str, ModuleType] = {}
-        self.check, self.shape = own_function(path, function, self.helpers)
+        self.check, self.shape = load_user_function(path, function, self.helpers)
         self.failed = self.worked = 0
 
     def __call__(self, completion: str, question: Question) -> bool:
         arguments = (question, completion) if self.shape == 2 else (completion, question.question, question.answer)
         try:
             with importing_from(self.path.absolute().parent, self.helpers):
-                verdict = limited(self.check, *arguments)
+                verdict = with_timeout(self.check, *arguments)
         except KeyboardInterrupt:
             raise
-        except BaseException as error:  # the user's code may raise anything, SystemExit too: told with the place, never swallowed
-            return self.wrong(question, f"raised {told(error, self.path)}", error)
+        except BaseException as error:  # the user's code may raise anything, even SystemExit; it is printed with its place
+            return self.wrong(question, f"raised {format_user_error(error, self.path)}", error)
         if type(verdict).__name__ in ("bool", "bool_"):  # bool_ is numpy's
             self.worked += 1
             return bool(verdict)
@@ -59,30 +59,30 @@ class OwnVerifier:
 
     def wrong(self, question: Question, what: str, cause: BaseException | None = None) -> bool:
         self.failed += 1
-        line = f"verifier {self.name} on {question.named} {what}"
+        line = f"verifier {self.name} on {question.location} {what}"
         if self.failed >= ALL_FAILED and not self.worked:
             raise InputError(f"{line}; it failed on each of the first {self.failed} answers") from cause
-        if self.failed <= SHOWN:
-            more = " (further failures are counted as wrong too, and not shown)" if self.failed == SHOWN else ""
+        if self.failed <= SHOWN_FAILURES:
+            more = " (further failures are counted as wrong too, and not shown)" if self.failed == SHOWN_FAILURES else ""
             console.print(f"{line}; counted as wrong{more}", markup=False, highlight=False, soft_wrap=True)
         return False
 
 
 @contextmanager
 def importing_from(folder: Path, helpers: dict[str, ModuleType]) -> Iterator[None]:
-    """Within it modules of `folder` can be imported, after all others; outside nobody sees them, nor another verifier its namesakes.
+    """Make modules of `folder` importable, after all others, for the duration; other code and other verifiers do not see them.
 
-    Those that were imported are in `helpers`: a verifier that is loaded again, after an edit, reads them again.
+    Imported modules are kept in `helpers`, a dict of one verifier, so that a reloaded verifier reads them anew.
     """
     before, place, quick = dict(sys.modules), str(folder), sys.dont_write_bytecode
     sys.modules.update(helpers)
     sys.path.append(place)
-    sys.dont_write_bytecode = True  # of an edit within a second it would not know
+    sys.dont_write_bytecode = True  # bytecode would hide an edit within the same second
     try:
         yield
     finally:
         sys.dont_write_bytecode = quick
-        if place in sys.path:  # its code may have taken it away
+        if place in sys.path:  # the user's code may have removed it
             del sys.path[len(sys.path) - 1 - sys.path[::-1].index(place)]
         fresh = {name: module for name, module in sys.modules.items() if name.partition(".")[0] not in before}
         helpers.update((name, fresh[name]) for name in fresh if lies_in(fresh.get(name.partition(".")[0]), folder))
@@ -93,16 +93,16 @@ def importing_from(folder: Path, helpers: dict[str, ModuleType]) -> Iterator[Non
 
 
 def lies_in(module: ModuleType | None, folder: Path) -> bool:
-    """A file of this very folder, or a folder of modules in it: what lies deeper may be an environment with packages of everybody."""
+    """Whether a module is a file of this folder or a package in it. Deeper ones may be installed packages of an environment."""
     file, paths = getattr(module, "__file__", None), getattr(module, "__path__", ())
     return folder in [Path(place).parent for place in (file, *paths) if place]
 
 
-def own_function(path: Path, function: str, helpers: dict[str, ModuleType]) -> tuple[Callable[..., bool | float], int]:
-    """The function and how many arguments it takes, 2 or 3. Raises InputError when it is not there or takes others."""
+def load_user_function(path: Path, function: str, helpers: dict[str, ModuleType]) -> tuple[Callable[..., bool | float], int]:
+    """Load the function; returns it and its number of arguments, 2 or 3. Raises InputError when it is missing or takes others."""
     if not path.is_file():
         raise InputError(f"no verifier file {path}: give it as my.py:check")
-    check = getattr(own_module(path, helpers), function, None)
+    check = getattr(load_user_module(path, helpers), function, None)
     if not callable(check):
         raise InputError(f"{path} has no function {function!r}: define {function}(question, completion) -> bool")
     for arguments in (("question", "completion"), ("response", "question", "answer")):
@@ -114,8 +114,8 @@ def own_function(path: Path, function: str, helpers: dict[str, ModuleType]) -> t
     raise InputError(f"{path}:{function} must take (question, completion), or (response, question, answer)")
 
 
-def own_module(path: Path, helpers: dict[str, ModuleType]) -> ModuleType:
-    invalidate_caches()  # a helper may have been written a moment ago
+def load_user_module(path: Path, helpers: dict[str, ModuleType]) -> ModuleType:
+    invalidate_caches()  # for a helper file written just now
     spec = spec_from_file_location(f"sbtiny_verifier_{path.stem}", path)
     module = module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up
@@ -124,13 +124,13 @@ def own_module(path: Path, helpers: dict[str, ModuleType]) -> ModuleType:
             spec.loader.exec_module(module)
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # loading runs the user's code, which may also call sys.exit
-        raise InputError(f"verifier file {path} does not load: {told(error, path)}") from error
+    except BaseException as error:  # the user's code may even call sys.exit
+        raise InputError(f"verifier file {path} does not load: {format_user_error(error, path)}") from error
     return module
 
 
-def told(error: BaseException, path: Path) -> str:
-    """An exception in one line: kind, message, and the line of the user's file."""
+def format_user_error(error: BaseException, path: Path) -> str:
+    """Format an exception in one line: type, message, and line of the user's file."""
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if Path(frame.filename) == path.absolute()]
     place = f" ({path.name}, line {lines[-1]})" if lines else ""

@@ -1,6 +1,6 @@
-"""How an answer is checked: numeric, math, choice, exact, regex, or a user's own file.
+"""Verifiers: numeric, math, choice, exact, regex, auto, or a user's own file.
 
-A verifier takes the text of a response and its Question and says whether the answer is right. Model text is never
+A verifier takes the text of a response and its Question and returns whether the answer is right. Model text is never
 evaluated and cannot hang a verifier.
 """
 
@@ -13,24 +13,24 @@ from pathlib import Path
 
 from sbtiny.errors import InputError
 from sbtiny.progress import console
+from sbtiny.tasks.answers import boxed_answer, final_answer, last_line, marked_answer, reference_text, stated_answer
 from sbtiny.tasks.latex import TEXT_INSIDE, Pair, math_process
-from sbtiny.tasks.answers import boxed_answer, final_answer, given_answer, last_line, reference_text, stated_answer
-from sbtiny.tasks.timeout import TooLong, limited
 from sbtiny.tasks.numbers import (
     EQUALS,
     LONE_NUMBER,
-    LONGEST_NUMBER,
+    MAX_NUMBER_CHARS,
     SENTENCE_CHANGES,
     lower_words,
     parse_number,
     same_number,
 )
-from sbtiny.tasks.user_verifier import OwnVerifier
 from sbtiny.tasks.sources import Question
+from sbtiny.tasks.timeout import VerifierTimeout, with_timeout
+from sbtiny.tasks.user_verifier import UserVerifier
 
 Verifier = Callable[[str, Question], bool]
 
-LONGEST_MATH = 1000  # characters of an answer that is worth parsing
+MAX_MATH_CHARS = 1000  # longest answer that is parsed
 
 LETTER_TEXT = r"[\s($*_`{\[]*+(?:\\(?:text|mathrm|mathbf|textbf)\s?\{)?[\s(*\[]*+(?:(?:the|option|choice|answer|letter)\s++)*+[(\[*]*+"
 LONE_CHOICE = re.compile(rf"{LETTER_TEXT}([A-Za-z])[\s)\]*_`}}$.]*+", re.IGNORECASE)
@@ -49,20 +49,20 @@ FORMULAS = re.compile(r"\$([^$]++)\$|\\\(((?:[^\\]|\\(?!\)))++)\\\)")
 
 
 def numeric(response: str, question: Question) -> bool:
-    """Exact comparison of the final answer with the reference. Raises InputError when the reference is no number."""
+    """Compare the final answer with the reference exactly. Raises InputError when the reference is no number."""
     reference = reference_text(question.answer)
     if parse_number(reference) is None:
         raise bad_reference(question, "number", "auto or math")
-    found = found_number(response)
-    return found is not None and same_number(reference, found) is True
+    number = find_number(response)
+    return number is not None and same_number(reference, number) is True
 
 
-def found_number(response: str) -> str | None:
-    """The final answer where it is a number. A box must be one; a sentence may work it out or hold it among words."""
+def find_number(response: str) -> str | None:
+    """Return the final answer where it is a number. A box must be one; a sentence may compute or contain it."""
     answer = final_answer(response)
     if not answer or parse_number(answer) is not None:
         return answer
-    if len(answer) > LONGEST_NUMBER:
+    if len(answer) > MAX_NUMBER_CHARS:
         return None
     if boxed_answer(response):
         inside = stated_answer(TEXT_INSIDE.sub(r" \1 ", answer)) if "nswer" in answer else None
@@ -75,16 +75,16 @@ def found_number(response: str) -> str | None:
 
 
 def choice(response: str, question: Question) -> bool:
-    """The letter of a response: boxed, stated, alone on its last line, called correct, or the last one in brackets."""
+    """Compare the letter: boxed, stated, alone on the last line, called correct, or the last one in brackets."""
     expected = LONE_CHOICE.fullmatch(reference_text(question.answer))
     if not expected:
         raise bad_reference(question, "single letter", "auto or exact")
-    return found_choice(response) == expected[1].upper()
+    return find_choice(response) == expected[1].upper()
 
 
-def found_choice(response: str) -> str | None:
-    """The letter that a response chooses. An article or a pronoun is no choice, and of two letters neither is."""
-    given, line = given_answer(response), last_line(response)
+def find_choice(response: str) -> str | None:
+    """Find the chosen letter of a response. An article or a pronoun is no choice; two letters are none."""
+    given, line = marked_answer(response), last_line(response)
     for text in (given, *STATED_CHOICE.findall(line)[-1:]):
         if text and (letter := chosen_letter(text)) is not None:
             return letter or None
@@ -100,60 +100,62 @@ def found_choice(response: str) -> str | None:
 
 
 def chosen_letter(text: str) -> str | None:
-    """The letter that an answer begins with: B, (B), `B because ...`; empty where it offers more than one."""
+    """Read the letter that begins an answer: B, (B), `B because ...`. Empty for more than one letter."""
     if lone := LONE_CHOICE.fullmatch(text):
         return lone[1].upper()
-    found = CHOICE.match(text)
-    if not found:
+    match = CHOICE.match(text)
+    if not match:
         return None
-    if SEVERAL.match(text, found.end(1)):
+    if SEVERAL.match(text, match.end(1)):
         return ""
-    word = (found["word"] or "").strip()
-    article = found[1] in "AI" and word and not found["close"] and word not in {"because", "since", "as"}
-    return None if article else found[1].upper()
+    word = (match["word"] or "").strip()
+    is_article = match[1] in "AI" and word and not match["close"] and word not in {"because", "since", "as"}
+    return None if is_article else match[1].upper()
 
 
 def exact(response: str, question: Question) -> bool:
-    """The given answer, the last line or the whole text is the reference, case and white space aside."""
-    candidates = (given_answer(response) or last_line(response), response)
-    return plain(question.answer) in map(plain, candidates)
+    """Compare the marked answer or last line, and the whole text, with the reference, without case and white space."""
+    candidates = (marked_answer(response) or last_line(response), response)
+    return normalize_text(question.answer) in map(normalize_text, candidates)
 
 
 def regex(response: str, question: Question) -> bool:
-    """The reference is a regular expression that must match the whole given answer, or the whole last line."""
+    """Match the reference, a regular expression, with the whole marked answer or the whole last line."""
     try:
         pattern = re.compile(question.answer)
     except re.error as error:
         raise bad_reference(question, f"regular expression ({error})", "exact") from error
     try:
-        return limited(pattern.fullmatch, given_answer(response) or last_line(response)) is not None
-    except TooLong as error:
-        console.print(f"{question.named}: its regular expression {error}; counted as wrong", markup=False, highlight=False, soft_wrap=True)
+        return with_timeout(pattern.fullmatch, marked_answer(response) or last_line(response)) is not None
+    except VerifierTimeout as error:
+        console.print(
+            f"{question.location}: its regular expression {error}; counted as wrong", markup=False, highlight=False, soft_wrap=True
+        )
         return False
 
 
 def math(response: str, question: Question) -> bool:
-    """The same text, the same number, or the same by math-verify, which is in the extra `tasks`."""
+    """Compare as text, as number, or by math-verify (extra `tasks`)."""
     if find_spec("math_verify") is None:
-        raise InputError(f"{question.named}: math answers need math-verify: pip install 'sbtiny[tasks]'")
-    if len(question.answer) > LONGEST_MATH:
-        raise bad_reference(question, f"answer of at most {LONGEST_MATH} characters", "exact")
+        raise InputError(f"{question.location}: math answers need math-verify: pip install 'sbtiny[tasks]'")
+    if len(question.answer) > MAX_MATH_CHARS:
+        raise bad_reference(question, f"answer of at most {MAX_MATH_CHARS} characters", "exact")
     return same_formula(response, question)
 
 
 def same_formula(response: str, question: Question) -> bool:
-    answer, reference = found_formula(response), reference_text(question.answer)
-    if not answer or max(len(answer), len(reference)) > LONGEST_MATH:
+    answer, reference = find_formula(response), reference_text(question.answer)
+    if not answer or max(len(answer), len(reference)) > MAX_MATH_CHARS:
         return False
     pair = Pair.of(reference, answer)
     verdict = pair.plain_verdict()
-    return math_process(os.getpid()).same(question.named, pair.reference, pair.answer) if verdict is None else verdict
+    return math_process(os.getpid()).same(question.location, pair.reference, pair.answer) if verdict is None else verdict
 
 
-def found_formula(response: str) -> str | None:
-    """The final answer; of a sentence with one formula in it the formula; the last line where nothing is given."""
-    answer = given_answer(response)
-    if answer and not boxed_answer(response) and len(answer) <= LONGEST_MATH:
+def find_formula(response: str) -> str | None:
+    """Return the final answer, or the only formula of its sentence, or else the last line."""
+    answer = marked_answer(response)
+    if answer and not boxed_answer(response) and len(answer) <= MAX_MATH_CHARS:
         formulas = FORMULAS.findall(answer)
         changed = SENTENCE_CHANGES.intersection(lower_words(FORMULAS.sub(" ", answer)))
         return "".join(formulas[0]) if len(formulas) == 1 and not changed else answer
@@ -161,52 +163,52 @@ def found_formula(response: str) -> str | None:
 
 
 def auto(response: str, question: Question) -> bool:
-    """numeric, choice or math, as the reference asks for; a formula given for a number is worked out by math-verify."""
+    """Verify as numeric, choice or math, by the kind of reference. math-verify computes a formula that answers a number."""
     reference = reference_text(question.answer)
     if parse_number(reference) is not None:
-        found = found_number(response)
-        if found is not None:
-            return same_number(reference, found) is True
-        return bool(given_answer(response)) and find_spec("math_verify") is not None and same_formula(response, question)
+        number = find_number(response)
+        if number is not None:
+            return same_number(reference, number) is True
+        return bool(marked_answer(response)) and find_spec("math_verify") is not None and same_formula(response, question)
     letter = LONE_CHOICE.fullmatch(reference)
     return choice(response, question) if letter and letter[1].isupper() else math(response, question)
 
 
 def bad_reference(question: Question, wanted: str, better: str) -> InputError:
-    return InputError(f"{question.named}: its answer {question.answer[:80]!r} is no {wanted}: use --verifier {better}")
+    return InputError(f"{question.location}: its answer {question.answer[:80]!r} is no {wanted}: use --verifier {better}")
 
 
-def plain(text: str) -> str:
+def normalize_text(text: str) -> str:
     return " ".join(text.split()).casefold().rstrip(".")
 
 
-OWN = re.compile(r"(.+\.py)(?::(\w+))?")
+USER_VERIFIER = re.compile(r"(.+\.py)(?::(\w+))?")
 BUILT_IN = {check.__name__: check for check in (auto, numeric, math, choice, exact, regex)}
 
 
 def load_verifier(spec: str | None) -> Verifier:
-    """A verifier by name, or the function `check(question, completion) -> bool | float` of a user's file: `my.py:check`.
+    """Return a verifier by name, or the function `check(question, completion) -> bool | float` of a user's file: `my.py:check`.
 
     Raises InputError for an unknown name and for a file or function that is missing, broken or takes other parameters.
     """
     if spec is None or spec in BUILT_IN:
         return BUILT_IN[spec or "auto"]
-    match = OWN.fullmatch(spec)
+    match = USER_VERIFIER.fullmatch(spec)
     if not match:
         near = get_close_matches(spec, BUILT_IN, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise InputError(f"unknown verifier {spec!r}{hint}: choose from {', '.join(BUILT_IN)}, or give my.py:check")
-    return OwnVerifier(Path(match[1]).expanduser(), match[2] or "check")
+    return UserVerifier(Path(match[1]).expanduser(), match[2] or "check")
 
 
-def own_file(spec: str) -> bytes:
-    """The content of a user's own verifier, for with another one it may decide otherwise; nothing for one that is built in."""
-    match = OWN.fullmatch(spec)
+def user_file(spec: str) -> bytes:
+    """Read the content of a user's verifier file, for comparing on resume; empty for a built-in verifier."""
+    match = USER_VERIFIER.fullmatch(spec)
     return Path(match[1]).expanduser().read_bytes() if match else b""
 
 
 def check_references(verify: Verifier, questions: Iterable[Question]) -> None:
-    """Raises InputError with the row of a reference that the verifier cannot read; what a user's own can read is not known."""
+    """Raise InputError with the row of the first reference that a built-in verifier cannot read."""
     if verify in BUILT_IN.values():
         for question in questions:
-            verify("", question)  # reads the reference first
+            verify("", question)  # reads the reference before the response

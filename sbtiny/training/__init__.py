@@ -1,1 +1,1 @@
-"""Cold start and budget-guided GRPO."""
+"""Parts that the trainers of the cold start and of GRPO share."""

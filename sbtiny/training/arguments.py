@@ -1,4 +1,4 @@
-"""What both trainers are told alike: precision by what the machine has, where to write, whom to report to."""
+"""Arguments of both trainers: precision, output folder, checkpoints, reporting."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,25 +8,25 @@ from typing import TYPE_CHECKING, Any
 
 from sbtiny.config import Settings
 from sbtiny.errors import InputError
-from sbtiny.models.device import detect
+from sbtiny.models.device import detect_device
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-def ensure_reporter(name: str) -> None:
-    """Raise InputError when the package that training curves are to go to is missing: before anything is loaded."""
+def require_reporter(name: str) -> None:
+    """Raise InputError when the package of `report_to` is not installed; call it before loading a model."""
     if name != "none" and not find_spec(name):
         raise InputError(f"report_to is {name}, which is not installed: pip install {name}, or leave it at none")
 
 
-def common(settings: Settings, output: Path, save_steps: int) -> dict[str, Any]:
+def shared_training_args(settings: Settings, output: Path, save_steps: int) -> dict[str, Any]:
     """Keyword arguments shared by TRL's SFTConfig and GRPOConfig.
 
-    Weights keep their own dtype; the products run in bfloat16 wherever the machine computes in it, a CPU with avx512_bf16 included (1.6
-    times as fast on the bundled model), in float16 on older GPUs, else in float32.
+    Weights keep their own dtype. Products run in bfloat16 where the device supports it, also on a CPU with avx512_bf16 (1.6 times as fast
+    on the bundled model), in float16 on older GPUs, else in float32.
     """
-    hardware = detect()
+    hardware = detect_device()
     gpu = hardware.device == "cuda"
     return {
         "output_dir": str(output),
@@ -42,18 +42,18 @@ def common(settings: Settings, output: Path, save_steps: int) -> dict[str, Any]:
         "report_to": settings.report_to,
         "run_name": output.name,
         "disable_tqdm": True,
-        "logging_nan_inf_filter": False,  # it would log a loss that is NaN as 0, and the watch would not see it
+        "logging_nan_inf_filter": False,  # it would log a NaN loss as 0 and hide it from the monitor
     }
 
 
 @contextmanager
-def adapter_in_float32(model: "nn.Module") -> Iterator[None]:
-    """Undo what both of TRL's trainers do as they are built within it: the adapter on a 4-bit base is cast to bfloat16.
+def keep_adapter_float32(model: "nn.Module") -> Iterator[None]:
+    """Keep the adapter in float32 while a trainer is built inside: TRL casts the adapter on a 4-bit base to bfloat16.
 
-    Of a weight of 0.02 bfloat16 keeps steps of 1e-4, and an update of less is lost; a T4 and a CPU without avx512_bf16 do not compute
-    in it at all. The products still run in what `common` says.
+    At a weight of 0.02 bfloat16 has steps of 1e-4, so smaller updates are lost. A T4 and a CPU without avx512_bf16 do not compute in it at
+    all. The products still run in the precision of `shared_training_args`.
     """
-    before = {weight: weight.data for weight in model.parameters() if weight.requires_grad}
+    originals = {weight: weight.data for weight in model.parameters() if weight.requires_grad}
     yield
-    for weight, values in before.items():
+    for weight, values in originals.items():
         weight.data = values.to(weight.device).float()

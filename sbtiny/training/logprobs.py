@@ -1,7 +1,7 @@
 """Token log-probabilities without a GPU: TRL 1.15 computes them in Triton kernels only, so on a CPU both its trainers fail.
 
-`ensure` puts a plain PyTorch function with the same contract in the kernel's place where there is no CUDA device. Logits are never held
-whole: tokens go through the head in chunks that are computed again in the backward pass.
+`patch_trl_for_cpu` replaces the kernel by a PyTorch function with the same contract where there is no CUDA device. Logits are never held
+whole: tokens go through the head in chunks, which are computed again in the backward pass.
 """
 
 import torch
@@ -9,13 +9,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-TOKENS = 1024  # tokens a chunk
+TOKENS = 1024  # per chunk
 
 
-def chunk_stats(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, scale: float, cap: float | None
-) -> Tensor:
-    """Rows (log-probability, entropy, is top 1) of a chunk: hidden (n, width), weight (vocabulary, width), targets (n,) -> (3, n)."""
+def chunk_stats(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, scale: float, cap: float | None) -> Tensor:
+    """Log-probability, entropy and is-top-1 of a chunk, (3, n): hidden (n, width), weight (vocabulary, width), targets (n,)."""
     logits = F.linear(hidden, weight.to(hidden.dtype), bias).float() * scale
     if cap is not None:
         logits = cap * torch.tanh(logits / cap)
@@ -27,8 +25,8 @@ def chunk_stats(
     return torch.stack((taken, entropy, top))
 
 
-class PlainLogProbs:
-    """Stands where TRL expects its `ChunkedLogProbFunction`; the same arguments, the same five results."""
+class ChunkedLogProbs:
+    """Replaces TRL's `ChunkedLogProbFunction`: the same arguments, the same five results."""
 
     @staticmethod
     def apply(
@@ -49,7 +47,7 @@ class PlainLogProbs:
         elif temperature != 1.0:
             raise NotImplementedError("soft-capped logits with a temperature on a CPU")
         parts = list(zip(hidden.split(TOKENS), targets.split(TOKENS), strict=True))
-        if len(parts) == 1:  # what the backward pass would compute again is held at the same time either way
+        if len(parts) == 1:  # recomputing a single chunk would save no memory
             stats = [chunk_stats(hidden, weight, bias, targets, scale, cap)]
         else:
             stats = [checkpoint(chunk_stats, h, weight, bias, t, scale, cap, use_reentrant=False) for h, t in parts]
@@ -57,9 +55,9 @@ class PlainLogProbs:
         return taken, entropy.detach(), None, None, top.detach().bool()
 
 
-def ensure() -> None:
-    """Make TRL's trainers work where there is no CUDA device; call before a trainer is built."""
+def patch_trl_for_cpu() -> None:
+    """Make TRL's trainers work without a CUDA device; call it before building a trainer."""
     from trl.trainer import utils
 
     if not torch.cuda.is_available():
-        utils._ChunkedLogProbFunction = PlainLogProbs
+        utils._ChunkedLogProbFunction = ChunkedLogProbs

@@ -1,9 +1,8 @@
-"""What a person sees of a training run, and what is kept of it: progress, metrics.jsonl, a clean stop."""
+"""Watch a training run: progress bar and live table, metrics.jsonl, a stop on NaN, the saved adapter."""
 
 import math
 import shutil
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,42 +11,40 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
+from sbtiny import distributed
 from sbtiny.errors import Failed
 from sbtiny.progress import bar, console
 from sbtiny.rollout.memory import peak_bytes
 from sbtiny.runs import append_jsonl
 from sbtiny.training import live_table
-from sbtiny import distributed
-from sbtiny.grpo.alarms import Alarm, Alarms
 from sbtiny.training.checkpoint import last_checkpoint, step_of
 
-SKIPPED = 20  # that is a scale lowered 2**20 times: no scale will do
-FORGOTTEN = ("num_tokens", "train_loss")  # sums that TRL begins anew on resume: they would say less than they seem to
+MAX_SKIPPED_UPDATES = 20  # the scale is then 2**20 times lower: no scale will do
+UNRESUMED_KEYS = ("num_tokens", "train_loss")  # sums that TRL starts again at 0 on resume, so they would mislead
 
 
-class Watch(TrainerCallback):
-    """Shows the last steps below a progress bar, writes every log line to metrics.jsonl, and rings the alarms."""
+class TrainingMonitor(TrainerCallback):
+    """Shows the last steps below a progress bar and writes every log to metrics.jsonl. A subclass may add to it (`judge`, `react`)."""
 
-    def __init__(self, stage: str, steps: int, output: Path, alarms: Alarms | None = None) -> None:
+    def __init__(self, stage: str, steps: int, output: Path) -> None:
         self.stage, self.steps, self.output = stage, steps, output
-        self.alarms = alarms or Alarms()
         self.started, self.first = time.perf_counter(), 0
-        self.skipped = 0  # logged updates running whose gradient was no number
-        self.finite = 0  # the last one before them
-        self.seen: list[tuple[int, live_table.Figures]] = []
+        self.skipped = 0  # consecutive logged updates with a NaN or infinite gradient
+        self.finite = 0  # the last step before them
+        self.seen: list[tuple[int, live_table.StepMetrics]] = []
 
     def run(self, trainer: Trainer, resume: Path | None) -> None:
-        """Train from the start or from a checkpoint, then save the adapter. A checkpoint of the last step is only taken over."""
-        trainer.remove_callback(PrinterCallback)  # TRL prints each log as a dictionary; the bar says it better
-        if resume:  # transformers passes over it where TRL, with grpo.beta, keeps a second adapter beside it
+        """Train from the start or from checkpoint `resume`, then save the adapter. After the last step there is only that to save."""
+        trainer.remove_callback(PrinterCallback)  # it prints each log as a dictionary; the table replaces it
+        if resume:  # transformers does not load it where TRL keeps a second adapter (grpo.beta above 0)
             set_peft_model_state_dict(trainer.model, load_peft_weights(str(resume), device=str(trainer.model.device)))
         if not resume or step_of(resume) < self.steps:
             with bar(self.stage, self.steps) as self.advance:
                 trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-        if distributed.first():
+        if distributed.is_main_process():
             self.save_adapter(trainer.model)
             console.print(f"{self.stage}: peak memory {peak_bytes(trainer.args.device) / 2**30:.2f} GiB", markup=False)
-        distributed.wait()
+        distributed.wait_for_everyone()
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.first = state.global_step
@@ -56,34 +53,37 @@ class Watch(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.advance()
 
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **_: Any
-    ) -> None:
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **_: Any) -> None:
         row = {"stage": self.stage, "step": state.global_step, "seconds": round(time.perf_counter() - self.started, 2)}
-        kept = {key: value for key, value in logs.items() if value is not None and key not in FORGOTTEN}
-        kept["peak_gb"] = round(peak_bytes(args.device) / 2**30, 2)
-        ringing = self.alarms.feed(kept) if "reward" in kept else []
-        if distributed.first():
-            append_jsonl(self.output / "metrics.jsonl", row | kept | ({"alarms": [a.name for a in ringing]} if ringing else {}))
-        self._check_finite(kept, args.fp16, state.global_step)
-        if "loss" in kept or "reward" in kept:
-            self._show(state.global_step, kept, row["seconds"])
-        if self.alarms.collapsing:  # the checkpoints before it are worth more than one of a ruin
-            control.should_save = False
-        self._tell(ringing, state.global_step)
+        metrics = {key: value for key, value in logs.items() if value is not None and key not in UNRESUMED_KEYS}
+        metrics["peak_gb"] = round(peak_bytes(args.device) / 2**30, 2)
+        additions = self.extra_metrics(metrics)
+        if distributed.is_main_process():
+            append_jsonl(self.output / "metrics.jsonl", row | metrics | additions)
+        self._check_finite(metrics, args.fp16, state.global_step)
+        if "loss" in metrics or "reward" in metrics:
+            self._draw(state.global_step, metrics, row["seconds"])
+        self.after_log(state.global_step, control)
 
-    def _check_finite(self, figures: live_table.Figures, scaled: bool, step: int) -> None:
-        """Raises Failed for a loss or gradient that is no number: weights after it are worth nothing.
+    def extra_metrics(self, metrics: dict[str, Any]) -> dict[str, Any]:
+        """Entries to add to the step's row of metrics.jsonl."""
+        return {}
 
-        `scaled`: float16's scaler skips an update whose gradient overflows and lowers its scale; that is well, but not for ever. A
-        checkpoint of this step, if one is due, is written after the log and so never.
+    def after_log(self, step: int, control: TrainerControl) -> None:
+        """Act on the judgement of a step, after it is written and shown."""
+
+    def _check_finite(self, figures: live_table.StepMetrics, scaled: bool, step: int) -> None:
+        """Raise Failed for a NaN or infinite loss or gradient: the weights after it are useless.
+
+        `scaled`: float16's scaler skips an update whose gradient overflows and lowers its scale, up to MAX_SKIPPED_UPDATES times in a row.
+        A checkpoint of this step is written after the log, so it is never written.
         """
-        overflown = not math.isfinite(figures.get("grad_norm", 0))
-        self.skipped = self.skipped + 1 if overflown else 0
-        self.finite = self.finite if overflown else step
+        overflow = not math.isfinite(figures.get("grad_norm", 0))
+        self.skipped = self.skipped + 1 if overflow else 0
+        self.finite = self.finite if overflow else step
         if not math.isfinite(figures.get("loss", 0)):
             what, first = f"loss is NaN or infinite at step {step}", step
-        elif overflown and (not scaled or self.skipped == SKIPPED):
+        elif overflow and (not scaled or self.skipped == MAX_SKIPPED_UPDATES):
             what, first = f"grad_norm is NaN or infinite at step {step}", self.finite + 1
         else:
             return
@@ -92,29 +92,19 @@ class Watch(TrainerCallback):
             f"(last good checkpoint: {last_checkpoint(self.output, upto=first - 1) or 'none, set save_steps'})"
         )
 
-    def _show(self, step: int, figures: live_table.Figures, seconds: float) -> None:
-        """The table where a person looks on, else a line every twentieth of the run."""
+    def _draw(self, step: int, figures: live_table.StepMetrics, seconds: float) -> None:
+        """Draw the table; without a terminal, print LINES lines over the whole run."""
         self.seen = [*self.seen, (step, figures)][-live_table.ROWS :]
-        self.advance(0, below=live_table.table(self.seen))
+        self.advance(0, below=live_table.metrics_table(self.seen))
         if not console.is_terminal and (step % max(1, self.steps // live_table.LINES) == 0 or step == self.steps):
-            remaining = live_table.left(seconds, step - self.first, self.steps - step)
-            console.print(live_table.line(self.stage, step, self.steps, figures, remaining), markup=False, highlight=False, soft_wrap=True)
-
-    def _tell(self, ringing: Sequence[Alarm], step: int) -> None:
-        """Warn of each alarm with its cause; raises Failed for a collapse, naming the last checkpoint before it.
-
-        A step's figures are those of the weights that the step before it left: they were good up to two steps before the first bad one.
-        """
-        for alarm in ringing:
-            told = f"{alarm.name}, {self.alarms.patience} steps running up to step {step}: {alarm.cause}"
-            if alarm.collapse:
-                good = last_checkpoint(self.output, upto=step - self.alarms.patience - 1)
-                raise Failed(f"stopped, {told} (last good checkpoint: {good or 'none, set grpo.save_steps'})")
-            console.print(f"warning: {told}", markup=False, style="yellow")
+            remaining = live_table.time_left(seconds, step - self.first, self.steps - step)
+            console.print(
+                live_table.metrics_line(self.stage, step, self.steps, figures, remaining), markup=False, highlight=False, soft_wrap=True
+            )
 
     def save_adapter(self, model: nn.Module) -> None:
-        """Save beside and rename: `adapter/` exists only when it is whole."""
+        """Save to a temporary folder and rename it: `adapter/` exists only when it is whole."""
         temporary = self.output / ".adapter.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
-        model.save_pretrained(temporary, selected_adapters=["default"])  # with grpo.beta TRL keeps where it began beside it
+        model.save_pretrained(temporary, selected_adapters=["default"])  # without the second adapter of TRL (grpo.beta above 0)
         temporary.replace(self.output / "adapter")

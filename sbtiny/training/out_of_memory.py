@@ -1,4 +1,4 @@
-"""Out of memory in the middle of training: half the micro-batch, twice the accumulation, and on from the last checkpoint."""
+"""Out of memory in training: halve the micro-batch, double the accumulation, and go on from the last checkpoint."""
 
 import gc
 from collections.abc import Callable
@@ -8,56 +8,58 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sbtiny import runs
-from sbtiny.config import Settings, micro_batch
+from sbtiny import distributed, runs
+from sbtiny.config import Settings, micro_batch_size
 from sbtiny.errors import Failed
 from sbtiny.progress import console
 from sbtiny.rollout.policy import Policy
 from sbtiny.training import checkpoint
-from sbtiny import distributed
 
-Train = Callable[[Settings, Path | None], None]  # with these settings, from this checkpoint
+Train = Callable[[Settings, Path | None], None]  # settings, checkpoint to start from
 
 
-def fitting(train: Train, policy: Policy, settings: Settings, stage: str, folder: Path, last: Path | None) -> None:
-    """Call `train` until it fits. The rows of an update stay the same; the run's config.yaml remembers the micro-batch that fitted.
+def train_with_oom_retry(train: Train, policy: Policy, settings: Settings, stage: str, folder: Path, last: Path | None) -> None:
+    """Call `train` with smaller micro-batches until it fits, and write the last one into the run's config.yaml.
 
-    Raises Failed when not even single rows fit.
+    The rows of an update stay the same. Raises Failed when not even single rows fit.
     """
-    begun = weights(policy) if last is None else {}
-    while not fits(train, settings, last):
-        gc.collect()  # what filled the memory hangs on the trainer, which is part of cycles
+    initial = copy_trained_weights(policy) if last is None else {}
+    while not try_train(train, settings, last):
+        gc.collect()  # the memory belongs to the trainer, which is part of reference cycles
         torch.cuda.empty_cache()
-        settings = halved(settings, stage)
+        settings = halve_micro_batch(settings, stage)
         runs.write_text(folder / "config.yaml", settings.as_yaml())
-        last = checkpoint.rewind(folder)
+        last = checkpoint.rewind_to_checkpoint(folder)
         if last is None:
-            policy.model.load_state_dict(begun, strict=False)
+            policy.model.load_state_dict(initial, strict=False)
             policy.refresh()
 
 
-def fits(train: Train, settings: Settings, last: Path | None) -> bool:
-    """False when memory ran out; with the error goes all that its traceback held."""
+def try_train(train: Train, settings: Settings, last: Path | None) -> bool:
+    """Call `train`; False when memory ran out. Returning drops the error, and with it the tensors of its traceback."""
     try:
         train(settings, last)
     except torch.OutOfMemoryError as error:
-        if distributed.count() > 1:  # the others know nothing of it and wait for this process's gradients
+        if distributed.world_size() > 1:  # the others would wait for this process's gradients
             raise Failed("out of memory in one of several processes: lower micro_batch and go on with --resume") from error
         return False
     return True
 
 
-def weights(policy: Policy) -> dict[str, Tensor]:
-    """A copy, outside the GPU, of what is trained."""
+def copy_trained_weights(policy: Policy) -> dict[str, Tensor]:
+    """A copy on the CPU of the weights in training."""
     return {name: weight.detach().cpu().clone() for name, weight in policy.model.named_parameters() if weight.requires_grad}
 
 
-def halved(settings: Settings, stage: str) -> Settings:
-    """Settings whose micro-batch is the largest divisor of an update's rows up to half of the one that did not fit."""
-    chosen, rows = getattr(settings, stage), settings.rows(stage)
-    old = micro_batch(rows, chosen.micro_batch)
+def halve_micro_batch(settings: Settings, stage: str) -> Settings:
+    """Settings with a smaller micro-batch: the largest divisor of an update's rows up to half of the old one.
+
+    Raises Failed when the old one is 1.
+    """
+    section, rows = getattr(settings, stage), settings.batch_size(stage)
+    old = micro_batch_size(rows, section.micro_batch)
     if old == 1:
         raise Failed(f"out of memory with {stage}.micro_batch 1: shorter answers, fewer slots or a lower --kv-memory would make room")
-    new = micro_batch(rows, old // 2)
+    new = micro_batch_size(rows, old // 2)
     console.print(f"out of memory: {stage}.micro_batch {old} -> {new}, the same rows an update", style="yellow", markup=False)
-    return replace(settings, **{stage: replace(chosen, micro_batch=new)})
+    return replace(settings, **{stage: replace(section, micro_batch=new)})

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sbtiny.bench.lengths import draw_lengths, guesses, ratio, read_lengths
+from sbtiny.bench.lengths import draw_lengths, guess_lengths, read_lengths, summarize_ratio
 from sbtiny.errors import InputError
 
 
@@ -38,13 +38,13 @@ def test_lengths_of_a_file(tmp_path) -> None:
 
 
 def test_ratios_are_taken_round_by_round() -> None:
-    assert ratio([10, 40, 20], [5, 10, 5]) == {"median": 4, "low": 2, "high": 4}
+    assert summarize_ratio([10, 40, 20], [5, 10, 5]) == {"median": 4, "low": 2, "high": 4}
 
 
 def test_guesses_are_seeded_and_about_a_third_off() -> None:
     lengths = draw_lengths(2000, 60, 400, seed=1)
-    found = guesses(lengths, 5)
-    assert found == guesses(lengths, 5) != guesses(lengths, 6)
+    found = guess_lengths(lengths, 5)
+    assert found == guess_lengths(lengths, 5) != guess_lengths(lengths, 6)
     error = np.log(np.array(found) / np.array(lengths))[np.array(lengths) > 20]
     assert error.std() == pytest.approx(0.3, abs=0.03)
     assert abs(error.mean()) < 0.03

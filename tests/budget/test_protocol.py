@@ -14,13 +14,13 @@ from sbtiny.budget.protocol import (
     SOLUTION,
     THINK,
     BudgetChoice,
+    Format,
     Outcome,
     body_length,
     parse,
     parse_budget_option,
-    parts,
-    prefill,
-    render,
+    render_budget,
+    split_response,
 )
 from sbtiny.errors import InputError
 
@@ -121,9 +121,13 @@ def spoiled(draw: st.DrawFn) -> str:
     return "".join(pieces)
 
 
-WELL_FORMED = re.compile(
-    r"\s*<budget>\s*([0-9]+)\s*</budget>\s*<solution>((?:(?!</?(?:budget|solution)>).)*)</solution>\s*", re.DOTALL
-)
+def completion(budget: int, response: str, form: Format = SOLUTION) -> str:
+    """A whole completion around a plain answer."""
+    body, after = split_response(response, form)
+    return render_budget(budget, form) + body + form.closing + after
+
+
+WELL_FORMED = re.compile(r"\s*<budget>\s*([0-9]+)\s*</budget>\s*<solution>((?:(?!</?(?:budget|solution)>).)*)</solution>\s*", re.DOTALL)
 THOUGHT = re.compile(
     r"\s*<budget>\s*([0-9]+)\s*</budget>\s*<think>((?:(?!</?(?:budget|think)>).)*)</think>((?:(?!</?(?:budget|think)>).)*)", re.DOTALL
 )
@@ -147,7 +151,7 @@ def test_every_outcome_has_a_case():
 @example(1, "</solution", "", "", "")
 @example(1, "<", "", "", "")
 def test_round_trip(budget: int, body: str, before: str, between: str, after: str):
-    text = render(budget, body).replace("</budget>", f"{after}</budget>{between}", 1)
+    text = completion(budget, body).replace("</budget>", f"{after}</budget>{between}", 1)
     parsed = parse(before + text + after)
     assert (parsed.budget, parsed.body) == (budget, body)
     assert parsed.outcome == ("ok" if body.strip() else "empty_solution")
@@ -157,7 +161,7 @@ def test_round_trip(budget: int, body: str, before: str, between: str, after: st
 @given(budgets, st.text(max_size=40).filter(lambda text: not THINK.tag.search(text)), bodies)
 def test_think_round_trip(budget: int, thoughts: str, answer: str):
     assume(not THINK.tag.search(answer) and answer.strip())
-    parsed = parse(render(budget, f"{thoughts}</think>{answer}", THINK))
+    parsed = parse(completion(budget, f"{thoughts}</think>{answer}", THINK))
     assert (parsed.outcome, parsed.budget) == ("ok", budget)
     assert (parsed.body, parsed.answer) == (thoughts, answer)
 
@@ -172,19 +176,19 @@ def test_think_round_trip(budget: int, thoughts: str, answer: str):
     ],
 )
 def test_a_plain_answer_becomes_thoughts_and_answer(response: str, body: str, after: str):
-    assert parts(response, THINK) == (body, after)
-    assert parts(response, SOLUTION) == (response, "")
+    assert split_response(response, THINK) == (body, after)
+    assert split_response(response, SOLUTION) == (response, "")
 
 
 @pytest.mark.parametrize("response", ["a<think>b</think>c", "a</think>b</think>c", "a <budget>"])
 def test_an_answer_with_tags_left_over_is_refused(response: str):
     with pytest.raises(ValueError, match="holds the tag <"):
-        parts(response, THINK)
+        split_response(response, THINK)
 
 
 @given(budgets, bodies, st.data())
 def test_a_strict_prefix_is_cut(budget: int, body: str, data: st.DataObject):
-    text = render(budget, body)
+    text = completion(budget, body)
     at = data.draw(st.integers(1, len(text) - 1))
     parsed = parse(text[:at])
     assert parsed.outcome == "cut"
@@ -219,30 +223,29 @@ def test_any_text_is_read_and_agrees_with_the_grammar(text: str):
 
 @given(budgets, bodies, st.text("ab<", min_size=1))
 def test_words_outside_are_refused(budget: int, body: str, words: str):
-    assert parse(words + render(budget, body)).outcome == "text_outside"
-    assert parse(render(budget, body + "x") + words).outcome == "text_outside"
+    assert parse(words + completion(budget, body)).outcome == "text_outside"
+    assert parse(completion(budget, body + "x") + words).outcome == "text_outside"
 
 
-def test_prefill_is_the_beginning_of_render():
-    assert prefill(50) == "<budget>50</budget><solution>"
-    assert render(50, "x") == prefill(50) + "x</solution>"
+def test_budget_is_prefilled_with_the_opening_tag():
+    assert render_budget(50) == "<budget>50</budget><solution>"
 
 
 @pytest.mark.parametrize("budget", [0, -1, MAX_BUDGET + 1])
 def test_prefill_refuses_what_parse_would_refuse(budget: int):
     with pytest.raises(InputError, match="out of range"):
-        prefill(budget)
+        render_budget(budget)
 
 
 @pytest.mark.parametrize("tag", [BUDGET_OPEN, BUDGET_CLOSE, SOLUTION.opening, SOLUTION.closing])
-def test_render_refuses_tags_in_the_body(tag: str):
+def test_split_refuses_tags_in_the_body(tag: str):
     with pytest.raises(ValueError, match="character 1"):
-        render(5, f"a{tag}b")
+        split_response(f"a{tag}b", SOLUTION)
 
 
 @given(budgets, bodies, st.data())
 def test_body_length_of_any_split(budget: int, body: str, data: st.DataObject):
-    text = render(budget, body)
+    text = completion(budget, body)
     parsed = parse(text)
     cuts = data.draw(st.sets(st.integers(1, len(text) - 1)))
     edges = [0, *sorted(cuts), len(text)]
@@ -262,9 +265,9 @@ def test_thoughts_and_answer_are_counted_together():
 def test_body_length_by_hand():
     pieces = ["<budget>", "5", "</budget", "><", "solution>a", "b", "", "c</", "solution", ">", ""]
     assert body_length(pieces, parse("".join(pieces))) == 4  # straddling tokens and the empty one inside
-    assert body_length(["<budget>5</budget><solution>", "", "a", "", "</solution>"], parse(render(5, "a"))) == 1
-    assert body_length([prefill(5), "a", "b", "</", "sol"], parse(prefill(5) + "ab</sol")) == 2  # cut inside the tag
-    assert body_length(["<budget>5</budget><solution", "></", "solution>"], parse(render(5, ""))) == 0
+    assert body_length(["<budget>5</budget><solution>", "", "a", "", "</solution>"], parse(completion(5, "a"))) == 1
+    assert body_length([render_budget(5), "a", "b", "</", "sol"], parse(render_budget(5) + "ab</sol")) == 2  # cut inside the tag
+    assert body_length(["<budget>5</budget><solution", "></", "solution>"], parse(completion(5, ""))) == 0
     assert body_length(["no", " tags"], parse("no tags")) == 0
 
 

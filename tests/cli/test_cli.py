@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from helpers import full_disk, listing
+from support import full_disk, listing
 
 import sbtiny
 from sbtiny import cli, runs
 from sbtiny.cli.data import data_app
-from sbtiny.config import PRESETS, Settings, load
+from sbtiny.config import Settings
 from sbtiny.errors import Failed, InputError
+from sbtiny.load_settings import PRESETS, load_settings
 from sbtiny.models.aliases import ALIASES
 from sbtiny.models.device import CARDS
 
@@ -74,7 +75,7 @@ FILES = {
     "empty.jsonl": "",
     "traces.jsonl": rows(),
     "labelled.jsonl": '{"id": "a", "question": "1 + 1?", "response": "2", "budget": 1}\n',
-    "unknown.yaml": "grpo: {lrr: 1}\n",
+    "unknown.yaml": "grpo: {learning_rat: 1}\n",
     "broken.yaml": "grpo: [1\n",
     "check.py": "def check(response):\n    return True\n",
 }
@@ -86,7 +87,7 @@ def files(tmp_path: Path) -> dict[str, bytes]:
     for name, content in FILES.items():
         (tmp_path / name).write_text(content)
     for name in ("done", "stopped"):
-        runs.new("sft", tmp_path / name, Settings())
+        runs.create_run("sft", tmp_path / name, Settings())
     (tmp_path / "done" / "adapter").mkdir()
     (tmp_path / "stopped" / "checkpoint-5").mkdir()
     return listing(tmp_path)
@@ -119,18 +120,18 @@ WRONG = {
     # settings
     "sft -c none.yaml -o out": "no settings file none.yaml",
     "sft -c broken.yaml -o out": "broken.yaml, line 2",
-    "sft -c unknown.yaml -o out": "unknown key 'grpo.lrr' in unknown.yaml (did you mean 'grpo.lr'?)",
-    "sft --set grpo.lrr=1 -o out": "did you mean 'grpo.lr'?",
-    "sft --set grpo.lr -o out": "--set grpo.lr=3e-4",
-    "sft --set sft.lr=fast -o out": "sft.lr in the command line is 'fast'",
+    "sft -c unknown.yaml -o out": "unknown key 'grpo.learning_rat' in unknown.yaml (did you mean 'grpo.learning_rate'?)",
+    "sft --set grpo.learning_rat=1 -o out": "did you mean 'grpo.learning_rate'?",
+    "sft --set grpo.learning_rate -o out": "--set grpo.learning_rate=3e-4",
+    "sft --set sft.learning_rate=fast -o out": "sft.learning_rate in the command line is 'fast'",
     "sft --preset t5 -o out": "choose from cpu, t4, rtx4090",
     "sft --limit 0 -o out": "data.limit is 0",
     "sft --seed -1 -o out": "seed is -1",
     "grpo --preset t5 --dry-run": "unknown preset 't5'",
     "eval tiny --limit -1": "eval.limit is -1",
     "eval tiny --engine theirs": "engine in the command line is 'theirs': choose from ours, generate, vllm",
-    "eval tiny --engine vllm --set eval.cut=0.5": "vllm cannot cut answers",
-    "eval tiny --kv-memory 0": "kv_memory is 0.0: set it to a number of GiB above 0",
+    "eval tiny --engine vllm --set eval.cut_at=0.5": "vllm cannot cut answers",
+    "eval tiny --kv-memory 0": "kv_cache_gib is 0.0: set it to a number of GiB above 0",
     "eval tiny --budget lots": "--budget 'lots' is not understood",
     "eval tiny --budget 0": "--budget '0'",
     "eval tiny --budget -0.5x": "--budget '-0.5x'",
@@ -254,7 +255,6 @@ def test_a_reporter_that_is_not_there_is_told_in_one_line_before_any_work(
     assert listing(tmp_path) == files
 
 
-
 def test_bare_commands_show_their_help(sbtiny_: Sbtiny) -> None:
     for line, word in (("", "grpo"), ("data", "build")):
         found = sbtiny_(line)
@@ -276,9 +276,7 @@ def test_help_imports_nothing_heavy_and_starts_in_a_blink(tmp_path: Path) -> Non
     assert "Usage: sbtiny" in done.stdout
     assert {"sbtiny", "typer"} <= imported
     assert not imported & set(HEAVY)
-    assert (
-        after.children_user - before.children_user < 1.5
-    )  # seconds of CPU; 0.2 on a free machine, torch alone takes 3
+    assert after.children_user - before.children_user < 1.5  # seconds of CPU; 0.2 on a free machine, torch alone takes 3
 
 
 @pytest.mark.parametrize("verb", [*VERBS, *DATA_VERBS])
@@ -307,7 +305,7 @@ def test_a_dry_run_prints_the_resolved_settings_and_makes_nothing(sbtiny_: Sbtin
     found = sbtiny_("sft --model qwen-1.5b --dry-run")
     assert (found.code, found.err) == (0, "")
     assert "ref: deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B" in found.out
-    assert f"lr: {Settings().sft.lr}" in found.out
+    assert f"learning_rate: {Settings().sft.learning_rate}" in found.out
     assert list(tmp_path.iterdir()) == []
 
 
@@ -326,24 +324,24 @@ def test_where_there_is_a_gpu_its_preset_is_the_default_but_for_the_bundled_mode
     line: str, model: str, preset: str | None, sbtiny_: Sbtiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, of in (("small", "smollm2-135m"), ("bundled", "tiny")):
-        runs.new("sft", tmp_path / "runs" / name, Settings(model=of))
+        runs.create_run("sft", tmp_path / "runs" / name, Settings(model=of))
     (tmp_path / "mine.yaml").write_text("data: {verifier: exact}")
-    monkeypatch.setattr("sbtiny.models.device.glance", lambda: CARDS["t4"])
+    monkeypatch.setattr("sbtiny.models.device.probe_device", lambda: CARDS["t4"])
     found = sbtiny_(f"{line} --json --dry-run")
     shown, verb = json.loads(found.out), line.split()[0]
     assert (found.code, shown["model"]) == (0, model)
     assert shown["four_bit"] is (model != "tiny")
-    assert shown[verb]["lr"] == getattr(load(preset=preset), verb).lr
+    assert shown[verb]["learning_rate"] == getattr(load_settings(preset=preset), verb).learning_rate
     assert found.err == ""
 
 
 def test_whose_settings_they_are_is_told_when_the_work_begins(sbtiny_: Sbtiny, ending, monkeypatch: pytest.MonkeyPatch) -> None:
     ending(lambda: Path("runs/mine"))
     assert sbtiny_("sft").err == ""
-    assert sbtiny_("sft --model smollm2-135m").err.startswith("no --preset: these are the bundled model's settings")
+    assert sbtiny_("sft --model smollm2-135m").err.startswith("no --preset given: these are the bundled model's settings")
     assert sbtiny_("sft --model smollm2-135m --preset t4").err == ""
-    monkeypatch.setattr("sbtiny.models.device.glance", lambda: CARDS["t4"])
-    assert sbtiny_("sft").err == "preset t4, for Tesla T4 is here (--preset cpu: the bundled model's settings)\n"
+    monkeypatch.setattr("sbtiny.models.device.probe_device", lambda: CARDS["t4"])
+    assert sbtiny_("sft").err == "using preset t4 for Tesla T4 (--preset cpu: the bundled model's settings)\n"
 
 
 @pytest.mark.usefixtures("offline")
@@ -380,7 +378,7 @@ def test_the_probe_adds_hours_to_the_plan(sbtiny_: Sbtiny, monkeypatch: pytest.M
     from sbtiny.planning import probe
 
     monkeypatch.setattr(probe, "SECONDS", 0.01)
-    monkeypatch.setattr(probe.measure, "__defaults__", (0.01,))
+    monkeypatch.setattr(probe.benchmark_device, "__defaults__", (0.01,))
     stages = json.loads(sbtiny_("plan --probe --json").out)["stages"]
     assert stages["grpo"]["hours_at_least"] > stages["eval"]["hours_at_least"] >= 0
 
@@ -388,7 +386,7 @@ def test_the_probe_adds_hours_to_the_plan(sbtiny_: Sbtiny, monkeypatch: pytest.M
 def test_a_probe_of_this_machine_is_not_told_as_the_hours_of_another(sbtiny_: Sbtiny, monkeypatch: pytest.MonkeyPatch) -> None:
     from sbtiny.models import device
 
-    monkeypatch.setattr(device, "ask_gpu", lambda: ("", ""))
+    monkeypatch.setattr(device, "query_nvidia_smi", lambda: ("", ""))
     found = sbtiny_("plan --preset rtx4090 --probe")
     assert (found.code, found.out) == (2, "")
     assert found.err.endswith("and the plan is for RTX 4090: leave --probe out, or run it there\n")
@@ -415,28 +413,28 @@ def test_the_doctor_is_well_and_says_so_to_machines_too(sbtiny_: Sbtiny) -> None
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("verb", ["sft", "grpo"])
 def test_a_dry_run_shows_what_a_preset_comes_to(verb: str, preset: str, sbtiny_: Sbtiny) -> None:
-    found = sbtiny_(f"{verb} --preset {preset} --steps 7 --set {verb}.lr=3e-4 --json --dry-run")
-    shown, settings = json.loads(found.out), load(preset=preset)
+    found = sbtiny_(f"{verb} --preset {preset} --steps 7 --set {verb}.learning_rate=3e-4 --json --dry-run")
+    shown, settings = json.loads(found.out), load_settings(preset=preset)
     assert (found.code, found.err) == (0, "")
     assert (shown["model"], shown["four_bit"]) == (settings.model, settings.four_bit)
-    assert (shown[verb]["steps"], shown[verb]["lr"]) == (7, 3e-4)
-    rows = settings.sft.batch if verb == "sft" else settings.grpo.prompts * settings.grpo.group
+    assert (shown[verb]["steps"], shown[verb]["learning_rate"]) == (7, 3e-4)
+    rows = settings.sft.batch if verb == "sft" else settings.grpo.prompts_per_step * settings.grpo.num_generations
     assert shown["plan"]["micro_batch"] * shown["plan"]["gradient_accumulation"] == rows
     assert shown["plan"]["tokens_at_most"]["trained"] > 0
     assert "hours" not in found.out
-    assert shown[verb]["slots" if verb == "grpo" else "max_length"] == (
-        settings.grpo.slots if verb == "grpo" else settings.sft.max_length
+    assert shown[verb]["max_num_seqs" if verb == "grpo" else "max_length"] == (
+        settings.grpo.max_num_seqs if verb == "grpo" else settings.sft.max_length
     )
 
 
 def test_a_dry_run_of_grpo_shows_the_model_of_its_run(sbtiny_: Sbtiny) -> None:
-    runs.new("sft", Path("mine"), Settings(model="smollm2-135m"))
+    runs.create_run("sft", Path("mine"), Settings(model="smollm2-135m"))
     assert json.loads(sbtiny_("grpo --run mine --dry-run --json").out)["model"] == "smollm2-135m"
 
 
 def test_long_values_stay_on_their_line(sbtiny_: Sbtiny) -> None:
     name = "/".join(["a-rather-long-folder"] * 8)
-    assert f"data: {name}.jsonl" in sbtiny_(f"sft --data {name}.jsonl --dry-run").out
+    assert f"rows: {name}.jsonl" in sbtiny_(f"sft --data {name}.jsonl --dry-run").out
 
 
 def test_models_lists_every_alias(sbtiny_: Sbtiny) -> None:
@@ -450,9 +448,9 @@ def test_models_lists_every_alias(sbtiny_: Sbtiny) -> None:
 @pytest.fixture
 def ending(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], None]:
     """Lets `sbtiny sft` end as told instead of training."""
-    from sbtiny.pipeline import stages
+    from sbtiny.coldstart import run
 
-    return lambda end: monkeypatch.setattr(stages, "run_sft", lambda *_: end())
+    return lambda end: monkeypatch.setattr(run, "run_sft", lambda *_: end())
 
 
 def raising(error: BaseException) -> Callable[[], None]:
@@ -533,7 +531,7 @@ def test_ctrl_c_while_sampling_ends_at_once_and_the_same_command_goes_on(tmp_pat
 
 
 def test_a_build_that_was_killed_goes_on_and_gives_the_same_file(sbtiny_: Sbtiny, tmp_path: Path) -> None:
-    line = "data build {}.jsonl --limit 24 --set data.samples=1 --set data.slots=6 --json"
+    line = "data build {}.jsonl --limit 24 --set data.samples_per_question=1 --set data.max_num_seqs=6 --json"
     command = [sys.executable, "-m", "sbtiny", *line.format("killed").split()]
     part, alone = tmp_path / "killed.jsonl.part", os.environ | {"OMP_NUM_THREADS": "1"}  # as conftest has it
     process = subprocess.Popen(command, cwd=tmp_path, env=alone, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -557,18 +555,16 @@ def test_a_build_that_was_killed_goes_on_and_gives_the_same_file(sbtiny_: Sbtiny
 # ---- what the verbs hand on ------------------------------------------------------------------------------------------
 
 
-def test_resuming_takes_the_settings_and_the_start_of_the_run(
-    sbtiny_: Sbtiny, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    from sbtiny.pipeline import stages
+def test_resuming_takes_the_settings_and_the_start_of_the_run(sbtiny_: Sbtiny, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from sbtiny.grpo import run
 
     given: list[tuple] = []
-    monkeypatch.setattr(stages, "run_grpo", lambda *arguments: given.append(arguments) or arguments[2])
-    first = runs.new("sft", Path("first"), Settings())
-    other = runs.new("sft", runs.ROOT / "newer", Settings())
+    monkeypatch.setattr(run, "run_grpo", lambda *arguments: given.append(arguments) or arguments[2])
+    first = runs.create_run("sft", Path("first"), Settings())
+    other = runs.create_run("sft", runs.ROOT / "newer", Settings())
     (other / "adapter").mkdir()
-    made_with = load(overrides=[("grpo.lr", 5e-5), ("seed", 9)])
-    runs.new("grpo", Path("mine"), made_with, parent=str(first))
+    made_with = load_settings(overrides=[("grpo.learning_rate", 5e-5), ("seed", 9)])
+    runs.create_run("grpo", Path("mine"), made_with, parent=str(first))
     assert sbtiny_("grpo --resume -o mine").code == 0
     assert given == [(made_with, first, Path("mine"), True, False)]
     assert sbtiny_("grpo --resume -o mine --steps 200").code == 0
@@ -578,9 +574,7 @@ def test_resuming_takes_the_settings_and_the_start_of_the_run(
 
 
 def test_the_reward_of_given_samples(sbtiny_: Sbtiny) -> None:
-    Path("s.jsonl").write_text(
-        '{"budget": 100, "length": 90, "correct": true}\n{"budget": null, "length": 9, "correct": false}\n'
-    )
+    Path("s.jsonl").write_text('{"budget": 100, "length": 90, "correct": true}\n{"budget": null, "length": 9, "correct": false}\n')
     found = sbtiny_("reward s.jsonl --alpha 0.1 --json")
     assert (found.code, found.err) == (0, "")
     assert [row["total"] for row in json.loads(found.out)] == pytest.approx([1.0, -1.0])
@@ -622,8 +616,8 @@ def test_from_traces_to_an_evaluated_run_with_json_alone_on_stdout(
     assert (apart["rows"], apart["sampled"], apart["leaked"]) == (11, 11, 1)
     trained = call("sft --data rows.jsonl --steps 1 -o run --seed 4 --json")
     assert trained == {"run": "run", "next": "sbtiny grpo --run run"}
-    assert load(Path("run/config.yaml")).seed == 4
-    assert runs.find("run") == Path("run")
+    assert load_settings(Path("run/config.yaml")).seed == 4
+    assert runs.find_run("run") == Path("run")
     result = call("eval run --limit 2 --set eval.max_tokens=20 --json")
     assert result == runs.read_json(Path("run/eval.json"))
     assert (result["questions"], result["task"]) == (2, "arithmetic")
@@ -642,9 +636,7 @@ def test_a_full_disk_keeps_the_earlier_file_whole(sbtiny_: Sbtiny, tmp_path: Pat
 
 
 @pytest.mark.parametrize("more", ["", " --save-steps 1"])
-def test_a_disk_that_fills_while_training_leaves_no_half_adapter_and_no_half_checkpoint(
-    more: str, sbtiny_: Sbtiny, tmp_path: Path
-) -> None:
+def test_a_disk_that_fills_while_training_leaves_no_half_adapter_and_no_half_checkpoint(more: str, sbtiny_: Sbtiny, tmp_path: Path) -> None:
     (tmp_path / "traces.jsonl").write_text(rows())
     assert sbtiny_("data build rows.jsonl --traces traces.jsonl --json").code == 0
     with full_disk(room=100_000):  # an adapter is 0.7 MB

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from sbtiny.errors import InputError
 from sbtiny.cli.rewards import reward_rows, reward_table
+from sbtiny.errors import InputError
 
 
 def write(path: Path, *rows: object) -> str:
@@ -30,9 +30,7 @@ def row(**more: object) -> dict:
         (row(budget=None), 0.1, -1.0, False),
     ],
 )
-def test_a_row_gets_its_reward_and_keeps_its_own_keys(
-    given: dict, alpha: float, total: float, inside: bool, tmp_path: Path
-) -> None:
+def test_a_row_gets_its_reward_and_keeps_its_own_keys(given: dict, alpha: float, total: float, inside: bool, tmp_path: Path) -> None:
     found = reward_rows(write(tmp_path / "r.jsonl", given | {"id": "a"}), alpha)[0]
     assert found["total"] == pytest.approx(total, abs=1e-4)
     assert found["inside"] is inside

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from sbtiny import cli, runs
-from sbtiny.cli.app import at_home
-from sbtiny.config import load
+from sbtiny.cli.app import expand_tilde
 from sbtiny.errors import InputError
+from sbtiny.load_settings import load_settings
 
 SAMPLES = '{"budget": 100, "length": 90, "correct": true}\n'
 ROW = '{"id": "é", "question": "Zoë hat 1 – 1? 😀", "response": "2", "budget": 1}\n'
@@ -54,7 +54,7 @@ def test_every_verb_prints_on_a_stream_that_is_not_utf_8(line: str, encoding: st
     if line.endswith("--json"):
         json.loads(out)
     if line.startswith("sft"):
-        named = json.loads(out)["sft"]["data"] if "--json" in line else out
+        named = json.loads(out)["sft"]["rows"] if "--json" in line else out
         assert ("é.jsonl" if encoding != "ascii" or "--json" in line else r"\xe9.jsonl") in named
     if "show" in line:
         assert out.startswith("<|im_start|>|user|")
@@ -66,7 +66,7 @@ def test_an_evaluation_and_its_report_on_a_stream_of_ascii(monkeypatch: pytest.M
     for line in RUN:
         if line.startswith("report"):
             runs.write_json(Path("run/run.json"), {"kind": "grpo", "model": "tiny"})
-            runs.write_text(Path("run/config.yaml"), load().as_yaml())
+            runs.write_text(Path("run/config.yaml"), load_settings().as_yaml())
         code, out, err = printed(line, "ascii", monkeypatch)
         assert code == (2 if "é" in line else 0), err
         assert "Traceback" not in err
@@ -125,8 +125,8 @@ HOMES = {
     "~/x": "{}/x",
     "--output=~/x": "--output={}/x",
     "-o~/x y": "-o{}/x y",
-    "sft.data=~/x": "sft.data={}/x",
-    "--set=sft.data=~/x": "--set=sft.data={}/x",
+    "sft.rows=~/x": "sft.rows={}/x",
+    "--set=sft.rows=~/x": "--set=sft.rows={}/x",
     "--output=~nobody-of-this-name/x": "--output=~nobody-of-this-name/x",
     "old~": "old~",
     "a~/x": "a~/x",
@@ -140,7 +140,7 @@ HOMES = {
 @pytest.mark.parametrize("given", HOMES)
 def test_a_home_is_expanded_wherever_a_path_may_begin(given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert at_home(given) == HOMES[given].format(tmp_path)
+    assert expand_tilde(given) == HOMES[given].format(tmp_path)
 
 
 def test_no_folder_is_ever_called_after_the_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +151,7 @@ def test_no_folder_is_ever_called_after_the_tilde(tmp_path: Path, monkeypatch: p
     monkeypatch.chdir(here)
     row = {"question": "Tom has 1 coin. How many?", "answer": 1, "response": "\\boxed{1}"}
     (home / "traces.jsonl").write_text(json.dumps(row) + "\n")
-    (home / "s.yaml").write_text("sft: {data: ~/rows.jsonl, steps: 1}\ndata: {verifier: ~/my.py:check}\n")
+    (home / "s.yaml").write_text("sft: {rows: ~/rows.jsonl, steps: 1}\ndata: {verifier: ~/my.py:check}\n")
     (home / "my.py").write_text("def check(question, completion):\n    return True\n")
     for line in (
         "data build ~/rows.jsonl --traces=~/traces.jsonl --verifier=~/my.py",
@@ -163,15 +163,17 @@ def test_no_folder_is_ever_called_after_the_tilde(tmp_path: Path, monkeypatch: p
         assert code == 0, err
     assert list(here.iterdir()) == []
     assert {"rows.jsonl", "run", "out"} <= {path.name for path in home.iterdir()}
-    settings = load(home / "run" / "config.yaml")
-    assert (settings.sft.data, settings.data.verifier) == (f"{home}/rows.jsonl", f"{home}/my.py:check")
+    settings = load_settings(home / "run" / "config.yaml")
+    assert (settings.sft.rows, settings.data.verifier) == (f"{home}/rows.jsonl", f"{home}/my.py:check")
 
 
 def test_settings_files_may_begin_a_path_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "s.yaml").write_text("model: ~/model\ngrpo: {data: ~/q.jsonl}\neval: {wrap_up: 'a ~ b'}\n")
-    settings = load(tmp_path / "s.yaml", overrides=[("sft.data", "~/rows.jsonl")])
-    assert (settings.model, settings.grpo.data, settings.sft.data) == tuple(f"{tmp_path}/{x}" for x in ("model", "q.jsonl", "rows.jsonl"))
+    (tmp_path / "s.yaml").write_text("model: ~/model\ngrpo: {questions: ~/q.jsonl}\neval: {wrap_up: 'a ~ b'}\n")
+    settings = load_settings(tmp_path / "s.yaml", overrides=[("sft.rows", "~/rows.jsonl")])
+    assert (settings.model, settings.grpo.questions, settings.sft.rows) == tuple(
+        f"{tmp_path}/{x}" for x in ("model", "q.jsonl", "rows.jsonl")
+    )
     assert settings.eval.wrap_up == "a ~ b"
     with pytest.raises(InputError, match="must be text or null"):
-        load(overrides=[("sft.data", True)])
+        load_settings(overrides=[("sft.rows", True)])

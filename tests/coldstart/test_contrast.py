@@ -1,4 +1,4 @@
-"""The contrast of a cold start: what is held against what, and that a number comes to be read by it."""
+"""The contrast of a cold start: which tokens it compares, and that it makes the model read the budget."""
 
 import json
 from pathlib import Path
@@ -7,19 +7,19 @@ import pytest
 import torch
 
 from sbtiny import runs
-from sbtiny.pipeline import stages
+from sbtiny.coldstart.contrast import COMPARED_TOKENS, IGNORE_INDEX, Collator, add_negatives
+from sbtiny.coldstart.run import run_sft
+from sbtiny.coldstart.sample_correct import make_row
 from sbtiny.config import Settings, SftSettings
 from sbtiny.tasks import arithmetic
-from sbtiny.coldstart.sample_correct import label
-from sbtiny.coldstart.contrast import IGNORED, LEAD, Collator, rivalled
 
 PROMPT = [1, 2, 3]
 
 
-def example(question: str, budget: int, said: list[int], body: list[int]) -> dict:
-    written = [*said, *body]
+def example(question: str, budget: int, tag: list[int], body: list[int]) -> dict:
+    written = [*tag, *body]
     mask = [0] * len(PROMPT) + [1] * len(written)
-    at = len(PROMPT) + len(said)
+    at = len(PROMPT) + len(tag)
     return {"question": question, "budget": budget, "input_ids": [*PROMPT, *written], "completion_mask": mask, "body_at": at}
 
 
@@ -29,24 +29,26 @@ MIDDLE = example("q", 100, [11, 9], [50, 80, 81, 82, 83, 99])
 ALONE = example("r", 10, [10, 9], [50, 99])
 
 
-def test_the_rival_is_the_answer_whose_number_is_furthest_away() -> None:
-    short, long, middle, alone = rivalled([SHORT, LONG, MIDDLE, ALONE])
+def test_the_rival_is_the_answer_with_the_furthest_budget() -> None:
+    short, long, middle, alone = add_negatives([SHORT, LONG, MIDDLE, ALONE])
     assert short["rival"] == [*PROMPT, 30, 0, 9]
     assert long["rival"] == middle["rival"] == [*PROMPT, 10, 9]  # 100 is ten times 10 and a third of 300
     assert (alone["rival"], alone["lead"]) == ([], 0)
-    assert [each["lead"] for each in rivalled([SHORT, SHORT | {"budget": 12}])] == [0, 0]  # nearly the same number says nothing
+    assert [row["lead"] for row in add_negatives([SHORT, SHORT | {"budget": 12}])] == [0, 0]  # too alike
 
 
 def test_the_compared_tokens_reach_from_the_body_to_where_the_answers_part_and_a_little_on() -> None:
-    short, long = rivalled([SHORT, LONG])
+    short, long = add_negatives([SHORT, LONG])
     assert short["lead"] == 4  # all it has
-    assert long["lead"] == 2 + LEAD
+    assert long["lead"] == 2 + COMPARED_TOKENS
 
 
-def test_a_batch_has_each_beginning_behind_its_own_number_and_then_behind_its_rivals() -> None:
-    batch = Collator(pad_token_id=0)(rivalled([ALONE, SHORT, LONG]))
+def test_a_batch_has_the_compared_tokens_after_their_own_budget_then_after_their_rivals() -> None:
+    batch = Collator(pad_token_id=0)(add_negatives([ALONE, SHORT, LONG]))
     assert batch["input_ids"].shape == (3, 14)  # as TRL makes it
-    rows = [[i for i, seen in zip(ids, mask, strict=True) if seen] for ids, mask in told(batch["contrast"], "input_ids", "attention_mask")]
+    rows = [
+        [i for i, seen in zip(ids, mask, strict=True) if seen] for ids, mask in columns(batch["contrast"], "input_ids", "attention_mask")
+    ]
     short, long = [50, 51, 60, 99], [50, 51, 70, 71, 72, 73]
     assert rows == [
         [*PROMPT, 10, 9, *short],
@@ -54,27 +56,27 @@ def test_a_batch_has_each_beginning_behind_its_own_number_and_then_behind_its_ri
         [*PROMPT, 30, 0, 9, *short],
         [*PROMPT, 10, 9, *long],
     ]
-    trained = [[i for i in labels if i != IGNORED] for labels in batch["contrast"]["labels"].tolist()]
+    trained = [[i for i in labels if i != IGNORE_INDEX] for labels in batch["contrast"]["labels"].tolist()]
     assert trained == [short, long, short, long]
-    assert "contrast" not in Collator(pad_token_id=0)(rivalled([ALONE]))
+    assert "contrast" not in Collator(pad_token_id=0)(add_negatives([ALONE]))
 
 
-def told(batch: dict[str, torch.Tensor], *names: str) -> list[tuple]:
+def columns(batch: dict[str, torch.Tensor], *names: str) -> list[tuple]:
     return list(zip(*(batch[name].tolist() for name in names), strict=True))
 
 
 @pytest.mark.parametrize("micro_batch", [1, 4])
-def test_by_it_a_number_comes_to_be_read(policy, tmp_path: Path, micro_batch: int) -> None:
-    """Two answers to each question, that differ in their first word; in micro-batches of one a rival is in another."""
+def test_by_it_a_budget_comes_to_be_read(policy, tmp_path: Path, micro_batch: int) -> None:
+    """Two answers to each question that differ in their first word; micro-batches of one part a row from its rival."""
     rows = [
-        label(policy, q, f"{opening}\\boxed{{{q.answer}}}")
-        for q in arithmetic.questions("train", 60, seed=5)
+        make_row(policy, q, f"{opening}\\boxed{{{q.answer}}}")
+        for q in arithmetic.generate_questions("train", 60, seed=5)
         for opening in ("", "so so so so ")
     ]
     runs.write_jsonl(tmp_path / "rows.jsonl", rows)
-    chosen = SftSettings(data=str(tmp_path / "rows.jsonl"), steps=24, lr=3e-3, contrast=1.0, micro_batch=micro_batch)
-    stages.run_sft(Settings(four_bit=False, sft=chosen), tmp_path / "sft")
+    chosen = SftSettings(rows=str(tmp_path / "rows.jsonl"), steps=24, learning_rate=3e-3, contrast=1.0, micro_batch=micro_batch)
+    run_sft(Settings(four_bit=False, sft=chosen), tmp_path / "sft")
     logged = [json.loads(line) for line in (tmp_path / "sft" / "metrics.jsonl").read_text().splitlines()]
-    found = [row["contrast"] for row in logged if "contrast" in row]
-    assert len(found) == 24
-    assert sum(found[-4:]) / 4 < 0.1 < sum(found[:4]) / 4
+    losses = [row["contrast"] for row in logged if "contrast" in row]
+    assert len(losses) == 24
+    assert sum(losses[-4:]) / 4 < 0.1 < sum(losses[:4]) / 4

@@ -1,4 +1,4 @@
-"""A row as it is shown: every token once, in the colour of its part, and the counts below."""
+"""A printed row: every token once, in the colour of its part, and the counts below."""
 
 import json
 import shutil
@@ -9,15 +9,15 @@ from rich.console import Console
 from rich.style import Style
 from rich.text import Text
 
-from sbtiny.budget.protocol import prefill
+from sbtiny.budget.protocol import render_budget
+from sbtiny.coldstart.row_preview import SEPARATOR, color_tokens, show_row
+from sbtiny.coldstart.rows import tokenize_row
+from sbtiny.coldstart.sample_correct import make_row
 from sbtiny.errors import InputError
 from sbtiny.models.aliases import BUNDLED
 from sbtiny.models.prompt import prompt_ids
 from sbtiny.rollout.policy import Policy
 from sbtiny.tasks.sources import Question
-from sbtiny.coldstart.sample_correct import label
-from sbtiny.coldstart.rows import tokenized
-from sbtiny.coldstart.row_preview import SEPARATOR, painted, show_row
 
 SUM = Question("q1", "Tom has 3 coins.\na) finds 4\nHow many [bold]coins[/bold]?", "7", 1)
 RESPONSE = "a) 3 + 4 = 7 数\n\\boxed{7}"
@@ -25,14 +25,14 @@ RESPONSE = "a) 3 + 4 = 7 数\n\\boxed{7}"
 
 @pytest.fixture
 def row(policy: Policy) -> dict:
-    return label(policy, SUM, RESPONSE)
+    return make_row(policy, SUM, RESPONSE)
 
 
 @pytest.fixture
 def file(tmp_path: Path, row: dict, policy: Policy) -> str:
     """Two rows: a short one, and the one above."""
     path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps(r) + "\n" for r in (label(policy, SUM, "7"), row)))
+    path.write_text("".join(json.dumps(r) + "\n" for r in (make_row(policy, SUM, "7"), row)))
     return str(path)
 
 
@@ -40,23 +40,21 @@ def style_at(text: Text, part: str) -> Style:
     return text.get_style_at_offset(Console(), text.plain.index(part))
 
 
-def test_every_token_is_shown_once_and_counted(
-    policy: Policy, row: dict, file: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_token_is_shown_once_and_counted(policy: Policy, row: dict, file: str, capsys: pytest.CaptureFixture[str]) -> None:
     show_row(file, "tiny", 2)
     shown, counts = capsys.readouterr().out.rstrip().rsplit("\n", 1)
     prompt = prompt_ids(policy.tokenizer, SUM.question)
-    ids = tokenized(policy.encode, row, policy.tokenizer.eos_token_id, prompt, policy.form)["input_ids"]
+    ids = tokenize_row(policy.encode, row, policy.tokenizer.eos_token_id, prompt, policy.form)["input_ids"]
     assert shown.count(SEPARATOR) + 1 == len(ids)
     text = shown.replace(SEPARATOR, "").replace("↵\n", "\n")
     assert SUM.question in text
-    assert prefill(row["budget"]) + "a) 3 + 4 = 7 " in text
+    assert render_budget(row["budget"]) + "a) 3 + 4 = 7 " in text
     assert text.endswith("\\boxed{7}</solution>" + policy.tokenizer.eos_token)
     assert counts == f"{len(prompt)} prompt tokens, {len(ids) - len(prompt)} trained tokens, stated budget {row['budget']}"
 
 
 def test_colours_tell_the_parts_apart() -> None:
-    text = painted(["user", " <budget>?", "<bud", "get>", "48", "</budget>", "<solution>", "why"], 2, underline=True)
+    text = color_tokens(["user", " <budget>?", "<bud", "get>", "48", "</budget>", "<solution>", "why"], 2, underline=True)
     assert text.plain == "user <budget>?<budget>48</budget><solution>why"
     asked, written = style_at(text, "user"), style_at(text, "why")
     assert (asked.dim, asked.color) == (True, None)
@@ -69,16 +67,16 @@ def test_colours_tell_the_parts_apart() -> None:
 
 
 def test_neighbouring_tokens_differ_where_underlines_can_be_seen() -> None:
-    text = painted(["a", "b", "c", "d"], 2, underline=True)
+    text = color_tokens(["a", "b", "c", "d"], 2, underline=True)
     assert [bool(style_at(text, letter).underline) for letter in "abcd"] == [False, True, False, True]
 
 
 def test_separators_part_them_where_not() -> None:
-    assert painted(["a", "", "b\n", "c"], 1, underline=False).plain == SEPARATOR.join(["a", "", "b↵\n", "c"])
+    assert color_tokens(["a", "", "b\n", "c"], 1, underline=False).plain == SEPARATOR.join(["a", "", "b↵\n", "c"])
 
 
 def test_what_a_terminal_would_act_on_is_shown_instead() -> None:
-    text = painted(["\x1b[31m", "\x9b2J", "\r\x07\t", "\x7f"], 0, underline=True)
+    text = color_tokens(["\x1b[31m", "\x9b2J", "\r\x07\t", "\x7f"], 0, underline=True)
     assert text.plain == "␛[31m�2J␍␇␉�"
 
 

@@ -1,4 +1,4 @@
-"""Cold-start rows: the label is the number of body tokens that is trained, and the one the decode loop will count."""
+"""Cold-start rows: the budget is the count of trained body tokens, and the length that the decode loop counts."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -7,7 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from sbtiny.budget.protocol import SOLUTION, THINK, parse, prefill
+from sbtiny.budget.protocol import SOLUTION, THINK, parse, render_budget
+from sbtiny.coldstart.rows import tokenize_row
+from sbtiny.coldstart.sample_correct import (
+    BuildResult,
+    build_requests,
+    build_signature,
+    label_traces,
+    make_row,
+    sample_answers,
+    sample_correct,
+    select_by_length,
+)
+from sbtiny.coldstart.trainer import build_dataset
 from sbtiny.config import DataSettings, Settings
 from sbtiny.errors import InputError
 from sbtiny.models.prompt import check_texts, prompt_ids
@@ -17,9 +29,6 @@ from sbtiny.tasks import arithmetic
 from sbtiny.tasks.sources import Question
 from sbtiny.tasks.traces import Trace
 from sbtiny.tasks.verify import auto, load_verifier
-from sbtiny.coldstart.sample_correct import Harvest, apart, digest, harvest, label, label_traces, requests_for, sample_answers
-from sbtiny.coldstart.rows import tokenized
-from sbtiny.coldstart.trainer import prepare
 
 SUM = Question("q1", "Tom has 3 coins.\na) finds 4\nHow many coins?", "7", 1)
 RESPONSES = (
@@ -29,23 +38,23 @@ RESPONSES = (
     "Wait, <think>numbers like 33 and 1,000,000 and 99</think> so 7",
     "naïve – 数学 🙂",
 )
-DATA = DataSettings(samples=1, max_tokens=600, slots=8)
+DATA = DataSettings(samples_per_question=1, max_tokens=600, max_num_seqs=8)
 
 
 def example(policy: Policy, row: dict) -> dict[str, list[int]]:
-    return tokenized(policy.encode, row, policy.tokenizer.eos_token_id, prompt_ids(policy.tokenizer, row["question"]), policy.form)
+    return tokenize_row(policy.encode, row, policy.tokenizer.eos_token_id, prompt_ids(policy.tokenizer, row["question"]), policy.form)
 
 
 def says(*texts: str, stop: str = "end"):
     """A `Policy.sample` that answers every request with the next of these texts."""
 
-    def sample(self: Policy, requests: Sequence[Request], _: object, each: Callable[[int, Episode], None]) -> list[Episode]:
+    def sample(self: Policy, requests: Sequence[Request], _: object, on_episode: Callable[[int, Episode], None]) -> list[Episode]:
         endings = [self.tokenizer.eos_token_id] if stop == "end" else []
-        told = [[*self.encode(text), *endings] for text in texts]
-        found = [read_episode(r, ids, self.engine.pieces, stop) for r, ids in zip(requests, told, strict=True)]
-        for index, episode in enumerate(found):
-            each(index, episode)
-        return found
+        completions = [[*self.encode(text), *endings] for text in texts]
+        episodes = [read_episode(r, ids, self.engine.pieces, stop) for r, ids in zip(requests, completions, strict=True)]
+        for index, episode in enumerate(episodes):
+            on_episode(index, episode)
+        return episodes
 
     return sample
 
@@ -55,10 +64,10 @@ def says(*texts: str, stop: str = "end"):
 
 @pytest.mark.parametrize("response", RESPONSES)
 def test_the_label_is_the_number_of_tokens_between_the_tags(policy: Policy, response: str) -> None:
-    row = label(policy, SUM, response)
+    row = make_row(policy, SUM, response)
     found, prompt = example(policy, row), prompt_ids(policy.tokenizer, SUM.question)
     completion = found["input_ids"][len(prompt) :]
-    opening, closing = policy.encode(prefill(row["budget"])), policy.encode(SOLUTION.closing)
+    opening, closing = policy.encode(render_budget(row["budget"])), policy.encode(SOLUTION.closing)
     assert found["input_ids"][: len(prompt)] == prompt
     assert completion[: len(opening)] == opening
     assert completion[-1] == policy.tokenizer.eos_token_id
@@ -70,7 +79,7 @@ def test_the_label_is_the_number_of_tokens_between_the_tags(policy: Policy, resp
 
 @pytest.mark.parametrize("response", RESPONSES)
 def test_the_decode_loop_would_count_the_same(policy: Policy, response: str) -> None:
-    row = label(policy, SUM, response)
+    row = make_row(policy, SUM, response)
     prompt = prompt_ids(policy.tokenizer, SUM.question)
     ids = example(policy, row)["input_ids"][len(prompt) :]
     episode = read_episode(Request(tuple(prompt), 999), ids, policy.engine.pieces, "end")
@@ -79,13 +88,13 @@ def test_the_decode_loop_would_count_the_same(policy: Policy, response: str) -> 
 
 
 def test_a_prefilled_request_is_the_beginning_of_the_trained_row(policy: Policy) -> None:
-    row = label(policy, SUM, RESPONSES[0])
+    row = make_row(policy, SUM, RESPONSES[0])
     asked = policy.request(SUM.question, 50, seed=0, budget=row["budget"]).prompt_ids
     assert tuple(example(policy, row)["input_ids"][: len(asked)]) == asked
 
 
 def test_the_prompt_is_masked_and_everything_else_is_trained_the_turn_end_too(policy: Policy) -> None:
-    found = example(policy, label(policy, SUM, RESPONSES[0]))
+    found = example(policy, make_row(policy, SUM, RESPONSES[0]))
     prompt = len(prompt_ids(policy.tokenizer, SUM.question))
     assert len(found["completion_mask"]) == len(found["input_ids"])
     assert found["completion_mask"][:prompt] == [0] * prompt
@@ -94,7 +103,7 @@ def test_the_prompt_is_masked_and_everything_else_is_trained_the_turn_end_too(po
 
 
 def test_a_given_budget_is_read_and_not_trained(policy: Policy) -> None:
-    row = label(policy, SUM, RESPONSES[0])
+    row = make_row(policy, SUM, RESPONSES[0])
     stated, given = example(policy, row), example(policy, row | {"given": True})
     assert given["input_ids"] == stated["input_ids"]
     assert given["completion_mask"][: given["body_at"]] == [0] * given["body_at"]
@@ -102,7 +111,7 @@ def test_a_given_budget_is_read_and_not_trained(policy: Policy) -> None:
 
 
 def test_the_trained_text_reads_back_as_the_promise(policy: Policy) -> None:
-    row = label(policy, SUM, RESPONSES[0])
+    row = make_row(policy, SUM, RESPONSES[0])
     ids = example(policy, row)["input_ids"][len(prompt_ids(policy.tokenizer, SUM.question)) :]
     parsed = parse(policy.tokenizer.decode(ids[:-1]))
     assert parsed.ok
@@ -111,20 +120,20 @@ def test_the_trained_text_reads_back_as_the_promise(policy: Policy) -> None:
 
 @pytest.mark.parametrize("off", [-1, 1, 100])
 def test_a_label_of_another_tokenizer_is_refused(policy: Policy, off: int) -> None:
-    row = label(policy, SUM, RESPONSES[0])
+    row = make_row(policy, SUM, RESPONSES[0])
     with pytest.raises(InputError, match=r"row q1: budget \d+ but \d+ tokens .* rebuild it with sbtiny data build"):
         example(policy, row | {"budget": row["budget"] + off})
 
 
 @pytest.mark.parametrize("tag", ["<budget>", "</budget>", "<solution>", "</solution>"])
 def test_an_answer_with_a_tag_in_it_is_refused(policy: Policy, tag: str) -> None:
-    row = label(policy, SUM, f"so {tag} 7")
+    row = make_row(policy, SUM, f"so {tag} 7")
     with pytest.raises(InputError, match=f"row q1: the answer holds the tag {tag}"):
         example(policy, row)
 
 
 def test_a_row_keeps_what_is_known_of_the_question(policy: Policy) -> None:
-    row = label(policy, SUM, "7")
+    row = make_row(policy, SUM, "7")
     assert row == {
         "id": "q1",
         "question": SUM.question,
@@ -140,17 +149,17 @@ def test_a_row_keeps_what_is_known_of_the_question(policy: Policy) -> None:
 
 @pytest.fixture
 def gather(policy: Policy, tmp_path: Path):
-    """A harvest into a file of this test."""
+    """`sample_correct` into a file of this test."""
 
-    def run(asked: Sequence[Question], verify: Callable = auto, data: DataSettings = DATA, seed: int = 0) -> Harvest:
-        return harvest(policy, asked, verify, Settings(data=data, seed=seed), tmp_path / "rows.jsonl")
+    def run(asked: Sequence[Question], verify: Callable = auto, data: DataSettings = DATA, seed: int = 0) -> BuildResult:
+        return sample_correct(policy, asked, verify, Settings(data=data, seed=seed), tmp_path / "rows.jsonl")
 
     return run
 
 
-def test_every_question_is_asked_as_often_as_told_and_in_order(policy: Policy) -> None:
-    asked, data = arithmetic.questions("train", 3, seed=5), DataSettings(samples=2, max_tokens=12)
-    requests = requests_for(policy, asked, data, seed=1)
+def test_every_question_is_sampled_as_often_as_set_and_in_order(policy: Policy) -> None:
+    asked, data = arithmetic.generate_questions("train", 3, seed=5), DataSettings(samples_per_question=2, max_tokens=12)
+    requests = build_requests(policy, asked, data, seed=1)
     prompts = [tuple(prompt_ids(policy.tokenizer, question.question)) for question in asked for _ in range(2)]
     assert [request.prompt_ids for request in requests] == prompts
     assert len({request.seed for request in requests}) == 6
@@ -158,8 +167,8 @@ def test_every_question_is_asked_as_often_as_told_and_in_order(policy: Policy) -
     assert [e.completion_ids for e in again] == [e.completion_ids for e in first]
 
 
-def test_a_real_harvest_adds_up_and_every_row_can_be_trained(policy: Policy, gather) -> None:
-    asked = arithmetic.questions("train", 12, seed=5)
+def test_a_real_build_adds_up_and_every_row_can_be_trained(policy: Policy, gather) -> None:
+    asked = arithmetic.generate_questions("train", 12, seed=5)
     found = gather(asked, lambda text, question: question.level % 2 == 0)
     assert found.sampled == 12 == len(found.rows) + found.wrong + found.cut + found.spare
     assert {row["id"] for row in found.rows} <= {q.id for q in asked if q.level % 2 == 0}
@@ -173,7 +182,7 @@ def test_a_real_harvest_adds_up_and_every_row_can_be_trained(policy: Policy, gat
 
 
 def stopping(part: Path, answers: int, verify: Callable[[str, Question], bool]) -> Callable[[str, Question], bool]:
-    """A verifier during which Ctrl-C comes, once so many answers are kept."""
+    """A verifier that raises KeyboardInterrupt once `answers` answers are saved."""
 
     def stop(text: str, question: Question) -> bool:
         if part.exists() and len(part.read_text().splitlines()) > answers:
@@ -183,10 +192,8 @@ def stopping(part: Path, answers: int, verify: Callable[[str, Question], bool]) 
     return stop
 
 
-def test_a_stopped_harvest_goes_on_where_it_was(
-    policy: Policy, gather, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked, part, kept = arithmetic.questions("train", 12, seed=5), tmp_path / "rows.jsonl.part", []
+def test_a_stopped_build_resumes_where_it_was(policy: Policy, gather, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, part, kept = arithmetic.generate_questions("train", 12, seed=5), tmp_path / "rows.jsonl.part", []
     whole = gather(asked)
     part.unlink()
 
@@ -205,30 +212,32 @@ def test_a_stopped_harvest_goes_on_where_it_was(
 OWN_CHECK = "def check(question, completion):\n    return {}\n"
 
 
-def test_a_mended_verifier_does_not_go_on_with_old_verdicts(policy: Policy, tmp_path: Path) -> None:
+def test_a_fixed_verifier_does_not_resume_from_old_verdicts(policy: Policy, tmp_path: Path) -> None:
     file, own = tmp_path / "rows.jsonl", tmp_path / "my.py"
-    asked = arithmetic.questions("train", 8, seed=5)
+    asked = arithmetic.generate_questions("train", 8, seed=5)
     settings = Settings(data=replace(DATA, verifier=f"{own}:check"))
 
     own.write_text(OWN_CHECK.format("False"))
     with pytest.raises(KeyboardInterrupt):
-        harvest(policy, asked, stopping(tmp_path / "rows.jsonl.part", 1, lambda *_: False), settings, file)
+        sample_correct(policy, asked, stopping(tmp_path / "rows.jsonl.part", 1, lambda *_: False), settings, file)
     own.write_text(OWN_CHECK.format("True"))
     with pytest.raises(InputError, match=r"rows\.jsonl\.part was begun with other settings, model, verifier or questions"):
-        harvest(policy, asked, load_verifier(settings.data.verifier), settings, file)
+        sample_correct(policy, asked, load_verifier(settings.data.verifier), settings, file)
 
 
 @pytest.mark.parametrize(
     "other", [{"four_bit": True}, {"backend": "unsloth"}, {"format": "think"}, {"engine": "generate"}, {"model": "other"}, {"seed": 1}]
 )
 def test_what_was_sampled_belongs_to_everything_the_answers_depend_on(other: dict) -> None:
-    assert digest(Settings(**other), [SUM]) != digest(Settings(), [SUM])
-    assert digest(Settings(data=replace(DATA, temperature=0.1)), [SUM]) != digest(Settings(data=DATA), [SUM])
-    assert digest(Settings(data=replace(DATA, slots=1)), [SUM]) == digest(Settings(data=DATA), [replace(SUM, where="q.jsonl, line 1")])
+    assert build_signature(Settings(**other), [SUM]) != build_signature(Settings(), [SUM])
+    assert build_signature(Settings(data=replace(DATA, temperature=0.1)), [SUM]) != build_signature(Settings(data=DATA), [SUM])
+    assert build_signature(Settings(data=replace(DATA, max_num_seqs=1)), [SUM]) == build_signature(
+        Settings(data=DATA), [replace(SUM, where="q.jsonl, line 1")]
+    )
 
 
 def failing(after: int) -> Callable[[str, Question], bool]:
-    """A verifier that finds out, after so many answers, that its input is wrong."""
+    """A verifier that raises InputError after `after` answers."""
     left = iter(range(after))
 
     def verify(text: str, question: Question) -> bool:
@@ -240,7 +249,7 @@ def failing(after: int) -> Callable[[str, Question], bool]:
 
 
 def test_wrong_input_leaves_no_half_build_but_keeps_an_earlier_one(gather, tmp_path: Path) -> None:
-    asked, part = arithmetic.questions("train", 12, seed=5), tmp_path / "rows.jsonl.part"
+    asked, part = arithmetic.generate_questions("train", 12, seed=5), tmp_path / "rows.jsonl.part"
     with pytest.raises(InputError, match="the verifier is wrong"):
         gather(asked, failing(after=3))
     assert list(tmp_path.iterdir()) == []
@@ -253,7 +262,7 @@ def test_wrong_input_leaves_no_half_build_but_keeps_an_earlier_one(gather, tmp_p
 
 @pytest.mark.parametrize("torn", [b'{"answer": 7, "ki', b"\x00" * 30])
 def test_a_last_line_that_was_torn_is_dropped(torn: bytes, gather, tmp_path: Path) -> None:
-    asked, part = arithmetic.questions("train", 6, seed=5), tmp_path / "rows.jsonl.part"
+    asked, part = arithmetic.generate_questions("train", 6, seed=5), tmp_path / "rows.jsonl.part"
     whole = gather(asked).rows
     lines = part.read_bytes().splitlines(keepends=True)
     for kept in (lines[:3], []):
@@ -267,11 +276,11 @@ def test_only_finished_correct_plain_answers_are_kept(gather, monkeypatch: pytes
         "it is \\boxed{7}",
         "it is \\boxed{8}",
         "stray </budget> \\boxed{7}",
-        f"{prefill(9)}\\boxed{{7}}</solution>",
+        f"{render_budget(9)}\\boxed{{7}}</solution>",
     )
     monkeypatch.setattr(Policy, "sample", says(*texts))
     found = gather([SUM] * 4)
-    assert [row["response"] for row in found.rows] == [texts[0], "\\boxed{7}"]  # a promised answer without its promise
+    assert [row["response"] for row in found.rows] == [texts[0], "\\boxed{7}"]  # a budgeted answer without its tags
     assert (found.sampled, found.wrong, found.cut) == (4, 2, 0)
 
 
@@ -312,7 +321,7 @@ def test_traces_that_are_unfinished_or_wrong_are_dropped(policy: Policy) -> None
 @pytest.mark.parametrize(
     "response",
     [
-        f"{prefill(40)}it is \\boxed{{7}}</solution>",
+        f"{render_budget(40)}it is \\boxed{{7}}</solution>",
         "first words <budget>40</budget> \\boxed{7}",
         "<budget>forty</budget><solution>\\boxed{7}</solution>",
         "<solution>\\boxed{7}</solution>",
@@ -338,30 +347,30 @@ def test_turn_ends_that_were_cut_off_are_counted(policy: Policy) -> None:
 def test_an_own_answer_with_a_special_token_in_it_is_no_row(policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     start = policy.tokenizer.convert_tokens_to_ids("<|im_start|>")
 
-    def sample(requests, sampling, each):
+    def sample(requests, sampling, on_episode):
         written = [[*policy.encode("it is \\boxed{7}"), *stray, policy.tokenizer.eos_token_id] for stray in ([], [start])]
         found = [read_episode(r, ids, policy.engine.pieces, "end") for r, ids in zip(requests, written, strict=True)]
         for i, episode in enumerate(found):
-            each(i, episode)
+            on_episode(i, episode)
         return found
 
     monkeypatch.setattr(policy, "sample", sample)
-    found = harvest(policy, [SUM], auto, Settings(data=DataSettings(samples=2)), tmp_path / "rows.jsonl")
+    found = sample_correct(policy, [SUM], auto, Settings(data=DataSettings(samples_per_question=2)), tmp_path / "rows.jsonl")
     assert [row["response"] for row in found.rows] == ["it is \\boxed{7}"]
     assert found.wrong == 1
 
 
 def test_what_a_chat_is_set_to_stands_in_every_prompt(policy: Policy) -> None:
-    """In the row, in training, and in a request of harvest, GRPO and evaluation."""
+    """In the row, in training, and in a request of build, GRPO and evaluation."""
     asked = replace(SUM, system="Always answer in French.")
-    row = label(policy, asked, "\\boxed{7}")
-    assert (row["system"], "system" in label(policy, SUM, "\\boxed{7}")) == (asked.system, False)
+    row = make_row(policy, asked, "\\boxed{7}")
+    assert (row["system"], "system" in make_row(policy, SUM, "\\boxed{7}")) == (asked.system, False)
     prompt = prompt_ids(policy.tokenizer, asked.question, asked.system)
     start = "<|im_start|>system\nAlways answer in French.<|im_end|>\n<|im_start|>user\nTom"
     assert policy.tokenizer.decode(prompt).startswith(start)
-    (trained,) = prepare(policy, [row], Settings())["input_ids"]
+    (trained,) = build_dataset(policy, [row], Settings())["input_ids"]
     assert trained[: len(prompt)] == prompt
-    assert requests_for(policy, [asked], DataSettings(samples=1), 0)[0].prompt_ids == tuple(prompt)
+    assert build_requests(policy, [asked], DataSettings(samples_per_question=1), 0)[0].prompt_ids == tuple(prompt)
     assert policy.request(asked.question, 9, 0, system=asked.system).prompt_ids == tuple(prompt)
 
 
@@ -389,11 +398,11 @@ def test_a_question_cannot_forge_a_turn(policy: Policy) -> None:
 
 
 def test_thoughts_beside_an_answer_are_trained_in_both_formats(policy: Policy) -> None:
-    row = label(policy, SUM, "<think>\n3+4=7\n</think>\n\n\\boxed{7}")
+    row = make_row(policy, SUM, "<think>\n3+4=7\n</think>\n\n\\boxed{7}")
     prompt, end = prompt_ids(policy.tokenizer, SUM.question), policy.tokenizer.eos_token_id
     whole = row["response"]
     for form, said in ((SOLUTION, f"<solution>{whole}</solution>"), (THINK, whole)):
-        found = tokenized(policy.encode, row, end, prompt, form)
+        found = tokenize_row(policy.encode, row, end, prompt, form)
         assert policy.tokenizer.decode(found["input_ids"][len(prompt) : -1]) == f"<budget>{found['budget']}</budget>{said}"
     tags = len(policy.encode("<think>")) + len(policy.encode("</think>"))
     assert found["budget"] <= row["budget"] - tags + 2  # where the parts meet
@@ -419,4 +428,4 @@ def test_traces_without_one_to_use_are_wrong_input(policy: Policy) -> None:
 )
 def test_the_rows_kept_of_a_question_are_far_apart(keep: int, left: list[int]) -> None:
     rows = [{"id": "a", "budget": b} for b in (30, 10, 50, 20, 50)] + [{"id": "b", "budget": 7}]
-    assert [row["budget"] for row in apart(rows, keep)] == left
+    assert [row["budget"] for row in select_by_length(rows, keep)] == left

@@ -1,56 +1,61 @@
-"""The order of training rows: every row once, like lengths together, and nothing but seed and epoch decides it."""
+"""The order of training rows: every row once, like lengths together, decided by seed and epoch alone."""
 
 from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sbtiny.coldstart.sampler import Together
+from sbtiny.coldstart.sampler import GroupedLengthSampler
 
 LENGTHS = [(7 * i) % 201 for i in range(1000)]
-APART = range(1000)  # a question each
+SINGLE = range(1000)  # one row a question
 PAIRS = [i // 2 for i in range(1000)]
 
 
-def batches(order: Together) -> list[list[int]]:
+def batches(order: GroupedLengthSampler) -> list[list[int]]:
     rows = list(order)
     return [rows[at : at + order.batch] for at in range(0, len(rows), order.batch)]
 
 
 @given(st.lists(st.integers(1, 500), min_size=1, max_size=600), st.integers(1, 8), st.integers(0, 5))
 def test_every_row_comes_once_an_epoch(lengths: list[int], batch: int, epoch: int) -> None:
-    order = Together(lengths, [i // 3 for i in range(len(lengths))], batch, seed=0)
+    order = GroupedLengthSampler(lengths, [i // 3 for i in range(len(lengths))], batch, seed=0)
     order.set_epoch(epoch)
     assert sorted(order) == list(range(len(lengths)))
     assert len(order) == len(lengths)
 
 
 def test_rows_of_a_batch_are_of_like_length_and_batches_are_not_sorted() -> None:
-    spread = [max(lengths) - min(lengths) for lengths in ([LENGTHS[i] for i in rows] for rows in batches(Together(LENGTHS, APART, 4, 0)))]
+    spread = [
+        max(lengths) - min(lengths)
+        for lengths in ([LENGTHS[i] for i in rows] for rows in batches(GroupedLengthSampler(LENGTHS, SINGLE, 4, 0)))
+    ]
     assert sum(spread) / len(spread) < 5  # 120 at random
-    firsts = [LENGTHS[rows[0]] for rows in batches(Together(LENGTHS, APART, 4, 0))]
+    firsts = [LENGTHS[rows[0]] for rows in batches(GroupedLengthSampler(LENGTHS, SINGLE, 4, 0))]
     rising = sum(a < b for a, b in pairwise(firsts)) / (len(firsts) - 1)
     assert 0.4 < rising < 0.6
 
 
 def test_seed_and_epoch_alone_decide_the_order() -> None:
-    first, again, other = (Together(LENGTHS, PAIRS, 4, seed) for seed in (0, 0, 1))
-    begun = list(first)
-    assert begun == list(first) == list(again) != list(other)
+    first, again, other = (GroupedLengthSampler(LENGTHS, PAIRS, 4, seed) for seed in (0, 0, 1))
+    epoch_0 = list(first)
+    assert epoch_0 == list(first) == list(again) != list(other)
     first.set_epoch(1)
-    assert begun != list(first)
+    assert epoch_0 != list(first)
     again.set_epoch(1)
     assert list(first) == list(again)
 
 
 def test_the_answers_to_a_question_stand_in_one_batch_sorted() -> None:
-    for rows in batches(Together(LENGTHS, PAIRS, 4, 0)):
+    for rows in batches(GroupedLengthSampler(LENGTHS, PAIRS, 4, 0)):
         assert sorted(PAIRS[i] for i in rows)[::2] == sorted(PAIRS[i] for i in rows)[1::2]
         assert [LENGTHS[i] for i in rows] == sorted(LENGTHS[i] for i in rows)
 
 
 def test_single_answers_break_few_pairs() -> None:
     mixed = [i // 2 if i < 900 else i for i in range(1000)]
-    found = batches(Together(LENGTHS, mixed, 4, 0))
-    whole = sum({mixed.count(mixed[i]) for i in rows} == {2} and len({mixed[i] for i in rows}) == 2 for rows in found)
+    whole = sum(
+        {mixed.count(mixed[i]) for i in rows} == {2} and len({mixed[i] for i in rows}) == 2
+        for rows in batches(GroupedLengthSampler(LENGTHS, mixed, 4, 0))
+    )
     assert whole >= 210  # of 225

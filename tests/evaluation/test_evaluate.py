@@ -2,23 +2,23 @@
 
 import pytest
 
-from sbtiny.budget.protocol import MAX_BUDGET, BudgetChoice, parse_budget_option, prefill
+from sbtiny.budget.protocol import MAX_BUDGET, BudgetChoice, parse_budget_option, render_budget
 from sbtiny.evaluation import evaluate
-from sbtiny.evaluation.evaluate import budgets_given
+from sbtiny.evaluation.evaluate import given_budgets
 from sbtiny.rollout.policy import Policy
 from sbtiny.rollout.sampling import Sampling
 from sbtiny.tasks import arithmetic
 
-ASKED = arithmetic.questions("val", 4)
+ASKED = arithmetic.generate_questions("val", 4)
 GREEDY = Sampling(temperature=0.0)
 
 
-def test_the_models_own_number_is_left_to_the_model(policy: Policy) -> None:
-    assert budgets_given(policy, ASKED, BudgetChoice("auto"), GREEDY, seed=0) == [None] * 4
+def test_the_stated_budget_is_left_to_the_model(policy: Policy) -> None:
+    assert given_budgets(policy, ASKED, BudgetChoice("auto"), GREEDY, seed=0) == [None] * 4
 
 
-def test_a_fixed_number_is_the_same_for_every_question(policy: Policy) -> None:
-    assert budgets_given(policy, ASKED, BudgetChoice("fixed", 120.0), GREEDY, seed=0) == [120] * 4
+def test_a_fixed_budget_is_the_same_for_every_question(policy: Policy) -> None:
+    assert given_budgets(policy, ASKED, BudgetChoice("fixed", 120.0), GREEDY, seed=0) == [120] * 4
 
 
 @pytest.mark.parametrize(
@@ -30,10 +30,10 @@ def test_a_fixed_number_is_the_same_for_every_question(policy: Policy) -> None:
         ("0.000000001x", [1, 1, None, 1]),
     ],
 )
-def test_a_scaled_number_stays_within_what_can_be_said(
+def test_a_scaled_budget_stays_within_what_can_be_stated(
     policy: Policy, monkeypatch: pytest.MonkeyPatch, option: str, given: list[int | None]
 ) -> None:
-    monkeypatch.setattr(evaluate, "own_budgets", lambda *_: [40, MAX_BUDGET, None, 1])
-    found = budgets_given(policy, ASKED, parse_budget_option(option), GREEDY, seed=0)
+    monkeypatch.setattr(evaluate, "stated_budgets", lambda *_: [40, MAX_BUDGET, None, 1])
+    found = given_budgets(policy, ASKED, parse_budget_option(option), GREEDY, seed=0)
     assert found == given
-    assert all(prefill(budget) for budget in found if budget is not None)
+    assert all(render_budget(budget) for budget in found if budget is not None)

@@ -10,18 +10,18 @@ from test_report import BASE, GRPO, SFT
 
 from sbtiny.config import EvalSettings
 from sbtiny.evaluation import evaluate, plots
-from sbtiny.evaluation.report import Eval, Evidence
+from sbtiny.evaluation.report import Eval, ReportData
 
 
 def shown(samples: list, mean_tokens: float, budget: str = "auto") -> Eval:
-    return evaluate.record(samples, "tiny", EvalSettings(budget=budget), 0) | {"mean_tokens": mean_tokens}
+    return evaluate.eval_record(samples, "tiny", EvalSettings(budget=budget), 0) | {"mean_tokens": mean_tokens}
 
 
 def panels(name: str, tokens: tuple[float, float, float], swept: tuple[float, ...] = ()) -> list[plots.Panel]:
     evals = dict(zip(("base", "sft", "grpo"), map(shown, (BASE, SFT, GRPO), tokens), strict=True))
     sweep = [shown(GRPO, length, f"{2**i}x") for i, length in enumerate(swept)]
-    evidence = Evidence(Path(), {}, None, evals, {stage: [] for stage in evals}, sweep, [], {})
-    return plots.figures(evidence)[name]
+    evidence = ReportData(Path(), {}, None, evals, {stage: [] for stage in evals}, sweep, [], {})
+    return plots.draw_figures(evidence)[name]
 
 
 def drawn(panel: plots.Panel) -> tuple[Figure, list[Text]]:
@@ -56,13 +56,13 @@ def test_the_legend_names_every_stage_and_every_budget_given() -> None:
     (panel,) = panels("accuracy_tokens", (147.0, 62.0, 34.0), (34.0, 74.0))
     _, texts = drawn(panel)
     named = {text.get_text() for text in texts}
-    assert {"base: 147 tokens", "cold start: 62.0 tokens", "GRPO: 34.0 tokens", "told 1x: 34.0", "told 2x: 74.0"} <= named
+    assert {"base: 147 tokens", "cold start: 62.0 tokens", "GRPO: 34.0 tokens", "given 1x: 34.0", "given 2x: 74.0"} <= named
 
 
 def test_the_colours_of_an_svg_are_the_pages() -> None:
     (panel,) = panels("accuracy_tokens", (147.0, 62.0, 34.0))
-    text = plots.svg(panel, "trade")
+    text = plots.to_svg(panel, "trade")
     assert text.startswith('<svg role="img" aria-label="accuracy and mean tokens"')
     assert all(f"var(--{name})" in text for name in ("ink", "grid", "base", "sft", "grpo"))
     assert not [colour for colour in plots.THEME if colour in text]
-    assert plots.svg(panel, "trade") == text  # the same run draws the same bytes
+    assert plots.to_svg(panel, "trade") == text  # the same run draws the same bytes

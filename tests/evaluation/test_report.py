@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import commands, parse
+from support import commands, parse
 
 from sbtiny import runs
 from sbtiny.budget.metrics import Sample
 from sbtiny.config import EvalSettings, Settings
 from sbtiny.errors import InputError
 from sbtiny.evaluation import evaluate, page, report
-from sbtiny.evaluation.report import percent, points
+from sbtiny.evaluation.report import percent, percentage_points
+from sbtiny.evaluation.write_report import write_report
 
 EVIL = "<script>alert('1')</script> & \"[red]\" $\\frac$ `</code>`"
 VOID = {"meta", "br", "path", "use", "rect", "image", "circle", "line", "defs"}
@@ -33,7 +34,7 @@ GRPO = [sample(i, 30 + i, correct=i not in (1, 2, 3), budget=30 + i) for i in ra
 
 def put_evaluation(folder: Path, samples: Sequence[Sample], text: str = "so <b>", task: str = "arithmetic") -> dict[str, Any]:
     """An evaluation as `sbtiny eval` leaves it: eval.json and eval_samples.jsonl."""
-    found = evaluate.record(samples, "tiny", EvalSettings(task=task), 0)
+    found = evaluate.eval_record(samples, "tiny", EvalSettings(task=task), 0)
     rows = [{"id": f"q{i}", "question": text, "text": text, "stop_reason": "end"} | asdict(s) for i, s in enumerate(samples)]
     runs.write_json(folder / "eval.json", found)
     runs.write_jsonl(folder / "eval_samples.jsonl", rows)
@@ -42,7 +43,7 @@ def put_evaluation(folder: Path, samples: Sequence[Sample], text: str = "so <b>"
 
 def put_run(folder: Path, kind: str = "grpo", model: str = "tiny", **about: Any) -> Path:
     """A run folder without weights."""
-    runs.new(kind, folder, Settings(model=model), **about)
+    runs.create_run(kind, folder, Settings(model=model), **about)
     return folder
 
 
@@ -88,8 +89,8 @@ class Page(HTMLParser):
 
 
 def test_a_whole_report_has_every_figure_and_its_readme_names_commands_that_exist(demo: Path) -> None:
-    result = report.write(demo, {"sft": 61.2, "grpo": 30.0})
-    assert {file.stem for file in (demo / "plots").iterdir()} == set(page.FIGURES)
+    result = write_report(demo, {"sft": 61.2, "grpo": 30.0})
+    assert {file.stem for file in (demo / "plots").iterdir()} == set(page.FIGURE_CAPTIONS)
     told = Page(demo / "report.html")
     assert "svg" in told.names
     assert "sft 1 min 01 s, grpo 30 s" in told.text
@@ -98,11 +99,11 @@ def test_a_whole_report_has_every_figure_and_its_readme_names_commands_that_exis
     assert len(found) == 2
     for line, _ in found:
         parse(line)
-    assert report.write(demo)["seconds"] == {"sft": 61.2, "grpo": 30.0}  # drawn again, they stay
+    assert write_report(demo)["seconds"] == {"sft": 61.2, "grpo": 30.0}  # drawn again, they stay
 
 
 def test_the_change_of_accuracy_is_paired_by_question(demo: Path) -> None:
-    result = report.write(demo)
+    result = write_report(demo)
     assert result["accuracy_change"] == pytest.approx(-2 / 24)  # one more right, three fewer
     lo, hi = result["accuracy_change_ci95"]
     assert lo < -2 / 24 < hi
@@ -110,15 +111,15 @@ def test_the_change_of_accuracy_is_paired_by_question(demo: Path) -> None:
     assert "24 questions answered by both" in Page(demo / "report.html").text
     rows = (demo / "eval_samples.jsonl").read_text().splitlines()[1:4]  # the three that GRPO lost
     runs.write_text(demo / "eval_samples.jsonl", "\n".join(rows) + "\n")
-    assert report.write(demo)["accuracy_change"] == pytest.approx(-1)
+    assert write_report(demo)["accuracy_change"] == pytest.approx(-1)
     (demo / "eval_samples.jsonl").unlink()
-    result = report.write(demo)
+    result = write_report(demo)
     assert (result["accuracy_change"], result["accuracy_change_ci95"]) == (pytest.approx(-2 / 24), None)
 
 
 def test_other_tasks_are_not_compared(demo: Path) -> None:
     put_evaluation(demo / "base", BASE, task="other.jsonl")
-    result = report.write(demo)
+    result = write_report(demo)
     assert [result[key] for key in ("compression", "accuracy_change", "accuracy_change_ci95")] == [None] * 3
     assert "evaluated on other.jsonl, this run on arithmetic" in Page(demo / "report.html").text
 
@@ -129,7 +130,7 @@ def test_every_text_is_escaped(tmp_path: Path, capsys: pytest.CaptureFixture[str
     found = put_evaluation(folder, [Sample(True, True, 7, 9, EVIL), Sample(True, True, 6, 8, 1)] * 4, EVIL, EVIL)
     runs.write_json(folder / "sweep.json", [found | {"budget": EVIL}])
     runs.write_text(folder / "config.yaml", json.dumps({"model": EVIL, "seed": EVIL, "eval": {"task": EVIL}}))
-    report.table(report.write(folder, {EVIL: 1.0}))
+    report.print_report_table(write_report(folder, {EVIL: 1.0}))
     told = Page(folder / "report.html")
     assert "script" not in told.names
     assert told.text.count(EVIL) >= 10
@@ -141,10 +142,10 @@ def test_every_text_is_escaped(tmp_path: Path, capsys: pytest.CaptureFixture[str
 def test_commands_of_a_folder_with_a_space_can_be_copied(tmp_path: Path) -> None:
     folder = put_run(tmp_path / "my run")
     with pytest.raises(InputError, match="first") as caught:
-        report.write(folder)
+        write_report(folder)
     parse(re.search(r"`sbtiny (.+)`", str(caught.value))[1])
     put_evaluation(folder, GRPO)
-    report.write(folder)
+    write_report(folder)
     texts = [line for line, _ in commands((folder / "README.md").read_text())]
     texts += re.findall(r"sbtiny (eval .+?)(?:\.$| adds it)", Page(folder / "report.html").text, re.MULTILINE)
     assert len(texts) == 4
@@ -166,7 +167,7 @@ def test_what_was_not_evaluated_is_said(present: tuple[str, ...], said: list[str
     for stage, (place, samples) in {"grpo": (folder, GRPO), "base": (folder / "base", BASE), "sft": (start, SFT)}.items():
         if stage in present:
             put_evaluation(place, samples)
-    result = report.write(folder)
+    result = write_report(folder)
     assert {stage for stage in report.STAGES if result[stage]} == set(present)
     told = Page(folder / "report.html").text
     assert [line for line in ("The base model was not", "The cold start was not") if line in told] == [line[:22] for line in said]
@@ -176,22 +177,25 @@ def test_what_was_not_evaluated_is_said(present: tuple[str, ...], said: list[str
 def test_a_cold_start_alone_has_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = put_run(tmp_path / "sft", "sft")
     put_evaluation(folder, SFT)
-    result = report.write(folder)
+    result = write_report(folder)
     assert result["sft"]["mean_budget"] == 61.5
     assert (result["base"], result["grpo"], result["compression"]) == (None, None, None)
     assert "This run is a cold start; GRPO has not followed it." in Page(folder / "report.html").text
-    report.table(result)
+    report.print_report_table(result)
     assert "compression: unknown" in capsys.readouterr().out
     assert "| cold start | 100.0 " in (folder / "README.md").read_text()
 
 
 def test_an_answer_without_a_budget_or_a_level_is_drawn(tmp_path: Path) -> None:
-    """A plain model's evaluation: nothing announced, no level, and a length of 0."""
+    """A plain model's evaluation: no budget, no level, and a length of 0."""
     folder = put_run(tmp_path / "plain")
     put_evaluation(folder, [Sample(False, False, None, 0), Sample(False, False, None, 0)])
-    report.write(folder)
+    write_report(folder)
     told = Page(folder / "report.html").text
-    assert all(line in told for line in (page.ABSENT["predicted_used"], page.ABSENT["tokens_by_level"], page.ABSENT["training"]))
+    assert all(
+        line in told
+        for line in (page.MISSING_NOTES["predicted_used"], page.MISSING_NOTES["tokens_by_level"], page.MISSING_NOTES["training"])
+    )
 
 
 @pytest.mark.parametrize(
@@ -213,4 +217,4 @@ def test_what_is_not_all_is_not_rounded_to_100(rate: float | None, digits: int, 
 
 @pytest.mark.parametrize(("change", "text"), [(-0.0006, "−0.1"), (-0.0004, "0.0"), (0.012, "+1.2")])
 def test_a_difference_is_signed_in_points(change: float, text: str) -> None:
-    assert points(change) == text
+    assert percentage_points(change) == text

@@ -12,12 +12,13 @@ import pytest
 from safetensors.torch import load_file
 
 from sbtiny import runs
-from sbtiny.config import Settings, load
+from sbtiny.config import Settings
 from sbtiny.errors import InputError
-from sbtiny.grpo.group_reward import Answer
+from sbtiny.grpo.group_reward import RewardInput
+from sbtiny.load_settings import load_settings
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "ablation.py"
-GROUP = [Answer(100, 90, True), Answer(100, 30, True), Answer(100, 90, False), Answer(None, 90, True)]
+GROUP = [RewardInput(100, 90, True), RewardInput(100, 30, True), RewardInput(100, 90, False), RewardInput(None, 90, True)]
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def ablation() -> ModuleType:
 
 
 SIGMOID = 1 / (1 + math.exp(-1))
-PAID = {  # of GROUP at alpha 0.1; b_max 50, so that a number of 100 is over it
+PAID = {  # of GROUP at alpha 0.1; b_max 50, so that a budget of 100 is over it
     "format": (0, 0, 0),
     "correct": (1, 1, 0),
     "preb": (1.0, 0.5, -0.5),
@@ -104,13 +105,13 @@ def test_other_settings_are_not_mixed_in(ablation: ModuleType, tmp_path: Path) -
 
 
 TINY = {
-    "data.limit": 24, "data.max_tokens": 300, "sft.steps": 20, "grpo.prompts": 2, "grpo.group": 4, "grpo.micro_batch": 4, "grpo.limit": 12,
-    "grpo.max_tokens": 80, "eval.limit": 4, "eval.max_tokens": 100, "eval.task": "arithmetic",
+    "data.limit": 24, "data.max_tokens": 300, "sft.steps": 20, "grpo.prompts_per_step": 2, "grpo.num_generations": 4, "grpo.micro_batch": 4,
+    "grpo.limit": 12, "grpo.max_tokens": 80, "eval.limit": 4, "eval.max_tokens": 100, "eval.task": "arithmetic",
 }  # fmt: skip
 
 
 def test_cell_without_a_cold_start_begins_from_an_adapter_that_changes_nothing(ablation: ModuleType, tmp_path: Path) -> None:
-    settings = load(preset="cpu")
+    settings = load_settings(preset="cpu")
     folder = ablation.start_of(ablation.CELLS["cold"], settings, tmp_path)
     assert runs.read_run(folder)["model"] == "tiny"
     weights = load_file(folder / "adapter" / "adapter_model.safetensors")

@@ -6,23 +6,20 @@ import inspect
 import os
 import re
 import runpy
-import shlex
 import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import commands, parse
-import typer
+from support import parse
 
-from sbtiny import cli
-from sbtiny.config import load
+from sbtiny.load_settings import load_settings
 from sbtiny.models.device import CARDS
-from sbtiny.planning.memory_plan import plan
-from sbtiny.planning.probe import hours
 from sbtiny.models.shapes import shape_of
-from sbtiny.tasks.leaks import fingerprint
+from sbtiny.planning.memory_plan import plan_memory
+from sbtiny.planning.probe import estimate_hours
+from sbtiny.tasks.leaks import hash_question
 from sbtiny.tasks.sources import Question, read_questions
 from sbtiny.tasks.verify import Verifier, load_verifier
 
@@ -39,7 +36,7 @@ def check() -> Verifier:
 
 def test_the_verifier_takes_every_reference_answer(check: Verifier) -> None:
     questions = read_questions(str(OWN / "questions.jsonl"))
-    assert len({fingerprint(question.question) for question in questions}) == 30
+    assert len({hash_question(question.question) for question in questions}) == 30
     assert not any(re.search(r"\d", question.answer) for question in questions)  # no mathematics
     for question in questions:
         for right in question.answer.split("|"):
@@ -69,12 +66,8 @@ def test_the_verifier_reads_words_and_lists(response: str, answer: str, right: b
 
 
 def test_the_settings_name_the_verifier_for_every_stage() -> None:
-    settings = load(OWN / "settings.yaml", "rtx4090")
+    settings = load_settings(OWN / "settings.yaml", "rtx4090")
     assert {settings.data.verifier, settings.grpo.verifier, settings.eval.verifier} == {"verifier.py:check"}
-
-
-
-
 
 
 @pytest.mark.parametrize("line", COMMANDS)
@@ -170,9 +163,9 @@ def test_the_speedrun_stops_where_a_stage_fails_and_goes_on_from_there(tmp_path:
 def test_the_speedruns_hours_are_marked_as_the_estimates_of_the_plan() -> None:
     """165 TFLOPS in 16 bits and 1,008 GB/s are what NVIDIA's data sheet says of an RTX 4090."""
     told = re.findall(r"\*estimated\*: ([\d.]+) h for (\w+)", (EXAMPLES / "speedrun.sh").read_text())
-    settings, shape = load(preset="rtx4090", overrides=[("sft.data", "rows.jsonl")]), shape_of("qwen-1.5b")
+    settings, shape = load_settings(preset="rtx4090", overrides=[("sft.rows", "rows.jsonl")]), shape_of("qwen-1.5b")
     for said, stage in told:
-        found = hours(plan(stage, settings, shape, CARDS["rtx4090"], "rtx4090"), shape, {"flops": 165e12, "bytes": 1008e9})
+        found = estimate_hours(plan_memory(stage, settings, shape, CARDS["rtx4090"], "rtx4090"), shape, {"flops": 165e12, "bytes": 1008e9})
         assert float(said) == round(found, 1), stage
     assert [stage for _, stage in told] == ["data", "sft", "grpo", "eval"]
 

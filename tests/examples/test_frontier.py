@@ -1,10 +1,9 @@
 """What can be had for so many tokens: by hand, and what must hold for any points."""
 
 import pytest
+from frontier import accuracy_at, hull
 from hypothesis import given
 from hypothesis import strategies as st
-
-from frontier import accuracy_at, hull
 
 POINTS = [(100, 0.9), (20, 0.5), (40, 0.6), (60, 0.8), (30, 0.4), (200, 0.85), (60, 0.7)]
 points = st.lists(st.tuples(st.integers(1, 500), st.integers(0, 100).map(lambda n: n / 100)), min_size=1, max_size=12)
@@ -14,9 +13,7 @@ def test_the_hull_by_hand() -> None:
     assert hull(POINTS) == [(20, 0.5), (60, 0.8), (100, 0.9)]  # (40, 0.6) lies below the line, (200, 0.85) is worse for more
 
 
-@pytest.mark.parametrize(
-    ("tokens", "accuracy"), [(19.9, None), (20, 0.5), (40, 0.65), (60, 0.8), (80, 0.85), (100, 0.9), (1000, 0.9)]
-)
+@pytest.mark.parametrize(("tokens", "accuracy"), [(19.9, None), (20, 0.5), (40, 0.65), (60, 0.8), (80, 0.85), (100, 0.9), (1000, 0.9)])
 def test_accuracy_for_so_many_tokens(tokens: float, accuracy: float | None) -> None:
     assert accuracy_at(POINTS, tokens) == (None if accuracy is None else pytest.approx(accuracy))
     assert accuracy_at([], tokens) is None

@@ -8,7 +8,7 @@ import types
 from pathlib import Path
 
 import pytest
-from helpers import parse
+from support import parse
 
 from sbtiny import cli
 
@@ -19,7 +19,7 @@ RUN = ["".join(cell["source"]) for cell in CELLS if cell not in SETUP]
 SMALL = {
     "MODEL": "tiny",
     "PRESET": "cpu",
-    "OPTIONS": "--set data.limit=24 --set sft.steps=100 --set grpo.steps=2 --set grpo.prompts=1 --set grpo.group=4 "
+    "OPTIONS": "--set data.limit=24 --set sft.steps=100 --set grpo.steps=2 --set grpo.prompts_per_step=1 --set grpo.num_generations=4 "
     "--set grpo.micro_batch=4 --set grpo.max_tokens=300 --set eval.limit=6 --set eval.max_tokens=200",
 }
 

@@ -5,8 +5,8 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from rival_rewards import arora_zanette, hard_cap, kimi, l1_exact, l1_max
+
 from sbtiny.errors import InputError
 
 lengths = st.integers(0, 20_000)
@@ -65,9 +65,7 @@ def test_l1_exact_pays_for_nearness_and_l1_max_for_brevity(one: int, other: int,
 
 
 @given(groups, st.floats(0, 0.99))
-def test_arora_zanette_never_pays_a_wrong_answer_nor_makes_a_right_one_worse_than_it(
-    group: list[tuple[int, bool]], alpha: float
-) -> None:
+def test_arora_zanette_never_pays_a_wrong_answer_nor_makes_a_right_one_worse_than_it(group: list[tuple[int, bool]], alpha: float) -> None:
     rewards = arora_zanette(*map(list, zip(*group, strict=True)), alpha=alpha)
     for (_, correct), reward in zip(group, rewards, strict=True):
         assert (1 - alpha - 1e-9 <= reward <= 1) if correct else reward == 0

@@ -1,4 +1,4 @@
-"""A run whose adapter does something, made in a second; small random models of every architecture."""
+"""A run with a random adapter, and small random models of every architecture."""
 
 from pathlib import Path
 
@@ -10,12 +10,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBa
 from sbtiny import runs
 from sbtiny.config import Settings
 from sbtiny.export import gguf
+from sbtiny.export.gguf_tokenizer import read_vocabulary
 from sbtiny.export.merge import Merged
 from sbtiny.export.strings import STRINGS
-from sbtiny.export.gguf_tokenizer import read_vocabulary
 from sbtiny.models.aliases import BUNDLED
-from sbtiny.models.gguf import splitter
-from sbtiny.models.load import add_lora, load, load_tokenizer
+from sbtiny.models.gguf import pre_tokenizer
+from sbtiny.models.load import add_lora, load_model, load_tokenizer
 from sbtiny.rollout.engines import llama_cpp
 
 pytest.importorskip("gguf")
@@ -31,7 +31,7 @@ def _cache(tmp_path_factory: pytest.TempPathFactory):
 def make_run(folder: Path, model: str = "tiny", four_bit: bool = False) -> Path:
     """A run folder with a random adapter that moves the policy well away from its base."""
     torch.manual_seed(0)
-    policy = add_lora(load(model, four_bit=four_bit)[0], rank=4, alpha=8)
+    policy = add_lora(load_model(model, four_bit=four_bit)[0], rank=4, alpha=8)
     for name, weight in policy.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight.data, std=0.02)
@@ -89,10 +89,10 @@ def new_tokenizer():
 
 
 def byte_pair_tokenizer(split: object = None, normalizer: object = None) -> PreTrainedTokenizerFast:
-    """Made as Qwen2's: byte-level BPE, composed text (NFC), ChatML, whose end of a turn (2) is the end; `split`, `normalizer`: others."""
+    """A tokenizer like Qwen2's: byte-level BPE, NFC, ChatML; its end of turn (2) is eos. `split`, `normalizer` replace parts."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC() if normalizer is None else normalizer
-    tokenizer.pre_tokenizer = splitter("qwen2") if split is None else split
+    tokenizer.pre_tokenizer = pre_tokenizer("qwen2") if split is None else split
     tokenizer.decoder = decoders.ByteLevel()
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -111,7 +111,7 @@ def written(base: Path, kind: str, file: Path) -> Path:
     config, tokenizer = AutoConfig.from_pretrained(base), load_tokenizer(str(base))
     merged = Merged(base, None, tied=config.tie_word_embeddings)
     vocabulary = read_vocabulary(tokenizer, merged.shapes["model.embed_tokens.weight"][0])
-    list(gguf.write(file, kind, merged, config, tokenizer, vocabulary, [2], "x"))
+    list(gguf.write_gguf(file, kind, merged, config, tokenizer, vocabulary, [2], "x"))
     return file
 
 
@@ -121,7 +121,7 @@ def llama_logits():
 
 
 def through_llama_cpp(file: Path, ids: list[int]) -> torch.Tensor:
-    engine = llama_cpp.LlamaCpp(file, slots=2)
+    engine = llama_cpp.LlamaCppEngine(file, slots=2)
     found = torch.from_numpy(engine.score(ids))
     engine.close()
     return found

@@ -1,4 +1,4 @@
-"""A run becomes files: whole or not at all, and checked."""
+"""Exports are written whole or not at all, and checked."""
 
 import json
 import shutil
@@ -8,27 +8,27 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from sbtiny.pipeline import stages
-from sbtiny.budget.protocol import prefill
+from sbtiny.budget.protocol import render_budget
 from sbtiny.cli import app
 from sbtiny.config import Settings
 from sbtiny.errors import Failed, InputError
 from sbtiny.export import check, kquants, verdict
-from sbtiny.export.compare import clear, distance, in_float32, kl
+from sbtiny.export.compare import confident_positions, distance, in_float32, kl
 from sbtiny.export.merge import Merged
 from sbtiny.models.aliases import BUNDLED
-from sbtiny.models.load import load
+from sbtiny.models.load import load_model
 from sbtiny.models.prompt import prompt_ids
 from sbtiny.rollout.engines import llama_cpp
+from sbtiny.rollout.load_policy import base_info, load_policy
 from sbtiny.rollout.sampling import Sampling
 from sbtiny.tasks import arithmetic
 
-FULL = [  # as the system, numpy and safetensors say it
+FULL = [  # from the system, numpy and safetensors
     OSError(28, "No space left on device"),
     OSError("65536 requested and 14768 written"),
     SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
 ]
-FEW = ["--questions", "4", "--set", "eval.max_tokens=60", "--set", "eval.slots=4"]
+FEW = ["--questions", "4", "--set", "eval.max_tokens=60", "--set", "eval.max_num_seqs=4"]
 
 
 def export(*arguments: object) -> None:
@@ -44,8 +44,8 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
 def test_merged_onto_the_training_base_is_the_trained_policy(new_run, four_bit: bool, tmp_path: Path) -> None:
     run = new_run(tmp_path / "r", four_bit=four_bit)
     export(run, "--gguf", "none", "--no-check", "--dtype", "float32")
-    policy = load("tiny", four_bit=four_bit, adapter=run / "adapter")[0]
-    merged = load(str(run / "export" / "merged"))[0]
+    policy = load_model("tiny", four_bit=four_bit, adapter=run / "adapter")[0]
+    merged = load_model(str(run / "export" / "merged"))[0]
     assert kl(logits(policy), logits(merged)) < 1e-5
     with policy.disable_adapter():
         assert kl(logits(merged), logits(policy)) > 1e-3
@@ -53,20 +53,20 @@ def test_merged_onto_the_training_base_is_the_trained_policy(new_run, four_bit: 
 
 @pytest.mark.parametrize("four_bit", [False, True])
 def test_the_base_is_rounded_as_training_had_it(new_run, four_bit: bool, tmp_path: Path) -> None:
-    """Weights kept in 32 bits and trained in bfloat16: the policy is the rounded ones, which the unrounded are visibly not."""
+    """A base stored in float32 and trained in bfloat16: the policy has the rounded weights, measurably not the others."""
     run = new_run(tmp_path / "r", four_bit=four_bit)
     (run / "run.json").write_text(json.dumps(json.loads((run / "run.json").read_text()) | {"dtype": "bfloat16"}))
     export(run, "--gguf", "none", "--dtype", "float32", "-o", tmp_path / "rounded", *FEW)
     assert json.loads((tmp_path / "rounded" / "export.json").read_text())["merged"]["kl_adapter_merged"] < 1e-9
     export(run, "--gguf", "none", "--no-check", "--merge", "original", "--dtype", "float32", "-o", tmp_path / "original")
-    policy = in_float32(load("tiny", four_bit=four_bit, dtype="bfloat16", adapter=run / "adapter")[0])
-    assert kl(logits(policy), logits(load(str(tmp_path / "original" / "merged"))[0])) > 1e-6
+    policy = in_float32(load_model("tiny", four_bit=four_bit, dtype="bfloat16", adapter=run / "adapter")[0])
+    assert kl(logits(policy), logits(load_model(str(tmp_path / "original" / "merged"))[0])) > 1e-6
 
 
 def test_a_choice_between_equals_is_not_held_against_a_file() -> None:
     sure, torn = [4.0, 0.0, 0.0], [1.00, 1.01, 0.0]
     reference = torch.tensor([sure, torn, torn])
-    assert clear(reference).tolist() == [True, False, False]
+    assert confident_positions(reference).tolist() == [True, False, False]
     found = distance(reference, torch.tensor([sure, torn, [1.01, 1.0, 0.0]]))
     assert found["argmax_agreement"] == pytest.approx(2 / 3)
     assert found["clear_agreement"] == 1.0
@@ -77,14 +77,14 @@ def test_the_whole_export_is_checked_and_keeps_prompts(run: Path, tmp_path: Path
     export(run, "--gguf", "f16,q8_0", "-o", tmp_path / "out", *FEW)
     found = json.loads((tmp_path / "out" / "export.json").read_text())
     assert found["passed"], found["failures"]
-    assert found["merged"]["kl_adapter_merged"] * check.RATIO < found["merged"]["kl_merged_base"]
+    assert found["merged"]["kl_adapter_merged"] * check.MIN_KL_RATIO < found["merged"]["kl_merged_base"]
     assert set(found["files"]) == {"r-f16.gguf", "r-q8_0.gguf"}
     assert found["files"]["r-f16.gguf"]["transformers"]["strings_same"] == 50
-    tokenizer, trained = load(str(tmp_path / "out" / "merged"))[1], load("tiny")[1]
+    tokenizer, trained = load_model(str(tmp_path / "out" / "merged"))[1], load_model("tiny")[1]
     assert prompt_ids(tokenizer, "What?") == prompt_ids(trained, "What?")
     chat = [{"role": "user", "content": "What?"}]
     ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False, budget=70)
-    assert ids == prompt_ids(trained, "What?") + trained.encode(prefill(70), add_special_tokens=False)
+    assert ids == prompt_ids(trained, "What?") + trained.encode(render_budget(70), add_special_tokens=False)
     assert "FROM ./r-f16.gguf" in (tmp_path / "out" / "Modelfile").read_text()
     assert not list(tmp_path.glob(".out*"))
 
@@ -101,7 +101,7 @@ EXTRA = {
 
 @pytest.fixture(scope="session")
 def wilful(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundled model with a generation config that asks for everything, and a template of another name beside its own."""
+    """The bundled model with a generation config that sets everything, and a second, named chat template."""
     folder = shutil.copytree(BUNDLED, tmp_path_factory.mktemp("wilful") / "base")
     about = {"eos_token_id": [2, 0], "bos_token_id": 1, "pad_token_id": 0, "do_sample": True, **EXTRA}
     (folder / "generation_config.json").write_text(json.dumps(about))
@@ -117,7 +117,7 @@ def test_an_export_is_sampled_as_an_evaluation_whatever_its_base_wished(new_run,
     export(run, "--gguf", "none", "--no-check", "-o", tmp_path / "out", *changed)
     found = json.loads((tmp_path / "out" / "merged" / "generation_config.json").read_text())
     found.pop("transformers_version")
-    rows = load("tiny")[0].get_input_embeddings().weight.shape[0]
+    rows = load_model("tiny")[0].get_input_embeddings().weight.shape[0]
     sampled = {"temperature": 0.7, "top_p": 0.9, "top_k": rows} if temperature else {}
     tokens = {"eos_token_id": [2, 0], "bos_token_id": 1, "pad_token_id": 0}
     assert {key: value for key, value in found.items() if not key.startswith("_")} == {"do_sample": temperature > 0, **tokens, **sampled}
@@ -127,9 +127,9 @@ def test_an_export_answers_in_transformers_as_the_run_does_here(new_run, wilful:
     run = new_run(tmp_path / "r", model=str(wilful))
     export(run, "--gguf", "none", "--no-check", "--dtype", "float32", "-o", tmp_path / "out")
     assert not (tmp_path / "out" / "merged" / "additional_chat_templates").exists()
-    policy = stages.open_policy(str(run), Settings(four_bit=False), 4)
-    model, tokenizer = load(str(tmp_path / "out" / "merged"))
-    for question in arithmetic.questions("test", 4):
+    policy = load_policy(str(run), Settings(four_bit=False), 4)
+    model, tokenizer = load_model(str(tmp_path / "out" / "merged"))
+    for question in arithmetic.generate_questions("test", 4):
         [ours] = policy.sample([policy.request(question.question, 60, seed=0)], Sampling(0))
         ids = torch.tensor([prompt_ids(tokenizer, question.question)])
         written = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=60, do_sample=False)
@@ -145,7 +145,7 @@ def test_a_base_without_a_generation_config_ends_where_training_ended(new_run, t
 
 
 def test_a_failed_check_keeps_the_files_aside(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(verdict.AGREE, "q8_0", 1.1)
+    monkeypatch.setitem(verdict.MIN_AGREEMENT, "q8_0", 1.1)
     with pytest.raises(Failed, match="first choices agree"):
         export(run, "--gguf", "q8_0", "-o", tmp_path / "out", *FEW)
     assert not (tmp_path / "out").exists()
@@ -163,8 +163,8 @@ def test_a_full_disk_leaves_nothing_and_the_earlier_export(
     def full(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("sbtiny.export.gguf.encoded", full)
-    with pytest.raises(InputError, match="no space left"):
+    monkeypatch.setattr("sbtiny.export.gguf.tensor_bytes", full)
+    with pytest.raises(InputError, match="the disk is full or read-only"):
         export(run, "--gguf", "q8_0", "--no-check", "-o", out)
     assert (out / "export.json").read_text() == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -189,10 +189,10 @@ def test_a_corrupt_adapter_and_another_base_are_one_line(new_model, run: Path, t
     assert not list(tmp_path.glob("*/export"))
 
 
-def test_a_base_with_other_weights_is_told_from_the_one_trained_on(run: Path, tmp_path: Path) -> None:
-    """The bundled model was made anew: every shape fits, and nothing else would notice."""
-    policy = stages.open_policy("tiny", Settings(four_bit=False), 4)
-    about = json.loads((run / "run.json").read_text()) | stages.trained_on(policy)
+def test_a_base_with_other_weights_is_refused(run: Path, tmp_path: Path) -> None:
+    """A new bundled model of the same shapes: only the fingerprint shows it."""
+    policy = load_policy("tiny", Settings(four_bit=False), 4)
+    about = json.loads((run / "run.json").read_text()) | base_info(policy)
     other = shutil.copytree(run, tmp_path / "other")
     (other / "run.json").write_text(json.dumps(about))
     export(other, "--gguf", "none", "--no-check")
@@ -203,7 +203,7 @@ def test_a_base_with_other_weights_is_told_from_the_one_trained_on(run: Path, tm
 
 
 def test_what_training_resolved_says_whether_the_base_had_4_bits(run: Path, tmp_path: Path) -> None:
-    """config.yaml may leave it open, which means yes on the GPU that trained and no on the machine that exports."""
+    """config.yaml may hold null: yes on the GPU of training, no on a CPU that exports."""
     other = shutil.copytree(run, tmp_path / "other")
     (other / "config.yaml").write_text(Settings(model="tiny").as_yaml())
     (other / "run.json").write_text(json.dumps(json.loads((run / "run.json").read_text()) | {"four_bit": True}))
@@ -224,15 +224,15 @@ def test_wrong_choices_are_refused_before_any_work(run: Path, tmp_path: Path, mo
         export(run, "-o", tmp_path / "mine")
 
 
-@pytest.mark.skipif(not llama_cpp.available(), reason="needs llama-cpp-python")
+@pytest.mark.skipif(not llama_cpp.is_available(), reason="needs llama-cpp-python")
 @pytest.mark.parametrize("budget", ["auto", "30"])
 def test_a_gguf_file_is_measured_as_the_run_it_came_from(run: Path, budget: str, tmp_path: Path) -> None:
-    """Greedy and under a ceiling: the same questions, protocol and control, the same answers."""
+    """The same questions, greedy and under a ceiling, get the same answers."""
     export(run, "--gguf", "f32", "--no-check", "-o", tmp_path / "out")
     changed = ["eval.temperature=0", "eval.max_tokens=60", f"eval.ceiling={40 if budget == '30' else 0}"]
-    said = ["--limit", "6", "--budget", budget, *(word for item in changed for word in ("--set", item))]
+    flags = ["--limit", "6", "--budget", budget, *(word for item in changed for word in ("--set", item))]
     for name, folder in (str(run), "trained"), (str(tmp_path / "out" / "r-f32.gguf"), "file"):
-        app(["eval", name, "-o", str(tmp_path / folder), *said], standalone_mode=False)
+        app(["eval", name, "-o", str(tmp_path / folder), *flags], standalone_mode=False)
     trained, file = (json.loads((tmp_path / folder / "eval.json").read_text()) for folder in ("trained", "file"))
     assert trained.keys() == file.keys()
     assert {key: trained[key] for key in ("accuracy", "mean_tokens", "format_rate", "budget")} == {

@@ -10,8 +10,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from sbtiny.errors import InputError
 from sbtiny.export import gguf
 from sbtiny.export.compare import agreement, kl
-from sbtiny.models.gguf import read
+from sbtiny.models.gguf import read_gguf
 from sbtiny.rollout.engines import llama_cpp
+from sbtiny.rollout.load_policy import build_gguf_policy
 from sbtiny.rollout.sampling import Sampling
 
 IDS = list(range(3, 60))
@@ -28,11 +29,11 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
 
 @pytest.fixture
 def both_readers(llama_logits):
-    """The logits of a file as transformers has them and, where it is installed, llama.cpp."""
+    """The logits of a file in transformers and, where it is installed, llama.cpp."""
 
     def read_by_both(file: Path) -> list[torch.Tensor]:
-        found = [logits(read(file)[0])]
-        return [*found, llama_logits(file, IDS)] if llama_cpp.available() else found
+        found = [logits(read_gguf(file)[0])]
+        return [*found, llama_logits(file, IDS)] if llama_cpp.is_available() else found
 
     return read_by_both
 
@@ -62,19 +63,19 @@ def test_what_cannot_be_written_is_refused_with_what_can() -> None:
 
 def test_the_rotary_layouts_pair_the_same_rows() -> None:
     rows = np.arange(8)[:, None]  # one head: halves 0-3 and 4-7
-    assert gguf.interleaved(rows, 1)[:, 0].tolist() == [0, 4, 1, 5, 2, 6, 3, 7]
+    assert gguf.interleave_rope_rows(rows, 1)[:, 0].tolist() == [0, 4, 1, 5, 2, 6, 3, 7]
 
 
-@pytest.mark.skipif(not llama_cpp.available(), reason="needs llama-cpp-python")
+@pytest.mark.skipif(not llama_cpp.is_available(), reason="needs llama-cpp-python")
 def test_llama_cpp_keeps_to_the_memory_it_is_given_and_writes_the_same(new_model, write, tmp_path: Path) -> None:
     base = new_model(tmp_path / "base", "qwen3", True)  # heads of 128 on a width of 64
     file = write(base, "f32", tmp_path / "x.gguf")
-    wide = llama_cpp.GgufPolicy(file, slots=6)
-    asked = [wide.request(f"{n} + 1?", 6, seed=n) for n in range(6)]
-    expected = [e.completion_ids for e in wide.sample(asked, Sampling())]
-    slot = 2 * 2 * 1 * 128 * llama_cpp.PAD * 2 / 2**30  # layers, keys and values, heads, their size, tokens, bytes
-    narrow = llama_cpp.GgufPolicy(file, slots=6, kv_memory=2.5 * slot)
-    assert [e.completion_ids for e in narrow.sample(asked, Sampling())] == expected
+    wide = build_gguf_policy(file, slots=6)
+    requests = [wide.request(f"{n} + 1?", 6, seed=n) for n in range(6)]
+    expected = [e.completion_ids for e in wide.sample(requests, Sampling())]
+    slot = 2 * 2 * 1 * 128 * llama_cpp.CACHE_ROUNDING * 2 / 2**30  # layers, keys and values, heads, their size, tokens, bytes
+    narrow = build_gguf_policy(file, slots=6, kv_cache_gib=2.5 * slot)
+    assert [e.completion_ids for e in narrow.sample(requests, Sampling())] == expected
     assert (wide.engine.rows, narrow.engine.rows) == (6, 2)
     with pytest.raises(InputError, match="raise --kv-memory"):
         narrow.engine.check_room(10_000)

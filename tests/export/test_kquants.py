@@ -1,4 +1,4 @@
-"""K-quants: made by llama.cpp's module, or by its program on PATH where the module lacks; read back by llama.cpp."""
+"""K-quants from llama.cpp's module, or from its program on PATH where the module is missing."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from sbtiny.export.compare import kl
 from sbtiny.rollout.engines import llama_cpp
 
 STUB = """#!/bin/sh
-printf '%s\\n' "$@" > "$(dirname "$0")/told"
+printf '%s\\n' "$@" > "$(dirname "$0")/arguments"
 cp "$1" "$2"
 """
 FAILING = """#!/bin/sh
@@ -22,7 +22,7 @@ exit 1
 """
 
 
-needs_llama_cpp = pytest.mark.skipif(not llama_cpp.available(), reason="needs llama-cpp-python")
+needs_llama_cpp = pytest.mark.skipif(not llama_cpp.is_available(), reason="needs llama-cpp-python")
 IDS = list(range(3, 60))
 FAR = {"q4_k_m": 2e-3, "q5_k_m": 8e-4, "q6_k": 3e-4}  # KL in nats, three times what was measured
 
@@ -48,7 +48,7 @@ def test_a_k_quant_is_of_its_kind_and_near_the_model(
 
 @needs_llama_cpp
 def test_a_run_as_a_k_quant_passes_its_check(run: Path, tmp_path: Path) -> None:
-    few = ["--questions", "4", "--set", "eval.max_tokens=60", "--set", "eval.slots=4"]
+    few = ["--questions", "4", "--set", "eval.max_tokens=60", "--set", "eval.max_num_seqs=4"]
     export(run, "--gguf", "q5_k_m,q6_k", "-o", tmp_path / "out", *few)
     assert {path.name for path in (tmp_path / "out").glob("*.gguf")} == {"r-q5_k_m.gguf", "r-q6_k.gguf"}  # no float16 left over
     assert json.loads((tmp_path / "out" / "export.json").read_text())["passed"] is True
@@ -56,7 +56,7 @@ def test_a_run_as_a_k_quant_passes_its_check(run: Path, tmp_path: Path) -> None:
 
 @pytest.fixture
 def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Puts a llama-quantize on PATH and takes the module away; its folder."""
+    """Put a llama-quantize on PATH, hide the module, and return the folder."""
 
     def put(text: str) -> Path:
         folder = tmp_path / "bin"
@@ -73,7 +73,7 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def test_the_program_on_path_is_used_where_the_module_lacks(run: Path, program, tmp_path: Path) -> None:
     folder = program(STUB)
     export(run, "--gguf", "q5_k_m", "--no-check", "-o", tmp_path / "out")
-    source, target, kind = (folder / "told").read_text().splitlines()
+    source, target, kind = (folder / "arguments").read_text().splitlines()
     assert (Path(source).name, Path(target).name, kind) == ("r-f16.gguf", "r-q5_k_m.gguf", "Q5_K_M")
     assert [path.name for path in (tmp_path / "out").glob("*.gguf")] == ["r-q5_k_m.gguf"]
 

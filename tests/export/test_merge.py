@@ -1,4 +1,4 @@
-"""Bases and merged folders in several files, as large models come and go."""
+"""Bases and merged folders in several files, as with large models."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ from sbtiny.errors import InputError
 from sbtiny.export import merge
 from sbtiny.export.compare import kl
 from sbtiny.export.merge import Merged
-from sbtiny.models.load import load
+from sbtiny.models.load import load_model
 
 INDEX = "model.safetensors.index.json"
 
@@ -50,7 +50,7 @@ def test_a_base_in_parts_is_merged_into_parts_with_their_index(
     assert index["weight_map"] == stored
     assert set(stored) == set(Merged(sharded, None).files)
     assert index["metadata"]["total_size"] == 4 * sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(folder).parameters())
-    assert kl(logits(load(str(sharded), adapter=run / "adapter")[0]), logits(load(str(folder))[0])) < 1e-9
+    assert kl(logits(load_model(str(sharded), adapter=run / "adapter")[0]), logits(load_model(str(folder))[0])) < 1e-9
 
 
 def names_in(file: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""The lines that make a GGUF usable: ollama's Modelfile, the README beside the files, the model card."""
+"""ollama's Modelfile, the README beside the files, and the model card."""
 
 import json
 import re
@@ -28,7 +28,7 @@ def test_a_modelfile_names_file_template_stops_and_the_sampling_of_evaluation(ou
     text = (out / "Modelfile").read_text()
     first, rest = text.split("\n", 1)
     template, parameters = re.fullmatch(r'TEMPLATE """(.*)"""\n(.*)', rest, re.DOTALL).groups()
-    assert first == "FROM ./r-q8_0.gguf"  # the first kind asked for
+    assert first == "FROM ./r-q8_0.gguf"  # the first kind of --gguf
     assert (out / "r-q8_0.gguf").is_file()
     assert template == go_template(load_tokenizer(str(out / "merged")))
     assert parameters.splitlines() == [
@@ -43,7 +43,7 @@ def test_a_modelfile_names_file_template_stops_and_the_sampling_of_evaluation(ou
 
 
 def test_the_template_says_in_go_what_the_models_own_says(out: Path) -> None:
-    """Rendered by hand for one question, with a system message and without: the branches of ollama's template."""
+    """ollama's template, rendered by hand for one question, with a system message and without."""
     text = go_template(load_tokenizer(str(out / "merged")))
     opening = r"\{\{ if \.System \}\}(.*?)\{\{ else \}\}(.*?)\{\{ end \}\}(\{\{ range .*)"
     system, bare, turns = re.fullmatch(opening, text, re.DOTALL).groups()
@@ -63,13 +63,13 @@ def test_the_readme_has_a_line_for_every_program(out: Path) -> None:
         "    ollama create r -f Modelfile && ollama run r",
         f"    llama-cli -m r-q8_0.gguf {sampled}",
         f"    llama-server -m r-q8_0.gguf {sampled}",
-        '    vllm serve merged            # "chat_template_kwargs": {"budget": 200} in the request sets the number',
+        '    vllm serve merged            # "chat_template_kwargs": {"budget": 200} in the request gives a budget',
         "    python -m sglang.launch_server --model-path merged",
     ):
         assert line in lines
     raw = next(line for line in lines if "/api/generate" in line)
-    said = json.loads(shlex.split(raw)[-1])
-    assert said == {"model": "r", "raw": True, "prompt": PROMPT + "<budget>200</budget><solution>", "stream": False}
+    body = json.loads(shlex.split(raw)[-1])
+    assert body == {"model": "r", "raw": True, "prompt": PROMPT + "<budget>200</budget><solution>", "stream": False}
 
 
 def test_the_commands_of_a_run_with_a_space_in_its_name_can_be_copied(tiny) -> None:

@@ -1,4 +1,4 @@
-"""Exports that are killed or run out of room, for real: nothing under the final name, and the next one works."""
+"""Killed exports and full disks, for real: nothing under the final name, and the next export works."""
 
 import json
 import os
@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers import full_disk
+from support import full_disk
 
 from sbtiny.cli.app import app, main
 from sbtiny.errors import InputError
@@ -26,8 +26,8 @@ def test_a_killed_export_leaves_nothing_under_its_name_and_the_next_one_works(ru
     while not list(building.glob("*.gguf")) and process.poll() is None and time.monotonic() < until:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
-    told = process.communicate()[1]
-    assert process.returncode == -signal.SIGKILL, told
+    stderr = process.communicate()[1]
+    assert process.returncode == -signal.SIGKILL, stderr
     assert list(building.glob("*.gguf"))
     assert not out.exists()
     app(["export", str(run), "--gguf", "q8_0", "--no-check", "-o", str(out)], standalone_mode=False)
@@ -47,12 +47,12 @@ def test_without_room_it_says_so_in_a_line_and_leaves_nothing(
         main()
     lines = [line for line in capsys.readouterr().err.splitlines() if line]
     assert (ended.value.code, len(lines)) == (2, 1), lines
-    assert lines[0].startswith(f"error: no space left for {tmp_path / 'out'}: free some")
+    assert lines[0].startswith(f"error: cannot write {tmp_path / 'out'}, the disk is full or read-only: free space")
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.skipif(not llama_cpp.available(), reason="needs llama-cpp-python")
-def test_llama_cpp_without_room_is_told_from_a_model_it_cannot_make(run: Path, tmp_path: Path) -> None:
+@pytest.mark.skipif(not llama_cpp.is_available(), reason="needs llama-cpp-python")
+def test_llama_cpp_without_room_is_not_a_model_it_cannot_make(run: Path, tmp_path: Path) -> None:
     app(["export", str(run), "--gguf", "f16", "--no-check", "-o", str(tmp_path / "out")], standalone_mode=False)
     whole = tmp_path / "out" / "r-f16.gguf"
     with full_disk(500_000), pytest.raises(OSError, match="No space left"):

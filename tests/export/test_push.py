@@ -1,4 +1,4 @@
-"""What goes to the hub and where it stands there; the hub itself is a stand-in, as there is no network in tests."""
+"""The files of a push and their places, with a stand-in for the hub."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from sbtiny.export import push
 
 
 class Hub:
-    """HfApi with what it was told."""
+    """A stand-in for HfApi that records its calls."""
 
     endpoint = "https://hub.example"
     made: list[tuple] = []  # noqa: RUF012
@@ -38,8 +38,8 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> type[Hub]:
 
 
 def test_an_export_is_one_commit_with_the_model_at_its_root(run: Path, hub: type[Hub], tmp_path: Path, capsys) -> None:
-    told = ["--gguf", "q8_0", "--no-check", "-o", str(tmp_path / "out"), "--push", "me/mine", "--private", "--json"]
-    app(["export", str(run), *told], standalone_mode=False)
+    flags = ["--gguf", "q8_0", "--no-check", "-o", str(tmp_path / "out"), "--push", "me/mine", "--private", "--json"]
+    app(["export", str(run), *flags], standalone_mode=False)
     assert hub.made[0] == ("me/mine", True)
     name, files = hub.made[1]
     assert name == "me/mine"
@@ -66,4 +66,4 @@ def test_without_a_token_it_says_how_to_log_in(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "none"))
     with pytest.raises(InputError, match="hf auth login"):
-        push.check("me/mine")
+        push.check_hub_login("me/mine")

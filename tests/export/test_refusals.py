@@ -1,4 +1,4 @@
-"""What cannot be exported: one line and exit 2, before any work, and nothing written."""
+"""A refused export gives one line and exit code 2 before any work, and writes nothing."""
 
 import json
 import re
@@ -9,16 +9,17 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from sbtiny.pipeline import stages
 from sbtiny.cli.app import main
+from sbtiny.coldstart.build import build_data
+from sbtiny.coldstart.run import run_sft
 from sbtiny.config import Settings
 from sbtiny.errors import InputError
 from sbtiny.models.aliases import BUNDLED
-from sbtiny.models.load import load
+from sbtiny.models.load import load_model
 
 
 def refused(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, run: Path, *arguments: str) -> str:
-    """The one line that the command says; it must write nothing."""
+    """The one line of a refused command, which must write nothing."""
     out = run.parent / "out"
     monkeypatch.setattr(sys, "argv", ["sbtiny", "export", str(run), "-o", str(out), *arguments])
     with pytest.raises(SystemExit) as ended:
@@ -36,7 +37,7 @@ def model_of(run: Path, base: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("config", "gguf", "said"),
+    ("config", "gguf", "message"),
     [
         ({"model_type": "gpt2"}, "q8_0", "no GGUF for a 'gpt2' model: llama, qwen2, qwen3 work; use --gguf none"),
         ({"model_type": "mistral"}, "q8_0", "no GGUF for a 'mistral' model: llama, qwen2, qwen3 work; use --gguf none"),
@@ -44,12 +45,12 @@ def model_of(run: Path, base: Path) -> Path:
         ("{", "q8_0", "config.json: It looks like the config file"),
     ],
 )
-def test_an_architecture_that_is_not_known(run: Path, tmp_path: Path, config: object, gguf: str, said: str, capsys, monkeypatch) -> None:
-    """The base holds nothing but its config: all the rest would be work."""
+def test_an_architecture_that_is_not_known(run: Path, tmp_path: Path, config: object, gguf: str, message: str, capsys, monkeypatch) -> None:
+    """The base holds nothing but its config, so that any work would fail."""
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "config.json").write_text(config if isinstance(config, str) else json.dumps(config))
     other = model_of(shutil.copytree(run, tmp_path / "r"), tmp_path / "base")
-    assert said in refused(capsys, monkeypatch, other, "--gguf", gguf)
+    assert message in refused(capsys, monkeypatch, other, "--gguf", gguf)
 
 
 def test_a_base_laid_out_otherwise(new_run, new_tokenizer, tmp_path: Path, capsys, monkeypatch) -> None:
@@ -68,7 +69,7 @@ CHAT = "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>\n{% endfor 
 
 
 @pytest.mark.parametrize(
-    ("form", "template", "said"),
+    ("form", "template", "message"),
     [
         ("solution", CHAT.replace("%s", "Assistant:"), "merges a budget into its last token: end its generation prompt with a line break"),
         ("think", CHAT.replace("%s", "<|{{ messages|length }}|><think>\n"), "opens <think> in a generation prompt that is not the same"),
@@ -76,14 +77,14 @@ CHAT = "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>\n{% endfor 
         ("solution", "{{ messages[0].content + 1 }}", "fails on a plain question (TypeError: "),
     ],
 )
-def test_a_chat_template_of_no_use_is_told_before_training(form: str, template: str, said: str, tmp_path: Path) -> None:
+def test_a_chat_template_of_no_use_is_refused_before_training(form: str, template: str, message: str, tmp_path: Path) -> None:
     """An export would refuse it, hours later."""
     base, settings = shutil.copytree(BUNDLED, tmp_path / "base"), Settings(model=str(tmp_path / "base"), format=form, four_bit=False)
     (base / "chat_template.jinja").write_text(template)
-    with pytest.raises(InputError, match=re.escape(said)):
-        stages.run_sft(settings, tmp_path / "sft")
-    with pytest.raises(InputError, match=re.escape(said)):
-        stages.build_data(settings, tmp_path / "data.jsonl")
+    with pytest.raises(InputError, match=re.escape(message)):
+        run_sft(settings, tmp_path / "sft")
+    with pytest.raises(InputError, match=re.escape(message)):
+        build_data(settings, tmp_path / "data.jsonl")
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
 
 
@@ -92,13 +93,13 @@ def test_a_chat_template_of_no_use_is_told_before_training(form: str, template: 
 def test_a_broken_adapter_config(run: Path, tmp_path: Path, content: str, more: list[str], capsys, monkeypatch) -> None:
     broken = shutil.copytree(run, tmp_path / "r")
     (broken / "adapter" / "adapter_config.json").write_text(content)
-    said = refused(capsys, monkeypatch, broken, *more)
-    assert "adapter_config.json is corrupt (" in said
-    assert said.endswith("take one from a checkpoint-N of the run")
+    message = refused(capsys, monkeypatch, broken, *more)
+    assert "adapter_config.json is corrupt (" in message
+    assert message.endswith("take one from a checkpoint-N of the run")
 
 
-def test_a_broken_adapter_config_is_told_by_whatever_loads_it(run: Path, tmp_path: Path) -> None:
+def test_a_broken_adapter_config_is_refused_by_all_loaders(run: Path, tmp_path: Path) -> None:
     broken = shutil.copytree(run / "adapter", tmp_path / "adapter")
     (broken / "adapter_config.json").write_text("[]")
     with pytest.raises(InputError, match="it describes no LoRA"):
-        load("tiny", adapter=broken)
+        load_model("tiny", adapter=broken)

@@ -9,10 +9,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from sbtiny.cli import app
 from sbtiny.errors import InputError
-from sbtiny.export import gguf
-from sbtiny.export import result_table
+from sbtiny.export import gguf, result_table
 from sbtiny.export.compare import kl
-from sbtiny.models.gguf import read
+from sbtiny.models.gguf import read_gguf
 from sbtiny.rollout.engines import llama_cpp
 
 IDS = list(range(3, 60))
@@ -22,7 +21,7 @@ LLAMA3 = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq
           "original_max_position_embeddings": 64}  # fmt: skip
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 128}
 SPREAD = {"mscale": 2.0, "mscale_all_dim": 0.5}
-needs_llama_cpp = pytest.mark.skipif(not llama_cpp.available(), reason="needs llama-cpp-python")
+needs_llama_cpp = pytest.mark.skipif(not llama_cpp.is_available(), reason="needs llama-cpp-python")
 
 
 def logits(base: Path) -> torch.Tensor:
@@ -52,7 +51,7 @@ def test_a_llamas_biases_are_written_and_transformers_which_drops_them_is_not_as
     file = write(base, "f32", tmp_path / "x.gguf")
     assert kl(logits(base), llama_logits(file, IDS)) < NEAR
     with pytest.raises(InputError, match="has biases, which transformers drops from a GGUF"):
-        read(file)
+        read_gguf(file)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +83,7 @@ def scaled(new_model, new_run, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def exported(run: Path, out: Path) -> dict:
-    few = ["--questions", "4", "--set", "eval.max_tokens=40", "--set", "eval.slots=4"]
+    few = ["--questions", "4", "--set", "eval.max_tokens=40", "--set", "eval.max_num_seqs=4"]
     app(["export", str(run), "--gguf", "f32", "--dtype", "float32", "-o", str(out), *few], standalone_mode=False)
     return json.loads((out / "export.json").read_text())
 
@@ -98,7 +97,7 @@ def test_a_run_with_scaled_positions_is_checked_through_llama_cpp(scaled: Path, 
 
 
 def test_a_file_that_nothing_here_reads_has_not_passed(scaled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    monkeypatch.setattr(llama_cpp, "available", lambda: False)
+    monkeypatch.setattr(llama_cpp, "is_available", lambda: False)
     found = exported(scaled, tmp_path / "out")
     assert (found["checked"], found["passed"], found["failures"]) == (True, None, [])
     assert found["files"]["r-f32.gguf"]["checked"] is False
@@ -106,4 +105,4 @@ def test_a_file_that_nothing_here_reads_has_not_passed(scaled: Path, tmp_path: P
         "r-f32.gguf has scaled rotary positions, which only llama.cpp reads: pip install 'sbtiny[llama]' and export again"
     ]
     assert f"not checked: {found['not_checked'][0]}" in capsys.readouterr().err
-    assert [name for name, _ in result_table.lines(found)] == ["trained policy", "merged", "f32 not checked"]
+    assert [name for name, _ in result_table.table_rows(found)] == ["trained policy", "merged", "f32 not checked"]

@@ -11,10 +11,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from sbtiny.cli import app
 from sbtiny.export import gguf
+from sbtiny.export.gguf_tokenizer import read_vocabulary
 from sbtiny.export.merge import Merged
 from sbtiny.export.strings import STRINGS
-from sbtiny.export.gguf_tokenizer import read_vocabulary
-from sbtiny.models.gguf import read_tokenizer
+from sbtiny.models.gguf import tokenizer_from_gguf
 from sbtiny.models.load import load_tokenizer
 from sbtiny.models.prompt import prompt_ids
 from sbtiny.rollout.engines import llama_cpp
@@ -27,10 +27,10 @@ TEMPLATE = (
 
 
 def llama_tokenizer() -> PreTrainedTokenizerFast:
-    """As LlamaTokenizerFast is made: bytes for what has no piece, a space before every text, merges in the order they were learnt."""
+    """A tokenizer like LlamaTokenizerFast: byte fallback, a space before every text, merges in order of training."""
     special = ["<unk>", "<s>", "</s>"]
     bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
-    texts = [q.question for q in arithmetic.questions("train", 300, seed=1)] + [text for text in STRINGS if text.isascii()]
+    texts = [q.question for q in arithmetic.generate_questions("train", 300, seed=1)] + [text for text in STRINGS if text.isascii()]
     learning = Tokenizer(models.BPE(unk_token="<unk>"))
     learning.pre_tokenizer = pre_tokenizers.Metaspace()
     learning.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=700, special_tokens=[*special, *bytes_], show_progress=False))
@@ -63,20 +63,20 @@ def test_both_readers_find_the_ids_of_the_original(base: Path, tmp_path: Path) -
     merged = Merged(base, None, tied=False)
     vocabulary = read_vocabulary(tokenizer, len(tokenizer))
     assert vocabulary.kind == "llama"
-    list(gguf.write(file, "f32", merged, AutoConfig.from_pretrained(base), tokenizer, vocabulary, [2], "x"))
+    list(gguf.write_gguf(file, "f32", merged, AutoConfig.from_pretrained(base), tokenizer, vocabulary, [2], "x"))
     wanted = [tokenizer.encode(text, add_special_tokens=False) for text in STRINGS]
-    ours = read_tokenizer(GGUFReader(file), file)
+    ours = tokenizer_from_gguf(GGUFReader(file), file)
     assert [ours.encode(text, add_special_tokens=False) for text in STRINGS] == wanted
     assert prompt_ids(ours, "What is 3 + 4?") == prompt_ids(tokenizer, "What is 3 + 4?")
     assert [ours.decode(ids) for ids in wanted] == [tokenizer.decode(ids) for ids in wanted]
-    if llama_cpp.available():
-        engine = llama_cpp.LlamaCpp(file, slots=2)
+    if llama_cpp.is_available():
+        engine = llama_cpp.LlamaCppEngine(file, slots=2)
         assert [engine.tokenize(text) for text in STRINGS] == wanted
         engine.close()
 
 
 def test_a_run_on_it_is_exported_and_checked(base: Path, new_run, tmp_path: Path) -> None:
     run = new_run(tmp_path / "r", model=str(base))
-    few = ["--questions", "4", "--set", "eval.max_tokens=40", "--set", "eval.slots=4"]
+    few = ["--questions", "4", "--set", "eval.max_tokens=40", "--set", "eval.max_num_seqs=4"]
     app(["export", str(run), "--gguf", "f32", "--dtype", "float32", "-o", str(tmp_path / "out"), *few], standalone_mode=False)
     assert (tmp_path / "out" / "r-f32.gguf").is_file()

@@ -1,4 +1,4 @@
-"""What a file may lose to rounding, with few questions and with many."""
+"""The allowed loss from rounding, with few questions and with many."""
 
 import pytest
 
@@ -6,15 +6,15 @@ from sbtiny.budget.metrics import Sample
 from sbtiny.export import verdict
 
 
-def answered(kept: int, of: int) -> verdict.Asked:
-    """`of` well-formed answers to a number of 100, the first `kept` of the length they said."""
-    samples = [Sample(correct=True, ok=True, budget=100, length=100 if n < kept else 300) for n in range(of)]
-    return verdict.asked(samples, [True] * of)
+def answered(within: int, of: int) -> verdict.ExportEval:
+    """`of` well-formed answers with a budget of 100; the first `within` have that length."""
+    samples = [Sample(correct=True, ok=True, budget=100, length=100 if n < within else 300) for n in range(of)]
+    return verdict.evaluate_policy(samples, [True] * of)
 
 
-def reasons(kind: str, trained: verdict.Asked, file: verdict.Asked) -> list[str]:
+def reasons(kind: str, trained: verdict.ExportEval, file: verdict.ExportEval) -> list[str]:
     same = {"clear_agreement": 1.0, "strings_same": 50, "prompts_same": 4}
-    return verdict.reasons(kind, same | {"falls": verdict.falls(trained, file, kind)}, 4, 0)
+    return verdict.failures(kind, same | {"falls": verdict.rate_drops(trained, file, kind)}, 4, 0)
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def test_kept_budgets_may_fall_by_two_points_and_the_noise_of_the_questions(kind
 
 def test_differences_both_ways_are_noise_and_a_gain_is_no_fault() -> None:
     before, after = [True] * 50 + [False] * 50, [False] * 10 + [True] * 90
-    fell, noise = verdict.difference(before, after)
+    fell, noise = verdict.paired_difference(before, after)
     assert fell == pytest.approx(-0.4)
     assert noise == pytest.approx(2 * 0.6667 / 10, abs=1e-2)
     assert reasons("q8_0", answered(50, 100), answered(90, 100)) == []
@@ -39,7 +39,7 @@ def test_differences_both_ways_are_noise_and_a_gain_is_no_fault() -> None:
 
 def test_each_fault_is_a_reason_of_its_own() -> None:
     found = {"clear_agreement": 0.5, "strings_same": 49, "prompts_same": 4, "chats": 20, "chats_ended": 3}
-    assert verdict.reasons("q8_0", found, 4, 18.0) == [
+    assert verdict.failures("q8_0", found, 4, 18.0) == [
         "first choices agree at 50.00% of the positions where they are clear, 99.0% is the least",
         "1 of 50 strings become other tokens",
         "17 of 20 chats did not stop",

@@ -12,29 +12,31 @@ from pathlib import Path
 
 import torch
 
-from sbtiny.models.load import start_backend
+from sbtiny.models.backend import start_backend
 
 start_backend(sys.argv[5])  # unsloth patches what is imported below
 # ruff: noqa: E402
 
 # isort: split
 from sbtiny import runs
-from sbtiny.pipeline import stages
-from sbtiny.config import Settings, load
-from sbtiny.models.device import glance
+from sbtiny.coldstart.run import run_sft
+from sbtiny.config import Settings
+from sbtiny.grpo.run import run_grpo
+from sbtiny.load_settings import load_settings
+from sbtiny.models.device import probe_device
 from sbtiny.models.load import load_tokenizer
-from sbtiny.planning.memory_plan import plan
 from sbtiny.models.shapes import shape_of
+from sbtiny.planning.memory_plan import plan_memory
 
 GB = 2**30
-SMALL = {"sft.max_length": 256, "grpo.max_tokens": 24, "grpo.slots": 8, "grpo.prompts": 1}  # the rehearsal without a GPU
+SMALL = {"sft.max_length": 256, "grpo.max_tokens": 24, "grpo.max_num_seqs": 8, "grpo.prompts_per_step": 1}  # the rehearsal without a GPU
 
 
 def settings(model: str, preset: str, stage: str) -> Settings:
     """Those of the preset for two updates; what a rehearsal on a processor can bear where there is no GPU."""
     sized = {} if torch.cuda.is_available() else SMALL
     changes = {"model": model, "sft.steps": 2, "sft.save_steps": 0, "grpo.steps": 2, "grpo.save_steps": 0, "backend": sys.argv[5], **sized}
-    return load(preset=preset, overrides=changes.items())
+    return load_settings(preset=preset, overrides=changes.items())
 
 
 def rows(model: str, tokens: int, count: int) -> list[dict]:
@@ -54,22 +56,22 @@ def main() -> None:
     s = settings(model, preset, stage)
     data, sft = folder / "rows.jsonl", folder / "sft"
     runs.write_jsonl(data, rows(model, s.sft.max_length - 64, 2 * s.sft.batch))
-    s = load(preset=preset, overrides=[("sft.data", str(data)), *flat(s)])
+    s = load_settings(preset=preset, overrides=[("sft.rows", str(data)), *flat(s)])
     started = time.perf_counter()
     if stage == "sft":
-        stages.run_sft(s, sft)
+        run_sft(s, sft)
     else:
         questions = folder / "questions.jsonl"
-        asked = [{"question": f"{n} + 1?", "answer": str(n + 1)} for n in range(2 * s.grpo.prompts)]
+        asked = [{"question": f"{n} + 1?", "answer": str(n + 1)} for n in range(2 * s.grpo.prompts_per_step)]
         runs.write_jsonl(questions, asked)
-        s = load(preset=preset, overrides=[*flat(s), ("grpo.data", str(questions))])
-        stages.run_grpo(s, sft, folder / "grpo", force=True)  # random weights end no answer, which the preflight would refuse
+        s = load_settings(preset=preset, overrides=[*flat(s), ("grpo.questions", str(questions))])
+        run_grpo(s, sft, folder / "grpo", force=True)  # random weights end no answer, which the preflight would refuse
     report(s, model, folder, preset, stage, backend, time.perf_counter() - started)
 
 
 def flat(s: Settings) -> list[tuple[str, object]]:
     """What `settings` changed, to be changed again beside more."""
-    keys = ("sft.max_length", "sft.steps", "grpo.steps", "grpo.max_tokens", "grpo.slots", "grpo.prompts")
+    keys = ("sft.max_length", "sft.steps", "grpo.steps", "grpo.max_tokens", "grpo.max_num_seqs", "grpo.prompts_per_step")
     pairs = [(key, getattr(getattr(s, key.split(".")[0]), key.split(".")[1])) for key in keys]
     fixed = [("model", s.model), ("backend", s.backend), ("eval.task", "arithmetic")]  # an evaluation of the hub's would ask for a network
     return [*fixed, ("sft.save_steps", 0), ("grpo.save_steps", 0), *pairs]
@@ -78,7 +80,7 @@ def flat(s: Settings) -> list[tuple[str, object]]:
 def report(s: Settings, model: str, folder: Path, preset: str, stage: str, backend: str, seconds: float) -> None:
     steps = [json.loads(line) for line in (folder / stage / "metrics.jsonl").read_text().splitlines()]
     last = steps[-2] if stage == "grpo" else steps[-1]
-    expected = plan(stage, s, shape_of(model), glance())
+    expected = plan_memory(stage, s, shape_of(model), probe_device())
     found = {
         "preset": preset,
         "stage": stage,

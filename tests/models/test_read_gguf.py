@@ -1,4 +1,4 @@
-"""Tokenizers out of GGUF files, and the cache of unpacked models."""
+"""Tokenizers from GGUF files, and the cache of unpacked models."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from sbtiny.errors import InputError
 from sbtiny.models import gguf as from_gguf
 from sbtiny.models.aliases import BUNDLED, resolve
-from sbtiny.models.load import load
+from sbtiny.models.load import load_model
 
 gguf = pytest.importorskip("gguf")
 
@@ -54,7 +54,7 @@ def write_gguf(file: Path, **changes: Any) -> Path:
 
 
 def tokenizer_of(file: Path) -> PreTrainedTokenizerBase:
-    return from_gguf.read_tokenizer(gguf.GGUFReader(file), file)
+    return from_gguf.tokenizer_from_gguf(gguf.GGUFReader(file), file)
 
 
 def test_the_bundled_tokenizer_survives_gguf(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_the_bundled_tokenizer_survives_gguf(tmp_path: Path) -> None:
 def test_what_cannot_be_read_rightly_is_refused(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
     file = write_gguf(tmp_path / "odd.gguf", **changes)
     with pytest.raises(InputError, match=reason) as error:
-        load(str(file))
+        load_model(str(file))
     assert str(file) in str(error.value)
 
 
@@ -88,45 +88,43 @@ def test_a_file_that_is_no_gguf_is_refused(tmp_path: Path, content: bytes) -> No
     file = tmp_path / "x.gguf"
     file.write_bytes(content)
     with pytest.raises(InputError, match="not a readable GGUF file"):
-        load(str(file))
+        load_model(str(file))
 
 
-def test_without_the_gguf_package_the_mend_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_gguf_package_the_remedy_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(from_gguf, "find_spec", lambda name: None)
     (tmp_path / "x.gguf").touch()
     with pytest.raises(InputError, match=r"pip install 'sbtiny\[gguf\]'"):
-        load(str(tmp_path / "x.gguf"))
+        load_model(str(tmp_path / "x.gguf"))
 
 
-def test_smollm2_is_unpacked_once_and_again_when_it_changes(
-    smollm2: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_smollm2_is_unpacked_once_and_again_when_it_changes(smollm2: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     packed = Path(resolve(smollm2).ref)
-    first = from_gguf.as_folder(packed)
+    first = from_gguf.unpack_gguf(packed)
     written = (first / "model.safetensors").stat().st_mtime_ns
-    assert from_gguf.as_folder(packed) == first
+    assert from_gguf.unpack_gguf(packed) == first
     assert (first / "model.safetensors").stat().st_mtime_ns == written
     assert not [path for path in first.parent.iterdir() if path.name.startswith("tmp")]
 
     calls: list[Path] = []
-    monkeypatch.setattr(from_gguf, "read", lambda file: calls.append(file) or (Saved(), Saved()))
+    monkeypatch.setattr(from_gguf, "read_gguf", lambda file: calls.append(file) or (Saved(), Saved()))
     other = tmp_path / packed.name
     other.write_bytes(b"")
-    there = from_gguf.as_folder(other)
+    there = from_gguf.unpack_gguf(other)
     os.utime(other, ns=(1, 1))
-    assert len({first, there, from_gguf.as_folder(other)}) == 3
+    assert len({first, there, from_gguf.unpack_gguf(other)}) == 3
     assert calls == [other, other]
 
 
 class Saved:
-    """Stands for a model and for a tokenizer where only the place matters."""
+    """A stand-in for model and tokenizer that only saves."""
 
     def save_pretrained(self, folder: str) -> None:
         Path(folder).mkdir(exist_ok=True)
 
 
 def test_smollm2_splits_digits_and_keeps_its_special_tokens(smollm2: str) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(from_gguf.as_folder(Path(resolve(smollm2).ref)))
+    tokenizer = AutoTokenizer.from_pretrained(from_gguf.unpack_gguf(Path(resolve(smollm2).ref)))
     assert tokenizer.tokenize("123 45") == ["1", "2", "3", "Ġ", "4", "5"]
     assert tokenizer.eos_token == tokenizer.pad_token == "<|im_end|>"
     assert tokenizer.bos_token == "<|im_start|>"
@@ -137,6 +135,6 @@ def test_smollm2_splits_digits_and_keeps_its_special_tokens(smollm2: str) -> Non
 def test_a_full_or_forbidden_cache_is_one_line(smollm2: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("SBTINY_CACHE", str(tmp_path / "file"))
-    monkeypatch.setattr(from_gguf, "read", lambda file: (Saved(), Saved()))
+    monkeypatch.setattr(from_gguf, "read_gguf", lambda file: (Saved(), Saved()))
     with pytest.raises(InputError, match="free space or set SBTINY_CACHE"):
-        from_gguf.as_folder(Path(resolve(smollm2).ref))
+        from_gguf.unpack_gguf(Path(resolve(smollm2).ref))

@@ -1,4 +1,4 @@
-"""Shapes of models: their sums are the parameter counts, of the aliases and of a model that was built."""
+"""Shapes give the parameter counts of the aliases and of a built model."""
 
 import json
 from pathlib import Path
@@ -16,9 +16,9 @@ def test_a_shape_adds_up_to_the_parameters_of_its_alias(alias: Alias) -> None:
 
 
 def test_a_folder_tells_its_shape_as_its_weights_do(small: Path) -> None:
-    from sbtiny.models.load import add_lora, load
+    from sbtiny.models.load import add_lora, load_model
 
-    model, _ = load(str(small))
+    model, _ = load_model(str(small))
     shape = shape_of(str(small))
     assert shape.parameters == model.num_parameters()
     trained = sum(p.numel() for p in add_lora(model, rank=4).parameters() if p.requires_grad)
@@ -32,12 +32,12 @@ def test_a_hub_id_of_an_alias_is_known_and_another_is_not() -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [("{", "cannot read"), ('{"model_type": "gpt2"}', "'gpt2' model"), ('{"model_type": "llama"}', "num_attention_heads")],
 )
-def test_a_folder_that_is_no_such_model_is_told(content: str, said: str, tmp_path: Path) -> None:
+def test_a_folder_that_is_no_such_model_is_refused(content: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(content)
-    with pytest.raises(InputError, match=said) as error:
+    with pytest.raises(InputError, match=message) as error:
         shape_of(str(tmp_path))
     assert "\n" not in str(error.value)
 

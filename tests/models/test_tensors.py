@@ -1,4 +1,4 @@
-"""One reading of a model's folder: what is not the model of its config.json is one line, before any weight is loaded."""
+"""Tensors that do not fit config.json give one line, before any weight is loaded."""
 
 import json
 import shutil
@@ -12,16 +12,17 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from sbtiny import runs
-from sbtiny.pipeline import demo, stages
 from sbtiny.cli.app import main
+from sbtiny.coldstart.run import run_sft
 from sbtiny.config import Settings
 from sbtiny.errors import InputError
 from sbtiny.export.merge import Merged
-from sbtiny.models.aliases import BUNDLED, lasting
-from sbtiny.models.gguf import read
-from sbtiny.models.load import load, read_base
-from sbtiny.models.tensors import INDEX, SINGLE, Base, read_header
-from sbtiny.rollout.load_policy import open_policy, trained_on
+from sbtiny.models.aliases import BUNDLED, absolute_name
+from sbtiny.models.gguf import read_gguf
+from sbtiny.models.load import load_model, read_base
+from sbtiny.models.tensors import INDEX, SINGLE, ModelFolder, read_header
+from sbtiny.pipeline import demo
+from sbtiny.rollout.load_policy import base_info, load_policy
 
 Tensors = dict[str, torch.Tensor]
 WEIGHTS = load_file(BUNDLED / SINGLE)
@@ -39,7 +40,7 @@ def changed(folder: Path, weights: Tensors | None = None, **config: object) -> P
 
 
 def in_parts(folder: Path, weights: Tensors) -> Path:
-    """The same in two files and an index, beside what is there."""
+    """The weights in two files with an index, beside the files that are there."""
     where = {name: f"model-0000{1 + 2 * i // len(weights)}-of-00002.safetensors" for i, name in enumerate(weights)}
     for part in set(where.values()):
         save_file({name: weight for name, weight in weights.items() if where[name] == part}, folder / part, {"format": "pt"})
@@ -64,7 +65,7 @@ LAYER_GONE = "model.layers.3.self_attn.q_proj.weight and 8 more are missing: the
 
 
 @pytest.mark.parametrize(
-    ("weights", "config", "said"),
+    ("weights", "config", "message"),
     [
         ({name: w for name, w in WEIGHTS.items() if ".layers.3." not in name}, {}, LAYER_GONE),
         ({name: w for name, w in WEIGHTS.items() if name != Q}, {}, f"{Q} is missing; download the model again"),
@@ -91,18 +92,18 @@ LAYER_GONE = "model.layers.3.self_attn.q_proj.weight and 8 more are missing: the
         (None, {"num_hidden_layers": "four"}, "config.json: Validation error for field 'num_hidden_layers'"),
     ],
 )
-def test_headers_say_that_it_is_another_model(weights: Tensors | None, config: dict, said: str, tmp_path: Path) -> None:
+def test_headers_say_that_it_is_another_model(weights: Tensors | None, config: dict, message: str, tmp_path: Path) -> None:
     folder = changed(tmp_path / "m", weights, **config)
     with pytest.raises(InputError) as error:
         read_base(str(folder))
     line = str(error.value)
     assert line.startswith(f"cannot load {folder}: ")
-    assert said in line
+    assert message in line
     assert "\n" not in line
 
 
 @pytest.mark.parametrize(
-    ("weights", "config", "said"),
+    ("weights", "config", "message"),
     [
         (WEIGHTS | {HEAD: beyond(700)}, {}, f"{HEAD} has other values than"),
         (WEIGHTS | {Q: NAN}, {}, f"{Q} is not finite in torch.float32"),
@@ -111,15 +112,15 @@ def test_headers_say_that_it_is_another_model(weights: Tensors | None, config: d
         (None, {"model_type": "gpt_neox"}, "gpt_neox.embed_in.weight and"),
     ],
 )
-def test_loading_says_what_headers_cannot(weights: Tensors | None, config: dict, said: str, tmp_path: Path) -> None:
+def test_loading_says_what_headers_cannot(weights: Tensors | None, config: dict, message: str, tmp_path: Path) -> None:
     with pytest.raises(InputError) as error:
-        load(str(changed(tmp_path / "m", weights, **config)))
-    assert said in str(error.value)
+        load_model(str(changed(tmp_path / "m", weights, **config)))
+    assert message in str(error.value)
 
 
 def test_a_weight_that_is_not_finite_is_found_in_4_bits(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"q_proj\.weight is not finite"):
-        load(str(changed(tmp_path / "m", WEIGHTS | {Q: NAN})), four_bit=True)
+        load_model(str(changed(tmp_path / "m", WEIGHTS | {Q: NAN})), four_bit=True)
 
 
 def cut(folder: Path) -> None:
@@ -128,7 +129,7 @@ def cut(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("harm", "said"),
+    ("harm", "message"),
     [
         (cut, "cannot read model-00002-of-00002.safetensors: .*not fully covered"),
         (lambda folder: (folder / "model-00002-of-00002.safetensors").unlink(), "cannot read model-00002-of-00002.safetensors"),
@@ -137,12 +138,12 @@ def cut(folder: Path) -> None:
         (lambda folder: (folder / INDEX).write_text("[]"), f"{INDEX} is corrupt"),
     ],
 )
-def test_parts_that_are_no_whole(harm: Callable[[Path], object], said: str, tmp_path: Path) -> None:
+def test_parts_that_are_no_whole(harm: Callable[[Path], object], message: str, tmp_path: Path) -> None:
     folder = in_parts(changed(tmp_path / "m"), WEIGHTS)
     (folder / SINGLE).unlink()
     assert read_base(str(folder)).fingerprint() == read_base("tiny").fingerprint()
     harm(folder)
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         read_base(str(folder))
 
 
@@ -157,7 +158,7 @@ def test_weights_that_no_export_could_read_are_not_trained_on(tmp_path: Path) ->
 def test_a_single_file_is_read_before_parts_by_load_and_export_alike(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     other = {name: weight + 1 for name, weight in WEIGHTS.items()}
     folder = in_parts(changed(tmp_path / "m"), other)
-    model, _ = load(str(folder), dtype="float32")
+    model, _ = load_model(str(folder), dtype="float32")
     assert "model.safetensors is read, the others are not" in capsys.readouterr().err
     merged = Merged(folder, None, tied=True)
     for name in WEIGHTS:
@@ -171,7 +172,7 @@ def test_harmless_oddities_load_and_are_the_same_base(tmp_path: Path) -> None:
     wide = {name: weight.double() for name, weight in WEIGHTS.items()}
     for i, weights in enumerate((WEIGHTS | {HEAD: beyond(1509)}, WEIGHTS | inv_freq, wide)):
         folder = changed(tmp_path / str(i), weights)
-        assert load(str(folder))[0].base_fingerprint == read_base("tiny").fingerprint()
+        assert load_model(str(folder))[0].base_fingerprint == read_base("tiny").fingerprint()
         assert set(Merged(folder, None, tied=True).files) == set(WEIGHTS)
 
 
@@ -183,16 +184,16 @@ def test_a_gguf_file_without_a_tensor_is_refused(tmp_path: Path) -> None:
     merged, config, tokenizer = Merged(BUNDLED, None, tied=True), read_base("tiny").config, load_tokenizer("tiny")
     del merged.files[Q]
     vocabulary = read_vocabulary(tokenizer, merged.shapes[TABLE][0])
-    list(gguf.write(tmp_path / "m.gguf", "f16", merged, config, tokenizer, vocabulary, [2], "m"))
+    list(gguf.write_gguf(tmp_path / "m.gguf", "f16", merged, config, tokenizer, vocabulary, [2], "m"))
     with pytest.raises(InputError, match=r"cannot load .*m\.gguf: .*q_proj.weight is missing"):
-        read(tmp_path / "m.gguf")
+        read_gguf(tmp_path / "m.gguf")
 
 
 # ---- a folder with an adapter in it; the base a run stands on --------------------------------------------------------
 
 
 def sbtiny(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, *arguments: str) -> str:
-    """The line a command refuses with."""
+    """The one line of a refused command."""
     monkeypatch.setattr(sys, "argv", ["sbtiny", *arguments])
     with pytest.raises(SystemExit) as ended:
         main()
@@ -204,22 +205,22 @@ def sbtiny(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, *argu
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on a copy of the bundled model, beside it."""
     here = tmp_path_factory.mktemp("stands")
-    settings = Settings(model=lasting(str(changed(here / "base"))), four_bit=False)
-    policy = open_policy(settings.model, settings, 2, trainable=True)
-    run = runs.new("sft", here / "run", settings, **trained_on(policy))
+    settings = Settings(model=absolute_name(str(changed(here / "base"))), four_bit=False)
+    policy = load_policy(settings.model, settings, 2, trainable=True)
+    run = runs.create_run("sft", here / "run", settings, **base_info(policy))
     policy.model.save_pretrained(run / "adapter")
     return here
 
 
 def test_training_a_broken_model_is_refused_before_a_run_is_made(tmp_path: Path, monkeypatch, capsys) -> None:
     folder = changed(tmp_path / "m", tie_word_embeddings=False)
-    said = sbtiny(monkeypatch, capsys, "sft", "-m", str(folder), "-o", str(tmp_path / "run"), "--limit", "2", "--preset", "cpu")
-    assert said.startswith(f"error: cannot load {folder}: {HEAD} is missing")
+    message = sbtiny(monkeypatch, capsys, "sft", "-m", str(folder), "-o", str(tmp_path / "run"), "--limit", "2", "--preset", "cpu")
+    assert message.startswith(f"error: cannot load {folder}: {HEAD} is missing")
     assert not (tmp_path / "run").exists()
     (tmp_path / "demo" / "base").mkdir(parents=True)
     (tmp_path / "demo" / "base" / "eval.json").write_text("{}")
     with pytest.raises(InputError, match="is missing"):
-        demo.run(Settings(model=str(folder)), tmp_path / "demo")
+        demo.run_demo(Settings(model=str(folder)), tmp_path / "demo")
     assert [path.name for path in tmp_path.glob("demo*")] == ["demo"]
 
 
@@ -228,24 +229,24 @@ def test_a_model_with_an_adapter_inside_is_refused_everywhere(made: Path, tmp_pa
     shutil.copytree(here / "run" / "adapter", here / "base", dirs_exist_ok=True)
     about = json.loads((here / "run" / "run.json").read_text()) | {"model": str(here / "base")}
     (here / "run" / "run.json").write_text(json.dumps(about))
-    said = rf"cannot load {here / 'base'}: it holds an adapter beside the model \(adapter_config.json\); move"
+    message = rf"cannot load {here / 'base'}: it holds an adapter beside the model \(adapter_config.json\); move"
     for name in ("base", "run"):
-        with pytest.raises(InputError, match=said):
-            open_policy(str(here / name), Settings(four_bit=False), 2)
+        with pytest.raises(InputError, match=message):
+            load_policy(str(here / name), Settings(four_bit=False), 2)
 
 
 def test_run_json_has_the_whole_path_and_a_fingerprint_that_no_dtype_changes(made: Path, tmp_path: Path, monkeypatch) -> None:
     about = runs.read_run(made / "run")
     monkeypatch.chdir(made)
     for model in ("base", "./base", str(made / "base")):
-        assert about["model"] == lasting(model) == str(made / "base")
-    assert lasting("tiny") == "tiny"
-    assert lasting("owner/name") == "owner/name"
+        assert about["model"] == absolute_name(model) == str(made / "base")
+    assert absolute_name("tiny") == "tiny"
+    assert absolute_name("owner/name") == "owner/name"
     for dtype in ("float32", "float16", "bfloat16"):
         for four_bit in (False, True):
-            assert load("base", dtype=dtype, four_bit=four_bit)[0].base_fingerprint == about["base"]
+            assert load_model("base", dtype=dtype, four_bit=four_bit)[0].base_fingerprint == about["base"]
     monkeypatch.chdir(tmp_path)
-    assert trained_on(open_policy(str(made / "run"), Settings(), 2))["base"] == about["base"]
+    assert base_info(load_policy(str(made / "run"), Settings(), 2))["base"] == about["base"]
 
 
 @pytest.mark.parametrize("name", [TABLE, Q, "model.norm.weight", "model.layers.3.mlp.down_proj.weight"])
@@ -255,24 +256,26 @@ def test_a_fingerprint_is_of_every_tensor(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("verb", [("eval",), ("grpo", "--run"), ("export",)])
-def test_another_base_under_the_name_is_told_wherever_a_run_is_opened(verb: tuple, made: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+def test_another_base_under_the_name_is_refused_wherever_a_run_is_opened(
+    verb: tuple, made: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
     run = shutil.copytree(made / "run", tmp_path / "run")
     other = changed(tmp_path / "other", WEIGHTS | {Q: WEIGHTS[Q] * 1.01})
     (run / "run.json").write_text(json.dumps(runs.read_run(run) | {"model": str(other)}))
     monkeypatch.chdir(tmp_path)
-    said = sbtiny(monkeypatch, capsys, *verb, str(run))
-    assert f"{other} (fingerprint {read_base(str(other)).fingerprint()}) has other weights than the base {run} was trained on" in said
-    assert runs.read_run(run)["base"] in said
+    message = sbtiny(monkeypatch, capsys, *verb, str(run))
+    assert f"{other} (fingerprint {read_base(str(other)).fingerprint()}) has other weights than the base {run} was trained on" in message
+    assert runs.read_run(run)["base"] in message
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "run"]
     (run / "run.json").write_text(json.dumps({k: v for k, v in runs.read_run(run).items() if k != "base"}))
-    open_policy(str(run), Settings(four_bit=False), 2)  # an absent one is not compared
+    load_policy(str(run), Settings(four_bit=False), 2)  # an absent one is not compared
 
 
-def test_a_base_that_is_gone_is_told_with_its_path(made: Path, tmp_path: Path) -> None:
+def test_a_base_that_is_gone_is_named_with_its_path(made: Path, tmp_path: Path) -> None:
     run = shutil.copytree(made / "run", tmp_path / "run")
     (run / "run.json").write_text(json.dumps(runs.read_run(run) | {"model": str(tmp_path / "gone")}))
     with pytest.raises(InputError, match=rf"unknown model '{tmp_path / 'gone'}': there is no such folder; check the path"):
-        open_policy(str(run), Settings(), 2)
+        load_policy(str(run), Settings(), 2)
 
 
 def test_a_run_goes_on_only_on_the_base_it_began_with(made: Path, tmp_path: Path, monkeypatch) -> None:
@@ -282,13 +285,13 @@ def test_a_run_goes_on_only_on_the_base_it_began_with(made: Path, tmp_path: Path
     settings = Settings(model=str(here / "base"), four_bit=False)
     (here / "run" / "config.yaml").write_text(settings.as_yaml())
     with pytest.raises(InputError, match="has other weights than the base"):
-        stages.run_sft(settings, here / "run", resume=True)
+        run_sft(settings, here / "run", resume=True)
 
 
 def test_reading_is_quick_and_reads_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", None)
     base = read_base("tiny")
-    assert isinstance(base, Base)
+    assert isinstance(base, ModelFolder)
     assert (base.parameters, len(base.tensors)) == (1_177_344, 38)
 
 
@@ -296,5 +299,5 @@ def test_a_scalar_has_a_fingerprint_too(tmp_path: Path) -> None:
     found = set()
     for i, value in enumerate((0.5, 0.5, 0.6)):
         save_file({"scale": torch.tensor(value), "none": torch.zeros(0, 4)}, tmp_path / f"{i}.safetensors")
-        found.add(Base(tmp_path, None, read_header(tmp_path / f"{i}.safetensors"), 1, {}).fingerprint())
+        found.add(ModelFolder(tmp_path, None, read_header(tmp_path / f"{i}.safetensors"), 1, {}).fingerprint())
     assert len(found) == 2

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from sbtiny import cli
-from sbtiny.pipeline import stages
 from sbtiny.config import EvalSettings, Settings
+from sbtiny.evaluation.run import SWEEP, run_eval
 from sbtiny.runs import read_json
 from sbtiny.tasks.sources import read_rows
 
 SMALL = {
-    "data.limit": 12, "data.samples": 1, "data.max_tokens": 300, "sft.steps": 2, "grpo.steps": 2, "grpo.prompts": 2, "grpo.group": 4,
-    "grpo.max_tokens": 40, "eval.limit": 8, "eval.max_tokens": 80,
+    "data.limit": 12, "data.samples_per_question": 1, "data.max_tokens": 300, "sft.steps": 2, "grpo.steps": 2, "grpo.prompts_per_step": 2,
+    "grpo.num_generations": 4, "grpo.max_tokens": 40, "eval.limit": 8, "eval.max_tokens": 80,
 }  # fmt: skip
 
 
@@ -29,7 +29,7 @@ def test_the_demo_evaluates_each_stage_and_reports(
     assert told == read_json(folder / "report.json") | {"page": "runs/demo/report.html"}
     assert [told[stage]["questions"] for stage in ("base", "sft", "grpo")] == [8] * 3
     assert told["seconds"].keys() == {"eval_base", "sft", "eval_sft", "grpo", "eval_grpo"}
-    assert [each["budget"] for each in told["sweep"]] == list(stages.SWEEP)
+    assert [each["budget"] for each in told["sweep"]] == list(SWEEP)
     ids = [[row["id"] for row in read_rows(str(place / "eval_samples.jsonl"))] for place in (folder / "base", folder / "sft", folder)]
     assert ids[0] == ids[1] == ids[2]  # so that the change can be paired
     assert told["accuracy_change_ci95"] is not None
@@ -40,7 +40,7 @@ def test_the_demo_evaluates_each_stage_and_reports(
 
 def test_a_sweep_gives_multiples_of_the_budgets_that_the_model_says(started: Path, tmp_path: Path) -> None:
     settings = replace(Settings(), eval=EvalSettings(limit=12, max_tokens=60))
-    stages.run_eval(str(started), settings, tmp_path, sweep=True)
+    run_eval(str(started), settings, tmp_path, sweep=True)
     half, one, two, four = (each["mean_budget"] for each in read_json(tmp_path / "sweep.json"))
     assert one > 1
     assert (two, four) == pytest.approx((2 * one, 4 * one))

@@ -5,20 +5,21 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sbtiny.config import PRESETS, Settings, load
+from sbtiny.config import Settings
+from sbtiny.load_settings import PRESETS, load_settings
 from sbtiny.models.aliases import ALIASES
-from sbtiny.models.device import CARDS, Seen, pick_preset, read_gpu
-from sbtiny.planning.memory_plan import ADAPTER, GB, SAVED_16, Plan, fitted, plan
+from sbtiny.models.device import CARDS, DeviceInfo, parse_nvidia_smi, pick_preset
 from sbtiny.models.shapes import SHAPES, shape_of
+from sbtiny.planning.memory_plan import ADAPTER, GB, SAVED_16, MemoryPlan, fit_micro_batch, plan_memory
 from sbtiny.planning.workload import STAGES
 
-CPU = Seen("cpu", "a processor", 24.0, 20.0, cpu_bf16=True)
-SMALL_CARD = Seen("cuda", "RTX 3060", 11.7, 11.0, (8, 6))
+CPU = DeviceInfo("cpu", "a processor", 24.0, 20.0, cpu_bf16=True)
+SMALL_CARD = DeviceInfo("cuda", "RTX 3060", 11.7, 11.0, (8, 6))
 
 
-def planned(stage: str = "grpo", preset: str = "rtx4090", seen: Seen = CPU, model: str = "qwen-1.5b", **grpo: int) -> Plan:
-    settings = load(preset=preset, overrides=[(f"grpo.{key}", value) for key, value in grpo.items()])
-    return plan(stage, settings, shape_of(model), seen, preset)
+def planned(stage: str = "grpo", preset: str = "rtx4090", seen: DeviceInfo = CPU, model: str = "qwen-1.5b", **grpo: int) -> MemoryPlan:
+    settings = load_settings(preset=preset, overrides=[(f"grpo.{key}", value) for key, value in grpo.items()])
+    return plan_memory(stage, settings, shape_of(model), seen, preset)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -46,7 +47,7 @@ def test_a_gpu_that_is_here_counts_more_than_the_card_of_the_preset() -> None:
 
 
 def test_the_parts_are_the_sizes_of_the_real_objects() -> None:
-    parts = planned(prompts=4, group=5, micro_batch=2, slots=40, max_tokens=2048).parts
+    parts = planned(prompts_per_step=4, num_generations=5, micro_batch=2, max_num_seqs=40, max_tokens=2048).parts
     cache = torch.empty((28, 2, 40, 2, 2304, 128), dtype=torch.bfloat16, device="meta")  # Engine._reserve
     assert parts["kv_slots"] == pytest.approx(cache.nbytes / GB, abs=1e-3)
     assert parts["lora_and_adam"] == pytest.approx(SHAPES["qwen-1.5b"].lora(32) * ADAPTER / GB, abs=1e-3)
@@ -61,7 +62,7 @@ def test_a_micro_batch_weighs_what_its_tokens_save() -> None:
 
 def test_the_passes_of_an_update_follow_from_its_rows() -> None:
     assert [planned(stage).gradient_accumulation for stage in STAGES] == [0, 8, 20, 0]
-    assert planned(prompts=4, group=5, micro_batch=64).gradient_accumulation == 1
+    assert planned(prompts_per_step=4, num_generations=5, micro_batch=64).gradient_accumulation == 1
 
 
 def test_the_largest_micro_batch_divides_and_fits_and_the_next_one_does_not() -> None:
@@ -80,25 +81,27 @@ def test_what_does_not_fit_says_so() -> None:
 
 def test_auto_takes_the_preset_of_the_memory_and_a_micro_batch_that_fits() -> None:
     assert [pick_preset(seen) for seen in (CPU, *CARDS.values(), SMALL_CARD)] == ["cpu", "t4", "rtx4090", "t4"]
-    wide = load(preset="rtx4090", overrides=[("grpo.micro_batch", 40)])
-    tight = fitted(wide, "grpo", SHAPES["qwen-1.5b"], CARDS["rtx4090"])
+    wide = load_settings(preset="rtx4090", overrides=[("grpo.micro_batch", 40)])
+    tight = fit_micro_batch(wide, "grpo", SHAPES["qwen-1.5b"], CARDS["rtx4090"])
     assert tight.grpo.micro_batch == planned(micro_batch=40).largest_micro_batch
     assert replace(tight, grpo=wide.grpo) == wide
-    few = load(preset="rtx4090")
-    assert fitted(few, "grpo", SHAPES["qwen-1.5b"], CARDS["rtx4090"]) == few  # what is small enough is the user's
-    assert fitted(wide, "grpo", SHAPES["qwen-7b"], CARDS["t4"]) == wide  # nothing fits: the plan says it
+    few = load_settings(preset="rtx4090")
+    assert fit_micro_batch(few, "grpo", SHAPES["qwen-1.5b"], CARDS["rtx4090"]) == few  # what is small enough is the user's
+    assert fit_micro_batch(wide, "grpo", SHAPES["qwen-7b"], CARDS["t4"]) == wide  # nothing fits: the plan says it
 
 
 def test_tokens_are_the_most_that_the_settings_allow() -> None:
-    short = {"steps": 10, "prompts": 4, "group": 5, "micro_batch": 1, "max_tokens": 1000}
+    short = {"steps": 10, "prompts_per_step": 4, "num_generations": 5, "micro_batch": 1, "max_tokens": 1000}
     b_max, groups = 40 * 1000, 10 * 20 * 1000
     assert planned(**short).tokens_at_most == {"sampled": b_max + groups, "trained": 10 * 20 * 1256}
     assert planned(**short, limit=30).tokens_at_most["sampled"] == 30 * 1000 + groups  # questions drawn again
-    assert planned(**short, replace_flat=True).tokens_at_most["sampled"] == b_max + 2 * groups
-    two_of_four = load(overrides=[("data.limit", 10), ("data.samples", 4), ("data.keep", 2), ("sft.epochs", 3)])
-    assert plan("sft", two_of_four, shape_of("tiny"), CPU).tokens_at_most == {"sampled": 40 * 900, "trained": 20 * 3 * 1024}
-    given = load(overrides=[("sft.data", "rows.jsonl"), ("sft.steps", 7)])
-    assert plan("sft", given, shape_of("tiny"), CPU).tokens_at_most == {"sampled": 0, "trained": 7 * given.sft.batch * 1024}
+    assert planned(**short, resample_zero_std=True).tokens_at_most["sampled"] == b_max + 2 * groups
+    two_of_four = load_settings(
+        overrides=[("data.limit", 10), ("data.samples_per_question", 4), ("data.rows_per_question", 2), ("sft.epochs", 3)]
+    )
+    assert plan_memory("sft", two_of_four, shape_of("tiny"), CPU).tokens_at_most == {"sampled": 40 * 900, "trained": 20 * 3 * 1024}
+    given = load_settings(overrides=[("sft.rows", "rows.jsonl"), ("sft.steps", 7)])
+    assert plan_memory("sft", given, shape_of("tiny"), CPU).tokens_at_most == {"sampled": 0, "trained": 7 * given.sft.batch * 1024}
 
 
 def test_saved_bytes_are_those_that_autograd_holds() -> None:
@@ -134,27 +137,27 @@ def test_saved_bytes_are_those_that_autograd_holds() -> None:
 @pytest.mark.parametrize(
     ("line", "found"),
     [
-        ("RTX 4090, 24564, 23028, 8.9, 560.35\n", Seen("cuda", "RTX 4090", 24.0, 22.5, (8, 9), driver="560.35")),
-        ("T4, 15360, 14913, 7.5, 535.1\nT4, 15360, 1, 7.5, 535.1\n", Seen("cuda", "T4", 15.0, 14.6, (7, 5), driver="535.1")),
+        ("RTX 4090, 24564, 23028, 8.9, 560.35\n", DeviceInfo("cuda", "RTX 4090", 24.0, 22.5, (8, 9), driver="560.35")),
+        ("T4, 15360, 14913, 7.5, 535.1\nT4, 15360, 1, 7.5, 535.1\n", DeviceInfo("cuda", "T4", 15.0, 14.6, (7, 5), driver="535.1")),
         ("No devices were found\n", None),
         ("", None),
     ],
 )
-def test_what_nvidia_smi_says_is_read(line: str, found: Seen | None) -> None:
-    assert read_gpu(line) == found
+def test_what_nvidia_smi_says_is_read(line: str, found: DeviceInfo | None) -> None:
+    assert parse_nvidia_smi(line) == found
 
 
 def test_the_defaults_plan_on_a_processor_without_bfloat16() -> None:
     old = replace(CPU, cpu_bf16=False)
-    new, found = (plan("sft", Settings(), SHAPES["smollm2-135m"], seen) for seen in (CPU, old))
+    new, found = (plan_memory("sft", Settings(), SHAPES["smollm2-135m"], seen) for seen in (CPU, old))
     assert (new.dtype, found.dtype) == ("bfloat16", "float32")
     assert found.parts["kv_slots"] == pytest.approx(2 * new.parts["kv_slots"], abs=0.002)
 
 
 def test_the_memory_of_answers_under_way_limits_their_slots() -> None:
-    def grpo(room: float | None) -> Plan:
-        settings = load(preset="rtx4090", overrides=[("kv_memory", room)])
-        return plan("grpo", settings, shape_of("qwen-1.5b"), CPU, "rtx4090")
+    def grpo(room: float | None) -> MemoryPlan:
+        settings = load_settings(preset="rtx4090", overrides=[("kv_cache_gib", room)])
+        return plan_memory("grpo", settings, shape_of("qwen-1.5b"), CPU, "rtx4090")
 
     free, half = grpo(None), grpo(2.0)
     assert (free.slots, half.slots) == (40, 17)
@@ -165,6 +168,6 @@ def test_the_memory_of_answers_under_way_limits_their_slots() -> None:
 
 
 def test_only_our_own_engine_and_vllm_hold_the_weights_twice() -> None:
-    settings = load(preset="rtx4090", overrides=[("engine", "generate")])
-    parts = plan("eval", settings, shape_of("qwen-1.5b"), CPU, "rtx4090").parts
+    settings = load_settings(preset="rtx4090", overrides=[("engine", "generate")])
+    parts = plan_memory("eval", settings, shape_of("qwen-1.5b"), CPU, "rtx4090").parts
     assert parts["decode_copy"] == 0 < planned("eval").parts["decode_copy"]

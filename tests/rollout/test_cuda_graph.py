@@ -7,15 +7,15 @@ import torch
 from torch import Tensor
 
 from sbtiny.rollout import cuda_graph
+from sbtiny.rollout.cuda_graph import CudaGraphs, Recording, round_to_power_of_two
 from sbtiny.rollout.engine import Engine
-from sbtiny.rollout.cuda_graph import Graphs, Recording, rounded
 from sbtiny.rollout.sampling import Sampling
 from sbtiny.tasks import arithmetic
 
 
 def test_sizes_are_rounded_up_within_their_bounds() -> None:
-    assert [rounded(n, 1, 12) for n in (1, 2, 3, 5, 8, 9, 12)] == [1, 2, 4, 8, 8, 12, 12]
-    assert [rounded(n, 256, 700) for n in (1, 256, 257, 513, 700)] == [256, 256, 512, 700, 700]
+    assert [round_to_power_of_two(n, 1, 12) for n in (1, 2, 3, 5, 8, 9, 12)] == [1, 2, 4, 8, 8, 12, 12]
+    assert [round_to_power_of_two(n, 256, 700) for n in (1, 256, 257, 513, 700)] == [256, 256, 512, 700, 700]
 
 
 def unrecorded(step: Callable[[], Tensor], pool: object) -> Recording:
@@ -29,7 +29,7 @@ def unrecorded(step: Callable[[], Tensor], pool: object) -> Recording:
 
 
 @pytest.fixture
-def graphs(monkeypatch) -> list[Graphs]:
+def graphs(monkeypatch) -> list[CudaGraphs]:
     """Every engine of the test decodes through these."""
     made, reserve = [], Engine._reserve
 
@@ -37,7 +37,7 @@ def graphs(monkeypatch) -> list[Graphs]:
         before = self.capacity
         reserve(self, capacity)
         if self.capacity != before:
-            self.graphs = Graphs(self._decode, self.rows, self.capacity, self.cache.device)
+            self.graphs = CudaGraphs(self._decode, self.rows, self.capacity, self.cache.device)
             made.append(self.graphs)
 
     monkeypatch.setattr(Engine, "_reserve", with_graphs)
@@ -45,7 +45,7 @@ def graphs(monkeypatch) -> list[Graphs]:
 
 
 def asked(policy, count: int, room: int = 60):
-    return [policy.request(q.question, room - i % 9, seed=i) for i, q in enumerate(arithmetic.questions("val", count))]
+    return [policy.request(q.question, room - i % 9, seed=i) for i, q in enumerate(arithmetic.generate_questions("val", count))]
 
 
 def test_a_cpu_decodes_without(policy) -> None:
@@ -54,7 +54,7 @@ def test_a_cpu_decodes_without(policy) -> None:
 
 
 def test_fixed_buffers_and_rounded_shapes_give_the_same_tokens(policy, graphs, monkeypatch) -> None:
-    monkeypatch.setattr(cuda_graph, "record", unrecorded)
+    monkeypatch.setattr(cuda_graph, "capture_cuda_graph", unrecorded)
     recorded = [e.completion_ids for e in policy.sample(asked(policy, 40), Sampling())]
     policy.sample(asked(policy, 12), Sampling())  # what free slots hold by now is none of the next request's business
     again = [e.completion_ids for e in policy.sample(asked(policy, 40), Sampling())]
@@ -67,7 +67,7 @@ def test_fixed_buffers_and_rounded_shapes_give_the_same_tokens(policy, graphs, m
 
 
 def test_a_longer_request_gets_another_cache_and_other_recordings(policy, graphs, monkeypatch) -> None:
-    monkeypatch.setattr(cuda_graph, "record", unrecorded)
+    monkeypatch.setattr(cuda_graph, "capture_cuda_graph", unrecorded)
     policy.sample(asked(policy, 3, 20), Sampling())
     policy.sample(asked(policy, 3, 600), Sampling())
     assert len(graphs) == 2
@@ -83,7 +83,7 @@ def test_where_recording_fails_the_step_runs_as_written_and_says_so_once(policy,
         tried += 1
         raise RuntimeError("operation not permitted when stream is capturing\nand more")
 
-    monkeypatch.setattr(cuda_graph, "record", refuse)
+    monkeypatch.setattr(cuda_graph, "capture_cuda_graph", refuse)
     found = [e.completion_ids for e in policy.sample(asked(policy, 14), Sampling())]
     monkeypatch.setattr(policy.engine, "graphs", None)
     assert found == [e.completion_ids for e in policy.sample(asked(policy, 14), Sampling())]

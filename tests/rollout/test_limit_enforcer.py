@@ -8,9 +8,9 @@ import torch
 
 from sbtiny.budget.protocol import SOLUTION, body_length
 from sbtiny.errors import InputError
-from sbtiny.rollout.limits import Limits
 from sbtiny.rollout.engine import Engine
 from sbtiny.rollout.episode import Episode, Request
+from sbtiny.rollout.limits import Limits
 from sbtiny.rollout.sampling import Sampling
 from sbtiny.tasks import arithmetic
 
@@ -18,7 +18,7 @@ WRAP_UP = "\nSo the answer is "
 
 
 def asked(policy, count: int, **more) -> list[Request]:
-    return [policy.request(q.question, 300, seed=i, **more) for i, q in enumerate(arithmetic.questions("val", count))]
+    return [policy.request(q.question, 300, seed=i, **more) for i, q in enumerate(arithmetic.generate_questions("val", count))]
 
 
 def body(policy, episode: Episode) -> int:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sbtiny.budget.protocol import body_length, parse
 from sbtiny.errors import InputError
-from sbtiny.rollout.limits import HEAD_CHARS, Control, Limits, Place, Verdict
+from sbtiny.rollout.limits import HEAD_CHARS, AnswerSection, Limits, LimitTracker, Verdict
 
 HEAD = "<budget>4</budget><solution>"
 WORDS = ["a", "<", "</", "</sol", "ution>", "<budget>", "7", "</budget>", "><", "<solution>", ">a", " "]
@@ -22,16 +22,16 @@ def chopped(text: str, cuts: set[int]) -> list[str]:
     return [text[a:b] for a, b in pairwise(at) if a < b]
 
 
-def play(pieces: list[str], limits: Limits, said: str = "") -> tuple[list[str], list[bool], Control, bool]:
+def play(pieces: list[str], limits: Limits, said: str = "") -> tuple[list[str], list[bool], LimitTracker, bool]:
     """What stands of the pieces, the wrap-up in its place: (pieces, injected, control, stopped)."""
-    control, stands, injected = Control(limits, said), [], []
+    control, stands, injected = LimitTracker(limits, said), [], []
     for piece in pieces:
-        verdict = control.see(piece)
+        verdict = control.check_token(piece)
         if verdict is Verdict.STOP:
             return stands, injected, control, True
         new = list(WRAP) if verdict is Verdict.WRAP_UP else [piece]
         if verdict is Verdict.WRAP_UP:
-            assert [control.see(word, forced=True) for word in new] == [Verdict.GO] * len(new)
+            assert [control.check_token(word, forced=True) for word in new] == [Verdict.GO] * len(new)
         stands, injected = stands + new, injected + [verdict is Verdict.WRAP_UP] * len(new)
     return stands, injected, control, False
 
@@ -50,9 +50,9 @@ def test_tags_are_seen_however_they_are_split(cuts: set[int], body: str) -> None
     assume("</solution>" not in body)  # such a body ends there, and what follows makes the answer malformed: all of it counts
     text = f"{HEAD}x{body}</solution>"
     pieces = chopped(text, cuts)
-    control = Control(Limits(ceiling=10_000))
-    assert {control.see(piece) for piece in pieces} == {Verdict.GO}
-    assert (control.place, control.budget) == (Place.AFTER, 4)
+    control = LimitTracker(Limits(ceiling=10_000))
+    assert {control.check_token(piece) for piece in pieces} == {Verdict.GO}
+    assert (control.section, control.budget) == (AnswerSection.AFTER, 4)
     assert control.used == body_length(pieces, parse(text))
 
 
@@ -64,7 +64,7 @@ def test_tags_are_seen_however_they_are_split(cuts: set[int], body: str) -> None
 )
 def test_a_ceiling_is_never_passed_by_more_than_the_reserve(words: list[str], ceiling: int, reserve: int, said: str) -> None:
     stands, injected, control, _ = play(words, Limits(ceiling, None, (1, 2), reserve), said)
-    assert counted(stands, said) <= max(ceiling + reserve, 0 if control.place is not Place.HEAD else len(stands))
+    assert counted(stands, said) <= max(ceiling + reserve, 0 if control.section is not AnswerSection.HEAD else len(stands))
     assert sum(injected) in (0, len(WRAP))
     assert [w for w, forced in zip(stands, injected, strict=True) if forced] == (list(WRAP) if any(injected) else [])
 
@@ -92,9 +92,9 @@ def test_thoughts_and_the_answer_behind_them_are_counted(cuts: set[int], thought
     assume("</think>" not in thoughts)
     text = f"{THOUGHT}x{thoughts}</think>{answer}y"
     pieces = chopped(text, cuts)
-    control = Control(Limits(ceiling=10_000))
-    assert {control.see(piece) for piece in pieces} == {Verdict.GO}
-    assert (control.place, control.used) == (Place.AFTER, body_length(pieces, parse(text)))
+    control = LimitTracker(Limits(ceiling=10_000))
+    assert {control.check_token(piece) for piece in pieces} == {Verdict.GO}
+    assert (control.section, control.used) == (AnswerSection.AFTER, body_length(pieces, parse(text)))
 
 
 def test_the_answer_has_the_reserve_to_itself() -> None:
@@ -114,27 +114,27 @@ def test_what_only_began_like_the_tag_is_charged_to_the_reserve() -> None:
 @pytest.mark.parametrize(
     ("head", "budget", "place"),
     [
-        (HEAD, 4, Place.BODY),
-        (" <budget> 007 </budget>\n<solution>", 7, Place.BODY),
-        ("Let us see", None, Place.LOOSE),
-        ("Hm <budget>4</budget><solution>", None, Place.LOOSE),
-        ("<budget>0</budget><solution>", None, Place.LOOSE),
-        ("<budget>few</budget><solution>", None, Place.LOOSE),
-        ("<budget>-4</budget><solution>", None, Place.LOOSE),
-        ("<budget>99999999</budget><solution>", None, Place.LOOSE),
-        ("<budget>4</budget><budget>9</budget><solution>", 4, Place.LOOSE),
-        ("<budget>4</budget> is it <solution>", 4, Place.LOOSE),
-        ("<solution>", None, Place.LOOSE),
-        ("<budget>4</budget>" + " " * HEAD_CHARS, 4, Place.LOOSE),
-        ("<budget>" + "0" * HEAD_CHARS, None, Place.LOOSE),
+        (HEAD, 4, AnswerSection.BODY),
+        (" <budget> 007 </budget>\n<solution>", 7, AnswerSection.BODY),
+        ("Let us see", None, AnswerSection.LOOSE),
+        ("Hm <budget>4</budget><solution>", None, AnswerSection.LOOSE),
+        ("<budget>0</budget><solution>", None, AnswerSection.LOOSE),
+        ("<budget>few</budget><solution>", None, AnswerSection.LOOSE),
+        ("<budget>-4</budget><solution>", None, AnswerSection.LOOSE),
+        ("<budget>99999999</budget><solution>", None, AnswerSection.LOOSE),
+        ("<budget>4</budget><budget>9</budget><solution>", 4, AnswerSection.LOOSE),
+        ("<budget>4</budget> is it <solution>", 4, AnswerSection.LOOSE),
+        ("<solution>", None, AnswerSection.LOOSE),
+        ("<budget>4</budget>" + " " * HEAD_CHARS, 4, AnswerSection.LOOSE),
+        ("<budget>" + "0" * HEAD_CHARS, None, AnswerSection.LOOSE),
     ],
 )
 @pytest.mark.parametrize("size", [1, 3, 100])
-def test_every_head_has_a_defined_outcome(head: str, budget: int | None, place: Place, size: int) -> None:
-    control = Control(Limits(ceiling=10_000))
+def test_every_head_has_a_defined_outcome(head: str, budget: int | None, place: AnswerSection, size: int) -> None:
+    control = LimitTracker(Limits(ceiling=10_000))
     for start in range(0, len(head), size):
-        assert control.see(head[start : start + size]) is Verdict.GO
-    assert (control.budget, control.place) == (budget, place)
+        assert control.check_token(head[start : start + size]) is Verdict.GO
+    assert (control.budget, control.section) == (budget, place)
 
 
 def test_a_second_budget_in_the_body_changes_nothing() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sbtiny.errors import InputError
-from sbtiny.tasks.arithmetic import BUCKETS, LEVELS, Problem, draw, questions
+from sbtiny.tasks.arithmetic import BUCKETS, LEVELS, Problem, draw_problem, generate_questions
 from sbtiny.tasks.sources import SPLITS, Question
 from sbtiny.tasks.verify import auto
 
@@ -31,7 +31,7 @@ def read(story: str) -> tuple[int, tuple[int, ...]]:
 
 @pytest.fixture(scope="module")
 def drawn() -> dict[str, list[Question]]:
-    return {split: questions(split, 2000, seed=1) for split in BUCKETS}
+    return {split: generate_questions(split, 2000, seed=1) for split in BUCKETS}
 
 
 def test_the_splits_are_those_every_source_has() -> None:
@@ -45,7 +45,7 @@ def test_no_problem_is_in_two_splits(drawn: dict[str, list[Question]]) -> None:
         for other in others:
             assert not numbers[split] & numbers[other]
     # another seed tells other stories, but never crosses over
-    again = {read(q.question) for q in questions("train", 2000, seed=99)}
+    again = {read(q.question) for q in generate_questions("train", 2000, seed=99)}
     assert not again & (numbers["test"] | numbers["val"])
 
 
@@ -78,27 +78,27 @@ def test_starts_gains_and_losses_are_all_met(drawn: dict[str, list[Question]]) -
 
 
 def test_the_same_seed_asks_the_same_questions() -> None:
-    assert questions("test", 50, seed=3) == questions("test", 50, seed=3)
-    assert questions("test", 50, seed=3) == questions("test", 80, seed=3)[:50]
-    stories = [{q.question for q in questions("test", 50, seed=seed)} for seed in (3, 4)]
+    assert generate_questions("test", 50, seed=3) == generate_questions("test", 50, seed=3)
+    assert generate_questions("test", 50, seed=3) == generate_questions("test", 80, seed=3)[:50]
+    stories = [{q.question for q in generate_questions("test", 50, seed=seed)} for seed in (3, 4)]
     assert len(stories[0] & stories[1]) < 5
 
 
 def test_five_hundred_unless_told() -> None:
-    assert len(questions()) == 500
-    assert [len(questions("val", n)) for n in (1, 7)] == [1, 7]
+    assert len(generate_questions()) == 500
+    assert [len(generate_questions("val", n)) for n in (1, 7)] == [1, 7]
 
 
 @pytest.mark.parametrize("split", ["", "Test", "validation", "dev"])
 def test_an_unknown_split_is_told_with_those_there_are(split: str) -> None:
     with pytest.raises(InputError, match=r"use one of test, val, train") as caught:
-        questions(split)
+        generate_questions(split)
     assert repr(split) in str(caught.value)
 
 
 @given(seed=st.integers(), level=st.sampled_from(LEVELS), words=st.tuples(st.integers(), st.integers()))
 def test_the_numbers_alone_decide_the_split(seed: int, level: int, words: tuple[int, int]) -> None:
-    problem = draw(random.Random(seed), level)
+    problem = draw_problem(random.Random(seed), level)
     one, other = (problem.tell(random.Random(word)) for word in words)
     assert read(one) == read(other) == (problem.start, problem.steps)
     assert Problem(*read(one)).split == problem.split in BUCKETS
@@ -107,12 +107,12 @@ def test_the_numbers_alone_decide_the_split(seed: int, level: int, words: tuple[
 
 def test_the_shares_of_the_splits_are_as_said() -> None:
     rng = random.Random(0)
-    counts = Counter(draw(rng, rng.choice(LEVELS)).split for _ in range(4000))
+    counts = Counter(draw_problem(rng, rng.choice(LEVELS)).split for _ in range(4000))
     for split, buckets in BUCKETS.items():
         assert abs(counts[split] / 4000 - len(buckets) / 100) < 0.03
 
 
 def test_the_verifier_of_the_task_takes_the_right_sum_only() -> None:
-    for question in questions("val", 20):
+    for question in generate_questions("val", 20):
         assert auto(f"so \\boxed{{{question.answer}}}", question)
         assert not auto(f"so \\boxed{{{int(question.answer) + 1}}}", question)

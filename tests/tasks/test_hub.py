@@ -12,7 +12,8 @@ import pytest
 from sbtiny.errors import InputError
 from sbtiny.tasks import hub
 from sbtiny.tasks.hub import HUBS, to_questions
-from sbtiny.tasks.sources import HUB_TASKS, Question, load_questions
+from sbtiny.tasks.load import load_questions
+from sbtiny.tasks.sources import HUB_TASKS, Question
 
 ROWS = {
     "gsm8k": [{"question": f"{n}?", "answer": f"work\n#### {n}"} for n in range(40)],
@@ -53,11 +54,11 @@ def test_a_set_is_at_hand_where_datasets_has_kept_it(local: str, monkeypatch: py
     monkeypatch.undo()  # the hub's own name
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     path, split = HUBS[local].path, HUBS[local].splits[-1]
-    assert not hub.at_hand(local, split)
+    assert not hub.is_cached(local, split)
     builder = Json(cache_dir=str(tmp_path / "cache"), repo_id=path, dataset_name=path.split("/")[1], data_files=__file__)
     Path(builder.cache_dir).mkdir(parents=True)
-    assert hub.at_hand(local, split)
-    assert hub.at_hand(local, "test") == ("test" in HUBS[local].splits)
+    assert hub.is_cached(local, split)
+    assert hub.is_cached(local, "test") == ("test" in HUBS[local].splits)
 
 
 def test_a_split_that_a_set_lacks_is_told_with_sets_that_have_it(local: str) -> None:
@@ -91,7 +92,7 @@ def test_a_set_that_changed_its_columns_is_told() -> None:
 def test_the_revision_goes_to_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
     given = {}
     monkeypatch.setattr("datasets.load_dataset", lambda *a, **k: given.update(k) or ROWS["gsm8k"])
-    assert len(hub.questions("gsm8k", "test")) == 40
+    assert len(hub.load_hub_questions("gsm8k", "test")) == 40
     assert given == {"split": "test", "revision": HUBS["gsm8k"].revision}
 
 
@@ -99,7 +100,7 @@ def test_the_revision_goes_to_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_offline_the_hub_is_an_input_error(task: str, tmp_path: Path) -> None:
     code = f"""
 from sbtiny.errors import InputError
-from sbtiny.tasks.sources import load_questions
+from sbtiny.tasks.load import load_questions
 try:
     load_questions({task!r}, "train", 5, 0)
 except InputError as error:

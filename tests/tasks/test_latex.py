@@ -43,9 +43,7 @@ def test_math(response: str, answer: str, verdict: bool) -> None:
 
 
 @pytest.mark.parametrize("hostile", ["9^{9^{9^{9}}}", "(10^8)!", "\\sum_{k=1}^{10^9} k^{k}", "10^{10^{10}} + x"])
-def test_math_survives_hostile_answers(
-    hostile: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_math_survives_hostile_answers(hostile: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     assert math("\\boxed{1+x}", ask("x+1"))  # the process is up
     monkeypatch.setattr(latex, "MATH_SECONDS", 0.5)
     begin = time.monotonic()

@@ -8,7 +8,7 @@ import pytest
 
 from sbtiny.errors import InputError
 from sbtiny.tasks import arithmetic
-from sbtiny.tasks.leaks import apart, fingerprint, without_heldout
+from sbtiny.tasks.leaks import hash_question, split_heldout, without_heldout
 from sbtiny.tasks.sources import Question
 
 ASKED = "Tom has 3 coins, and finds 1,000 more.\nHow many coins?"
@@ -28,29 +28,27 @@ def q(text: str) -> Question:
     ],
 )
 def test_the_same_question_written_otherwise_is_the_same(again: str) -> None:
-    assert fingerprint(again) == fingerprint(ASKED)
+    assert hash_question(again) == hash_question(ASKED)
 
 
-@pytest.mark.parametrize(
-    "other", ["Tom has 4 coins, and finds 1,000 more. How many coins?", ASKED + " Why?", "3 - 1?", "Tom"]
-)
+@pytest.mark.parametrize("other", ["Tom has 4 coins, and finds 1,000 more. How many coins?", ASKED + " Why?", "3 - 1?", "Tom"])
 def test_other_numbers_words_and_signs_are_another_question(other: str) -> None:
-    assert fingerprint(other) != fingerprint(ASKED)
-    assert fingerprint("3 + 1?") != fingerprint("3 - 1?")
+    assert hash_question(other) != hash_question(ASKED)
+    assert hash_question("3 + 1?") != hash_question("3 - 1?")
 
 
 def test_what_is_evaluated_is_taken_out_and_told_with_its_place() -> None:
     said: list[str] = []
     asked = [replace(q(ASKED), where=f"mine.jsonl, line {n}") for n in range(1, 8)]
-    kept = apart([q("one"), asked[0], q("two")], [q(ASKED.upper())], "held.jsonl", said.append)
+    kept = split_heldout([q("one"), asked[0], q("two")], [q(ASKED.upper())], "held.jsonl", said.append)
     assert [item.question for item in kept] == ["one", "two"]
-    assert apart([q("one")], [q(ASKED)], "held.jsonl", said.append) == [q("one")]
+    assert split_heldout([q("one")], [q(ASKED)], "held.jsonl", said.append) == [q("one")]
     assert said == ["evaluation questions of held.jsonl left out: 1; mine.jsonl, line 1"]
-    apart([q("one"), *asked], [q(ASKED)], "held.jsonl", said.append)
+    split_heldout([q("one"), *asked], [q(ASKED)], "held.jsonl", said.append)
     assert said[-1].startswith("evaluation questions of held.jsonl left out: 7; mine.jsonl, line 1; ")
     assert said[-1].endswith("mine.jsonl, line 5; ...")
     with pytest.raises(InputError, match=r"every question is an evaluation question of held\.jsonl"):
-        apart([q(ASKED)], [q(ASKED)], "held.jsonl", said.append)
+        split_heldout([q(ASKED)], [q(ASKED)], "held.jsonl", said.append)
 
 
 def test_a_set_of_the_hub_that_is_not_at_hand_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,9 +72,9 @@ def test_a_file_of_evaluation_questions_that_is_missing_is_wrong_input(tmp_path:
 
 
 def test_evaluating_a_named_set_on_its_training_split_is_on_purpose() -> None:
-    asked = arithmetic.questions("train", 3)
+    asked = arithmetic.generate_questions("train", 3)
     assert without_heldout(asked, "arithmetic", "train", print) == (asked, 0)
-    held = arithmetic.questions("test", 3, seed=9)
+    held = arithmetic.generate_questions("test", 3, seed=9)
     assert without_heldout([*asked, *held], "arithmetic", "test", print, seed=9) == (asked, 3)
 
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from sbtiny.errors import InputError
-from sbtiny.tasks.answers import reference
+from sbtiny.tasks.answers import unwrap_reference
 from sbtiny.tasks.row_shapes import KEYS
-from sbtiny.tasks.sources import Question, identity, read_questions, to_question
+from sbtiny.tasks.sources import Question, digest_items, parse_question, read_questions
 from sbtiny.tasks.traces import read_traces, to_trace
 
 SAID = "3+4=7 \\boxed{7}"
@@ -47,14 +47,14 @@ SHAPES = {
 @pytest.mark.parametrize(("more", "answer", "correct"), [({}, "7", True), ({"answer": 8}, "8", None)])
 def test_every_shape_is_a_question_and_a_trace(shape: str, more: dict, answer: str, correct: bool | None) -> None:
     row = SHAPES[shape] | more
-    question, trace = to_question(row, "q, line 1", "q1"), to_trace(row, "q, line 1", "q1")
+    question, trace = parse_question(row, "q, line 1", "q1"), to_trace(row, "q, line 1", "q1")
     assert (question.question, question.answer, question.system) == ("3+4?", answer, None)
     assert (trace.question, trace.answer, trace.response, trace.correct) == ("3+4?", answer, SAID, correct)
 
 
 def test_the_input_of_an_instruction_is_part_of_the_question() -> None:
     row = {"instruction": "Add.", "input": "3, 4", "output": SAID}
-    assert to_question(row, "q", "q1").question == to_trace(row, "q", "q1").question == "Add.\n\n3, 4"
+    assert parse_question(row, "q", "q1").question == to_trace(row, "q", "q1").question == "Add.\n\n3, 4"
 
 
 @pytest.mark.parametrize("key", KEYS["thoughts"])
@@ -81,7 +81,7 @@ def test_thoughts_that_stand_in_the_answer_too_are_there_once() -> None:
 def test_an_answer_is_not_taken_from_the_thoughts() -> None:
     said = {"role": "assistant", "content": "seven", "reasoning_content": "perhaps \\boxed{8}"}
     assert to_trace({"messages": [*turns(USER), said]}, "q", "q1").answer == "seven"
-    assert to_question({"messages": [*turns(USER), said]}, "q", "q1").answer == "seven"
+    assert parse_question({"messages": [*turns(USER), said]}, "q", "q1").answer == "seven"
 
 
 @pytest.mark.parametrize(
@@ -97,19 +97,19 @@ def test_an_answer_is_not_taken_from_the_thoughts() -> None:
     ],
 )
 def test_what_a_chat_is_set_to_is_kept(row: dict) -> None:
-    for found in (to_question(row, "q", "q1"), to_trace(row, "q", "q1"), to_trace(row, "q", "q1").asked()):
+    for found in (parse_question(row, "q", "q1"), to_trace(row, "q", "q1"), to_trace(row, "q", "q1").to_question()):
         assert " ".join((found.system or "").split()) == "In French."
 
 
 def test_an_empty_system_turn_is_none() -> None:
-    assert to_question({"messages": turns(("system", ""), USER, GPT)}, "q", "q1").system is None
-    assert to_question({"question": "3+4?", "answer": "7", "system": ""}, "q", "q1").system is None
+    assert parse_question({"messages": turns(("system", ""), USER, GPT)}, "q", "q1").system is None
+    assert parse_question({"question": "3+4?", "answer": "7", "system": ""}, "q", "q1").system is None
 
 
 def test_a_system_turn_counts_in_a_digest_and_none_leaves_it_as_it_was() -> None:
     plain, set_to = Question("a", "?", "7"), Question("a", "?", "7", system="s")
-    assert repr(identity([plain])) == "[Question(id='a', question='?', answer='7', level=None, source='')]"
-    assert repr(identity([set_to])) != repr(identity([plain]))
+    assert repr(digest_items([plain])) == "[Question(id='a', question='?', answer='7', level=None, source='')]"
+    assert repr(digest_items([set_to])) != repr(digest_items([plain]))
     assert plain != set_to
 
 
@@ -131,7 +131,7 @@ REFUSED = [
 @pytest.mark.parametrize(("row", "words"), REFUSED)
 def test_another_shape_is_refused_with_what_was_found_and_what_is_wanted(row: dict, words: list[str]) -> None:
     with pytest.raises(InputError) as caught:
-        to_question(row, "q, line 1", "q1")
+        parse_question(row, "q, line 1", "q1")
     assert [word for word in ["q, line 1", *words] if word not in str(caught.value)] == []
 
 
@@ -150,14 +150,12 @@ KNOWN = [key for keys in KEYS.values() for key in keys]
 NAMES = st.sampled_from([*KNOWN, "type", "text", "input", "system", "id", "level", "correct"])
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
 WORDS = st.sampled_from(["user", "human", "gpt", "text", "</s>", "$", "####"])
-ANY = st.recursive(
-    LEAVES | WORDS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(NAMES, inner, max_size=5), max_leaves=12
-)
+ANY = st.recursive(LEAVES | WORDS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(NAMES, inner, max_size=5), max_leaves=12)
 
 
 @given(st.dictionaries(NAMES | st.text(max_size=50), ANY, max_size=8))
 def test_no_row_ends_in_a_traceback(row: dict) -> None:
-    for read in (to_question, to_trace):
+    for read in (parse_question, to_trace):
         try:
             found = read(row, "q, line 1", "q1")
         except InputError as error:
@@ -200,24 +198,24 @@ def test_no_row_ends_in_a_traceback(row: dict) -> None:
     ],
 )
 def test_a_reference_is_read_without_what_it_comes_in(written: str, wanted: str) -> None:
-    assert reference(written) == wanted
-    assert to_question({"question": "?", "answer": written}, "q", "q1").answer == wanted
+    assert unwrap_reference(written) == wanted
+    assert parse_question({"question": "?", "answer": written}, "q", "q1").answer == wanted
 
 
 @pytest.mark.parametrize("written", ["</s>", "$$", "\\[ \\]", "work ####", "work #### </s>"])
 def test_a_reference_of_which_nothing_is_left_is_refused(written: str) -> None:
     with pytest.raises(InputError, match="in 'answer'"):
-        to_question({"question": "?", "answer": written}, "q", "q1")
+        parse_question({"question": "?", "answer": written}, "q", "q1")
 
 
 @given(st.text(alphabet="<|>/s $#\\[]()a\n", max_size=60))
 def test_a_reference_is_read_once_and_for_all(written: str) -> None:
-    assert reference(written) == reference(written).strip()
+    assert unwrap_reference(written) == unwrap_reference(written).strip()
 
 
 def test_a_very_long_reference_or_response_takes_no_time() -> None:
     for text in ("<|" * 50_000, "</s>" * 50_000, " " * 200_000 + "<", "$" * 100_000, "\\[" * 50_000):
-        reference("x" + text)
+        unwrap_reference("x" + text)
 
 
 @pytest.mark.parametrize("end", ["<|im_end|>", "</s>", "<|endoftext|>", " <|eot_id|>\n", "<end_of_turn>", "<｜end▁of▁sentence｜>"])
@@ -232,7 +230,7 @@ def test_the_end_of_a_turn_is_no_part_of_a_response(end: str) -> None:
 
 # ---- files ---------------------------------------------------------------------------------------------------------------
 
-ROWS = [{"question": f"What is {n}?", "answer": f"{n}", "response": f"a, \"{n}\"\n\\boxed{{{n}}}"} for n in range(40)]
+ROWS = [{"question": f"What is {n}?", "answer": f"{n}", "response": f'a, "{n}"\n\\boxed{{{n}}}'} for n in range(40)]
 
 
 def lines(rows: list[dict]) -> bytes:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from sbtiny.errors import InputError
-from sbtiny.tasks.sources import Question, load_questions, read_questions, read_rows
+from sbtiny.tasks.load import load_questions
+from sbtiny.tasks.sources import Question, read_questions, read_rows
 
 MATH_ROW = {"problem": "2+2?", "solution": "It is \\boxed{4}.", "answer": "4", "level": 2, "subject": "Algebra"}
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sbtiny.errors import InputError
-from sbtiny.tasks.traces import read_traces, unjudged
+from sbtiny.tasks.traces import read_traces, unverified_questions
 
 
 def write(path: Path, *rows: object) -> str:
@@ -59,7 +59,7 @@ def test_examples_to_learn_from_are_traces(shape: dict, more: dict, answer: str,
     (found,) = read_traces(path)
     assert (found.id, found.question, found.response, found.level) == ("t-00001", "2+2?", SAID, 3)
     assert (found.answer, found.correct, found.finished) == (answer, correct, True)
-    assert len(unjudged([found])) == (correct is None)
+    assert len(unverified_questions([found])) == (correct is None)
     assert found.where == f"{path}, line 1"
 
 

@@ -14,29 +14,25 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from helpers import GRPO, TIMES, rows_of, settings_of
 import yaml
+from support import GRPO, rows_of, settings_of
 from transformers import Trainer
 
 from sbtiny import runs
-from sbtiny.pipeline import stages
-from sbtiny.cli.train import cold_start
-from sbtiny.config import GrpoSettings, Settings, SftSettings, load
-from sbtiny.errors import InputError
-from sbtiny.training import checkpoint
+from sbtiny.cli.train import find_cold_start
 from sbtiny.coldstart import trainer as sft
-from sbtiny.training import monitor
-from sbtiny.training.checkpoint import SEAL, last_checkpoint
+from sbtiny.coldstart.run import run_sft
+from sbtiny.config import Settings, SftSettings
+from sbtiny.errors import InputError
 from sbtiny.grpo.rollouts import Rollouts
-
+from sbtiny.grpo.run import run_grpo
+from sbtiny.load_settings import load_settings
+from sbtiny.training import checkpoint, monitor
+from sbtiny.training.checkpoint import MANIFEST, last_checkpoint
 
 
 class Killed(BaseException):
     """Stands for kill -9 where the test needs the process afterwards: nothing of ours catches it."""
-
-
-
-
 
 
 def digest(folder: Path) -> str:
@@ -55,7 +51,7 @@ def result(folder: Path) -> tuple:
 @pytest.fixture(scope="module")
 def whole(started: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The uninterrupted run."""
-    return stages.run_grpo(settings_of(), started, tmp_path_factory.mktemp("whole") / "run")
+    return run_grpo(settings_of(), started, tmp_path_factory.mktemp("whole") / "run")
 
 
 @contextmanager
@@ -75,13 +71,13 @@ def killed(monkeypatch: pytest.MonkeyPatch, owner: object, name: str, when: Call
 
 
 MOMENTS = {
-    "in the first step, before any checkpoint": (Rollouts, "_retell", lambda self, *_: self.metrics["alpha"] == 6.0),
+    "in the first step, before any checkpoint": (Rollouts, "relabel", lambda self, *_: self.metrics["alpha"] == 6.0),
     "between steps": (Rollouts, "__call__", lambda self, _, trainer: trainer.state.global_step == 3),
     "before the first file of a checkpoint": (Trainer, "save_model", lambda self, *_, **__: self.state.global_step == 4),
     "between the files of a checkpoint": (Trainer, "_save_rng_state", lambda self, _: self.state.global_step == 4),
     "between the files of the first one": (Trainer, "_save_rng_state", lambda self, _: self.state.global_step == 2),
-    "before the seal": (checkpoint.Sealer, "on_save", lambda self, args, state, *_, **__: state.global_step == 4),
-    "after the last checkpoint": (monitor.Watch, "save_adapter", lambda self, _: True),
+    "before the manifest": (checkpoint.ManifestCallback, "on_save", lambda self, args, state, *_, **__: state.global_step == 4),
+    "after the last checkpoint": (monitor.TrainingMonitor, "save_adapter", lambda self, _: True),
 }
 
 
@@ -91,11 +87,11 @@ def test_killed_and_resumed_is_as_if_nothing_had_happened(
 ) -> None:
     folder = tmp_path / "run"
     with killed(monkeypatch, *MOMENTS[moment]):
-        stages.run_grpo(settings_of(), started, folder)
+        run_grpo(settings_of(), started, folder)
     assert not (folder / "adapter").exists()
-    stages.run_grpo(settings_of(), started, folder, resume=True)
+    run_grpo(settings_of(), started, folder, resume=True)
     assert result(folder) == result(whole)
-    assert all((path / SEAL).is_file() for path in folder.glob("checkpoint-*"))
+    assert all((path / MANIFEST).is_file() for path in folder.glob("checkpoint-*"))
 
 
 def test_the_runs_compared_above_learnt_something(whole: Path, started: Path) -> None:
@@ -104,7 +100,7 @@ def test_the_runs_compared_above_learnt_something(whole: Path, started: Path) ->
     assert [row["step"] for row in metrics] == [1, 2, 3, 4, 5, 6, 6]
     assert [row["step"] for row in samples] == sorted([*range(6)] * 2)
     assert len({row["question"] for row in samples[:4]}) == 4  # in their order, each once before any comes again
-    kept = json.loads((whole / "checkpoint-6" / SEAL).read_text())
+    kept = json.loads((whole / "checkpoint-6" / MANIFEST).read_text())
     assert (kept["step"], kept["state"]["alpha"]) == (6, pytest.approx(metrics[5]["alpha"]))
     assert kept["state"]["shortest"].keys() <= json.loads((whole / "b_max.json").read_text()).keys()
 
@@ -112,10 +108,10 @@ def test_the_runs_compared_above_learnt_something(whole: Path, started: Path) ->
 def test_a_run_does_not_go_on_from_another_cold_start(started: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("one", "other"):
         shutil.copytree(started, tmp_path / name)
-    run = runs.new("grpo", tmp_path / "run", settings_of(), parent=str(tmp_path / "one"))
-    assert cold_start(str(tmp_path / "one"), run, False) == cold_start(None, run, False) == tmp_path / "one"
+    run = runs.create_run("grpo", tmp_path / "run", settings_of(), parent=str(tmp_path / "one"))
+    assert find_cold_start(str(tmp_path / "one"), run, False) == find_cold_start(None, run, False) == tmp_path / "one"
     with pytest.raises(InputError, match=r"--run is .*other, but .*run went on from .*one: leave --run out"):
-        cold_start(str(tmp_path / "other"), run, False)
+        find_cold_start(str(tmp_path / "other"), run, False)
 
 
 @pytest.fixture(scope="module")
@@ -124,8 +120,8 @@ def whole_cold_start(started: Path, tmp_path_factory: pytest.TempPathFactory) ->
     folder = tmp_path_factory.mktemp("cold")
     data = folder / "rows.jsonl"
     data.write_text("".join((started.parent / "terse.jsonl").read_text().splitlines(keepends=True)[:32]))
-    settings = Settings(sft=SftSettings(data=str(data), batch=8, micro_batch=4, epochs=4, save_steps=2))
-    return settings, stages.run_sft(settings, folder / "whole")
+    settings = Settings(sft=SftSettings(rows=str(data), batch=8, micro_batch=4, epochs=4, save_steps=2))
+    return settings, run_sft(settings, folder / "whole")
 
 
 @pytest.mark.parametrize("stop", [6, 8])
@@ -133,10 +129,10 @@ def test_cold_start_resumes_within_and_between_epochs(
     stop: int, whole_cold_start: tuple[Settings, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings, whole = whole_cold_start
-    with killed(monkeypatch, sft.Sealer, "on_step_end", lambda self, args, state, *_, **__: state.global_step == stop + 1):
-        stages.run_sft(settings, tmp_path / "run")
+    with killed(monkeypatch, sft.ManifestCallback, "on_step_end", lambda self, args, state, *_, **__: state.global_step == stop + 1):
+        run_sft(settings, tmp_path / "run")
     assert last_checkpoint(tmp_path / "run").name == f"checkpoint-{stop}"
-    stages.run_sft(settings, tmp_path / "run", resume=True)
+    run_sft(settings, tmp_path / "run", resume=True)
     assert result(tmp_path / "run") == result(whole)
 
 
@@ -153,7 +149,7 @@ def stopped(whole: Path, tmp_path: Path) -> Path:
 
 
 CHANGED = {
-    "grpo.lr is 0.002 but was 0.001": replace(GRPO, lr=2e-3),
+    "grpo.learning_rate is 0.002 but was 0.001": replace(GRPO, learning_rate=2e-3),
     "grpo.steps is 7 but was 6": replace(GRPO, steps=7),
     "grpo.max_tokens is 41 but was 40": replace(GRPO, max_tokens=41),
 }
@@ -166,39 +162,39 @@ def test_a_changed_setting_is_refused_by_name(said: str, edited: bool, stopped: 
         (stopped / "config.yaml").write_text(settings_of(CHANGED[said]).as_yaml())
     before = sorted(stopped.rglob("*"))
     with pytest.raises(InputError, match=said):
-        stages.run_grpo(settings_of(CHANGED[said]), started, stopped, resume=True)
+        run_grpo(settings_of(CHANGED[said]), started, stopped, resume=True)
     assert sorted(stopped.rglob("*")) == before
 
 
 def test_another_seed_engine_and_other_questions_are_refused(stopped: Path, started: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match='engine is "generate" but was "ours"'):
-        stages.run_grpo(replace(settings_of(), engine="generate"), started, stopped, resume=True)
+        run_grpo(replace(settings_of(), engine="generate"), started, stopped, resume=True)
     with pytest.raises(InputError, match="seed is 1 but was 0"):
-        stages.run_grpo(replace(settings_of(), seed=1), started, stopped, resume=True)
-    matters = checkpoint.mattering(settings_of(), "grpo", ["other questions"])
-    with pytest.raises(InputError, match=r"the training data differs from what .*checkpoint-6 was made"):
-        checkpoint.go_on(stopped, matters)
+        run_grpo(replace(settings_of(), seed=1), started, stopped, resume=True)
+    matters = checkpoint.resume_signature(settings_of(), "grpo", ["other questions"])
+    with pytest.raises(InputError, match=r"the training data differs from the data with which .*checkpoint-6 was made"):
+        checkpoint.prepare_resume(stopped, matters)
 
 
 def test_a_setting_that_did_not_exist_yet_was_what_it_is_by_default(stopped: Path) -> None:
-    seal = stopped / "checkpoint-6" / SEAL
+    seal = stopped / "checkpoint-6" / MANIFEST
     about = json.loads(seal.read_text())
     del about["settings"]["backend"]
     seal.write_text(json.dumps(about))
-    matters = checkpoint.mattering(settings_of(), "grpo", ())
-    assert checkpoint.go_on(stopped, matters) == stopped / "checkpoint-6"
+    matters = checkpoint.resume_signature(settings_of(), "grpo", ())
+    assert checkpoint.prepare_resume(stopped, matters) == stopped / "checkpoint-6"
     with pytest.raises(InputError, match='backend is "unsloth" but was "auto"'):
-        checkpoint.go_on(stopped, matters | {"backend": "unsloth"})
+        checkpoint.prepare_resume(stopped, matters | {"backend": "unsloth"})
 
 
 def test_how_often_to_save_may_change(stopped: Path, started: Path, whole: Path) -> None:
-    stages.run_grpo(settings_of(replace(GRPO, save_steps=50, sample_steps=9)), started, stopped, resume=True)
+    run_grpo(settings_of(replace(GRPO, save_steps=50, sample_steps=9)), started, stopped, resume=True)
     assert result(stopped)[0] == result(whole)[0]
 
 
 def test_a_finished_run_is_not_gone_on_with(whole: Path, started: Path) -> None:
     with pytest.raises(InputError, match="is finished"):
-        stages.run_grpo(settings_of(), started, whole, resume=True)
+        run_grpo(settings_of(), started, whole, resume=True)
 
 
 def test_only_whole_checkpoints_are_picked(stopped: Path) -> None:
@@ -214,9 +210,9 @@ def test_a_last_line_that_was_being_written_is_dropped(stopped: Path) -> None:
     with (stopped / "metrics.jsonl").open("a") as file:
         file.write('{"stage": "grpo", "st')
     config = yaml.safe_load((stopped / "config.yaml").read_text())
-    kept = json.loads((stopped / "checkpoint-4" / SEAL).read_text())["settings"]
-    assert config["grpo"]["lr"] == kept["grpo.lr"]
-    assert checkpoint.go_on(stopped, kept).name == "checkpoint-4"
+    kept = json.loads((stopped / "checkpoint-4" / MANIFEST).read_text())["settings"]
+    assert config["grpo"]["learning_rate"] == kept["grpo.learning_rate"]
+    assert checkpoint.prepare_resume(stopped, kept).name == "checkpoint-4"
     assert [row["step"] for row in rows_of(stopped / "metrics.jsonl")] == [1, 2, 3, 4]
     assert {row["step"] for row in rows_of(stopped / "samples.jsonl")} == {0, 1, 2, 3}
 
@@ -224,14 +220,14 @@ def test_a_last_line_that_was_being_written_is_dropped(stopped: Path) -> None:
 def test_the_newest_unfinished_run_of_a_verb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for age, (kind, done) in enumerate([("grpo", True), ("sft", False), ("grpo", False), ("grpo", False)]):
-        folder = runs.new(kind, runs.ROOT / f"run{age}", load())
+        folder = runs.create_run(kind, runs.ROOT / f"run{age}", load_settings())
         runs.write_json(folder / "run.json", runs.read_run(folder) | {"started": f"2026-01-01 10:00:0{9 - age}"})
         if done:
             (folder / "adapter").mkdir()
-    assert runs.unfinished("grpo").name == "run2"
+    assert runs.newest_unfinished("grpo").name == "run2"
     shutil.rmtree(runs.ROOT / "run1")
     with pytest.raises(InputError, match="no unfinished sft run"):
-        runs.unfinished("sft")
+        runs.newest_unfinished("sft")
 
 
 # ---- kill -9 ---------------------------------------------------------------------------------------------------------

@@ -21,7 +21,9 @@ def inputs(tokens: int) -> tuple[Tensor, Tensor, Tensor]:
 def test_chunks_give_what_the_whole_gives(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logprobs, "TOKENS", 8)
     hidden, weight, targets = inputs(tokens)
-    found, entropy, *_, top = logprobs.PlainLogProbs.apply(hidden, weight, None, targets, 0.7, 0, outputs=("log_probs", "entropy", "is_top1"))
+    found, entropy, *_, top = logprobs.ChunkedLogProbs.apply(
+        hidden, weight, None, targets, 0.7, 0, outputs=("log_probs", "entropy", "is_top1")
+    )
     gradients = torch.autograd.grad(found.sum(), (hidden, weight))
     whole = (F.linear(hidden, weight) / 0.7).log_softmax(-1)
     wanted = whole.gather(-1, targets[:, None])[:, 0]
@@ -42,6 +44,6 @@ def test_no_more_logits_are_held_than_a_chunks(monkeypatch: pytest.MonkeyPatch) 
 
     hidden, weight, targets = inputs(64)
     with torch.autograd.graph.saved_tensors_hooks(saved, lambda tensor: tensor):
-        logprobs.PlainLogProbs.apply(hidden, weight, None, targets, 1.0, 0)
+        logprobs.ChunkedLogProbs.apply(hidden, weight, None, targets, 1.0, 0)
     assert max(held) < 64 * WORDS  # of all tokens at once there are none
     assert sum(size for size in held if size >= 8 * WORDS and size != weight.numel()) == 0

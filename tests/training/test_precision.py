@@ -7,10 +7,10 @@ from safetensors.torch import load_file
 
 from sbtiny import runs
 from sbtiny.cli import app
+from sbtiny.coldstart.sample_correct import make_row
 from sbtiny.tasks import arithmetic
-from sbtiny.coldstart.sample_correct import label
 
-SMALL = ("grpo.prompts=2", "grpo.group=3", "grpo.max_tokens=40", "sft.lr=1e-6", "grpo.lr=1e-6")
+SMALL = ("grpo.prompts_per_step=2", "grpo.num_generations=3", "grpo.max_tokens=40", "sft.learning_rate=1e-6", "grpo.learning_rate=1e-6")
 
 
 def rounded(run: Path) -> list[str]:
@@ -21,8 +21,8 @@ def rounded(run: Path) -> list[str]:
 
 
 def test_both_trainers_keep_every_bit_of_it_on_a_4bit_base(policy, tmp_path: Path) -> None:
-    asked = arithmetic.questions("train", 12, seed=5)
-    runs.write_jsonl(tmp_path / "rows.jsonl", [label(policy, q, f"\\boxed{{{q.answer}}}") for q in asked])
+    asked = arithmetic.generate_questions("train", 12, seed=5)
+    runs.write_jsonl(tmp_path / "rows.jsonl", [make_row(policy, q, f"\\boxed{{{q.answer}}}") for q in asked])
     small = [word for setting in SMALL for word in ("--set", setting)]
     app(["sft", "--4bit", "--data", f"{tmp_path}/rows.jsonl", "-o", f"{tmp_path}/sft", "--steps", "4", *small], standalone_mode=False)
     assert not rounded(tmp_path / "sft")

@@ -1,6 +1,6 @@
-"""A quantised model decoded by llama.cpp, the program it was quantised for, with our sampling, seeds and control.
+"""A GGUF file decoded by llama.cpp, with our sampling, seeds and limits.
 
-Only the logits are llama.cpp's. So a difference to the same model elsewhere is the weights', never another sampler's.
+Only the logits are llama.cpp's. So a difference to the same model in another engine comes from the weights, never from the sampler.
 """
 
 import ctypes
@@ -13,42 +13,36 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sbtiny.budget.protocol import SOLUTION
-from sbtiny.models.chat_template import form_of_template
 from sbtiny.errors import InputError
-from sbtiny.models.gguf import read_tokenizer
-from sbtiny.models.prompt import fit_template
 from sbtiny.models.shapes import slot_bytes
-from sbtiny.rollout.engines.sequence import Answer, draws
-from sbtiny.rollout.decoder import OnEpisode, check
-from sbtiny.rollout.engine import token_pieces
+from sbtiny.rollout.decoder import OnEpisode, validate_requests
+from sbtiny.rollout.engines.sequence import RunningSequence, uniform_for
 from sbtiny.rollout.episode import Episode, Request, StopReason
-from sbtiny.rollout.memory import slots_within
-from sbtiny.rollout.policy import Policy
-from sbtiny.rollout.sampling import Sampling, sample
+from sbtiny.rollout.memory import fit_slots
+from sbtiny.rollout.sampling import Sampling, sample_tokens
 
-PAD = 256  # llama.cpp rounds a sequence's cache up to so many tokens
+CACHE_ROUNDING = 256  # llama.cpp rounds a sequence's cache up to a multiple of this many tokens
 
 
-def available() -> bool:
+def is_available() -> bool:
     return find_spec("llama_cpp") is not None
 
 
-class Row(Answer):
-    """One sequence of the cache: `fed` tokens are in it, `coming` go in with the next step."""
+class SequenceState(RunningSequence):
+    """One sequence of the cache: `fed` tokens are in it, the ids in `coming` go in with the next steps."""
 
     def __init__(self, index: int, request: Request, pieces: Sequence[str]) -> None:
         super().__init__(index, request, pieces)
         self.coming, self.fed = list(request.prompt_ids), 0
 
 
-class LlamaCpp:
-    """A decoder over a GGUF file; `stops` are what llama.cpp itself ends an answer at."""
+class LlamaCppEngine:
+    """A decode engine for a GGUF file; `stops` are llama.cpp's own end-of-generation tokens."""
 
-    def __init__(self, file: Path, slots: int = 64, kv_memory: float | None = None) -> None:
+    def __init__(self, file: Path, slots: int = 64, kv_cache_gib: float | None = None) -> None:
         import llama_cpp
 
-        self.lib, self.slots, self.kv_memory, self.capacity, self.context = llama_cpp, slots, kv_memory, 0, None
+        self.lib, self.slots, self.kv_cache_gib, self.capacity, self.context = llama_cpp, slots, kv_cache_gib, 0, None
         self._quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)  # kept: C holds no reference
         llama_cpp.llama_log_set(self._quiet, None)
         llama_cpp.llama_backend_init()
@@ -62,18 +56,18 @@ class LlamaCpp:
         self.pieces: Sequence[str] = ()
 
     def close(self) -> None:
-        """Give the memory back; the object is of no use afterwards."""
+        """Free the memory; the engine cannot be used afterwards."""
         if self.context is not None:
             self.lib.llama_free(self.context)
             self.lib.llama_batch_free(self.batch)
         self.lib.llama_model_free(self.model)
 
     def tokenize(self, text: str, special: bool = True) -> list[int]:
-        """llama.cpp's own reading of a text, special tokens in it recognised, none added."""
+        """Tokenise a text as llama.cpp does: special tokens in it are recognised (`special`), none is added."""
         data = text.encode()
-        room = (self.lib.llama_token * (len(data) + 8))()
-        count = self.lib.llama_tokenize(self.vocab, data, len(data), room, len(room), False, special)
-        return list(room[:count])
+        buffer = (self.lib.llama_token * (len(data) + 8))()
+        count = self.lib.llama_tokenize(self.vocab, data, len(data), buffer, len(buffer), False, special)
+        return list(buffer[:count])
 
     def score(self, ids: Sequence[int]) -> np.ndarray:
         """Logits after each token, (len(ids), vocabulary) float32."""
@@ -86,25 +80,23 @@ class LlamaCpp:
         return np.stack(rows)
 
     def refresh(self) -> None:
-        """Nothing: a file's weights do not change."""
+        """Do nothing: a file's weights do not change."""
 
     def check_room(self, tokens: int) -> None:
-        slots_within(self._slot_bytes(tokens), 1, self.kv_memory, torch.device("cpu"))
+        fit_slots(self._slot_bytes(tokens), 1, self.kv_cache_gib, torch.device("cpu"))
 
-    def run(
-        self, requests: Sequence[Request], sampling: Sampling, on_episode: OnEpisode | None = None
-    ) -> list[Episode]:
-        """Sample every request; see `Decoder`."""
-        check(requests, self.positions, self.stops)
+    def run(self, requests: Sequence[Request], sampling: Sampling, on_episode: OnEpisode | None = None) -> list[Episode]:
+        """Sample every request; see `DecodeEngine`."""
+        validate_requests(requests, self.positions, self.stops)
         self._reserve(max(len(r.prompt_ids) + r.max_tokens for r in requests))
         self._clear()
         episodes: list[Episode | None] = [None] * len(requests)
         queue = deque(sorted(range(len(requests)), key=lambda i: -requests[i].expected))
-        rows: dict[int, Row] = {}
+        rows: dict[int, SequenceState] = {}
         while queue or rows:
             for slot in [s for s in range(self.rows) if s not in rows][: len(queue)]:
                 i = queue.popleft()
-                rows[slot] = Row(i, requests[i], self.pieces)
+                rows[slot] = SequenceState(i, requests[i], self.pieces)
             for slot, reason in self._advance(rows, sampling):
                 row = rows.pop(slot)
                 self.lib.llama_memory_seq_rm(self.lib.llama_get_memory(self.context), slot, -1, -1)
@@ -115,31 +107,31 @@ class LlamaCpp:
 
     # ---- one step ------------------------------------------------------------------------------------------------------------------
 
-    def _advance(self, rows: dict[int, Row], sampling: Sampling) -> list[tuple[int, StopReason]]:
-        """Feed what is coming, sample one token for every row that has been fed: the slots that ended, and why."""
-        entries, asked = [], []
+    def _advance(self, rows: dict[int, SequenceState], sampling: Sampling) -> list[tuple[int, StopReason]]:
+        """Feed the coming tokens, then sample one token for each row fed to its end. Returns the slots that ended, with the reason."""
+        entries, complete = [], []
         for slot, row in rows.items():
-            now = row.coming[: self.width - len(entries)]
-            whole = len(now) == len(row.coming)
-            entries += [(t, row.fed + i, slot, whole and i == len(now) - 1) for i, t in enumerate(now)]
-            row.fed, row.coming = row.fed + len(now), row.coming[len(now) :]
-            asked += [slot] if now and whole else []
+            part = row.coming[: self.width - len(entries)]
+            whole = len(part) == len(row.coming)
+            entries += [(t, row.fed + i, slot, whole and i == len(part) - 1) for i, t in enumerate(part)]
+            row.fed, row.coming = row.fed + len(part), row.coming[len(part) :]
+            complete += [slot] if part and whole else []
             if len(entries) == self.width:
                 break
         logits = self._step(entries)
-        if not asked:
+        if not complete:
             return []
-        tokens, logprobs = sample(torch.from_numpy(np.stack(logits)), sampling, draws([rows[s] for s in asked]))
-        said = [0.0] * len(asked) if logprobs is None else logprobs.tolist()
+        tokens, logprobs = sample_tokens(torch.from_numpy(np.stack(logits)), sampling, uniform_for([rows[s] for s in complete]))
+        values = [0.0] * len(complete) if logprobs is None else logprobs.tolist()
         ended = []
-        for slot, token, logprob in zip(asked, tokens.tolist(), said, strict=True):
-            if reason := rows[slot].take(token, logprob, self.stops):
+        for slot, token, logprob in zip(complete, tokens.tolist(), values, strict=True):
+            if reason := rows[slot].append(token, logprob, self.stops):
                 ended.append((slot, reason))
             rows[slot].coming = rows[slot].written[-1:]
         return ended
 
     def _step(self, entries: list[tuple[int, int, int, bool]]) -> list[np.ndarray]:
-        """Compute (token, position, sequence, whether its logits are wanted); the logits wanted, in order."""
+        """Run one batch of (token, position, sequence, wanted). Returns the logits (vocabulary,) of the wanted entries, in order."""
         batch = self.batch
         batch.n_tokens = len(entries)
         for i, (token, position, sequence, wanted) in enumerate(entries):
@@ -147,23 +139,21 @@ class LlamaCpp:
             batch.seq_id[i][0] = sequence
         if code := self.lib.llama_decode(self.context, batch):
             raise RuntimeError(f"llama_decode failed with {code} for {len(entries)} tokens")
-        found = []
-        for i in (i for i, entry in enumerate(entries) if entry[3]):
-            found.append(np.ctypeslib.as_array(self.lib.llama_get_logits_ith(self.context, i), (self.size,)).copy())
-        return found
+        wanted_at = (i for i, entry in enumerate(entries) if entry[3])
+        return [np.ctypeslib.as_array(self.lib.llama_get_logits_ith(self.context, i), (self.size,)).copy() for i in wanted_at]
 
     # ---- the context ---------------------------------------------------------------------------------------------------------------
 
     def _reserve(self, capacity: int) -> None:
-        """A context of at most `slots` sequences with room for `capacity` tokens each."""
+        """Make a context of at most `slots` sequences of `capacity` tokens each."""
         if capacity <= self.capacity:
             return
         if self.context is not None:
             self.lib.llama_free(self.context)
             self.lib.llama_batch_free(self.batch)
             self.context = None
-        self.capacity = -(-capacity // PAD) * PAD
-        self.rows = slots_within(self._slot_bytes(self.capacity), self.slots, self.kv_memory, torch.device("cpu"))
+        self.capacity = -(-capacity // CACHE_ROUNDING) * CACHE_ROUNDING
+        self.rows = fit_slots(self._slot_bytes(self.capacity), self.slots, self.kv_cache_gib, torch.device("cpu"))
         self.width = max(self.rows, 256)
         params = self.lib.llama_context_default_params()
         params.n_ctx, params.n_seq_max, params.kv_unified = self.capacity * self.rows, self.rows, False
@@ -171,11 +161,11 @@ class LlamaCpp:
         params.n_threads = params.n_threads_batch = int(os.environ.get("OMP_NUM_THREADS", 0)) or os.cpu_count() or 1
         self.context = self.lib.llama_init_from_model(self.model, params)
         if not self.context:
-            raise InputError(f"llama.cpp has no memory for {self.rows} answers of {capacity} tokens: lower eval.slots")
+            raise InputError(f"llama.cpp has no memory for {self.rows} answers of {capacity} tokens: lower eval.max_num_seqs")
         self.batch = self.lib.llama_batch_init(self.width, 0, 1)
 
     def _slot_bytes(self, capacity: int) -> int:
-        """A sequence's keys and values in 16 bits."""
+        """Bytes of a sequence's keys and values, in 16 bits."""
         lib, model = self.lib, self.model
         text = (ctypes.c_char * 64)()
         lib.llama_model_meta_val_str(model, b"general.architecture", text, len(text))
@@ -185,19 +175,3 @@ class LlamaCpp:
 
     def _clear(self) -> None:
         self.lib.llama_memory_clear(self.lib.llama_get_memory(self.context), True)
-
-
-class GgufPolicy(Policy):
-    """A GGUF file ready to be asked, tokenizer and chat template its own. Raises InputError when it cannot be read rightly."""
-
-    def __init__(self, file: Path, slots: int = 64, kv_memory: float | None = None) -> None:
-        from gguf import GGUFReader
-
-        try:
-            self.tokenizer = read_tokenizer(GGUFReader(file), file)
-        except (ValueError, IndexError, OSError) as error:
-            raise InputError(f"{file} is not a readable GGUF file: {error}") from error
-        self.form = form_of_template(self.tokenizer.chat_template) or SOLUTION
-        fit_template(self.tokenizer, self.form)
-        self.engine = LlamaCpp(file, slots, kv_memory)
-        self.engine.pieces = token_pieces(self.tokenizer, self.engine.size)

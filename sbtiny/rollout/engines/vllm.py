@@ -1,7 +1,7 @@
-"""vLLM behind our interface: unsloth's engine of `fast_inference` where the model brings one, else an engine of its own.
+"""vLLM with our interface: unsloth's `fast_inference` engine where the model has one, else an engine of its own.
 
-The adapter goes to it as a file, anew after each refresh. vLLM chooses tokens out of our reach, so answers have no limits here and are
-not interrupted, and a seed gives another text than in our own engines.
+vLLM reads the adapter from a file, written again after each refresh. It samples by itself, so answers have no limits, cannot be
+interrupted, and differ from our own engines' for the same seed.
 """
 
 import shutil
@@ -14,22 +14,22 @@ from typing import Any
 from torch import nn
 
 from sbtiny.errors import InputError
-from sbtiny.rollout.decoder import OnEpisode, check, stop_mask
+from sbtiny.rollout.decoder import OnEpisode, stop_mask, validate_requests
 from sbtiny.rollout.episode import Episode, Request, StopReason, read_episode
 from sbtiny.rollout.sampling import Sampling
 
-SHARE = 0.3  # of the GPU, beside the model in training; what TRL gives a colocated engine
-REASONS: dict[str, StopReason] = {"stop": "end", "length": "length"}
+GPU_MEMORY_SHARE = 0.3  # of the GPU; TRL's value for an engine beside the model in training
+STOP_REASONS: dict[str, StopReason] = {"stop": "end", "length": "length"}
 
 
-def ensure() -> None:
-    """Raise InputError where vLLM cannot be had: before a model is loaded for it."""
+def require_vllm() -> None:
+    """Raise InputError where vLLM is not installed; call it before loading a model."""
     if not find_spec("vllm"):
         raise InputError("engine vllm: vllm is not installed: pip install vllm, or use --engine ours or generate")
 
 
-class Vllm:
-    """`slots` is the most answers at a time, `kv_memory` GiB of keys and values (default: within 30 % of the GPU)."""
+class VllmEngine:
+    """Decodes at most `slots` answers at once with `kv_cache_gib` GiB of keys and values (default: within 30 % of the GPU)."""
 
     def __init__(
         self,
@@ -37,10 +37,10 @@ class Vllm:
         pieces: Sequence[str],
         stop_ids: frozenset[int],
         slots: int = 64,
-        kv_memory: float | None = None,
+        kv_cache_gib: float | None = None,
     ) -> None:
-        ensure()
-        self.model, self.pieces, self.slots, self.kv_memory = model, pieces, slots, kv_memory
+        require_vllm()
+        self.model, self.pieces, self.slots, self.kv_cache_gib = model, pieces, slots, kv_cache_gib
         self.stops, self.stop_ids = stop_mask(stop_ids, len(pieces)), sorted(stop_ids)
         self.llm: Any = getattr(model, "vllm_engine", None)
         self.capacity = float("inf") if self.llm is not None else 0
@@ -48,7 +48,7 @@ class Vllm:
         self.refresh()
 
     def refresh(self) -> None:
-        """Write the adapter for the next call, under a number of its own: vLLM keeps by number what it has read."""
+        """Write the adapter for the next call, under a new number because vLLM caches adapters by number."""
         layers = [m for m in self.model.modules() if hasattr(m, "lora_A") and hasattr(m, "disable_adapters")]
         self.adapter = None
         if any(not layer.disable_adapters for layer in layers):
@@ -56,24 +56,22 @@ class Vllm:
 
             shutil.rmtree(Path(self.folder.name) / str(self.refreshed), ignore_errors=True)
             self.refreshed += 1
-            place = Path(self.folder.name) / str(self.refreshed)
-            self.model.save_pretrained(place)
-            self.adapter = LoRARequest(f"sbtiny-{self.refreshed}", self.refreshed, str(place))
+            folder = Path(self.folder.name) / str(self.refreshed)
+            self.model.save_pretrained(folder)
+            self.adapter = LoRARequest(f"sbtiny-{self.refreshed}", self.refreshed, str(folder))
 
     def check_room(self, tokens: int) -> None:
-        """Nothing: vLLM says itself, when it starts, that its memory is too small."""
+        """Do nothing: vLLM checks its memory when it starts."""
 
-    def run(
-        self, requests: Sequence[Request], sampling: Sampling, on_episode: OnEpisode | None = None
-    ) -> list[Episode]:
-        """Sample every request; see `Decoder`. `on_episode` is called at the end."""
-        check(requests, getattr(self.model.config, "max_position_embeddings", None), self.stops)
-        if not all(r.plain for r in requests) or sampling.logprobs:
+    def run(self, requests: Sequence[Request], sampling: Sampling, on_episode: OnEpisode | None = None) -> list[Episode]:
+        """Sample every request; see `DecodeEngine`. `on_episode` is called only at the end."""
+        validate_requests(requests, getattr(self.model.config, "max_position_embeddings", None), self.stops)
+        if not all(r.is_unlimited for r in requests) or sampling.logprobs:
             raise InputError("engine vllm knows neither limits nor interruption nor log-probabilities: use --engine ours")
         self._reserve(max(len(r.prompt_ids) + r.max_tokens for r in requests))
         prompts = [{"prompt_token_ids": list(r.prompt_ids)} for r in requests]
-        asked = [self._parameters(r, sampling) for r in requests]
-        outputs = self.llm.generate(prompts, asked, lora_request=self.adapter, use_tqdm=False)
+        parameters = [self._parameters(r, sampling) for r in requests]
+        outputs = self.llm.generate(prompts, parameters, lora_request=self.adapter, use_tqdm=False)
         episodes = [self._read(r, out.outputs[0]) for r, out in zip(requests, outputs, strict=True)]
         for index, episode in enumerate(episodes):
             if on_episode:
@@ -81,7 +79,7 @@ class Vllm:
         return episodes
 
     def _read(self, request: Request, output: Any) -> Episode:
-        return read_episode(request, list(output.token_ids), self.pieces, REASONS[output.finish_reason])
+        return read_episode(request, list(output.token_ids), self.pieces, STOP_REASONS[output.finish_reason])
 
     def _parameters(self, request: Request, sampling: Sampling) -> Any:
         from vllm import SamplingParams
@@ -98,25 +96,25 @@ class Vllm:
         )
 
     def _reserve(self, capacity: int) -> None:
-        """An engine for sequences of so many tokens; a longer one needs another engine."""
+        """Make an engine for sequences of `capacity` tokens; longer ones need a new engine."""
         if capacity <= self.capacity:
             return
         from vllm import LLM
 
-        self.llm, self.capacity = None, -(-capacity // 64) * 64  # the old one's memory goes first
+        self.llm, self.capacity = None, -(-capacity // 64) * 64  # free the old engine's memory first
         config = self.model.config
         ranks = [c.r for c in getattr(self.model, "peft_config", {}).values()]
-        room = {} if self.kv_memory is None else {"kv_cache_memory_bytes": int(self.kv_memory * 2**30)}
+        room = {} if self.kv_cache_gib is None else {"kv_cache_memory_bytes": int(self.kv_cache_gib * 2**30)}
         four_bit = getattr(config, "quantization_config", None) is not None
         self.llm = LLM(
             model=config._name_or_path,
             dtype=str(self.model.dtype).removeprefix("torch."),
             max_model_len=self.capacity,
             max_num_seqs=self.slots,
-            gpu_memory_utilization=SHARE,
+            gpu_memory_utilization=GPU_MEMORY_SHARE,
             enable_lora=bool(ranks),
             max_lora_rank=max(ranks, default=16),
-            generation_config="vllm",  # not the model's: penalties and defaults are ours
+            generation_config="vllm",  # not the model's: its penalties and defaults must not apply
             skip_tokenizer_init=True,
             **({"quantization": "bitsandbytes"} if four_bit else {}),
             **room,

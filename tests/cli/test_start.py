@@ -17,9 +17,10 @@ STAGES = """
 import sys
 import torch
 torch.cuda.is_available = lambda: {gpu}
-from sbtiny.cli.options import begun
+from sbtiny.cli.options import start_work
 from sbtiny.config import Settings
-assert begun(Settings(backend={backend!r})).__name__ == "sbtiny.pipeline.stages"
+start_work(Settings(backend={backend!r}))
+import sbtiny.grpo.run
 print("imported:", sorted({{"trl", "transformers", "peft", "unsloth"}} & set(sys.modules)))
 """
 
@@ -48,7 +49,7 @@ def test_a_run_and_its_metrics_name_the_stage_alike(started: Path) -> None:
 
 
 def test_traces_beyond_the_limit_are_said(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    from sbtiny.pipeline.stages import first_traces
+    from sbtiny.coldstart.build import first_traces
 
     file = tmp_path / "traces.jsonl"
     file.write_text('{"question": "1+1=", "answer": "2", "response": "\\\\boxed{2}"}\n' * 3)
@@ -61,14 +62,14 @@ def test_traces_beyond_the_limit_are_said(capfd: pytest.CaptureFixture[str], tmp
 def test_labelled_rows_of_evaluation_questions_are_left_out_and_told_with_their_lines(
     capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    from sbtiny.config import EvalSettings, Settings
-    from sbtiny.pipeline.stages import trainable
     from sbtiny.coldstart.rows import read_labelled
+    from sbtiny.config import EvalSettings, Settings
+    from sbtiny.tasks.leaks import drop_eval_questions
 
     file, held = tmp_path / "rows.jsonl", tmp_path / "held.jsonl"
     asked = [{"id": n, "question": f"{n} + 1?", "response": "2", "budget": 1} for n in range(4)]
     file.write_text("".join(json.dumps(row) + "\n" for row in asked))
     held.write_text('{"question": "2 + 1", "answer": "3"}\n')
-    kept, left = trainable(read_labelled(str(file)), str(file), Settings(eval=EvalSettings(task=str(held))))
+    kept, left = drop_eval_questions(read_labelled(str(file)), str(file), Settings(eval=EvalSettings(task=str(held))))
     assert ([row["id"] for row in kept], left) == (["0", "1", "3"], 1)
     assert f"left out: 1; {file}, line 3" in capfd.readouterr().err.replace("\n", " ").replace("  ", " ")

@@ -15,7 +15,17 @@ from sbtiny.config import GrpoSettings, Settings
 
 ROOM = 100  # bytes a file may have on the full disk
 GRPO = GrpoSettings(
-    steps=6, prompts=2, group=4, micro_batch=4, lr=1e-3, max_tokens=40, limit=5, save_steps=2, sample_steps=1, slots=8, tight_bmax=True
+    steps=6,
+    prompts_per_step=2,
+    num_generations=4,
+    micro_batch=4,
+    learning_rate=1e-3,
+    max_tokens=40,
+    limit=5,
+    save_steps=2,
+    sample_steps=1,
+    max_num_seqs=8,
+    b_max_from_best=True,
 )  # 5 questions for 12 places: a second and a third round of them begin within the run
 TIMES = ("seconds", "generate_seconds", "tokens_per_second", "step_time", "train_runtime", "train_samples", "train_steps", "peak_gb")
 

@@ -1,0 +1,63 @@
+"""`sbtiny sft`: from settings to the run folder of a cold start."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from sbtiny import distributed, runs
+from sbtiny.coldstart import trainer as sft
+from sbtiny.coldstart.build import build_data
+from sbtiny.coldstart.rows import read_labelled
+from sbtiny.config import Settings
+from sbtiny.models.aliases import absolute_name
+from sbtiny.models.prompt import check_prompts
+from sbtiny.rollout.load_policy import base_info, load_policy
+from sbtiny.tasks.leaks import drop_eval_questions
+from sbtiny.tasks.load import load_questions
+from sbtiny.training import checkpoint
+from sbtiny.training.interrupt import cleanup_on_stop, resume_checkpoint
+from sbtiny.training.out_of_memory import train_with_oom_retry
+
+
+def run_sft(settings: Settings, output: Path | None, resume: bool = False) -> Path:
+    """Train a cold start into a run folder, which it returns. Without `sft.rows` the rows are sampled first, into its data.jsonl.
+
+    Wrong input leaves no folder. Raises InputError if another process trains there.
+    """
+    distributed.init_process_group()
+    with distributed.claim("sft", output) as folder:
+        train_sft_in(folder, settings, resume and output is not None)
+    return folder
+
+
+def train_sft_in(folder: Path, settings: Settings, resume: bool) -> None:
+    """Cold start in a folder that this process has claimed. Checks all input before it writes anything."""
+    # The main process's settings for all: each may have derived another micro-batch from its free memory.
+    settings = distributed.broadcast_from_main(lambda: replace(settings, model=absolute_name(settings.model)))
+    sampled = folder / "data.jsonl"
+    file = settings.sft.rows or (str(sampled) if resume and sampled.is_file() else None)
+    rows = read_labelled(file) if file else []
+    if settings.sft.rows:
+        rows, _ = drop_eval_questions(rows, settings.sft.rows, settings)
+    questions = [] if file else load_questions(settings.data.task, "train", 1, settings.seed)
+    last = distributed.broadcast_from_main(lambda: resume_checkpoint(folder, settings, "sft", rows)) if resume else None
+    policy = load_policy(settings.model, settings, settings.data.max_num_seqs, trainable=True, run=folder if resume else None)
+    check_prompts(policy.tokenizer, policy.form)
+    sft.check_tags_learnable(policy)
+    dataset = sft.build_dataset(policy, rows, settings) if rows else None
+    if not rows:
+        policy.engine.check_room(settings.data.max_tokens)
+    distributed.split_batch(settings.sft.batch, settings.sft.micro_batch, "sft.batch")
+    if not resume:
+        distributed.broadcast_from_main(lambda: runs.create_run("sft", folder, settings, **base_info(policy)))
+    with cleanup_on_stop(folder, "sft"):
+        if dataset is None and questions:
+            with policy.model.disable_adapter():
+                policy.refresh()
+                rows = distributed.broadcast_from_main(lambda: build_data(settings, sampled, policy=policy).rows)
+            dataset = sft.build_dataset(policy, rows, settings)
+        signature = checkpoint.resume_signature(settings, "sft", rows)
+
+        def attempt(chosen: Settings, resume_from: Path | None) -> None:
+            sft.train_sft(policy, dataset, chosen, folder, signature, resume_from)
+
+        train_with_oom_retry(attempt, policy, settings, "sft", folder, last)

@@ -1,0 +1,29 @@
+"""Write the report of an evaluated run: report.json, plots, report.html, README.md."""
+
+from pathlib import Path
+from typing import Any
+
+from sbtiny.evaluation import page, plots
+from sbtiny.evaluation.report import build_report, read_report_data
+from sbtiny.runs import write_bytes, write_json, write_text
+
+
+def write_report(folder: Path, seconds: dict[str, float] | None = None) -> dict[str, Any]:
+    """Write report.json, plots/, report.html and README.md of an evaluated run; returns report.json's content and `page`.
+
+    `seconds` is by stage; None keeps those of an earlier report. Raises InputError where the run has no eval.json.
+    """
+    evidence = read_report_data(folder)
+    result = build_report(evidence, seconds)
+    figures = plots.draw_figures(evidence)
+    for name, panels in figures.items():
+        file = folder / "plots" / f"{name}.png"
+        if panels:
+            write_bytes(file, plots.to_png(panels))
+        else:
+            file.unlink(missing_ok=True)  # of an earlier report
+    svgs = {name: [plots.to_svg(panel, f"{name}{i}") for i, panel in enumerate(panels)] for name, panels in figures.items()}
+    write_json(folder / "report.json", result)
+    write_text(folder / "report.html", page.render_page(evidence, result, svgs))
+    write_text(folder / "README.md", page.run_readme(evidence, result))
+    return result | {"page": str(folder / "report.html")}
