@@ -35,6 +35,7 @@ gpu-check: setup
 
 lint: setup
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 docs: setup
 	$(BIN)/python docs/generate.py
