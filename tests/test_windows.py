@@ -46,7 +46,7 @@ from sbtiny.tasks.timeout import with_timeout
 
 assert probe_device().memory_gb == detect_device().memory_gb > 0
 assert describe_machine()["load"] is None
-assert streams.unread() == []
+assert streams.broken_streams() == []
 assert with_timeout(lambda: 7) == 7
 policy = build_policy(*load_model("tiny"), slots=2)
 (episode,) = policy.sample([policy.request("1 + 1?", 8, seed=1)], Sampling())

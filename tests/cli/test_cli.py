@@ -228,7 +228,7 @@ def test_a_cache_without_room_for_one_answer_is_told_in_one_line_and_nothing_is_
 ) -> None:
     found = sbtiny_(f"{line} --kv-memory 0.000001")
     assert (found.code, len(found.err.splitlines())) == (2, 1)
-    assert found.err.startswith("error: one answer takes")
+    assert found.err.startswith("error: no room for an answer")
     assert found.err.endswith("lower max_tokens, or raise --kv-memory\n")
     assert listing(tmp_path) == files
 

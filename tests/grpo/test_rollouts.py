@@ -59,7 +59,7 @@ def test_the_shortest_correct_answer_is_relabelled_when_it_missed(policy, rollou
     bad = episode(policy, question, "900", wrong)
     scored = [score(rollouts, question, e, 0.5, "self") for e in (longer, short, bad)]
     scored = rollouts.relabel(scored, 0.5)
-    assert [s.retold for s in scored] == [False, True, False]
+    assert [s.relabelled for s in scored] == [False, True, False]
     assert scored[1].episode.budget == best_budget(short.length, 0.1, rollouts.g.reward_peak)
     assert scored[1].reward.total > scored[0].reward.total
 
@@ -71,7 +71,7 @@ def test_nothing_is_relabelled_when_the_shortest_correct_answer_kept_its_budget(
     close = episode(policy, question, str(best_budget(len(policy.encode(right)), 0.1, rollouts.g.reward_peak)), right)
     scored = [score(rollouts, question, e, 0.5, "self") for e in (longer, close)]
     scored = rollouts.relabel(scored, 0.5)
-    assert not any(s.retold for s in scored)
+    assert not any(s.relabelled for s in scored)
 
 
 def test_a_budget_of_the_user_is_scored_without_b_max_and_in_a_narrow_window(policy, rollouts):
@@ -213,4 +213,4 @@ def test_a_given_budget_below_every_answer_relabels_none(policy, rollouts):
     for given, relabelled in ((2, []), (40, [0, 1])):
         scored = [score(rollouts, question, episode(policy, question, "", right, budget=given), 0.5, "user") for _ in range(3)]
         scored = rollouts.relabel(scored, 0.5)
-        assert [i for i, s in enumerate(scored) if s.retold] == relabelled
+        assert [i for i, s in enumerate(scored) if s.relabelled] == relabelled
