@@ -163,11 +163,11 @@ def compare_engines(
     with bar("warming up", len(names)) as advance:
         paces = {name: estimate_pace(name, engine, work, advance) for name, engine in engines.items()}
     work, rounds = choose_job([(work, rounds), *smaller], paces)
-    return bench_record(model, work, rounds, measure(engines, work, rounds, paces))
+    return bench_record(model, work, rounds, time_engine_rounds(engines, work, rounds, paces))
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class EngineTimeEstimate:
     """Estimated seconds of an engine: `start` to prefill all slots, `a_pass` to decode one token in each."""
 
     engine: str
@@ -183,7 +183,7 @@ class Pace:
         return self.start * len(starts) + self.a_pass * passes
 
 
-def estimate_pace(name: str, engine: BenchEngine, work: BenchJob, advance: Callable[..., None]) -> Pace:
+def estimate_pace(name: str, engine: BenchEngine, work: BenchJob, advance: Callable[..., None]) -> EngineTimeEstimate:
     """Estimate the pace by short runs with all slots; the first run fills caches and does not count."""
     advance(0, note=name)
     prompts = work.prompts[: work.slots]
@@ -192,15 +192,15 @@ def estimate_pace(name: str, engine: BenchEngine, work: BenchJob, advance: Calla
         for n in (SHORT_TOKENS, SHORT_TOKENS, LONG_TOKENS)
     )
     advance()
-    return Pace(name, short, max(longer - short, longer / LONG_TOKENS / 4) / (LONG_TOKENS - SHORT_TOKENS))
+    return EngineTimeEstimate(name, short, max(longer - short, longer / LONG_TOKENS / 4) / (LONG_TOKENS - SHORT_TOKENS))
 
 
-def expected(work: BenchJob, rounds: int, paces: Mapping[str, Pace]) -> float:
+def expected(work: BenchJob, rounds: int, paces: Mapping[str, EngineTimeEstimate]) -> float:
     """Estimated seconds of all engines together."""
     return rounds * sum(pace.expected(work) for pace in paces.values())
 
 
-def choose_job(choices: Sequence[tuple[BenchJob, int]], paces: Mapping[str, Pace]) -> tuple[BenchJob, int]:
+def choose_job(choices: Sequence[tuple[BenchJob, int]], paces: Mapping[str, EngineTimeEstimate]) -> tuple[BenchJob, int]:
     """The first (job, rounds) below MAX_SECONDS, else the last; prints the choice and its time."""
     fitting = [choice for choice in choices if expected(*choice, paces) <= MAX_SECONDS]
     work, rounds = fitting[0] if fitting else choices[-1]
@@ -217,7 +217,9 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
-def measure(engines: Mapping[str, BenchEngine], work: BenchJob, rounds: int, paces: Mapping[str, Pace]) -> dict[str, list[Timing]]:
+def time_engine_rounds(
+    engines: Mapping[str, BenchEngine], work: BenchJob, rounds: int, paces: Mapping[str, EngineTimeEstimate]
+) -> dict[str, list[Timing]]:
     """Time every engine in every round; show rates and the time left, scaled by the time taken so far."""
     timings: dict[str, list[Timing]] = {name: [] for name in engines}
     spent = foreseen = 0.0

@@ -77,7 +77,7 @@ def main() -> None:
         code = run(arguments, debug)
     except BrokenPipeError:  # while an error line was written
         code = EXIT_UNREAD
-    sys.exit(code if streams.flush() else EXIT_UNREAD)
+    sys.exit(code if streams.try_flush() else EXIT_UNREAD)
 
 
 def run(arguments: list[str], debug: bool) -> int:

@@ -236,13 +236,13 @@ def apply_auto_micro_batch(settings: Settings, stage: str, preset: str | None) -
     from sbtiny.models.aliases import resolve
     from sbtiny.models.device import probe_device
     from sbtiny.models.shapes import shape_of
-    from sbtiny.planning.memory_plan import fit_micro_batch
+    from sbtiny.planning.memory_plan import cap_micro_batch
 
     if preset != "auto":
         return settings
     resolve(settings.model)  # raises InputError for an unknown model
     try:
-        return fit_micro_batch(settings, stage, shape_of(settings.model), probe_device())
+        return cap_micro_batch(settings, stage, shape_of(settings.model), probe_device())
     except InputError as error:
         print(f"--preset auto keeps the preset's micro-batch: {error}", file=sys.stderr)
         return settings

@@ -45,7 +45,7 @@ def broken_streams() -> list[int]:
     return numbers
 
 
-def flush() -> bool:
+def try_flush() -> bool:
     """Flush both streams; False if nobody reads them. They then go to the null device, so that Python prints no error at exit."""
     try:
         for stream in (sys.stdout, sys.stderr):

@@ -48,7 +48,7 @@ def read_report_data(folder: Path) -> ReportData:
     run = read_json(folder / "run.json")
     places = stage_folders(folder, run)
     sweep, config = folder / "sweep.json", folder / "config.yaml"
-    start = next((f for f in starting_points(folder, run) if (f / "run.json").is_file()), None)
+    start = next((f for f in list_cold_start_folders(folder, run) if (f / "run.json").is_file()), None)
     settings = read_settings(config)
     if start:
         settings |= {key: value for key, value in read_settings(start / "config.yaml").items() if key in ("data", "sft")}
@@ -66,7 +66,7 @@ def read_report_data(folder: Path) -> ReportData:
 
 def stage_folders(folder: Path, run: Row) -> dict[str, Path | None]:
     """Find the folder of each stage's evaluation: inside the run, or in the run it started from. None where there is none."""
-    starts = starting_points(folder, run)
+    starts = list_cold_start_folders(folder, run)
     return {
         "base": first_evaluated([folder / "base", *(start / "base" for start in starts)]),
         "sft": first_evaluated(starts),
@@ -74,7 +74,7 @@ def stage_folders(folder: Path, run: Row) -> dict[str, Path | None]:
     }
 
 
-def starting_points(folder: Path, run: Row) -> list[Path]:
+def list_cold_start_folders(folder: Path, run: Row) -> list[Path]:
     """List the folders that may hold the cold start, the likeliest first."""
     if run.get("kind") == "sft":
         return [folder]

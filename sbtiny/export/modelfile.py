@@ -159,11 +159,11 @@ def model_card(plan: ExportConfig, base: Path) -> str:
 {plan.source.name}, trained by sbtiny to state a budget of tokens and to keep to it:
 `{plan.form.shape}`. Merged onto the {plan.merge} base, saved in {plan.dtype}.
 `budget` in `chat_template_kwargs` gives one.
-{note}{eval_lines(plan.run / "eval.json")}"""
+{note}{format_eval_markdown(plan.run / "eval.json")}"""
     )
 
 
-def eval_lines(file: Path) -> str:
+def format_eval_markdown(file: Path) -> str:
     """The run's evaluation as a list; empty if it has none."""
     if not file.is_file():
         return ""

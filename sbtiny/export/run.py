@@ -27,7 +27,7 @@ from sbtiny.progress import bar, console
 from sbtiny.tasks.sources import Question
 
 
-class Export:
+class ExportWriter:
     """The parts of the base that an export needs, and their writers. Raises InputError for a base that cannot be exported."""
 
     def __init__(self, plan: ExportConfig) -> None:
@@ -101,7 +101,7 @@ class Export:
 
 
 @contextmanager
-def building_folder(folder: Path) -> Iterator[Path]:
+def make_temporary_build_folder(folder: Path) -> Iterator[Path]:
     """A folder to build in, beside `folder`, removed at the end.
 
     Raises InputError for a full disk, or where another process builds the same.
@@ -143,14 +143,14 @@ def export_run(plan: ExportConfig, questions: list[Question], verify: Verify) ->
 
     Raises Failed when the check fails; the files then stay in a folder with `-failed` in its name.
     """
-    work = Export(plan)
+    work = ExportWriter(plan)
     result: dict[str, Any] = {
         "run": str(plan.run), "model": plan.source.name, "format": plan.form.name,
         "merge": plan.merge, "trained_in_4bit": plan.nf4, "dtype": plan.dtype,
     }  # fmt: skip
     failures: list[str] = []
     unread: list[str] = []
-    with building_folder(plan.output) as building:
+    with make_temporary_build_folder(plan.output) as building:
         files = work.write(building)
         result["stops"] = work.tokenizer.convert_ids_to_tokens(work.stops)
         if plan.check:

@@ -59,29 +59,34 @@ def failures(kind: str, found: dict[str, Any], prompts: int, chats_ending: float
 
     `found`: the reader's metrics. `prompts`: how many were compared. `chats_ending`: least number of chats that must stop.
     """
-    return [*_first_choices(kind, found), *_tokens(found, prompts), *_stops(found, chats_ending), *_shares(found)]
+    return [
+        *_find_agreement_failures(kind, found),
+        *_find_token_failures(found, prompts),
+        *_find_stop_failures(found, chats_ending),
+        *_find_rate_failures(found),
+    ]
 
 
-def _first_choices(kind: str, found: dict[str, Any]) -> list[str]:
+def _find_agreement_failures(kind: str, found: dict[str, Any]) -> list[str]:
     least = MIN_AGREEMENT.get(kind, MIN_AGREEMENT_LOW_BITS)
     if found["clear_agreement"] >= least:
         return []
     return [f"first choices agree at {found['clear_agreement']:.2%} of the positions where they are clear, {least:.1%} is the least"]
 
 
-def _tokens(found: dict[str, Any], prompts: int) -> list[str]:
+def _find_token_failures(found: dict[str, Any], prompts: int) -> list[str]:
     wanted = {"strings": len(STRINGS), "prompts": prompts}
     wrong = {name: count - found[f"{name}_same"] for name, count in wanted.items()}
     return [f"{wrong[name]} of {wanted[name]} {name} become other tokens" for name in wanted if wrong[name] > 0]
 
 
-def _stops(found: dict[str, Any], expected: float) -> list[str]:
+def _find_stop_failures(found: dict[str, Any], expected: float) -> list[str]:
     if "chats" not in found or found["chats_ended"] >= expected:
         return []
     return [f"{found['chats'] - found['chats_ended']} of {found['chats']} chats did not stop"]
 
 
-def _shares(found: dict[str, Any]) -> list[str]:
+def _find_rate_failures(found: dict[str, Any]) -> list[str]:
     return [
         f"{name} fell by {share['fell']:.3f}, {share['allowed']:.3f} is the most"
         for name, share in found.get("falls", {}).items()

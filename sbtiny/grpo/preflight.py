@@ -1,6 +1,6 @@
 """Will this run learn? Samples and scores a few groups before the first step and names the obstacles.
 
-`find_obstacles` is pure; `sample_first_groups` samples through `Rollouts` and changes nothing.
+`find_obstacles` is pure; `measure_first_groups` samples through `Rollouts` and changes nothing.
 """
 
 import math
@@ -91,7 +91,7 @@ def preflight_warnings(f: PreflightStats) -> list[Obstacle]:
     return [Obstacle(text, hopeless=False) for text, holds in warnings.items() if holds]
 
 
-def sample_first_groups(rollouts: Rollouts, questions: Sequence[Question], verify: Verifier, settings: Settings) -> PreflightStats:
+def measure_first_groups(rollouts: Rollouts, questions: Sequence[Question], verify: Verifier, settings: Settings) -> PreflightStats:
     """Sample self-budget groups of the first questions as the first step would, and check the verifier."""
     g, first = settings.grpo, questions[:PREFLIGHT_GROUPS]
     started = time.perf_counter()

@@ -92,7 +92,7 @@ def run_first_groups(policy: Policy, questions: Sequence[Question], verify: Veri
     """Run the preflight on a loaded policy: print the verdict on stderr, return the content of preflight.json."""
     b_max = {q.id: math.inf for q in questions}
     sampler = rollouts.Rollouts(policy, questions, verify, b_max, settings, Path())
-    stats = preflight.sample_first_groups(sampler, questions, verify, settings)
+    stats = preflight.measure_first_groups(sampler, questions, verify, settings)
     record = preflight.preflight_record(stats, preflight.find_obstacles(stats, settings.grpo.temperature))
     for line in ("preflight: " + record["verdict"], *record["notes"]):
         console.print(line, markup=False)

@@ -81,7 +81,7 @@ def plan_memory(stage: StageName, settings: Settings, shape: Shape, seen: Device
     )
 
 
-def fit_micro_batch(settings: Settings, stage: StageName, shape: Shape, seen: DeviceInfo) -> Settings:
+def cap_micro_batch(settings: Settings, stage: StageName, shape: Shape, seen: DeviceInfo) -> Settings:
     """Settings with the largest micro-batch that fits this device, at most their own; unchanged when none fits."""
     plan = plan_memory(stage, settings, shape, seen)
     if stage not in ("sft", "grpo") or plan.largest_micro_batch == 0:

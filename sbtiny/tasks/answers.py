@@ -51,7 +51,7 @@ def marked_answer(text: str) -> str | None:
 
 def boxed_answer(text: str) -> str | None:
     """Return the content of the box that opens last; of nested boxes the inner one. Boxes joined by `and`, `or` or a comma are a list."""
-    boxes = innermost_boxes(text)
+    boxes = find_innermost_box_spans(text)
     if not boxes:
         return None
     start, end = boxes[-1]
@@ -69,7 +69,7 @@ def is_join(between: str) -> bool:
     return all(word in JOINS or (len(word) == 1 and word.isalpha()) for word in words)
 
 
-def innermost_boxes(text: str) -> list[tuple[int, int]]:
+def find_innermost_box_spans(text: str) -> list[tuple[int, int]]:
     """Find (start, end) of the content of each box without an inner box, in order. Empty and unclosed boxes are left out."""
     starts: list[int] = []
     boxes: list[tuple[int, int]] = []

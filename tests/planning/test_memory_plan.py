@@ -10,7 +10,7 @@ from sbtiny.load_settings import PRESETS, load_settings
 from sbtiny.models.aliases import ALIASES
 from sbtiny.models.device import CARDS, DeviceInfo, parse_nvidia_smi, pick_preset
 from sbtiny.models.shapes import SHAPES, shape_of
-from sbtiny.planning.memory_plan import ADAPTER, GB, SAVED_16, MemoryPlan, fit_micro_batch, plan_memory
+from sbtiny.planning.memory_plan import ADAPTER, GB, SAVED_16, MemoryPlan, cap_micro_batch, plan_memory
 from sbtiny.planning.workload import STAGES
 
 CPU = DeviceInfo("cpu", "a processor", 24.0, 20.0, cpu_bf16=True)
@@ -82,12 +82,12 @@ def test_what_does_not_fit_says_so() -> None:
 def test_auto_takes_the_preset_of_the_memory_and_a_micro_batch_that_fits() -> None:
     assert [pick_preset(seen) for seen in (CPU, *CARDS.values(), SMALL_CARD)] == ["cpu", "t4", "rtx4090", "t4"]
     wide = load_settings(preset="rtx4090", overrides=[("grpo.micro_batch", 40)])
-    tight = fit_micro_batch(wide, "grpo", SHAPES["qwen-1.5b"], CARDS["rtx4090"])
+    tight = cap_micro_batch(wide, "grpo", SHAPES["qwen-1.5b"], CARDS["rtx4090"])
     assert tight.grpo.micro_batch == planned(micro_batch=40).largest_micro_batch
     assert replace(tight, grpo=wide.grpo) == wide
     few = load_settings(preset="rtx4090")
-    assert fit_micro_batch(few, "grpo", SHAPES["qwen-1.5b"], CARDS["rtx4090"]) == few  # what is small enough is the user's
-    assert fit_micro_batch(wide, "grpo", SHAPES["qwen-7b"], CARDS["t4"]) == wide  # nothing fits: the plan says it
+    assert cap_micro_batch(few, "grpo", SHAPES["qwen-1.5b"], CARDS["rtx4090"]) == few  # what is small enough is the user's
+    assert cap_micro_batch(wide, "grpo", SHAPES["qwen-7b"], CARDS["t4"]) == wide  # nothing fits: the plan says it
 
 
 def test_tokens_are_the_most_that_the_settings_allow() -> None:
