@@ -204,16 +204,16 @@ def choose_job(choices: Sequence[tuple[BenchJob, int]], paces: Mapping[str, Engi
     """The first (job, rounds) below MAX_SECONDS, else the last; prints the choice and its time."""
     fitting = [choice for choice in choices if expected(*choice, paces) <= MAX_SECONDS]
     work, rounds = fitting[0] if fitting else choices[-1]
-    line = f"rounds: {rounds} of {len(work.lengths)} requests, about {duration(expected(work, rounds, paces))}"
+    line = f"rounds: {rounds} of {len(work.lengths)} requests, about {approximate_duration(expected(work, rounds, paces))}"
     if (work, rounds) != choices[0]:
         first, times = choices[0]
-        long = duration(expected(first, times, paces))
+        long = approximate_duration(expected(first, times, paces))
         line += f" ({times} of {len(first.lengths)} would take {long}: --rounds and --requests ask for them)"
     console.print(line, markup=False, highlight=False, soft_wrap=True)
     return work, rounds
 
 
-def duration(seconds: float) -> str:
+def approximate_duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
@@ -234,7 +234,7 @@ def time_engine_rounds(
                 rate = f"{where}: {timing.tokens / timing.seconds:.0f} tok/s"
                 advance(note=rate)
                 if not console.is_terminal:
-                    console.print(f"{rate}, {duration(max(0.0, left))} left", markup=False, highlight=False, soft_wrap=True)
+                    console.print(f"{rate}, {approximate_duration(max(0.0, left))} left", markup=False, highlight=False, soft_wrap=True)
     return timings
 
 

@@ -18,7 +18,7 @@ from sbtiny.evaluation.report import (
     ReportData,
     Row,
     comparison_grid,
-    duration,
+    format_duration,
     level_grid,
     paired_change,
     percent,
@@ -225,8 +225,8 @@ def truncate(text: str) -> str:
 def settings_section(evidence: ReportData, result: dict[str, Any]) -> str:
     """Write settings, seed and time."""
     seconds = result["seconds"] or {}
-    stages = ", ".join(f"{stage} {duration(value)}" for stage, value in seconds.items())
-    time = f"time: {duration(sum(seconds.values()))} in all ({stages})" if seconds else "time: not recorded"
+    stages = ", ".join(f"{stage} {format_duration(value)}" for stage, value in seconds.items())
+    time = f"time: {format_duration(sum(seconds.values()))} in all ({stages})" if seconds else "time: not recorded"
     full = escape(yaml.safe_dump(evidence.settings, sort_keys=False)) if evidence.settings else "no config.yaml in this run"
     lines = "".join(f"<li>{escape(line)}</li>" for line in [*recipe_text(evidence), time])
     folded = f"<details><summary>All settings (config.yaml)</summary><pre>{full}</pre></details>"

@@ -161,7 +161,7 @@ def percentage_points(difference: float) -> str:
     return f"{value:+.1f}".replace("-", "−") if value else "0.0"
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 

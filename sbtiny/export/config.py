@@ -57,7 +57,7 @@ def make_config(
     adapter = read_adapter_config(run / "adapter")
     output = output or run / "export"
     check_output(output)
-    source = check_base(run, adapter, resolve(about["model"]))
+    source = check_hub_base(run, adapter, resolve(about["model"]))
     return ExportConfig(run, settings, source, output, FORMATS[about["format"]], merge, dtype, kinds, nf4, about.get("dtype"), check)
 
 
@@ -89,7 +89,7 @@ def check_output(folder: Path) -> None:
     runs.check_writable(folder / "export.json")
 
 
-def check_base(run: Path, adapter: dict[str, Any], source: Source) -> Source:
+def check_hub_base(run: Path, adapter: dict[str, Any], source: Source) -> Source:
     """Raises InputError when adapter and run name different hub models. With equal shapes they would merge without an error."""
     named = str(adapter.get("base_model_name_or_path") or "")
     on_hub = named.count("/") == 1 and not named.startswith((".", "/", "~"))

@@ -38,12 +38,12 @@ def rate_drops(trained: ExportEval, file: ExportEval, kind: str) -> dict[str, di
     drops = {}
     for name, before in trained.each.items():
         slack = WITHIN_SLACK if name == "within" and MIN_AGREEMENT.get(kind, 0) >= MIN_AGREEMENT["q8_0"] else RATE_SLACK
-        fell, noise = paired_difference(before, file.each[name])
+        fell, noise = paired_drop(before, file.each[name])
         drops[name] = {"fell": fell, "allowed": min(1.0, slack + noise)}
     return drops
 
 
-def paired_difference(before: Sequence[bool], after: Sequence[bool]) -> tuple[float, float]:
+def paired_drop(before: Sequence[bool], after: Sequence[bool]) -> tuple[float, float]:
     """Mean of before - after over the same questions, and two standard errors of it; 1.0 for a single question.
 
     Rounding can flip one sampled token and so change the rest of an answer, although the seeds are the same. The errors measure this

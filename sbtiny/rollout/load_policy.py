@@ -76,8 +76,10 @@ def load_policy(name: str, settings: Settings, slots: int, trainable: bool = Fal
     adapter = folder / "adapter" if folder else None
     if folder:
         runs.check_finished(folder)
-    for folder_on_base in filter(None, (folder, run)):
-        runs.check_base(folder_on_base, read_base(about["model"]).fingerprint())
+    if standing := [place for place in (folder, run) if place]:
+        fingerprint = read_base(about["model"]).fingerprint()
+        for place in standing:
+            runs.check_base(place, fingerprint)
     options = {"four_bit": is_four_bit(settings, about), "vllm": settings.engine == "vllm", "backend": settings.backend}
     model, tokenizer = load_model(about["model"], **options, adapter=adapter, trainable=trainable)
     if trainable and adapter is None:

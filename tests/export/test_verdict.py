@@ -31,7 +31,7 @@ def test_kept_budgets_may_fall_by_two_points_and_the_noise_of_the_questions(kind
 
 def test_differences_both_ways_are_noise_and_a_gain_is_no_fault() -> None:
     before, after = [True] * 50 + [False] * 50, [False] * 10 + [True] * 90
-    fell, noise = verdict.paired_difference(before, after)
+    fell, noise = verdict.paired_drop(before, after)
     assert fell == pytest.approx(-0.4)
     assert noise == pytest.approx(2 * 0.6667 / 10, abs=1e-2)
     assert reasons("q8_0", answered(50, 100), answered(90, 100)) == []
