@@ -14,11 +14,13 @@ from torch.nn import functional as F
 
 from sbtiny.models.shapes import slot_bytes
 from sbtiny.rollout.cuda_graph import CudaGraphs
-from sbtiny.rollout.decoder import OnEpisode, stop_mask, validate_requests
-from sbtiny.rollout.episode import Episode, Request
+from sbtiny.rollout.decode_engine import DecodeEngine, stop_mask
+from sbtiny.rollout.episode import Request
+from sbtiny.rollout.limit_enforcer import TagMask
 from sbtiny.rollout.memory import fit_slots
-from sbtiny.rollout.sampling import Sampling, counter_uniforms, sample_tokens
+from sbtiny.rollout.sampling import Sampling, counter_uniforms, sample_rows
 from sbtiny.rollout.scheduler import Scheduler
+from sbtiny.rollout.session import Session, Ticket, check_capacity
 from sbtiny.rollout.weights import Layer, Weights
 
 
@@ -28,7 +30,7 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat((-x[..., half:], x[..., :half]), -1) * sin
 
 
-class Engine:
+class Engine(DecodeEngine):
     """Samples requests with a model's folded weights in at most `slots` rows of `capacity` tokens each.
 
     `pieces[i]` is the text of token i (see `token_pieces`), `stop_ids` the tokens that end an answer. `kv_cache_gib` limits the cache in
@@ -45,8 +47,9 @@ class Engine:
     ) -> None:
         self.weights = Weights(model)
         self.pieces, self.slots, self.capacity, self.kv_cache_gib = pieces, slots, 0, kv_cache_gib
-        self.rows, self.cache, self.graphs = 0, None, None
-        self.stops = stop_mask(stop_ids, len(self.weights.embed))
+        self.rows, self.cache, self.graphs, self.session = 0, None, None, None
+        self.stops, self.max_positions = stop_mask(stop_ids, len(self.weights.embed)), self.weights.max_positions
+        self.tag_mask = TagMask(pieces)
 
     def refresh(self) -> None:
         self.weights.refresh()
@@ -95,19 +98,26 @@ class Engine:
         gate, up = F.linear(h, layer.gate_up).chunk(2, -1)
         return x + F.linear(F.silu(gate) * up, layer.down)
 
-    def _prefill(self, prompts: list[tuple[int, ...]]) -> list[Tensor]:
-        """Keys and values of each prompt without its last token: a list of (layers, 2, kv heads, length - 1, head_dim)."""
-        w, longest = self.weights, max(len(p) for p in prompts) - 1
+    def _prefill(self, prompts: list[tuple[int, ...]], beginning: Tensor | None = None) -> list[Tensor]:
+        """Keys and values of each prompt without its last token: a list of (layers, 2, kv heads, length - 1, head_dim).
+
+        `beginning`: those of the first tokens of a single prompt, which are not computed again.
+        """
+        w, start = self.weights, 0 if beginning is None else beginning.shape[-2]
+        longest = max(len(p) for p in prompts) - 1 - start
         if longest == 0:
-            return [self.cache.new_zeros(len(w.layers), 2, w.kv_heads, 0, w.head_dim) for _ in prompts]
+            return [self.cache.new_zeros(len(w.layers), 2, w.kv_heads, 0, w.head_dim) if beginning is None else beginning for _ in prompts]
         # Right padding needs no mask: causal attention hides it from the real positions, and it is not copied.
-        ids = torch.tensor([[*p[:-1], *[0] * (longest + 1 - len(p))] for p in prompts], device=w.embed.device)
-        x, cos, sin = w.embed[ids], self.cos[:longest, None], self.sin[:longest, None]
+        ids = torch.tensor([[*p[start:-1], *[0] * (start + longest + 1 - len(p))] for p in prompts], device=w.embed.device)
+        x, cos, sin = w.embed[ids], self.cos[start : start + longest, None], self.sin[start : start + longest, None]
+        mask = None if beginning is None else torch.ones(longest, start + longest, dtype=torch.bool, device=x.device).tril(start)
         layer_states = []
-        for layer in w.layers:
+        for i, layer in enumerate(w.layers):
             q, k, v = (t.transpose(1, 2) for t in self._project(layer, x, cos, sin))
+            if beginning is not None:
+                k, v = (torch.cat((old[None], new), -2) for old, new in zip(beginning[i], (k, v), strict=True))
             layer_states.append(torch.stack((k, v)))
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
             x = self._finish(layer, x, y.transpose(1, 2).flatten(2))
         stacked = torch.stack(layer_states)
         return [stacked[:, :, i, :, : len(p) - 1].clone() for i, p in enumerate(prompts)]
@@ -127,21 +137,46 @@ class Engine:
             x = self._finish(layer, x, (scores @ values[:n, :, :span]).flatten(1))
         return F.linear(F.rms_norm(x, x.shape[-1:], w.norm, w.eps), w.head)
 
-    # ---- the loop ------------------------------------------------------------------------------------------------------------------
+    def open_session(self, capacity: int, kept_prefixes: int = 0) -> "EngineSession":
+        self._reserve(capacity)
+        self.session = EngineSession(self, kept_prefixes)
+        return self.session
+
+
+class EngineSession(Session):
+    """The decode loop: fill the slots, decode one token of each, sample, and free the slots of answers that ended."""
+
+    def __init__(self, engine: Engine, kept_prefixes: int) -> None:
+        self.engine = engine
+        self.scheduler = Scheduler(engine.cache, engine._prefill, kept_prefixes)
+
+    def add(self, request: Request, sampling: Sampling) -> Ticket:
+        ticket = self.engine.make_ticket(request, sampling)
+        check_capacity(request, self.engine.capacity)
+        self.scheduler.add(ticket)
+        return ticket
+
+    def drop(self, ticket: Ticket) -> None:
+        self.scheduler.drop(ticket)
+
+    @property
+    def is_busy(self) -> bool:
+        return bool(self.scheduler.slots or self.scheduler.queue)
 
     @torch.inference_mode()
-    def run(self, requests: Sequence[Request], sampling: Sampling, on_episode: OnEpisode | None = None) -> list[Episode]:
-        """Sample every request; see `DecodeEngine`."""
-        validate_requests(requests, self.weights.max_positions, self.stops)
-        self._reserve(max(len(r.prompt_ids) + r.max_tokens for r in requests))
-        batch = Scheduler(requests, self.cache, self._prefill, self.pieces, self.stops, on_episode)
-        while batch.refill():
-            n = batch.active
-            logits = (self.graphs or self._decode)(*batch.step_inputs())
-            draws = counter_uniforms(batch.seeds[:n], batch.counts[:n].astype(np.uint64))
-            tokens, logprobs = sample_tokens(logits, sampling, draws)
-            batch.postprocess(tokens.cpu().numpy(), None if logprobs is None else logprobs.cpu().numpy())
-        return [episode for episode in batch.episodes if episode is not None]
+    def step(self) -> list[Ticket]:
+        engine, scheduler = self.engine, self.scheduler
+        if engine.session is not self:
+            raise RuntimeError("another session was opened on this engine: it has one cache")
+        stopped = scheduler.refill()
+        if not (tickets := scheduler.slots):
+            return stopped
+        logits = (engine.graphs or engine._decode)(*scheduler.step_inputs())
+        engine.tag_mask.apply(logits, [t.enforcer for t in tickets])
+        n = len(tickets)
+        draws = counter_uniforms(scheduler.seeds[:n], scheduler.counts[:n].astype(np.uint64))
+        tokens, logprobs = sample_rows(logits, [t.sampling for t in tickets], draws)
+        return stopped + scheduler.postprocess(tokens, logprobs, engine.stops)
 
 
 def token_pieces(tokenizer: object, size: int) -> list[str]:

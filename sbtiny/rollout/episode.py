@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from threading import Event
 from typing import Literal
 
 from sbtiny.budget.protocol import Parsed, body_length, parse
-from sbtiny.rollout.limits import LimitEnforcer, Limits, LimitSource
+from sbtiny.rollout.limit_enforcer import Interrupt, LimitEnforcer
+from sbtiny.rollout.limits import Limits, LimitSource
 
 StopReason = Literal["end", "ceiling", "interrupted", "length"]
 BudgetSource = Literal["self", "user"]
@@ -19,7 +19,7 @@ class Request:
     `prompt_ids` is the whole context. `prefill` is the text at its end that already belongs to the answer
     (`<budget>50</budget><solution>` or nothing). `max_tokens` limits the completion. `seed` alone fixes its randomness, whatever else is
     in the batch. `expected` is a guess of its length in tokens, used to start long ones early. `limits` may cut the body and wrap it up.
-    Setting `interrupt`, from any thread, ends the answer between two tokens.
+    `interrupt`, pressed from any thread, wraps the answer up at the next safe point, and ends it when pressed again.
     """
 
     prompt_ids: tuple[int, ...]
@@ -28,7 +28,7 @@ class Request:
     prefill: str = ""
     expected: int = 0
     limits: Limits | None = None
-    interrupt: Event | None = None
+    interrupt: Interrupt | None = None
 
     @property
     def is_unlimited(self) -> bool:
@@ -124,15 +124,15 @@ def to_episode(
     logprobs: list[float] | None = None,
     enforcer: LimitEnforcer | None = None,
 ) -> Episode:
-    """The episode of a finished answer. With an enforcer its injected tokens are marked, and a wrap-up makes "ceiling" the stop reason."""
+    """The episode of a finished answer. With an enforcer its injected tokens are marked, and the cause of a wrap-up is the stop reason."""
     ended = reason == "end"
     if enforcer is None:
         return read_episode(request, ids, pieces, reason, logprobs)
-    if enforcer.control.wrapped and reason != "interrupted":
-        reason = "ceiling"
+    if enforcer.cause and reason != "interrupted":
+        reason = enforcer.cause
     injected = enforcer.injected[: len(ids)]
     if logprobs:
         logprobs = [0.0 if forced else value for value, forced in zip(logprobs, injected, strict=True)]
     episode = read_episode(request, ids, pieces, reason, logprobs, injected, ended)
-    episode.enforced_budget = enforcer.control.budget
+    episode.enforced_budget = enforcer.tracker.budget
     return episode

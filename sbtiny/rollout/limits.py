@@ -20,11 +20,8 @@ body; it has the reserve to itself where the thoughts used up the limit.
 
 import math
 import re
-from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
-from threading import Event
 from typing import Literal
 
 from sbtiny.budget.protocol import BUDGET_OPEN, SOLUTION, THINK, Outcome, parse, tag_prefix_length
@@ -98,7 +95,7 @@ class LimitTracker:
         self.budget: int | None = None
         self.used = self.pending = self.seen = 0
         self.tail = ""
-        self.wrapped = False
+        self.wrapped_at: int | None = None  # body tokens before the wrap-up
         if prefill:
             self._read_head(0)
 
@@ -114,16 +111,26 @@ class LimitTracker:
             return Verdict.GO
         room = (self.allowed or 0) + self.limits.reserve - (self.used + self.pending - 1)
         self.head, self.section, self.budget, self.used, self.pending, self.seen, self.tail = before
-        if not self.wrapped and self.section is not AnswerSection.AFTER and 0 < len(self.limits.wrap_up) < room:
-            self.wrapped = True
+        if self.may_wrap_up and len(self.limits.wrap_up) < room:
+            self.wrapped_at = self.allowed
             return Verdict.WRAP_UP
         return Verdict.STOP
 
+    @property
+    def may_wrap_up(self) -> bool:
+        """Whether there is a wrap-up that still has a place: none was injected, and the body is not closed."""
+        return bool(self.limits.wrap_up) and self.wrapped_at is None and self.section is not AnswerSection.AFTER
+
+    def wrap_up_here(self) -> None:
+        """Begin the wrap-up before the limit is reached. From here on `reserve` tokens are left."""
+        self.wrapped_at = self.used + self.pending
+
     def _over(self) -> bool:
-        if (allowed := self.allowed) is None:
+        allowed = self.allowed if self.wrapped_at is None else self.wrapped_at
+        if allowed is None:
             return False
         answering = self.section is AnswerSection.AFTER and self.form.answered
-        if not self.wrapped and not answering:
+        if self.wrapped_at is None and not answering:
             return self.used > allowed
         return self.used + (self.pending if self.section is not AnswerSection.AFTER else 0) > allowed + self.limits.reserve
 
@@ -174,31 +181,3 @@ class LimitTracker:
         else:
             self.used, self.pending = self.used + self.pending + 1, 0
         self.tail = text[len(text) - waiting :]
-
-
-class LimitEnforcer:
-    """Replaces or refuses the sampled tokens of an answer that has limits or may be interrupted.
-
-    `pieces[i]` is the text of token i. `injected` gets a mark for each token written: whether it was forced.
-    """
-
-    def __init__(self, limits: Limits, prefill: str, interrupt: Event | None, pieces: Sequence[str]) -> None:
-        self.control, self.interrupt, self.pieces = LimitTracker(limits, prefill), interrupt, pieces
-        self.forced: deque[int] = deque()
-        self.injected: list[bool] = []
-
-    def check_token(self, token: int, stop: bool) -> int | Literal["ceiling", "interrupted"]:
-        """The token to write for the sampled one, or the reason why the answer ends without it. `stop`: it is a stop token."""
-        if self.interrupt is not None and self.interrupt.is_set():
-            return "interrupted"
-        if not self.forced and not stop:
-            verdict = self.control.check_token(self.pieces[token])
-            if verdict is Verdict.STOP:
-                return "ceiling"
-            if verdict is Verdict.WRAP_UP:
-                self.forced.extend(self.control.limits.wrap_up)
-        self.injected.append(bool(self.forced))
-        if self.forced:
-            token = self.forced.popleft()
-            self.control.check_token(self.pieces[token], forced=True)
-        return token

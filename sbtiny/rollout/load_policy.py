@@ -16,7 +16,7 @@ from sbtiny.models.chat_template import form_of_template
 from sbtiny.models.gguf import tokenizer_from_gguf
 from sbtiny.models.load import add_lora, load_model, read_base
 from sbtiny.models.prompt import fit_template, stop_ids
-from sbtiny.rollout.decoder import DecodeEngine
+from sbtiny.rollout.decode_engine import DecodeEngine
 from sbtiny.rollout.engine import Engine, token_pieces
 from sbtiny.rollout.engines import llama_cpp, vllm
 from sbtiny.rollout.engines.generate import GenerateEngine

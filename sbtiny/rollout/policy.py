@@ -1,15 +1,15 @@
 """A model with its tokenizer and engine: turns questions into requests, with or without a given budget, and samples answers."""
 
 from collections.abc import Sequence
-from threading import Event
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from sbtiny.budget.protocol import Format, render_budget
 from sbtiny.models.prompt import continuation_ids, prompt_ids
-from sbtiny.rollout.decoder import DecodeEngine, OnEpisode
+from sbtiny.rollout.decode_engine import DecodeEngine, OnEpisode
 from sbtiny.rollout.episode import Episode, Request
+from sbtiny.rollout.limit_enforcer import Interrupt
 from sbtiny.rollout.limits import Limits
 from sbtiny.rollout.sampling import Sampling
 
@@ -37,7 +37,7 @@ class Policy:
         budget: int | None = None,
         expected: int = 0,
         limits: Limits | None = None,
-        interrupt: Event | None = None,
+        interrupt: Interrupt | None = None,
         system: str | None = None,
     ) -> Request:
         """A request for one answer. A given `budget` is prefilled.

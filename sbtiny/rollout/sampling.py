@@ -1,5 +1,6 @@
 """From logits to tokens: one uniform draw decides each token, so a request's text depends on its seed alone."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,3 +83,22 @@ def sample_tokens(logits: Tensor, sampling: Sampling, draws: np.ndarray) -> tupl
     target = torch.from_numpy(draws).to(total.device)[:, None] * total[:, -1:]
     tokens = torch.searchsorted(total, target, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
     return tokens, probs.gather(-1, tokens[:, None])[:, 0].log() if sampling.logprobs else None
+
+
+def sample_rows(logits: Tensor, samplings: Sequence[Sampling], draws: np.ndarray) -> tuple[list[int], list[float | None]]:
+    """Sample a token for each row by its own sampling: tokens, and log-probabilities where they are asked for.
+
+    Rows of the same sampling are sampled together.
+    """
+    if all(s is samplings[0] for s in samplings):
+        return read_rows(*sample_tokens(logits, samplings[0], draws))
+    tokens, values = [0] * len(samplings), [None] * len(samplings)
+    for sampling in set(samplings):
+        rows = [i for i, s in enumerate(samplings) if s == sampling]
+        for i, token, value in zip(rows, *read_rows(*sample_tokens(logits[rows], sampling, draws[rows])), strict=True):
+            tokens[i], values[i] = token, value
+    return tokens, values
+
+
+def read_rows(tokens: Tensor, logprobs: Tensor | None) -> tuple[list[int], list[float | None]]:
+    return tokens.tolist(), [None] * len(tokens) if logprobs is None else logprobs.tolist()

@@ -1,154 +1,155 @@
-"""The state of one run of the decode loop: which request is in which slot, the inputs of a step, the tokens it sampled."""
+"""The state of our decode loop: which ticket is in which slot, the inputs of a step, and prompts computed ahead."""
 
-from collections import Counter, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Sequence
+from itertools import islice
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sbtiny.rollout.decoder import OnEpisode
-from sbtiny.rollout.episode import Episode, Request, StopReason, to_episode
-from sbtiny.rollout.limits import LimitEnforcer
+from sbtiny.rollout.session import Ticket
 
 PREFILL_BATCH = 32  # prompts computed in one call, before their slots are free
+MIN_PREFIX = 16  # a shorter common beginning is computed again: that takes no longer than to look for it
 
-Prefill = Callable[[list[tuple[int, ...]]], list[Tensor]]  # prompts -> keys and values of each, without its last token
+Tokens = tuple[int, ...]
+Prefill = Callable[[list[Tokens], Tensor | None], list[Tensor]]  # prompts, state of their beginning -> states without the last token
 
 
 class Scheduler:
-    """Assigns requests to slots, and keeps their tokens and the queue. Active slots are always the first ones.
+    """Assigns tickets to slots and keeps the queue. Active slots are always the first ones.
 
-    `cache` is (layers, 2, slots, kv heads, capacity, head_dim); `prefill` computes a prompt's keys and values for its slot.
+    A state is the keys and values of a sequence, (layers, 2, kv heads, tokens, head_dim). `cache` is (layers, 2, slots, kv heads,
+    capacity, head_dim). `kept_prefixes` states of ended answers are kept for prompts that go on from them.
     """
 
-    def __init__(
-        self,
-        requests: Sequence[Request],
-        cache: Tensor,
-        prefill: Prefill,
-        pieces: Sequence[str],
-        stops: np.ndarray,
-        on_episode: OnEpisode | None = None,
-    ) -> None:
-        self.requests, self.cache, self.prefill, self.pieces, self.stops = requests, cache, prefill, pieces, stops
-        self.rows, self.active, self.on_episode = cache.shape[2], 0, on_episode
-        self.enforcers: dict[int, LimitEnforcer] = {}  # by request index; unlimited requests have none
-        order = sorted(range(len(requests)), key=lambda i: -requests[i].expected)  # long ones first, so that the end of the run is short
-        self.queue, self.prefilled = deque(order), {}
-        self.waiting = Counter(r.prompt_ids for r in requests)
-        self.episodes: list[Episode | None] = [None] * len(requests)
-        slots, longest = self.rows, max(r.max_tokens for r in requests)
-        self.index, self.tokens, self.positions, self.counts, self.limits = (np.zeros(slots, dtype=np.int64) for _ in range(5))
-        self.seeds = np.zeros(slots, dtype=np.uint64)
-        self.written = np.zeros((slots, longest), dtype=np.int64)
-        self.logprobs = np.zeros((slots, longest), dtype=np.float32)
+    def __init__(self, cache: Tensor, prefill: Prefill, kept_prefixes: int = 0) -> None:
+        self.cache, self.prefill, self.kept_prefixes = cache, prefill, kept_prefixes
+        self.slots: list[Ticket] = []
+        self.queue: deque[Ticket] = deque()
+        self.waiting: Counter[Tokens] = Counter()  # queued tickets by prompt
+        self.prefilled: dict[Tokens, Tensor] = {}
+        self.kept: OrderedDict[Tokens, Tensor] = OrderedDict()
+        rows = cache.shape[2]
+        self.tokens, self.positions, self.counts = (np.zeros(rows, dtype=np.int64) for _ in range(3))
+        self.seeds = np.zeros(rows, dtype=np.uint64)
 
-    def refill(self) -> bool:
-        """Fill free slots from the queue. False when nothing is left to decode."""
-        while self.queue and self.active < self.rows:
-            index = self.queue.popleft()
-            request = self.requests[index]
-            if request.interrupt is not None and request.interrupt.is_set():
-                self._forget(request.prompt_ids)
-                self._deliver(index, to_episode(request, [], self.pieces, "interrupted"))
+    def add(self, ticket: Ticket) -> None:
+        self.queue.append(ticket)
+        self.waiting[ticket.request.prompt_ids] += 1
+
+    def drop(self, ticket: Ticket) -> None:
+        """Forget a ticket, queued or active."""
+        if ticket in self.slots:
+            self._compact(self.slots.index(ticket))
+        elif ticket in self.queue:
+            self.queue.remove(ticket)
+            self._forget(ticket.request.prompt_ids)
+
+    def refill(self) -> list[Ticket]:
+        """Fill free slots from the queue. Returns the tickets that the user stopped before they began."""
+        stopped = []
+        while self.queue and len(self.slots) < self.cache.shape[2]:
+            ticket = self.queue.popleft()
+            if ticket.is_stopped:
+                self._forget(ticket.request.prompt_ids)
+                ticket.finish("interrupted")
+                stopped.append(ticket)
             else:
-                self._admit(index)
-        return self.active > 0
+                self._admit(ticket)
+        return stopped
 
-    def _forget(self, prompt: tuple[int, ...]) -> None:
-        """Count one request less that waits for this prompt; after the last, drop its keys and values."""
+    def _forget(self, prompt: Tokens) -> None:
+        """Count one ticket less that waits for this prompt; after the last, drop its state."""
         self.waiting[prompt] -= 1
         if not self.waiting[prompt]:
             self.prefilled.pop(prompt, None)
             del self.waiting[prompt]
 
-    def _admit(self, index: int) -> None:
-        request, slot = self.requests[index], self.active
-        prompt = request.prompt_ids
+    def _admit(self, ticket: Ticket) -> None:
+        prompt, slot = ticket.request.prompt_ids, len(self.slots)
         if prompt not in self.prefilled:
             self._prefill_ahead(prompt)
-        state, last = self.prefilled[prompt], len(prompt) - 1
+        last = len(prompt) - 1
         cache = self.cache[:, :, slot]
         cache[..., last:, :] = 0  # masked positions are read too, and 0 x NaN of an earlier request would be NaN
-        cache[..., :last, :] = state
+        cache[..., :last, :] = self.prefilled[prompt]
         self._forget(prompt)
-        if enforcer := request.enforcer(self.pieces):
-            self.enforcers[index] = enforcer
-        self.index[slot], self.tokens[slot], self.positions[slot] = index, prompt[-1], last
-        self.counts[slot], self.limits[slot], self.seeds[slot] = 0, request.max_tokens, request.seed % 2**64
-        self.active += 1
+        self.tokens[slot], self.positions[slot], self.counts[slot] = prompt[-1], last, 0
+        self.seeds[slot] = ticket.request.seed % 2**64
+        self.slots.append(ticket)
 
-    def _prefill_ahead(self, prompt: tuple[int, ...]) -> None:
+    def _prefill_ahead(self, prompt: Tokens) -> None:
         """Compute this prompt and the next ones of the queue in one call, which is faster than many small ones."""
-        coming = [self.requests[i].prompt_ids for i in list(self.queue)[: 4 * PREFILL_BATCH]]
+        if self.kept_prefixes and (state := self._find_beginning(prompt)) is not None:
+            self.prefilled[prompt] = self.prefill([prompt], state)[0]
+            return
+        coming = [t.request.prompt_ids for t in islice(self.queue, 4 * PREFILL_BATCH)]
         fresh = list(dict.fromkeys([prompt, *(p for p in coming if p not in self.prefilled)]))[:PREFILL_BATCH]
-        self.prefilled.update(zip(fresh, self.prefill(fresh), strict=True))
+        self.prefilled.update(zip(fresh, self.prefill(fresh, None), strict=True))
+
+    def _find_beginning(self, prompt: Tokens) -> Tensor | None:
+        """The state of the longest beginning of a prompt that is kept or in a slot."""
+        known = [(ids, state) for ids, state in self.kept.items()]
+        known += [(self._fed(slot), self.cache[:, :, slot]) for slot in range(len(self.slots))]
+        lengths = [common_length(prompt[:-1], ids) for ids, _ in known]
+        best = max(range(len(known)), key=lengths.__getitem__, default=None)
+        if best is None or lengths[best] < MIN_PREFIX:
+            return None
+        return known[best][1][..., : lengths[best], :]
+
+    def _fed(self, slot: int) -> Tokens:
+        """The tokens whose keys and values are in a slot."""
+        ticket = self.slots[slot]
+        return (*ticket.request.prompt_ids, *ticket.written)[: self.positions[slot]]
 
     def step_inputs(self) -> tuple[Tensor, Tensor, int]:
         """Tokens (n,) and positions (n,) of the active slots, and a span above every position."""
-        n, device = self.active, self.cache.device
+        n, device = len(self.slots), self.cache.device
         span = int(self.positions[:n].max()) + 1
         return torch.from_numpy(self.tokens[:n]).to(device), torch.from_numpy(self.positions[:n]).to(device), span
 
-    def postprocess(self, tokens: np.ndarray, logprobs: np.ndarray | None) -> None:
-        """Write one sampled token for each active slot. Finished episodes are delivered, and their slots freed."""
-        n, rows = self.active, np.arange(self.active)
-        cut = self._apply_limits(tokens) if self.enforcers else {}
-        self.written[rows, self.counts[:n]] = tokens
-        if logprobs is not None:
-            self.logprobs[rows, self.counts[:n]] = logprobs
+    def postprocess(self, tokens: list[int], logprobs: list[float | None], stops: Sequence[bool]) -> list[Ticket]:
+        """Write one sampled token for each active slot. Returns the tickets that ended; their slots are free."""
+        n = len(self.slots)
+        reasons = [t.append(token, logprob, stops) for t, token, logprob in zip(self.slots, tokens, logprobs, strict=True)]
+        self.tokens[:n] = [t.written[-1] if t.written else 0 for t in self.slots]
         self.counts[:n] += 1
         self.positions[:n] += 1
-        self.tokens[:n] = tokens
-        stopped = self.stops[tokens]
-        ended = stopped | (self.counts[:n] >= self.limits[:n])
-        for slot in cut:
-            stopped[slot], ended[slot] = False, True
-            self.counts[slot] -= 1  # the token is not part of the answer
-        leaving = np.flatnonzero(ended)
-        done = [
-            (int(self.index[slot]), self._read(int(slot), bool(stopped[slot]), cut.get(int(slot)), logprobs is not None))
-            for slot in leaving
-        ]
+        leaving = [slot for slot, reason in enumerate(reasons) if reason]
+        ended = [self.slots[slot] for slot in leaving]
         for slot in leaving[::-1]:  # from the back, so that the slot moved in is still active
-            self._compact(int(slot))
-        for index, episode in done:
-            self._deliver(index, episode)
+            self.slots[slot].finish(reasons[slot])
+            self._keep(slot)
+            self._compact(slot)
+        return ended
 
-    def _apply_limits(self, tokens: np.ndarray) -> dict[int, StopReason]:
-        """Let the enforcers replace tokens in place. Returns the slots that end without their token, with the reason."""
-        cut: dict[int, StopReason] = {}
-        for slot in range(self.active):
-            if (enforcer := self.enforcers.get(int(self.index[slot]))) is not None:
-                token = int(tokens[slot])
-                outcome = enforcer.check_token(token, bool(self.stops[token]))
-                if isinstance(outcome, str):
-                    cut[slot] = outcome
-                else:
-                    tokens[slot] = outcome
-        return cut
-
-    def _read(self, slot: int, stopped: bool, cut: StopReason | None, with_logprobs: bool) -> Episode:
-        count, request = int(self.counts[slot]), self.requests[self.index[slot]]
-        ids = self.written[slot, :count].tolist()
-        logprobs = self.logprobs[slot, :count].tolist() if with_logprobs else None
-        enforcer = self.enforcers.pop(int(self.index[slot]), None)
-        return to_episode(request, ids, self.pieces, cut or ("end" if stopped else "length"), logprobs, enforcer)
-
-    def _deliver(self, index: int, episode: Episode) -> None:
-        self.episodes[index] = episode
-        if self.on_episode:
-            self.on_episode(index, episode)
+    def _keep(self, slot: int) -> None:
+        """Keep the state of an ended answer, and drop the oldest one kept."""
+        if self.kept_prefixes:
+            fed = self._fed(slot)
+            self.kept[fed] = self.cache[:, :, slot, :, : len(fed)].clone()
+            self.kept.move_to_end(fed)
+            if len(self.kept) > self.kept_prefixes:
+                self.kept.popitem(last=False)
 
     def _compact(self, slot: int) -> None:
         """Move the last active slot into this one: active slots stay the first ones."""
-        last = self.active = self.active - 1
+        last = len(self.slots) - 1
+        self.slots[slot] = self.slots[last]
+        self.slots.pop()
         if slot != last:
             used = int(self.positions[last])
             cache = self.cache
             cache[:, :, slot, :, used:] = 0
             cache[:, :, slot, :, :used] = cache[:, :, last, :, :used]
-            for state in (self.index, self.tokens, self.positions, self.counts, self.limits, self.seeds):
+            for state in (self.tokens, self.positions, self.counts, self.seeds):
                 state[slot] = state[last]
-            self.written[slot], self.logprobs[slot] = self.written[last], self.logprobs[last]
+
+
+def common_length(first: Sequence[int], second: Sequence[int]) -> int:
+    """Number of equal tokens at the beginning of two sequences."""
+    n = min(len(first), len(second))
+    different = np.flatnonzero(np.asarray(first[:n]) != np.asarray(second[:n]))
+    return int(different[0]) if len(different) else n

@@ -1,6 +1,5 @@
 """The decode loop against transformers, one row at a time; memory that was never written must never be read."""
 
-import math
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from sbtiny.errors import InputError
-from sbtiny.rollout import engine as engine_module
 from sbtiny.rollout.engine import Engine
 from sbtiny.rollout.episode import Request
 from sbtiny.rollout.load_policy import build_policy
@@ -47,25 +45,6 @@ def greedy_alone(model, request: Request, stops: frozenset[int]) -> list[int]:
         pad_token_id=0,
     )
     return out[0, ids.shape[1] :].tolist()
-
-
-@pytest.fixture
-def poisoned(monkeypatch):
-    """Freed and never-written cache memory holds NaN: one stray read spoils every later token."""
-    reserve, vacate = Engine._reserve, engine_module.Scheduler._compact
-
-    def reserve_poisoned(self, capacity):
-        before = self.capacity
-        reserve(self, capacity)
-        if self.capacity != before:
-            self.cache.fill_(math.nan)
-
-    def vacate_poisoned(self, slot):
-        vacate(self, slot)
-        self.cache[:, :, self.active] = math.nan
-
-    monkeypatch.setattr(Engine, "_reserve", reserve_poisoned)
-    monkeypatch.setattr(engine_module.Scheduler, "_compact", vacate_poisoned)
 
 
 def test_greedy_equals_generate_with_refills_and_poisoned_memory(policy, tiny, poisoned):

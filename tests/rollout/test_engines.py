@@ -4,7 +4,6 @@ import math
 import sys
 from dataclasses import replace
 from pathlib import Path
-from threading import Event
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -19,6 +18,7 @@ from sbtiny.rollout.engine import Engine
 from sbtiny.rollout.engines.generate import GenerateEngine
 from sbtiny.rollout.engines.vllm import VllmEngine
 from sbtiny.rollout.episode import Request
+from sbtiny.rollout.limit_enforcer import Interrupt
 from sbtiny.rollout.limits import Limits
 from sbtiny.rollout.load_policy import build_policy
 from sbtiny.rollout.policy import Policy
@@ -86,11 +86,11 @@ def test_generate_is_under_the_same_control(policy, generate) -> None:
 
 
 def test_generate_is_interrupted_between_two_tokens(generate) -> None:
-    event = Event()
-    event.set()
+    interrupt = Interrupt()
+    interrupt.press()
     requests = asked(generate, 4, 12)
     expected = [e.completion_ids for e in generate.sample(requests, Sampling())]
-    requests[1] = replace(requests[1], interrupt=event)
+    requests[1] = replace(requests[1], interrupt=interrupt)
     found = generate.sample(requests, Sampling())
     assert (found[1].stop_reason, found[1].completion_ids) == ("interrupted", [])
     assert [found[i].completion_ids for i in (0, 2, 3)] == [expected[i] for i in (0, 2, 3)]
@@ -196,7 +196,7 @@ def test_vllm_gets_ids_and_stops_and_gives_episodes(tiny, stand_in) -> None:
     assert stand_in[0].max_model_len >= len(requests[1].prompt_ids) + 40
     policy.sample([policy.request("1 + 1?", 400, 0)], Sampling())
     assert len(stand_in) == 2  # a longer sequence needs another engine
-    for bad in (replace(requests[0], limits=Limits(3)), replace(requests[0], interrupt=Event())):
+    for bad in (replace(requests[0], limits=Limits(3)), replace(requests[0], interrupt=Interrupt())):
         with pytest.raises(InputError, match="use --engine ours"):
             policy.sample([bad], Sampling())
 

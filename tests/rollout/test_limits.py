@@ -75,7 +75,7 @@ def test_the_token_over_the_ceiling_becomes_the_wrap_up() -> None:
     assert stands == [HEAD, "a", "b", "So", ": ", "d", "e"]
     assert injected == [False, False, False, True, True, False, False]
     assert stopped
-    assert control.wrapped
+    assert control.wrapped_at is not None
 
 
 def test_a_tag_that_closes_just_at_the_limit_is_let_through() -> None:

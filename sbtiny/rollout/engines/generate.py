@@ -15,11 +15,11 @@ from transformers.generation.stopping_criteria import StoppingCriteria, Stopping
 
 from sbtiny.models.load import inference_mode_for
 from sbtiny.models.shapes import slot_bytes
-from sbtiny.rollout.decoder import OnEpisode, stop_mask, validate_requests
-from sbtiny.rollout.engines.sequence import RunningSequence, uniform_for
-from sbtiny.rollout.episode import Episode, Request, StopReason
+from sbtiny.rollout.decode_engine import DecodeEngine, stop_mask
+from sbtiny.rollout.limit_enforcer import TagMask
 from sbtiny.rollout.memory import fit_slots
-from sbtiny.rollout.sampling import Sampling, sample_tokens
+from sbtiny.rollout.sampling import sample_rows
+from sbtiny.rollout.session import BatchSession, Ticket, uniform_draws
 
 PAD_TOKEN = 0  # any token: padding is masked, and tokens after a finished answer are not read
 
@@ -32,7 +32,7 @@ def left_pad(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -
     return ids, mask
 
 
-class GenerateEngine:
+class GenerateEngine(DecodeEngine):
     """Samples requests in batches of at most `slots` rows; fewer where their keys and values do not fit (`memory`)."""
 
     def __init__(
@@ -45,7 +45,8 @@ class GenerateEngine:
     ) -> None:
         self.model, self.pieces, self.slots, self.kv_cache_gib = model, pieces, slots, kv_cache_gib
         self.config = model.config.get_text_config()
-        self.stops = stop_mask(stop_ids, len(pieces))
+        self.stops, self.tag_mask = stop_mask(stop_ids, len(pieces)), TagMask(pieces)
+        self.max_positions = getattr(self.config, "max_position_embeddings", None)
 
     def refresh(self) -> None:
         """Do nothing: it decodes with the model itself, adapter included."""
@@ -63,67 +64,53 @@ class GenerateEngine:
         slot = slot_bytes(c.num_hidden_layers, kv_heads * head_dim, capacity, self.model.dtype.itemsize)
         return fit_slots(slot, wanted, self.kv_cache_gib, self.model.device)
 
-    @torch.no_grad()
-    def run(self, requests: Sequence[Request], sampling: Sampling, on_episode: OnEpisode | None = None) -> list[Episode]:
-        """Sample every request, long ones together; see `DecodeEngine`."""
-        validate_requests(requests, getattr(self.config, "max_position_embeddings", None), self.stops)
-        rows = self._rows(max(len(r.prompt_ids) + r.max_tokens for r in requests), self.slots)
-        order = sorted(range(len(requests)), key=lambda i: -requests[i].expected)
-        episodes: dict[int, Episode] = {}
-        with inference_mode_for(self.model):
-            for start in range(0, len(order), rows):
-                answers = [RunningSequence(i, requests[i], self.pieces) for i in order[start : start + rows]]
-                chooser = TokenChooser(answers, self.stops, sampling, on_episode)
-                self._decode(chooser)
-                episodes |= chooser.episodes
-        return [episodes[i] for i in range(len(requests))]
+    def open_session(self, capacity: int, kept_prefixes: int = 0) -> BatchSession:
+        return BatchSession(self._decode, self.make_ticket, self._rows(capacity, self.slots))
 
-    def _decode(self, chooser: "TokenChooser") -> None:
-        ids, mask = left_pad([a.request.prompt_ids for a in chooser.answers], PAD_TOKEN, self.model.device)
+    @torch.no_grad()
+    def _decode(self, tickets: list[Ticket]) -> None:
+        """Decode a batch to its end."""
+        chooser = TokenChooser(tickets, self.stops, self.tag_mask)
+        ids, mask = left_pad([t.request.prompt_ids for t in tickets], PAD_TOKEN, self.model.device)
         config = GenerationConfig(
-            max_new_tokens=max(a.request.max_tokens for a in chooser.answers),
+            max_new_tokens=max(t.request.max_tokens for t in tickets),
             do_sample=False,  # of one possible token
             num_beams=1,
             pad_token_id=PAD_TOKEN,
             eos_token_id=-1,  # the chooser stops
         )
-        self.model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            generation_config=config,
-            logits_processor=LogitsProcessorList([chooser]),
-            stopping_criteria=StoppingCriteriaList([StopWhenAllEnded(chooser)]),
-        )
+        with inference_mode_for(self.model):
+            self.model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                generation_config=config,
+                logits_processor=LogitsProcessorList([chooser]),
+                stopping_criteria=StoppingCriteriaList([StopWhenAllEnded(chooser)]),
+            )
 
 
 class TokenChooser(LogitsProcessor):
     """Samples a token for each row and leaves `generate` no other choice."""
 
-    def __init__(self, answers: list[RunningSequence], stops: np.ndarray, sampling: Sampling, on_episode: OnEpisode | None) -> None:
-        self.answers, self.stops, self.sampling, self.on_episode = answers, stops, sampling, on_episode
-        self.episodes: dict[int, Episode] = {}
+    def __init__(self, tickets: list[Ticket], stops: np.ndarray, tag_mask: TagMask) -> None:
+        self.tickets, self.stops, self.tag_mask = tickets, stops, tag_mask
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         live = [i for i, ended in enumerate(self.ended()) if not ended]
-        answers = [self.answers[i] for i in live]
-        tokens, logprobs = sample_tokens(scores[live], self.sampling, uniform_for(answers))
-        values = [0.0] * len(live) if logprobs is None else logprobs.tolist()
-        chosen = [PAD_TOKEN] * len(self.answers)
-        for i, answer, token, logprob in zip(live, answers, tokens.tolist(), values, strict=True):
-            if reason := answer.append(token, logprob, self.stops):
-                self._end(answer, reason)
+        tickets, logits = [self.tickets[i] for i in live], scores[live]
+        self.tag_mask.apply(logits, [t.enforcer for t in tickets])
+        tokens, logprobs = sample_rows(logits, [t.sampling for t in tickets], uniform_draws(tickets))
+        chosen = [PAD_TOKEN] * len(self.tickets)
+        for i, ticket, token, logprob in zip(live, tickets, tokens, logprobs, strict=True):
+            if reason := ticket.append(token, logprob, self.stops):
+                ticket.finish(reason)
             else:
-                chosen[i] = answer.written[-1]
+                chosen[i] = ticket.written[-1]
         masked = torch.full_like(scores, -torch.inf)
         return masked.scatter_(1, torch.tensor(chosen, device=scores.device)[:, None], 0.0)
 
     def ended(self) -> list[bool]:
-        return [answer.index in self.episodes for answer in self.answers]
-
-    def _end(self, answer: RunningSequence, reason: StopReason) -> None:
-        episode = self.episodes[answer.index] = answer.episode(reason, self.sampling.logprobs)
-        if self.on_episode:
-            self.on_episode(answer.index, episode)
+        return [ticket.episode is not None for ticket in self.tickets]
 
 
 class StopWhenAllEnded(StoppingCriteria):

@@ -15,11 +15,13 @@ import torch
 
 from sbtiny.errors import InputError
 from sbtiny.models.shapes import slot_bytes
-from sbtiny.rollout.decoder import OnEpisode, validate_requests
-from sbtiny.rollout.engines.sequence import RunningSequence, uniform_for
-from sbtiny.rollout.episode import Episode, Request, StopReason
+from sbtiny.rollout.decode_engine import DecodeEngine
+from sbtiny.rollout.episode import Request
+from sbtiny.rollout.limit_enforcer import TagMask
 from sbtiny.rollout.memory import fit_slots
-from sbtiny.rollout.sampling import Sampling, sample_tokens
+from sbtiny.rollout.sampling import Sampling, sample_rows
+from sbtiny.rollout.scheduler import common_length
+from sbtiny.rollout.session import Session, Ticket, check_capacity, uniform_draws
 
 CACHE_ROUNDING = 256  # llama.cpp rounds a sequence's cache up to a multiple of this many tokens
 
@@ -28,15 +30,7 @@ def is_available() -> bool:
     return find_spec("llama_cpp") is not None
 
 
-class SequenceState(RunningSequence):
-    """One sequence of the cache: `fed` tokens are in it, the ids in `coming` go in with the next steps."""
-
-    def __init__(self, index: int, request: Request, pieces: Sequence[str]) -> None:
-        super().__init__(index, request, pieces)
-        self.coming, self.fed = list(request.prompt_ids), 0
-
-
-class LlamaCppEngine:
+class LlamaCppEngine(DecodeEngine):
     """A decode engine for a GGUF file; `stops` are llama.cpp's own end-of-generation tokens."""
 
     def __init__(self, file: Path, slots: int = 64, kv_cache_gib: float | None = None) -> None:
@@ -51,7 +45,7 @@ class LlamaCppEngine:
             raise InputError(f"llama.cpp cannot load {file}: is it whole, and of a version it knows?")
         self.vocab = llama_cpp.llama_model_get_vocab(self.model)
         self.size = llama_cpp.llama_vocab_n_tokens(self.vocab)
-        self.positions = llama_cpp.llama_model_n_ctx_train(self.model)
+        self.max_positions = llama_cpp.llama_model_n_ctx_train(self.model)
         self.stops = np.array([llama_cpp.llama_vocab_is_eog(self.vocab, i) for i in range(self.size)], dtype=bool)
         self.pieces: Sequence[str] = ()
 
@@ -76,7 +70,7 @@ class LlamaCppEngine:
         rows = []
         for start in range(0, len(ids), self.width):
             part = ids[start : start + self.width]
-            rows += self._step([(token, start + i, 0, True) for i, token in enumerate(part)])
+            rows += self.feed([(token, start + i, 0, True) for i, token in enumerate(part)])
         return np.stack(rows)
 
     def refresh(self) -> None:
@@ -85,52 +79,18 @@ class LlamaCppEngine:
     def check_room(self, tokens: int) -> None:
         fit_slots(self._slot_bytes(tokens), 1, self.kv_cache_gib, torch.device("cpu"))
 
-    def run(self, requests: Sequence[Request], sampling: Sampling, on_episode: OnEpisode | None = None) -> list[Episode]:
-        """Sample every request; see `DecodeEngine`."""
-        validate_requests(requests, self.positions, self.stops)
-        self._reserve(max(len(r.prompt_ids) + r.max_tokens for r in requests))
+    def open_session(self, capacity: int, kept_prefixes: int = 0) -> "LlamaCppSession":
+        self._reserve(capacity)
         self._clear()
-        episodes: list[Episode | None] = [None] * len(requests)
-        queue = deque(sorted(range(len(requests)), key=lambda i: -requests[i].expected))
-        rows: dict[int, SequenceState] = {}
-        while queue or rows:
-            for slot in [s for s in range(self.rows) if s not in rows][: len(queue)]:
-                i = queue.popleft()
-                rows[slot] = SequenceState(i, requests[i], self.pieces)
-            for slot, reason in self._advance(rows, sampling):
-                row = rows.pop(slot)
-                self.lib.llama_memory_seq_rm(self.lib.llama_get_memory(self.context), slot, -1, -1)
-                episodes[row.index] = row.episode(reason, sampling.logprobs)
-                if on_episode:
-                    on_episode(row.index, episodes[row.index])
-        return [episode for episode in episodes if episode is not None]
+        self.tag_mask = TagMask(self.pieces)
+        self.session = LlamaCppSession(self, keep=kept_prefixes > 0)
+        return self.session
 
-    # ---- one step ------------------------------------------------------------------------------------------------------------------
+    def forget(self, slot: int, start: int = 0) -> None:
+        """Drop a sequence's keys and values from token `start` on."""
+        self.lib.llama_memory_seq_rm(self.lib.llama_get_memory(self.context), slot, start, -1)
 
-    def _advance(self, rows: dict[int, SequenceState], sampling: Sampling) -> list[tuple[int, StopReason]]:
-        """Feed the coming tokens, then sample one token for each row fed to its end. Returns the slots that ended, with the reason."""
-        entries, complete = [], []
-        for slot, row in rows.items():
-            part = row.coming[: self.width - len(entries)]
-            whole = len(part) == len(row.coming)
-            entries += [(t, row.fed + i, slot, whole and i == len(part) - 1) for i, t in enumerate(part)]
-            row.fed, row.coming = row.fed + len(part), row.coming[len(part) :]
-            complete += [slot] if part and whole else []
-            if len(entries) == self.width:
-                break
-        logits = self._step(entries)
-        if not complete:
-            return []
-        tokens, logprobs = sample_tokens(torch.from_numpy(np.stack(logits)), sampling, uniform_for([rows[s] for s in complete]))
-        values = [0.0] * len(complete) if logprobs is None else logprobs.tolist()
-        ended = []
-        for slot, token, logprob in zip(complete, tokens.tolist(), values, strict=True):
-            if reason := rows[slot].append(token, logprob, self.stops):
-                ended.append((slot, reason))
-            rows[slot].coming = rows[slot].written[-1:]
-        return ended
-
-    def _step(self, entries: list[tuple[int, int, int, bool]]) -> list[np.ndarray]:
+    def feed(self, entries: list[tuple[int, int, int, bool]]) -> list[np.ndarray]:
         """Run one batch of (token, position, sequence, wanted). Returns the logits (vocabulary,) of the wanted entries, in order."""
         batch = self.batch
         batch.n_tokens = len(entries)
@@ -175,3 +135,92 @@ class LlamaCppEngine:
 
     def _clear(self) -> None:
         self.lib.llama_memory_clear(self.lib.llama_get_memory(self.context), True)
+
+
+class LlamaCppSession(Session):
+    """The decode loop over llama.cpp's sequences. With `keep`, a free slot keeps its sequence for a prompt that goes on from it."""
+
+    def __init__(self, engine: LlamaCppEngine, keep: bool) -> None:
+        self.engine, self.keep = engine, keep
+        self.queue: deque[Ticket] = deque()
+        self.running: dict[int, Ticket] = {}  # by slot
+        self.fed: list[list[int]] = [[] for _ in range(engine.rows)]  # tokens in the cache
+        self.coming: dict[int, list[int]] = {}  # tokens that go in with the next steps
+
+    def add(self, request: Request, sampling: Sampling) -> Ticket:
+        ticket = self.engine.make_ticket(request, sampling)
+        check_capacity(request, self.engine.capacity)
+        self.queue.append(ticket)
+        return ticket
+
+    def drop(self, ticket: Ticket) -> None:
+        if ticket in self.queue:
+            self.queue.remove(ticket)
+        for slot in [s for s, running in self.running.items() if running is ticket]:
+            self._free(slot)
+
+    @property
+    def is_busy(self) -> bool:
+        return bool(self.running or self.queue)
+
+    def step(self) -> list[Ticket]:
+        if self.engine.session is not self:
+            raise RuntimeError("another session was opened on this engine: it has one cache")
+        ended = self._refill()
+        slots = self._feed()
+        if not slots:
+            return ended
+        logits = torch.from_numpy(np.stack([row for _, row in slots]))
+        tickets = [self.running[slot] for slot, _ in slots]
+        self.engine.tag_mask.apply(logits, [t.enforcer for t in tickets])
+        tokens, logprobs = sample_rows(logits, [t.sampling for t in tickets], uniform_draws(tickets))
+        for (slot, _), ticket, token, logprob in zip(slots, tickets, tokens, logprobs, strict=True):
+            if reason := ticket.append(token, logprob, self.engine.stops):
+                ticket.finish(reason)
+                ended.append(ticket)
+                self._free(slot)
+            else:
+                self.coming[slot] = ticket.written[-1:]
+        return ended
+
+    def _refill(self) -> list[Ticket]:
+        """Fill free slots from the queue. Returns the tickets that the user stopped before they began."""
+        stopped = []
+        while self.queue and len(self.running) < self.engine.rows:
+            ticket = self.queue.popleft()
+            if ticket.is_stopped:
+                ticket.finish("interrupted")
+                stopped.append(ticket)
+            else:
+                self._admit(ticket)
+        return stopped
+
+    def _admit(self, ticket: Ticket) -> None:
+        """Give a ticket the free slot with the longest common beginning; the last token of a prompt is always computed."""
+        prompt = ticket.request.prompt_ids
+        free = [slot for slot in range(self.engine.rows) if slot not in self.running]
+        common = {slot: common_length(prompt[:-1], self.fed[slot]) for slot in free}
+        slot = max(free, key=common.__getitem__)
+        self.engine.forget(slot, common[slot])
+        self.fed[slot] = self.fed[slot][: common[slot]]
+        self.running[slot], self.coming[slot] = ticket, list(prompt[common[slot] :])
+
+    def _free(self, slot: int) -> None:
+        del self.running[slot], self.coming[slot]
+        if not self.keep:
+            self.engine.forget(slot)
+            self.fed[slot] = []
+
+    def _feed(self) -> list[tuple[int, np.ndarray]]:
+        """Feed the coming tokens, as many as fit a batch. Returns the slots that were fed to their end, with their logits."""
+        entries, whole = [], []
+        for slot, coming in self.coming.items():
+            part = coming[: self.engine.width - len(entries)]
+            is_whole = 0 < len(part) == len(coming)
+            start = len(self.fed[slot])
+            entries += [(token, start + i, slot, is_whole and i == len(part) - 1) for i, token in enumerate(part)]
+            self.fed[slot] += part
+            self.coming[slot] = coming[len(part) :]
+            whole += [slot] if is_whole else []
+        logits = self.engine.feed(entries) if entries else []
+        return list(zip(whole, logits, strict=True))

@@ -5,6 +5,7 @@ interrupted, and differ from our own engines' for the same seed.
 """
 
 import shutil
+import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,9 +15,10 @@ from typing import Any
 from torch import nn
 
 from sbtiny.errors import InputError
-from sbtiny.rollout.decoder import OnEpisode, stop_mask, validate_requests
+from sbtiny.rollout.decode_engine import DecodeEngine, stop_mask
 from sbtiny.rollout.episode import Episode, Request, StopReason, read_episode
 from sbtiny.rollout.sampling import Sampling
+from sbtiny.rollout.session import BatchSession, Ticket
 
 GPU_MEMORY_SHARE = 0.3  # of the GPU; TRL's value for an engine beside the model in training
 STOP_REASONS: dict[str, StopReason] = {"stop": "end", "length": "length"}
@@ -28,7 +30,7 @@ def require_vllm() -> None:
         raise InputError("engine vllm: vllm is not installed: pip install vllm, or use --engine ours or generate")
 
 
-class VllmEngine:
+class VllmEngine(DecodeEngine):
     """Decodes at most `slots` answers at once with `kv_cache_gib` GiB of keys and values (default: within 30 % of the GPU)."""
 
     def __init__(
@@ -42,6 +44,7 @@ class VllmEngine:
         require_vllm()
         self.model, self.pieces, self.slots, self.kv_cache_gib = model, pieces, slots, kv_cache_gib
         self.stops, self.stop_ids = stop_mask(stop_ids, len(pieces)), sorted(stop_ids)
+        self.max_positions = getattr(model.config, "max_position_embeddings", None)
         self.llm: Any = getattr(model, "vllm_engine", None)
         self.capacity = float("inf") if self.llm is not None else 0
         self.folder, self.refreshed, self.adapter = TemporaryDirectory(prefix="sbtiny-vllm-"), 0, None
@@ -63,20 +66,22 @@ class VllmEngine:
     def check_room(self, tokens: int) -> None:
         """Do nothing: vLLM checks its memory when it starts."""
 
-    def run(self, requests: Sequence[Request], sampling: Sampling, on_episode: OnEpisode | None = None) -> list[Episode]:
-        """Sample every request; see `DecodeEngine`. `on_episode` is called only at the end."""
-        validate_requests(requests, getattr(self.model.config, "max_position_embeddings", None), self.stops)
-        if not all(r.is_unlimited for r in requests) or sampling.logprobs:
+    def open_session(self, capacity: int, kept_prefixes: int = 0) -> BatchSession:
+        self._reserve(capacity)
+        return BatchSession(self._decode, self.make_ticket, rows=sys.maxsize)
+
+    def make_ticket(self, request: Request, sampling: Sampling) -> Ticket:
+        if not request.is_unlimited or sampling.logprobs:
             raise InputError("engine vllm knows neither limits nor interruption nor log-probabilities: use --engine ours")
-        self._reserve(max(len(r.prompt_ids) + r.max_tokens for r in requests))
-        prompts = [{"prompt_token_ids": list(r.prompt_ids)} for r in requests]
-        parameters = [self._parameters(r, sampling) for r in requests]
+        return super().make_ticket(request, sampling)
+
+    def _decode(self, tickets: list[Ticket]) -> None:
+        """Decode a batch to its end."""
+        prompts = [{"prompt_token_ids": list(t.request.prompt_ids)} for t in tickets]
+        parameters = [self._parameters(t.request, t.sampling) for t in tickets]
         outputs = self.llm.generate(prompts, parameters, lora_request=self.adapter, use_tqdm=False)
-        episodes = [self._read(r, out.outputs[0]) for r, out in zip(requests, outputs, strict=True)]
-        for index, episode in enumerate(episodes):
-            if on_episode:
-                on_episode(index, episode)
-        return episodes
+        for ticket, output in zip(tickets, outputs, strict=True):
+            ticket.episode = self._read(ticket.request, output.outputs[0])
 
     def _read(self, request: Request, output: Any) -> Episode:
         return read_episode(request, list(output.token_ids), self.pieces, STOP_REASONS[output.finish_reason])

@@ -1,0 +1,112 @@
+"""The decode loop, opened: requests come, stream and go while others decode. A closed list of requests is a session given all at once."""
+
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from sbtiny.errors import InputError
+from sbtiny.rollout.episode import Episode, Request, StopReason, to_episode
+from sbtiny.rollout.sampling import Sampling, counter_uniforms
+
+
+class Ticket:
+    """A request in a session, and the tokens written for it so far. `episode` is there once it has ended.
+
+    `logprobs` stays empty unless its sampling asks for them.
+    """
+
+    def __init__(self, request: Request, sampling: Sampling, pieces: Sequence[str]) -> None:
+        self.request, self.sampling, self.pieces = request, sampling, pieces
+        self.enforcer = request.enforcer(pieces)
+        self.written: list[int] = []
+        self.logprobs: list[float] = []
+        self.episode: Episode | None = None
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether the user has ended it already, so that it need not begin."""
+        return self.enforcer is not None and self.enforcer.is_stopped
+
+    def append(self, token: int, logprob: float | None, stops: Sequence[bool]) -> StopReason | None:
+        """Write one sampled token, or the one its limits force. Returns the stop reason when the answer is over."""
+        if self.enforcer is not None:
+            outcome = self.enforcer.check_token(token, bool(stops[token]))
+            if isinstance(outcome, str):
+                return outcome
+            token = outcome
+        self.written.append(token)
+        if logprob is not None:
+            self.logprobs.append(logprob)
+        if stops[token]:
+            return "end"
+        return "length" if len(self.written) >= self.request.max_tokens else None
+
+    def finish(self, reason: StopReason) -> None:
+        self.episode = to_episode(self.request, self.written, self.pieces, reason, self.logprobs or None, self.enforcer)
+
+
+class Session(ABC):
+    """Decodes the requests that are in it. One thread owns it; only a request's `interrupt` may be pressed from another."""
+
+    streams = True  # whether tokens can be read between steps, while answers are unfinished
+
+    @abstractmethod
+    def add(self, request: Request, sampling: Sampling) -> Ticket:
+        """Queue a request. Raises InputError for one that this session cannot decode."""
+
+    @abstractmethod
+    def step(self) -> list[Ticket]:
+        """Decode one token of each running answer. Returns the tickets that ended; their episodes are set."""
+
+    @abstractmethod
+    def drop(self, ticket: Ticket) -> None:
+        """Forget a request, queued or running, without an episode; its slot is free for the next step. One that ended is ignored."""
+
+    @property
+    @abstractmethod
+    def is_busy(self) -> bool:
+        """Whether a request is queued or running."""
+
+
+class BatchSession(Session):
+    """A session of an engine that decodes closed batches: a step decodes up to `rows` requests to their end, so nothing streams."""
+
+    streams = False
+
+    def __init__(self, decode: Callable[[list[Ticket]], None], make_ticket: Callable[[Request, Sampling], Ticket], rows: int) -> None:
+        self.decode, self.make_ticket, self.rows = decode, make_ticket, rows
+        self.queue: deque[Ticket] = deque()
+
+    def add(self, request: Request, sampling: Sampling) -> Ticket:
+        ticket = self.make_ticket(request, sampling)
+        self.queue.append(ticket)
+        return ticket
+
+    def step(self) -> list[Ticket]:
+        batch = [self.queue.popleft() for _ in range(min(self.rows, len(self.queue)))]
+        if batch:
+            self.decode(batch)
+        return batch
+
+    def drop(self, ticket: Ticket) -> None:
+        if ticket in self.queue:
+            self.queue.remove(ticket)
+
+    @property
+    def is_busy(self) -> bool:
+        return bool(self.queue)
+
+
+def check_capacity(request: Request, capacity: int) -> None:
+    """Raise InputError for a request longer than the session's slots."""
+    tokens = len(request.prompt_ids) + request.max_tokens
+    if tokens > capacity:
+        raise InputError(f"a prompt of {len(request.prompt_ids)} tokens and {request.max_tokens} to write exceed the context of {capacity}")
+
+
+def uniform_draws(tickets: Sequence[Ticket]) -> np.ndarray:
+    """The uniform draws (tickets,) that decide the next token of each answer."""
+    seeds = np.array([t.request.seed % 2**64 for t in tickets], dtype=np.uint64)
+    return counter_uniforms(seeds, np.array([len(t.written) for t in tickets], dtype=np.uint64))

@@ -1,0 +1,27 @@
+"""Memory that was never written or is freed, made visible."""
+
+import math
+
+import pytest
+
+from sbtiny.rollout import engine as engine_module
+from sbtiny.rollout.engine import Engine
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """Freed and never-written cache memory holds NaN: one stray read spoils every later token."""
+    reserve, vacate = Engine._reserve, engine_module.Scheduler._compact
+
+    def reserve_poisoned(self, capacity):
+        before = self.capacity
+        reserve(self, capacity)
+        if self.capacity != before:
+            self.cache.fill_(math.nan)
+
+    def vacate_poisoned(self, slot):
+        vacate(self, slot)
+        self.cache[:, :, len(self.slots)] = math.nan
+
+    monkeypatch.setattr(Engine, "_reserve", reserve_poisoned)
+    monkeypatch.setattr(engine_module.Scheduler, "_compact", vacate_poisoned)

@@ -1,0 +1,160 @@
+"""The open loop: requests that come and go give the tokens that they give alone."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from sbtiny.errors import InputError
+from sbtiny.rollout.engine import Engine
+from sbtiny.rollout.episode import Request
+from sbtiny.rollout.limit_enforcer import Interrupt
+from sbtiny.rollout.load_policy import build_policy
+from sbtiny.rollout.sampling import Sampling
+from sbtiny.rollout.scheduler import common_length
+from sbtiny.rollout.session import Session, Ticket
+from sbtiny.tasks import arithmetic
+
+GREEDY = Sampling(temperature=0)
+
+
+def asked(policy, count: int) -> list[Request]:
+    rng = np.random.default_rng(0)
+    questions = arithmetic.generate_questions("val", count)
+    return [policy.request(q.question, int(rng.integers(1, 120)), seed=i) for i, q in enumerate(questions)]
+
+
+def play(session: Session, requests: list[Request], sampling: Sampling, rng: np.random.Generator) -> tuple[list[Ticket], set[Ticket]]:
+    """Add each request at a random step, and drop a tenth of them, queued or running, some steps later: (tickets, dropped)."""
+    coming, tickets, dropped = list(requests), [], set()
+    while coming or session.is_busy:
+        while coming and rng.random() < 0.4:
+            tickets.append(session.add(coming.pop(0), sampling))
+        if tickets and rng.random() < 0.1 and len(dropped) < len(requests) // 10:
+            ticket = tickets[rng.integers(len(tickets))]
+            session.drop(ticket)
+            dropped |= {ticket} if ticket.episode is None else set()
+        session.step()
+    return tickets, dropped
+
+
+@pytest.mark.parametrize("kept_prefixes", [0, 3])
+def test_requests_that_come_and_go_give_what_they_give_alone(policy, poisoned, kept_prefixes: int) -> None:
+    requests = asked(policy, 64)
+    for sampling in (GREEDY, Sampling(1.0, logprobs=True)):
+        alone = policy.sample(requests, sampling)
+        session = policy.engine.open_session(256, kept_prefixes)
+        tickets, dropped = play(session, requests, sampling, np.random.default_rng(1))
+        assert len(dropped) == 6
+        for ticket, expected in zip(tickets, alone, strict=True):
+            if ticket in dropped:
+                assert ticket.episode is None
+                assert ticket.written == expected.completion_ids[: len(ticket.written)]
+            else:
+                assert (ticket.episode.completion_ids, ticket.episode.stop_reason) == (expected.completion_ids, expected.stop_reason)
+                assert np.allclose(ticket.episode.logprobs, expected.logprobs, atol=1e-4)
+
+
+def test_tokens_can_be_read_between_steps(policy) -> None:
+    request = asked(policy, 1)[0]
+    session = policy.engine.open_session(256)
+    ticket, lengths = session.add(request, GREEDY), []
+    while session.is_busy:
+        session.step()
+        lengths.append(len(ticket.written))
+    assert lengths == list(range(1, len(lengths) + 1))
+
+
+def test_each_request_has_its_own_sampling(policy) -> None:
+    requests = asked(policy, 12)
+    samplings = [GREEDY, Sampling(0.7, top_p=0.9, logprobs=True), Sampling(1.3)] * 4
+    session = policy.engine.open_session(256)
+    tickets = [session.add(r, replace(s)) for r, s in zip(requests, samplings, strict=True)]
+    while session.is_busy:
+        session.step()
+    for ticket, request, sampling in zip(tickets, requests, samplings, strict=True):
+        alone = policy.sample([request], sampling)[0]
+        assert ticket.episode.completion_ids == alone.completion_ids
+        assert bool(ticket.episode.logprobs) == sampling.logprobs
+
+
+def test_a_prompt_that_goes_on_from_an_answer_is_not_computed_again(policy, poisoned, monkeypatch) -> None:
+    """Neither after the answer has ended nor while it runs, and the tokens are those of a whole computation."""
+    first = replace(asked(policy, 1)[0], max_tokens=60)
+    answer = policy.sample([first], GREEDY)[0].completion_ids
+    rest = asked(policy, 2)[1].prompt_ids
+    later = Request((*first.prompt_ids, *answer[:30], *rest), 40)
+    expected = policy.sample([later], GREEDY)[0].completion_ids
+    computed, prefill = [], Engine._prefill
+
+    def counted(self, prompts, beginning=None):
+        computed.append(len(prompts[0]) - 1 - (0 if beginning is None else beginning.shape[-2]))
+        return prefill(self, prompts, beginning)
+
+    monkeypatch.setattr(Engine, "_prefill", counted)
+    for steps in (35, 200):  # while it runs, and after
+        session = policy.engine.open_session(256, kept_prefixes=1)
+        session.add(first, GREEDY)
+        for _ in range(steps):
+            session.step()
+        ticket = session.add(later, GREEDY)
+        while session.is_busy:
+            session.step()
+        assert ticket.episode.completion_ids == expected
+    shared = len(first.prompt_ids) + common_length(answer, later.prompt_ids[len(first.prompt_ids) :])
+    assert computed == [len(first.prompt_ids) - 1, len(later.prompt_ids) - 1 - shared] * 2
+
+
+def test_a_dropped_request_leaves_its_slot_at_once(tiny) -> None:
+    policy = build_policy(*tiny, slots=1)
+    session = policy.engine.open_session(256)
+    first, second, third = (session.add(r, GREEDY) for r in asked(policy, 3))
+    session.step()
+    session.drop(first)
+    session.drop(second)
+    session.step()
+    assert (len(first.written), len(second.written), len(third.written)) == (1, 0, 1)
+    while session.is_busy:
+        session.step()
+    session.drop(third)
+    assert first.episode is second.episode is None
+    assert third.episode is not None
+
+
+def test_what_a_session_cannot_decode_is_refused_and_the_rest_goes_on(policy) -> None:
+    session = policy.engine.open_session(64)
+    ticket = session.add(policy.request("1+1", 8, seed=0), GREEDY)
+    with pytest.raises(InputError, match="exceed the context of 64"):
+        session.add(policy.request("1+1", 64, seed=0), GREEDY)
+    with pytest.raises(InputError, match="empty prompt"):
+        session.add(Request((), 4), GREEDY)
+    session.step()
+    policy.engine.open_session(64)
+    with pytest.raises(RuntimeError, match="another session"):
+        session.step()
+    assert len(ticket.written) == 1
+
+
+def test_a_request_stopped_in_the_queue_never_begins(policy) -> None:
+    interrupt = Interrupt()
+    session = policy.engine.open_session(256)
+    tickets = [session.add(replace(r, interrupt=interrupt), GREEDY) for r in asked(policy, 14)]
+    session.step()
+    interrupt.press()
+    while session.is_busy:
+        session.step()
+    assert {t.episode.stop_reason for t in tickets} == {"interrupted"}
+    assert [len(t.written) for t in tickets] == [1] * 12 + [0] * 2
+
+
+def test_generate_decodes_batches_and_says_that_it_does_not_stream(tiny, policy) -> None:
+    generate = build_policy(*tiny, slots=5, engine="generate")
+    requests = asked(policy, 7)
+    session = generate.engine.open_session(256)
+    assert not session.streams
+    assert policy.engine.open_session(256).streams
+    tickets = [session.add(r, s) for r, s in zip(requests, [GREEDY, Sampling(1.0)] * 4, strict=False)]
+    session.drop(tickets[6])
+    assert [len(session.step()) for _ in range(3)] == [5, 1, 0]
+    for ticket, sampling in zip(tickets[:6], [GREEDY, Sampling(1.0)] * 3, strict=True):
+        assert ticket.episode.completion_ids == policy.sample([ticket.request], sampling)[0].completion_ids
