@@ -20,9 +20,11 @@ AT_LEAST_1 = (
     *("sft.batch", "sft.micro_batch", "sft.max_length", "sft.lora_rank", "sft.lora_alpha"),
     *("grpo.limit", "grpo.steps", "grpo.prompts_per_step", "grpo.micro_batch", "grpo.max_tokens", "grpo.sample_steps"),
     *("grpo.alarm_patience", "grpo.max_num_seqs", "eval.limit", "eval.max_tokens", "eval.max_num_seqs"),
+    *("serve.max_tokens", "serve.context", "serve.max_num_seqs"),
 )
 AT_LEAST_0 = (
     *("data.rows_per_question", "eval.cut_at", "eval.ceiling", "eval.temperature", "data.temperature"),
+    *("serve.temperature", "serve.tolerance", "serve.given_tolerance", "serve.ceiling"),
     *("sft.steps", "sft.contrast", "sft.save_steps", "grpo.save_steps", "grpo.beta"),
 )
 ABOVE_0 = ("sft.epochs", "sft.learning_rate", "grpo.learning_rate", "grpo.max_grad_norm")
@@ -124,6 +126,24 @@ class EvalSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ServeSettings:
+    """Answers to a user: chat, the Python API, the server."""
+
+    budget: str = "auto"  # auto: stated by the model; N: tokens; 30s: seconds; 0.5x: a multiple of the stated one
+    temperature: float = 0.6  # sampling temperature; a calibration holds for the one it was made at
+    top_p: float = 0.95  # nucleus sampling: share of the probability that is kept; 1 is off
+    tolerance: float = 0.5  # a stated budget may be passed by this share before the answer is wrapped up
+    given_tolerance: float = 0.1  # the same for a given budget
+    ceiling: int = 0  # body tokens that no budget may pass; 0 is off
+    coverage: float = 0.9  # chance with which a promise is kept
+    wrap_up: str | None = None  # text put into an answer that is cut; null: by the format
+    reserve: int | None = None  # tokens for the wrap-up and the final answer; null: 64, and 512 where an answer follows the thoughts
+    max_tokens: int = 2048  # most tokens of an answer
+    context: int = 4096  # most tokens of a chat, the answer included
+    max_num_seqs: int = 16  # most sequences decoded at once
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """All settings of a run, saved as config.yaml in its folder."""
 
@@ -139,6 +159,7 @@ class Settings:
     sft: SftSettings = field(default_factory=SftSettings)
     grpo: GrpoSettings = field(default_factory=GrpoSettings)
     eval: EvalSettings = field(default_factory=EvalSettings)
+    serve: ServeSettings = field(default_factory=ServeSettings)
 
     def __post_init__(self) -> None:
         for keys, holds, wanted in (
@@ -181,7 +202,10 @@ class Settings:
         require(0 <= g.alpha_hold < 1, "grpo.alpha_hold", g.alpha_hold, "a share from 0 to below 1")
         require(g.temperature > 0, "grpo.temperature", g.temperature, "above 0: equal answers teach nothing")
         require(0 < self.eval.top_p <= 1, "eval.top_p", self.eval.top_p, "above 0 and at most 1 (1 is off)")
+        require(0 < self.serve.top_p <= 1, "serve.top_p", self.serve.top_p, "above 0 and at most 1 (1 is off)")
+        require(0 < self.serve.coverage < 1, "serve.coverage", self.serve.coverage, "a chance between 0 and 1, such as 0.9")
         parse_budget_option(self.eval.budget)
+        parse_budget_option(self.serve.budget, seconds=True)
 
     def batch_size(self, stage: str) -> int:
         """Rows per update of a stage; 0 if it trains nothing."""

@@ -20,7 +20,7 @@ BUDGET_OPEN = "<budget>"
 BUDGET_CLOSE = "</budget>"
 FormatName = Literal["solution", "think"]
 MAX_BUDGET = 1_000_000
-SCALE = re.compile(r"([0-9]{1,7}|[0-9]{0,7}\.[0-9]{1,9})x")
+SCALE = re.compile(r"([0-9]{1,7}|[0-9]{0,7}\.[0-9]{1,9})([xs])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +109,9 @@ class Parsed:
 
 @dataclass(frozen=True, slots=True)
 class BudgetChoice:
-    """The value of `--budget`: the stated budget (auto), a given budget in tokens (fixed), or the stated one times a factor (scaled)."""
+    """The value of `--budget`: the stated budget (auto), a given one in tokens (fixed) or seconds, or the stated one times a factor (scaled)."""
 
-    mode: Literal["auto", "fixed", "scaled"]
+    mode: Literal["auto", "fixed", "scaled", "seconds"]
     value: float | None = None
 
 
@@ -186,8 +186,8 @@ def body_length(pieces: Sequence[str], parsed: Parsed) -> int:
     return count
 
 
-def parse_budget_option(text: str) -> BudgetChoice:
-    """Parse `--budget auto|N|0.5x`. Raises InputError, with the three forms, for anything else."""
+def parse_budget_option(text: str, seconds: bool = False) -> BudgetChoice:
+    """Parse `--budget auto|N|0.5x`, and `30s` where `seconds` are taken. Raises InputError, with the forms, for anything else."""
     word = text.strip()
     if word == "auto":
         return BudgetChoice("auto")
@@ -195,10 +195,10 @@ def parse_budget_option(text: str) -> BudgetChoice:
     if not fault:
         return BudgetChoice("fixed", float(number))
     scale = SCALE.fullmatch(word)
-    if scale and float(scale[1]) > 0:
-        return BudgetChoice("scaled", float(scale[1]))
+    if scale and float(scale[1]) > 0 and (seconds or scale[2] == "x"):
+        return BudgetChoice("scaled" if scale[2] == "x" else "seconds", float(scale[1]))
     forms = f"auto (the stated budget), a number of tokens from 1 to {MAX_BUDGET} such as 200, or a factor such as 0.5x"
-    raise InputError(f"--budget {word[:40]!r} is not understood: use {forms}")
+    raise InputError(f"--budget {word[:40]!r} is not understood: use {forms}{', or seconds such as 30s' if seconds else ''}")
 
 
 def _read_budget(text: str, tags: list[re.Match[str]]) -> tuple[Outcome | None, int | None]:

@@ -38,7 +38,7 @@ class AnswerSplitter:
             self._read_head()
         if self.section == "body":
             parts += self._read_body()
-        if self.section == "after":
+        if self.section == "after" and (self.held.strip() or self.form is None or self.form.answered):  # after </solution> comes nothing
             parts += self._pass_on(self.held, "answer")
             self.held = ""
         return parts
@@ -47,8 +47,8 @@ class AnswerSplitter:
         """The parts that are left at the end of the answer, without the beginning of a tag."""
         if self.section == "body":
             return self._pass_on(self.held[: len(self.held) - tag_prefix_length(self.held, self.form.closing)], self.kind)
-        headless = parse(self.held).outcome is not Outcome.CUT
-        return self._pass_on(self.held, "answer") if headless else []
+        is_text = self.section == "head" and parse(self.held).outcome is not Outcome.CUT
+        return self._pass_on(self.held, "answer") if is_text else []
 
     @property
     def kind(self) -> PartKind:

@@ -1,6 +1,6 @@
 """Prompts as token ids of the chat template, and the tokens that end an answer. Imports neither torch nor transformers."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sbtiny.budget.protocol import THINK, Format, render_budget
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+Message = dict[str, str]  # role and content
 PROBE_BUDGETS = (1, 37, 250, 4096)
 
 
@@ -33,24 +34,24 @@ def fit_template(tokenizer: "PreTrainedTokenizerBase", form: Format) -> None:
     tokenizer.chat_template = strip_generation_think(tokenizer.chat_template, form)
 
 
-def prompt_ids(tokenizer: "PreTrainedTokenizerBase", question: str, system: str | None = None) -> list[int]:
-    """Token ids of system turn and question in the chat template, up to the answer.
+def prompt_ids(tokenizer: "PreTrainedTokenizerBase", question: str | Sequence[Message], system: str | None = None) -> list[int]:
+    """Token ids of system turn and question in the chat template, up to the answer. In place of a question: all turns of a chat.
 
     Raises InputError for a special token in the texts, because it would forge a turn, and for a template without system turns.
     """
-    messages = to_messages(question, system)
+    messages = to_messages(question, system) if isinstance(question, str) else list(question)
     for message in messages:
         if token := find_token(message["content"], special_tokens(tokenizer)):
             raise InputError(f"the {message['role']} turn holds {token!r}, a special token of this model: take it out")
     return rendered(tokenizer, messages, tokenize=True, return_dict=False)
 
 
-def to_messages(question: str, system: str | None = None) -> list[dict[str, str]]:
+def to_messages(question: str, system: str | None = None) -> list[Message]:
     before = [{"role": "system", "content": system}] if system else []
     return [*before, {"role": "user", "content": question}]
 
 
-def rendered(tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, str]], **how: bool) -> Any:
+def rendered(tokenizer: "PreTrainedTokenizerBase", messages: list[Message], **how: bool) -> Any:
     from jinja2 import TemplateError
 
     if not tokenizer.chat_template:
@@ -60,7 +61,9 @@ def rendered(tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, str]
     except TemplateError as error:
         if len(messages) == 1:
             raise
-        raise InputError(f"this model's chat template takes no system turn ({error}): put it into the question") from error
+        if messages[0]["role"] == "system":
+            raise InputError(f"this model's chat template takes no system turn ({error}): put it into the question") from error
+        raise InputError(f"this model's chat template does not take these turns ({error})") from error
 
 
 def special_tokens(tokenizer: "PreTrainedTokenizerBase") -> list[str]:

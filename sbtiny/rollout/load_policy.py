@@ -33,11 +33,12 @@ def build_policy(
     kv_cache_gib: float | None = None,
     engine: EngineName = "ours",
     form: Format = SOLUTION,
+    states_budget: bool = True,
 ) -> Policy:
     """The policy of a loaded model. Fits the tokenizer's chat template to the format, in place."""
     fit_template(tokenizer, form)
     pieces = token_pieces(tokenizer, model.get_input_embeddings().weight.shape[0])
-    return Policy(ENGINES[engine](model, pieces, stop_ids(model, tokenizer), slots, kv_cache_gib), tokenizer, form, model)
+    return Policy(ENGINES[engine](model, pieces, stop_ids(model, tokenizer), slots, kv_cache_gib), tokenizer, form, model, states_budget)
 
 
 def build_gguf_policy(file: Path, slots: int = 64, kv_cache_gib: float | None = None) -> Policy:
@@ -48,11 +49,12 @@ def build_gguf_policy(file: Path, slots: int = 64, kv_cache_gib: float | None = 
         tokenizer = tokenizer_from_gguf(GGUFReader(file), file)
     except (ValueError, IndexError, OSError) as error:
         raise InputError(f"{file} is not a readable GGUF file: {error}") from error
-    form = form_of_template(tokenizer.chat_template) or SOLUTION
+    trained = form_of_template(tokenizer.chat_template)
+    form = trained or SOLUTION
     fit_template(tokenizer, form)
     engine = llama_cpp.LlamaCppEngine(file, slots, kv_cache_gib)
     engine.pieces = token_pieces(tokenizer, engine.size)
-    return Policy(engine, tokenizer, form)
+    return Policy(engine, tokenizer, form, states_budget=trained is not None)
 
 
 def is_four_bit(settings: Settings, about: dict[str, Any]) -> bool:
@@ -88,10 +90,11 @@ def load_policy(name: str, settings: Settings, slots: int, trainable: bool = Fal
         torch.set_num_threads(min(torch.get_num_threads(), 2))
     elif not torch.cuda.is_available():
         return_freed_memory()
-    form = FORMATS[about["format"]]
+    form, trained = FORMATS[about["format"]], form_of_template(tokenizer.chat_template)
     if not folder and not trainable:  # an export of ours shows its format in its template
-        form = form_of_template(tokenizer.chat_template) or form
-    return build_policy(model, tokenizer, slots, settings.kv_cache_gib, settings.engine, form)
+        form = trained or form
+    states_budget = bool(folder or trained)
+    return build_policy(model, tokenizer, slots, settings.kv_cache_gib, settings.engine, form, states_budget)
 
 
 def base_info(policy: Policy) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from sbtiny.budget.protocol import Format, render_budget
-from sbtiny.models.prompt import continuation_ids, prompt_ids
+from sbtiny.models.prompt import Message, continuation_ids, prompt_ids
 from sbtiny.rollout.decode_engine import DecodeEngine, OnEpisode
 from sbtiny.rollout.episode import Episode, Request
 from sbtiny.rollout.limit_enforcer import Interrupt
@@ -17,11 +17,19 @@ from sbtiny.rollout.sampling import Sampling
 class Policy:
     """Samples answers through `engine`. Call `refresh` after the weights of `model` have changed; a .gguf file has no model.
 
-    `form` is the format it was trained in; the tokenizer's chat template must be fitted to it (`fit_template`).
+    `form` is the format it was trained in; the tokenizer's chat template must be fitted to it (`fit_template`). `states_budget`: it was
+    trained to state one; a plain model was not.
     """
 
-    def __init__(self, engine: DecodeEngine, tokenizer: PreTrainedTokenizerBase, form: Format, model: nn.Module | None = None) -> None:
-        self.engine, self.tokenizer, self.form, self.model = engine, tokenizer, form, model
+    def __init__(
+        self,
+        engine: DecodeEngine,
+        tokenizer: PreTrainedTokenizerBase,
+        form: Format,
+        model: nn.Module | None = None,
+        states_budget: bool = True,
+    ) -> None:
+        self.engine, self.tokenizer, self.form, self.model, self.states_budget = engine, tokenizer, form, model, states_budget
 
     def refresh(self) -> None:
         self.engine.refresh()
@@ -31,7 +39,7 @@ class Policy:
 
     def request(
         self,
-        question: str,
+        question: str | Sequence[Message],
         max_tokens: int,
         seed: int,
         budget: int | None = None,
@@ -40,7 +48,7 @@ class Policy:
         interrupt: Interrupt | None = None,
         system: str | None = None,
     ) -> Request:
-        """A request for one answer. A given `budget` is prefilled.
+        """A request for one answer to a question or to the turns of a chat. A given `budget` is prefilled.
 
         The prefilled text is tokenised by itself, exactly as the cold start trains it.
         """
@@ -48,7 +56,7 @@ class Policy:
         ids = (*prompt_ids(self.tokenizer, question, system), *self.encode(prefill))
         return Request(ids, max_tokens, seed, prefill, expected or budget or 0, limits, interrupt)
 
-    def budget_request(self, question: str, seed: int, system: str | None = None) -> Request:
+    def budget_request(self, question: str | Sequence[Message], seed: int, system: str | None = None) -> Request:
         """A request for the stated budget alone: `max_tokens` holds a budget of six digits and no more."""
         return self.request(question, len(self.encode(render_budget(999_999, self.form))), seed, system=system)
 

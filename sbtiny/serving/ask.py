@@ -1,0 +1,110 @@
+"""What a user wants of one answer, and what came of it. Pure data."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from sbtiny.budget.protocol import BudgetChoice, parse, parse_budget_option
+from sbtiny.budget.seconds import SecondsLeft
+from sbtiny.config import ServeSettings
+from sbtiny.errors import InputError
+from sbtiny.models.prompt import Message
+from sbtiny.rollout.episode import StopReason
+
+BudgetSource = Literal["stated", "given", "scaled", "seconds", "coverage", "none"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """One answer's budget, ceiling and sampling. `coverage`: the answer may take what is promised at this chance."""
+
+    choice: BudgetChoice = BudgetChoice("auto")
+    coverage: float | None = None
+    ceiling: int | None = None
+    max_tokens: int = 2048
+    temperature: float = 0.6
+    top_p: float = 0.95
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.coverage is not None and not 0 < self.coverage < 1:
+            raise InputError(f"a coverage of {self.coverage} is no chance: use one between 0 and 1, such as 0.9")
+        if self.ceiling is not None and self.ceiling < 0:
+            raise InputError(f"a ceiling of {self.ceiling} tokens is below 0: use 0 or more")
+        if self.max_tokens < 1:
+            raise InputError(f"max_tokens of {self.max_tokens}: ask for 1 or more")
+
+
+def default_ask(settings: ServeSettings, seed: int = 0) -> Ask:
+    """The ask of the settings: what holds where the user says nothing."""
+    return Ask(
+        choice=parse_budget_option(settings.budget, seconds=True),
+        ceiling=settings.ceiling or None,
+        max_tokens=settings.max_tokens,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        seed=seed,
+    )
+
+
+def choose_budget(ask: Ask, budget: int | str | None, seconds: float | None, coverage: float | None) -> Ask:
+    """The ask with a budget in tokens or as in `--budget`, in seconds, or at a coverage. Raises InputError for two of them."""
+    given = {name: value for name, value in {"budget": budget, "seconds": seconds, "coverage": coverage}.items() if value is not None}
+    if len(given) > 1:
+        raise InputError(f"{' and '.join(given)} are given: say one of them")
+    if budget is not None:
+        return replace(ask, choice=parse_budget_option(str(budget), seconds=True))
+    if seconds is not None:
+        if not 0 < seconds < math.inf:
+            raise InputError(f"a budget of {seconds} seconds: it must be above 0")
+        return replace(ask, choice=BudgetChoice("seconds", float(seconds)))
+    return replace(ask, coverage=coverage)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """A finished answer.
+
+    `stated` is the model's budget, `given` the one it was made to keep, both in tokens or None. `used` counts body tokens. `allowed` is
+    where it is wrapped up. `promise`: the tokens it stays within with a chance of `coverage`, None where the model is not calibrated.
+    """
+
+    text: str
+    thoughts: str
+    stated: int | None
+    given: int | None
+    source: BudgetSource
+    allowed: int | None
+    used: int
+    tokens: int
+    promise: int | None
+    coverage: float | None
+    seconds: float
+    stop_reason: StopReason
+    ended: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A running answer at one moment; tokens of its body. `left` is None where nothing foretells it, `seconds` before a rate is known."""
+
+    budget: int | None
+    used: int
+    left: int | None
+    over: float
+    seconds: SecondsLeft | None
+
+
+def clean_history(messages: list[Message]) -> list[Message]:
+    """The turns with earlier answers bare: no budget, no tags, no thoughts, as reasoning templates do."""
+    return [m | {"content": bare_answer(m["content"])} if m["role"] == "assistant" else m for m in messages]
+
+
+def bare_answer(text: str) -> str:
+    """The answer of a whole text: what follows the thoughts, else the body, else the text itself."""
+    parsed = parse(text)
+    if parsed.answer is not None:
+        return parsed.answer.strip()
+    return text if parsed.body is None else parsed.body.strip()

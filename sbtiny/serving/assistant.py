@@ -1,0 +1,226 @@
+"""A model that answers, with the budget in the user's hand: `sbtiny.load("runs/demo")`. Chat and server stand on it."""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from sbtiny.budget.calibration import Calibration
+from sbtiny.budget.protocol import MAX_BUDGET, THINK
+from sbtiny.budget.seconds import Rate, tokens_in
+from sbtiny.config import WRAP_UP, EngineName, ServeSettings, Settings
+from sbtiny.errors import InputError
+from sbtiny.evaluation.calibration_file import load_calibration
+from sbtiny.models.prompt import Message, prompt_ids, to_messages
+from sbtiny.rollout.limits import Limits
+from sbtiny.rollout.load_policy import load_policy
+from sbtiny.rollout.policy import Policy
+from sbtiny.rollout.sampling import Sampling
+from sbtiny.serving.ask import Answer, Ask, choose_budget, clean_history, default_ask
+from sbtiny.serving.reply import Reply
+
+THINK_WRAP_UP = "\n\nTime is up.\n</think>\n\n"
+PLAIN_WRAP_UP = "\n\nTime is up. The answer is "
+SHORT_RESERVE, LONG_RESERVE = 64, 512  # tokens for the wrap-up and an answer in a box; and an answer after the thoughts
+HEAD_TOKENS = 24  # room for the budget and the tags around the body
+KEPT_PREFIXES = 4  # answers whose keys and values are kept for the next turn
+WARM_UP_TOKENS = 24  # decoded once to measure the rate, where a budget in seconds needs it first
+
+
+class Assistant:
+    """Answers questions and chats with one policy. Not for several threads at once; only `Reply.press` may come from another.
+
+    `calibration` makes promises; None makes none.
+    """
+
+    def __init__(self, policy: Policy, settings: ServeSettings | None = None, calibration: Calibration | None = None, seed: int = 0) -> None:
+        self.policy, self.settings, self.calibration = policy, settings or ServeSettings(), calibration
+        self.defaults, self.count = default_ask(self.settings, seed), 0
+        self.context = min(self.settings.context, policy.engine.max_positions or self.settings.context)
+        self.session = policy.engine.open_session(self.context, KEPT_PREFIXES)
+        if not self.session.streams:
+            raise InputError("this engine decodes whole batches and cannot stream: use --engine ours")
+        self.rate = Rate()  # steps per second: each running answer gets one token a step
+        self.running: list[Reply] = []
+
+    # ---- for users -----------------------------------------------------------------------------------------------------------------
+
+    def ask(
+        self,
+        question: str | Sequence[Message],
+        budget: int | str | None = None,
+        seconds: float | None = None,
+        coverage: float | None = None,
+        system: str | None = None,
+        seed: int | None = None,
+    ) -> Answer:
+        """Answer one question, or a chat given as messages. Raises InputError for what cannot be asked.
+
+        `budget`: tokens, or as in `--budget` (`"2x"`, `"30s"`). `seconds`: the tokens that the measured rate makes in them. `coverage`:
+        the tokens that are promised at this chance. By default the model states its budget.
+        """
+        return self.stream(question, budget, seconds, coverage, system, seed).wait()
+
+    def stream(
+        self,
+        question: str | Sequence[Message],
+        budget: int | str | None = None,
+        seconds: float | None = None,
+        coverage: float | None = None,
+        system: str | None = None,
+        seed: int | None = None,
+    ) -> Reply:
+        """Begin an answer, as `ask` does. Iterate over it for its parts; `press()` asks for the answer now."""
+        self.count += 1
+        ask = replace(self.defaults, seed=self.defaults.seed + self.count if seed is None else seed)
+        messages = to_messages(question, system) if isinstance(question, str) else list(question)
+        return self.begin(messages, choose_budget(ask, budget, seconds, coverage))
+
+    def ask_all(self, questions: Sequence[str], budget: int | str | None = None, system: str | None = None) -> list[Answer]:
+        """Answer many questions at once, in their order."""
+        replies = [self.stream(question, budget, system=system) for question in questions]
+        return [reply.wait() for reply in replies]
+
+    # ---- for chat and server -------------------------------------------------------------------------------------------------------
+
+    def begin(self, messages: Sequence[Message], ask: Ask) -> Reply:
+        """Begin an answer to a chat. Raises InputError for a chat that does not fit, or a promise that cannot be made."""
+        messages = clean_history(list(messages))
+        prompt = prompt_ids(self.policy.tokenizer, messages)
+        self._check_room(len(prompt))
+        reply = Reply(self, prompt, ask, self._fitting_calibration(ask))
+        if ask.coverage is not None and reply.calibration is None:
+            raise InputError("no promise without a calibration that fits: sbtiny calibrate makes one, at the temperature of the answers")
+        mode = ask.choice.mode if self.policy.states_budget or ask.choice.mode != "scaled" else "auto"
+        if mode == "scaled" or ask.coverage is not None:
+            request = self.policy.budget_request(messages, ask.seed)
+            reply.head = self.session.add(request, self._sampling(ask))
+        elif mode == "fixed":
+            self._begin_body(reply, messages, int(ask.choice.value), "given")
+        elif mode == "seconds":
+            self._begin_body(reply, messages, min(MAX_BUDGET, tokens_in(ask.choice.value, self.measured_rate())), "seconds")
+        else:
+            self._begin_body(reply, messages, None, "stated" if self.policy.states_budget else "none")
+        reply.messages = messages
+        self.running.append(reply)
+        return reply
+
+    def step(self) -> list[Reply]:
+        """Decode one token of each running answer. Returns the answers that ended."""
+        self.session.step()
+        self.rate.record(1, time.perf_counter())
+        for reply in self.running:
+            if reply.head is not None and reply.head.episode is not None:
+                self._follow_head(reply)
+            if reply.body is not None:
+                reply.advance()
+        ended = [reply for reply in self.running if reply.is_done]
+        self.running = [reply for reply in self.running if not reply.is_done]
+        if not self.running:
+            self.rate = Rate.continued(self.rate) if hasattr(Rate, "continued") else self.rate
+        return ended
+
+    def drop(self, reply: Reply) -> None:
+        """Forget a running answer; its slot is free at once."""
+        for ticket in (reply.head, reply.body):
+            if ticket is not None:
+                self.session.drop(ticket)
+        self.running = [other for other in self.running if other is not reply]
+
+    def measured_rate(self) -> float:
+        """Tokens per second of one answer; decodes a few tokens where nothing was measured yet."""
+        if (rate := self.rate.per_second(time.perf_counter())) is None:
+            request = self.policy.request("1 + 1?", WARM_UP_TOKENS, seed=0)
+            ticket = self.session.add(request, Sampling(0))
+            while ticket.episode is None:
+                self.step()
+            rate = self.rate.per_second(time.perf_counter())
+        return rate or 1.0
+
+    # ---- one answer ----------------------------------------------------------------------------------------------------------------
+
+    def _follow_head(self, reply: Reply) -> None:
+        """The stated budget stands (or none does): begin the body with what was asked for."""
+        reply.stated, reply.head = reply.head.episode.parsed.budget, None
+        if reply.stated is None:
+            self._begin_body(reply, reply.messages, None, "stated")
+        elif reply.ask.coverage is not None:
+            self._begin_body(reply, reply.messages, reply.stated, "coverage")
+        else:
+            given = min(MAX_BUDGET, max(1, round(reply.stated * reply.ask.choice.value)))
+            self._begin_body(reply, reply.messages, given, "scaled")
+
+    def _begin_body(self, reply: Reply, messages: Sequence[Message], budget: int | None, source: str) -> None:
+        ask, reply.source = reply.ask, source
+        prefilled = budget if self.policy.states_budget else None  # an untrained model makes nothing of it: it is a ceiling alone
+        reply.given = budget if source != "coverage" else None
+        limits, max_tokens = self._limits(reply, budget, prefilled)
+        request = self.policy.request(messages, max_tokens, ask.seed, prefilled, limits=limits, interrupt=reply.interrupt)
+        shown = request.prefill or (THINK.opening if self._opens_thoughts(reply.prompt) else "")
+        reply.begin_body(self.session.add(request, self._sampling(ask)), shown)
+
+    def _limits(self, reply: Reply, budget: int | None, prefilled: int | None) -> tuple[Limits, int]:
+        """The limits of an answer and its most tokens: a wrap-up comes before those end."""
+        ask, s = reply.ask, self.settings
+        wrap_up, reserve = self._wrap_up(reply.prompt)
+        room = min(ask.max_tokens, self.context - len(reply.prompt) - HEAD_TOKENS)
+        reserve = min(reserve, max(len(wrap_up) + 8, room // 4))
+        ceilings = [max(0, room - reserve - HEAD_TOKENS), ask.ceiling]
+        if reply.source == "coverage":
+            ceilings.append(self._promised(reply))
+        elif budget is not None:
+            ceilings.append(math.floor(budget * (1 + s.given_tolerance)))
+        tolerance = s.tolerance if budget is None and self.policy.states_budget else None
+        if len(wrap_up) >= reserve:
+            raise InputError(f"max_tokens of {ask.max_tokens} leaves no room for an answer: raise it")
+        return Limits(min(c for c in ceilings if c is not None), tolerance, wrap_up, reserve), room
+
+    def _promised(self, reply: Reply) -> int:
+        promise = reply.calibration.promise(reply.stated, reply.ask.coverage)
+        if promise is None:
+            raise InputError(f"no finite promise at {reply.ask.coverage:.0%}: too many answers of the calibration were cut or malformed")
+        return promise
+
+    def _wrap_up(self, prompt: Sequence[int]) -> tuple[tuple[int, ...], int]:
+        """The tokens of the wrap-up, and the tokens kept for it and the answer."""
+        thinks = self.policy.form.answered or self._opens_thoughts(prompt)
+        by_form = THINK_WRAP_UP if thinks else WRAP_UP if self.policy.states_budget else PLAIN_WRAP_UP
+        text = by_form if self.settings.wrap_up is None else self.settings.wrap_up
+        reserve = LONG_RESERVE if thinks or not self.policy.states_budget else SHORT_RESERVE
+        return tuple(self.policy.encode(text)), self.settings.reserve or reserve
+
+    def _opens_thoughts(self, prompt: Sequence[int]) -> bool:
+        """Whether the prompt ends in `<think>`, as the templates of R1's distills do."""
+        return self.policy.tokenizer.decode(prompt[-8:]).rstrip().endswith(THINK.opening)
+
+    def _sampling(self, ask: Ask) -> Sampling:
+        return Sampling(ask.temperature, ask.top_p, ask.top_k, ask.min_p)
+
+    def _fitting_calibration(self, ask: Ask) -> Calibration | None:
+        """The calibration, where the answer is sampled as those that it was made of."""
+        fits = self.calibration and (ask.temperature, ask.top_p) == (self.calibration.temperature, self.calibration.top_p)
+        return self.calibration if fits and not ask.top_k and not ask.min_p else None
+
+    def _check_room(self, prompt: int) -> None:
+        if prompt + HEAD_TOKENS + 2 * SHORT_RESERVE > self.context:
+            raise InputError(f"the chat is {prompt} tokens long, which leaves no room in a context of {self.context}: begin a new one")
+
+
+def load(
+    model: str,
+    *,
+    seed: int = 0,
+    engine: EngineName = "ours",
+    four_bit: bool | None = None,
+    settings: Settings | None = None,
+) -> Assistant:
+    """Load a run, a model or a .gguf file to ask it questions.
+
+    `model`: a run folder or its name under runs/, an alias, a hub id, a folder or a .gguf file. `settings` take the place of the other
+    arguments. A calibration beside it makes the promises. Raises InputError for what cannot be loaded.
+    """
+    settings = settings or Settings(model=model, seed=seed, engine=engine, four_bit=four_bit)
+    policy = load_policy(model, settings, settings.serve.max_num_seqs)
+    serve = settings.serve
+    calibration = load_calibration(policy, model, temperature=serve.temperature, top_p=serve.top_p) if policy.states_budget else None
+    return Assistant(policy, serve, calibration, settings.seed)

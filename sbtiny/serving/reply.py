@@ -1,0 +1,145 @@
+"""One answer while it is written: its text as it comes, what it has used, and what is left."""
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from tokenizers.decoders import DecodeStream
+
+from sbtiny.budget.calibration import Calibration
+from sbtiny.budget.remaining import Remaining, estimate_remaining
+from sbtiny.budget.seconds import seconds_left
+from sbtiny.budget.stream import AnswerSplitter, Part
+from sbtiny.rollout.limit_enforcer import Interrupt
+from sbtiny.rollout.session import Ticket
+from sbtiny.serving.ask import Answer, Ask, BudgetSource, Progress
+
+if TYPE_CHECKING:
+    from sbtiny.serving.assistant import Assistant
+
+
+class Reply:
+    """A running answer. Iterate over it for its parts; then `answer` is there. `press` asks for the answer now, a second time ends it.
+
+    The assistant that began it feeds it after each step; it can be pressed from any thread.
+    """
+
+    def __init__(self, assistant: "Assistant", prompt: Sequence[int], ask: Ask, calibration: Calibration | None) -> None:
+        self.assistant, self.prompt, self.ask, self.calibration = assistant, prompt, ask, calibration
+        self.interrupt, self.started = Interrupt(), time.perf_counter()
+        self.head: Ticket | None = None  # asks for the stated budget alone
+        self.body: Ticket | None = None
+        self.stated: int | None = None
+        self.given: int | None = None
+        self.source: BudgetSource = "none"
+        self.parts: list[Part] = []  # of the whole answer
+        self.first_at: float | None = None
+        self.answer: Answer | None = None
+
+    def press(self) -> None:
+        self.interrupt.press()
+
+    @property
+    def is_done(self) -> bool:
+        return self.answer is not None
+
+    def __iter__(self) -> Iterator[Part]:
+        """Decode to the end and yield the parts as they come; other answers of the assistant go on beside it."""
+        seen = 0
+        while True:
+            yield from self.parts[seen:]
+            seen = len(self.parts)
+            if self.is_done:
+                return
+            self.assistant.step()
+
+    def wait(self) -> Answer:
+        for _ in self:
+            pass
+        return self.answer
+
+    # ---- called by the assistant ---------------------------------------------------------------------------------------------------
+
+    def begin_body(self, ticket: Ticket, shown_prefill: str) -> None:
+        """The answer itself begins; `shown_prefill` is the text at the end of its prompt that belongs to it."""
+        self.body, self.read, self.splitter = ticket, 0, AnswerSplitter(shown_prefill)
+        self.decoder, self.tokenizer = DecodeStream(skip_special_tokens=False), self.assistant.policy.tokenizer.backend_tokenizer
+
+    def advance(self) -> None:
+        """Read the tokens written since the last call."""
+        ticket = self.body
+        end = len(ticket.written) - (ticket.episode is not None and ticket.episode.ended)  # a stop token has no text
+        for token in ticket.written[self.read : end]:
+            if text := self.decoder.step(self.tokenizer, token):
+                self.parts += self.splitter.feed(text)
+        if self.first_at is None and ticket.written:
+            self.first_at = time.perf_counter()
+        self.read = end
+        if self.source == "stated":
+            self.stated = self.splitter.budget
+        if ticket.episode is not None:
+            self.parts += self.splitter.close()
+            self._finish()
+
+    def _finish(self) -> None:
+        episode = self.body.episode
+        self.answer = Answer(
+            text=self._joined("answer"),
+            thoughts=self._joined("thoughts"),
+            stated=self.stated,
+            given=self.given,
+            source=self.source,
+            allowed=self.allowed,
+            used=episode.length,
+            tokens=len(episode.completion_ids),
+            promise=self.promise,
+            coverage=self.coverage if self.promise is not None else None,
+            seconds=time.perf_counter() - self.started,
+            stop_reason=episode.stop_reason,
+            ended=episode.ended,
+        )
+
+    def _joined(self, kind: str) -> str:
+        return "".join(part.text for part in self.parts if part.kind == kind).strip()
+
+    # ---- what a count-down shows ---------------------------------------------------------------------------------------------------
+
+    @property
+    def budget(self) -> int | None:
+        """The budget it goes by: the given one, else the stated one once it stands."""
+        return self.stated if self.given is None else self.given
+
+    @property
+    def coverage(self) -> float:
+        return self.ask.coverage or self.assistant.settings.coverage
+
+    @property
+    def promise(self) -> int | None:
+        """The tokens that hold with a chance of `coverage`, of a calibrated model and a stated budget; never above what is allowed."""
+        if self.calibration is None or self.stated is None or self.given is not None:
+            return None
+        return self.calibration.promise(self.stated, self.coverage)
+
+    @property
+    def allowed(self) -> int | None:
+        """Body tokens before it is wrapped up; None without a limit."""
+        return self.body.enforcer.tracker.allowed if self.body else None
+
+    def progress(self) -> Progress:
+        """Where it stands now. Once the user asked for the answer, the reserve is what is left."""
+        tracker = self.body.enforcer.tracker if self.body else None
+        used = tracker.used + tracker.pending if tracker and self.splitter.section != "head" else 0
+        if tracker and tracker.wrapped_at is not None:
+            reserve = max(0, tracker.wrapped_at + tracker.limits.reserve - used)
+            return Progress(self.budget, used, None, 0.0, self._seconds(Remaining(reserve or None, 0, reserve)))
+        if self.budget is None:
+            return Progress(None, used, None, 0.0, None)
+        if self.calibration is not None and self.given is None:
+            left = self.calibration.remaining(self.stated, used)
+        else:
+            left = estimate_remaining(self.budget, used)
+        return Progress(self.budget, used, left.tokens, left.over, self._seconds(left))
+
+    def _seconds(self, left: Remaining):
+        rate = self.assistant.rate
+        return seconds_left(left, rate.per_second(time.perf_counter()), spread=rate.spread())
