@@ -103,16 +103,22 @@ class Calibration:
         """Return the index of a budget's bin; the first and the last are open. None where there are no bins."""
         return min(bisect_left(self._highs, stated), len(self.bins) - 1) if self.bins else None
 
+    def scores_of(self, stated: int) -> Scores:
+        """Return the scores that a budget goes by: its bin's, where bins have their own, else those of all."""
+        index = self.bin_of(stated)
+        return self.bins[index].scores if index is not None and self.bins[index].own else self.scores
+
     def promise(self, stated: int, coverage: float) -> int | None:
         """Compute the tokens that an answer of this stated budget stays within, rounded up; None without a finite promise."""
-        index = self.bin_of(stated)
-        scores = self.bins[index].scores if index is not None and self.bins[index].own else self.scores
-        factor = scores.factor(coverage)
+        factor = self.scores_of(stated).factor(coverage)
         return None if factor is None else scale_up(stated, factor)
 
     def remaining(self, stated: int, used: int) -> Remaining:
         """Estimate the tokens left of a running answer."""
-        return estimate_remaining(stated, used, self.ratios, self.cut)
+        scores = self.scores_of(stated)
+        infinite = scores.questions - len(scores.ratios)
+        cut = round(infinite * self.cut / (self.cut + self.malformed)) if infinite else 0
+        return estimate_remaining(stated, used, scores.ratios, cut)
 
     def check_matches(self, **used: Any) -> None:
         """Raise InputError if it was made with another fingerprint, format, task, temperature or top_p; None is not compared."""

@@ -134,7 +134,8 @@ def test_json_and_back_is_the_same(rows: list[tuple[int, int, str]]) -> None:
 
 GOOD = to_record(made([*noisy(480, 0), *[CUT] * 12, *[MALFORMED] * 8]))
 BREAKS: dict[str, Any] = {
-    "questions": [0, -1, 499, 500.0, "500", None, True], "malformed": [-8, 9], "cut": [None], "ratios": [[], None, [2, 1], ["1"], [math.nan]],
+    "questions": [0, -1, 499, 500.0, "500", None, True], "malformed": [-8, 9], "cut": [None],
+    "ratios": [[], None, [2, 1], ["1"], [math.nan]],
     "temperature": [-1, "hot", math.inf], "top_p": [0, 1.1], "confidence": [0, 1, "95"], "median_stated": [0, 1.5], "format": ["", 3],
     "model_fingerprint": [None], "date": [7], "factors": [{}, {"0.8": 0.1, "0.9": 1, "0.95": 1}], "by_bin": [None, {}],
 }  # fmt: skip

@@ -84,9 +84,9 @@ def test_many_answers_are_no_problem() -> None:
 
 @pytest.mark.parametrize("value", [0, 1, -0.1, 1.5, 90, float("nan"), "0.9"])
 def test_what_is_no_share_is_refused(value: object) -> None:
-    with pytest.raises(InputError, match="coverage .* is no share between 0 and 1"):
+    with pytest.raises(InputError, match=r"coverage .* is no share between 0 and 1"):
         promise_rank(500, value)
-    with pytest.raises(InputError, match="confidence .* is no share between 0 and 1"):
+    with pytest.raises(InputError, match=r"confidence .* is no share between 0 and 1"):
         promise_rank(500, 0.9, value)
 
 
