@@ -1,4 +1,4 @@
-"""Verbs that measure: eval, reward, report."""
+"""Verbs that measure: eval, calibrate, reward, report."""
 
 from pathlib import Path
 from typing import Annotated
@@ -51,6 +51,7 @@ def evaluate(
     runs.check_writable(folder / "eval.json")
     start_work(settings, note)
     from sbtiny.evaluation import report
+    from sbtiny.evaluation.coverage import print_coverage_table
     from sbtiny.evaluation.cuts import print_cuts_table
     from sbtiny.evaluation.run import run_eval
 
@@ -58,9 +59,57 @@ def evaluate(
     if flags.as_json:
         return print_result(result, True)
     report.print_report_table({"model": result})
+    if "coverage" in result:
+        console().print()
+        print_coverage_table(result["coverage"])
     if cuts:
         console().print()
         print_cuts_table(runs.read_json(folder / "cuts.json"))
+
+
+@app.command(rich_help_panel=USE)
+@with_flags(*COMMON, *ASKING[1:], "output", section="eval", limit=500)
+def calibrate(
+    name: Annotated[str, typer.Argument(metavar="RUN|MODEL|GGUF", help="A run folder, its name under runs/, a model or a .gguf file.")],
+    task: Annotated[str | None, typer.Option(help="arithmetic, gsm8k, math, or a JSONL file of questions.")] = None,
+    split: Annotated[str, typer.Option(help="Split of the task; test is refused, it is for eval.")] = "val",
+    confidence: Annotated[
+        float | None, typer.Option(help="Hold the coverage with this probability, such as 0.95 (default: on average).")
+    ] = None,
+    *,
+    flags: Flags,
+) -> None:
+    """What a stated budget is worth: tokens that 80, 90 and 95 % of answers stay within (calibration.json).
+
+    Example: sbtiny calibrate runs/demo --confidence 0.95
+    """
+    from sbtiny import runs
+    from sbtiny.budget.conformal import check_share
+    from sbtiny.models.aliases import resolve
+    from sbtiny.tasks.load import load_questions
+    from sbtiny.tasks.sources import HUB_TASKS, SPLITS
+
+    run = runs.find_run(name)
+    model = runs.read_run(run)["model"] if run else name
+    if confidence is not None:
+        check_share("--confidence", confidence)
+    settings, _, note = flags.load_for_device({"model": model, "eval.task": task, "eval.split": split})
+    resolve(model)
+    if settings.eval.task not in HUB_TASKS:
+        load_questions(settings.eval.task, SPLITS[0], settings.eval.limit)  # a wrong file is told before torch is imported
+    if run:
+        runs.check_finished(run)
+    start_work(settings, note)
+    from sbtiny.evaluation.calibrate import calibration_settings, output_path, print_calibration, run_calibration
+
+    file = output_path(name, flags.output)
+    runs.check_unclaimed(file.parent)
+    runs.check_writable(file)
+    record = run_calibration(name, calibration_settings(settings), confidence, flags.output)
+    if flags.as_json:
+        return print_result(record | {"file": str(file)}, True)
+    print_calibration(record)
+    console().print(f"wrote {file}", soft_wrap=True, highlight=False)
 
 
 @app.command(rich_help_panel=USE)

@@ -30,6 +30,9 @@ def export(
     questions: Annotated[int, typer.Option(min=1, help="Questions that the trained policy and every file are asked.")] = 100,
     task: Annotated[str | None, typer.Option(help="Ask these instead of the run's own: a task, or a JSONL file.")] = None,
     check: Annotated[bool, typer.Option("--check/--no-check", help="Measure that the files are the trained policy.")] = True,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Calibrate every GGUF file through llama.cpp: quantising changes what its budget is worth.")
+    ] = False,
     push: Annotated[str | None, typer.Option(metavar="USER/NAME", help="Upload the finished export to this repository of the hub.")] = None,
     private: Annotated[bool, typer.Option("--private", help="Make that repository private.")] = False,
     *,
@@ -62,6 +65,10 @@ def export(
 
     quieten_libraries()
     result = export_run(plan, questions_asked, load_verifier(e.verifier))
+    if calibrate:
+        from sbtiny.export.calibrate import calibrate_files
+
+        result["calibrations"] = calibrate_files(plan, Path(result["folder"]))
     if push:
         result["pushed"] = hub.push(Path(result["folder"]), push, private)
         console.print(f"pushed to {result['pushed']}")

@@ -10,6 +10,7 @@ from sbtiny.budget.protocol import parse_budget_option
 from sbtiny.config import Settings
 from sbtiny.evaluation import cuts as cutting
 from sbtiny.evaluation import evaluate
+from sbtiny.evaluation.coverage import measure_coverage
 from sbtiny.models.prompt import check_texts
 from sbtiny.rollout.episode import Episode
 from sbtiny.rollout.load_policy import load_policy
@@ -45,6 +46,7 @@ def evaluate_into(folder: Path, name: str, settings: Settings, sweep: bool, cuts
         return evaluate.eval_record(samples, name, eval_settings, settings.seed), episodes, samples
 
     result, episodes, samples = one()
+    result |= measure_coverage(policy, name, e, samples)
     rows = [
         {"id": q.id, "question": q.question, "text": x.text, "stop_reason": x.stop_reason} | asdict(s)
         for q, x, s in zip(questions, episodes, samples, strict=True)

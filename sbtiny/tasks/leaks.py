@@ -33,18 +33,42 @@ def hash_question(question: str) -> str:
 
 def split_heldout(items: Sequence[Item], heldout: Iterable[HasQuestion], of: str, say: Callable[[str], None]) -> list[Item]:
     """Return the items whose question is not in `heldout`; report the others. Raises InputError when nothing is left."""
-    heldout_hashes = {hash_question(item.question) for item in heldout}
-    allowed, excluded = [], []
-    for item in items:
-        (excluded if hash_question(item.question) in heldout_hashes else allowed).append(item)
+    allowed, excluded = partition(items, heldout)
     if items and not allowed:
-        first = f" (the first: {items[0].where})" if items[0].where else ""
-        raise InputError(f"every question is an evaluation question of {of}{first}: train on others")
+        raise InputError(f"every question is an evaluation question of {of}{first_place(items)}: train on others")
     if excluded:
-        places = [item.where for item in excluded if item.where]
-        more = ["..."] if len(places) > SHOWN_PLACES else []
-        say(f"evaluation questions of {of} left out: {'; '.join([str(len(excluded)), *places[:SHOWN_PLACES], *more])}")
+        say(f"evaluation questions of {of} left out: {list_places(excluded)}")
     return allowed
+
+
+def split_trained(items: Sequence[Item], trained: Iterable[HasQuestion], of: str, say: Callable[[str], None]) -> list[Item]:
+    """Return the items whose question is not in `trained`; report the others. Raises InputError when nothing is left."""
+    allowed, excluded = partition(items, trained)
+    if items and not allowed:
+        raise InputError(f"every question was in the training of {of}{first_place(items)}: calibrate on others")
+    if excluded:
+        say(f"questions that {of} was trained on left out: {list_places(excluded)}")
+    return allowed
+
+
+def partition(items: Sequence[Item], others: Iterable[HasQuestion]) -> tuple[list[Item], list[Item]]:
+    """Split into the items whose question is not in `others`, and those whose is."""
+    hashes = {hash_question(item.question) for item in others}
+    apart, shared = [], []
+    for item in items:
+        (shared if hash_question(item.question) in hashes else apart).append(item)
+    return apart, shared
+
+
+def first_place(items: Sequence[HasQuestion]) -> str:
+    return f" (the first: {items[0].where})" if items[0].where else ""
+
+
+def list_places(items: Sequence[HasQuestion]) -> str:
+    """`7; mine.jsonl, line 1; ...`: how many, and the places of the first."""
+    places = [item.where for item in items if item.where]
+    more = ["..."] if len(places) > SHOWN_PLACES else []
+    return "; ".join([str(len(items)), *places[:SHOWN_PLACES], *more])
 
 
 def without_heldout(items: Sequence[Item], task: str, split: str, say: Callable[[str], None], seed: int = 0) -> tuple[list[Item], int]:

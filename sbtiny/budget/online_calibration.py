@@ -1,0 +1,81 @@
+"""A calibration that follows its traffic: adaptive conformal inference (Gibbs and Candes, arXiv 2106.00170).
+
+Each coverage c has a level a, at first 1 - c, at which answers may miss. After each answer a <- a + g (1 - c - miss), so the share of
+misses tends to 1 - c whatever the traffic. The promise is the (1 - a) quantile of the last WINDOW scores. Its record lies beside
+calibration.json, never in it.
+"""
+
+import math
+from bisect import bisect_left, insort
+from collections import deque
+from typing import Any
+
+from sbtiny.budget.calibration import Calibration, CalibrationAnswer, scale_up
+from sbtiny.budget.calibration_record import Reader, is_number
+from sbtiny.budget.conformal import COVERAGES, ROUNDING
+from sbtiny.errors import InputError
+
+WINDOW = 500
+STEP = 0.01
+
+
+class OnlineCalibration:
+    """Promises that adapt. Starts from the scores of a calibration, which the newest answers push out one by one."""
+
+    def __init__(self, calibration: Calibration, coverages: tuple[float, ...] = COVERAGES) -> None:
+        infinite = [math.inf] * (calibration.questions - len(calibration.ratios))
+        self.fingerprint = calibration.model_fingerprint
+        self.miss_levels = {c: 1 - c for c in coverages}
+        self._set_window(spread_order([*calibration.ratios, *infinite])[-WINDOW:])
+
+    def promise(self, stated: int, coverage: float) -> int | None:
+        """Compute the tokens that an answer of this stated budget stays within; None without a finite promise."""
+        factor = self._factor(coverage)
+        return scale_up(stated, factor) if factor < math.inf else None
+
+    def observe(self, answer: CalibrationAnswer) -> None:
+        """Learn from a finished answer; one that was cut or malformed has missed every finite promise."""
+        if answer.stated is None:
+            return  # it had no promise
+        for coverage, level in self.miss_levels.items():
+            promised = self.promise(answer.stated, coverage)
+            missed = promised is not None and (answer.used is None or answer.used > promised)
+            self.miss_levels[coverage] = min(1.0, max(0.0, level + STEP * (1 - coverage - missed)))
+        if len(self.window) == WINDOW:
+            del self._sorted[bisect_left(self._sorted, self.window.popleft())]
+        self.window.append(answer.ratio)
+        insort(self._sorted, answer.ratio)
+
+    def _factor(self, coverage: float) -> float:
+        if coverage not in self.miss_levels:
+            raise InputError(f"coverage {coverage} is not followed: choose from {', '.join(map(str, self.miss_levels))}")
+        rank = math.ceil((len(self._sorted) + 1) * (1 - self.miss_levels[coverage]) - ROUNDING)
+        return self._sorted[max(1, rank) - 1] if rank <= len(self._sorted) else math.inf
+
+    def _set_window(self, scores: list[float]) -> None:
+        self.window = deque(scores)
+        self._sorted = sorted(scores)
+
+    def to_record(self) -> dict[str, Any]:
+        """Its state as JSON; an infinite score is null."""
+        levels = {str(c): level for c, level in self.miss_levels.items()}
+        window = [None if score == math.inf else score for score in self.window]
+        return {"model_fingerprint": self.fingerprint, "miss_levels": levels, "window": window}
+
+    def restore(self, record: Any, where: str) -> None:
+        """Go on from a record. Raises InputError for a broken one, or one of another model."""
+        reader = Reader(record, where)
+        levels, window = reader.get("miss_levels"), reader.get("window")
+        reader.require(reader.text("model_fingerprint") == self.fingerprint, "model_fingerprint")
+        same = isinstance(levels, dict) and list(levels) == [str(c) for c in self.miss_levels]
+        reader.require(same and all(is_number(a) and 0 <= a <= 1 for a in levels.values()), "miss_levels")
+        short = isinstance(window, list) and 0 < len(window) <= WINDOW
+        reader.require(short and all(s is None or (is_number(s) and s >= 0) for s in window), "window")
+        self.miss_levels = {float(c): level for c, level in levels.items()}
+        self._set_window([math.inf if score is None else score for score in window])
+
+
+def spread_order(scores: list[float]) -> list[float]:
+    """Reorder sorted scores so that small and large alternate: the window then drops both alike. Multiplying by the golden ratio does."""
+    golden = (math.sqrt(5) - 1) / 2
+    return [scores[i] for i in sorted(range(len(scores)), key=lambda i: i * golden % 1)]

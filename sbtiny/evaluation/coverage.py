@@ -1,0 +1,47 @@
+"""The coverage of eval.json: how often answers kept the promise of the calibration."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from sbtiny.budget.calibration import CalibrationAnswer, kept_coverage
+from sbtiny.budget.metrics import Sample
+from sbtiny.config import EvalSettings
+from sbtiny.errors import InputError
+from sbtiny.evaluation.calibration_file import load_calibration
+from sbtiny.progress import console
+from sbtiny.rollout.policy import Policy
+
+
+def measure_coverage(policy: Policy, name: str, settings: EvalSettings, samples: Sequence[Sample]) -> dict[str, Any]:
+    """Compute {"coverage": ...} for eval.json, empty where the model is not calibrated.
+
+    A calibration that does not fit is named on stderr and not used: the rest of the evaluation does not need it.
+    """
+    if settings.budget != "auto" or settings.cut_at or settings.ceiling:
+        return {}  # the promise is of answers that state their own budget and end by themselves
+    try:
+        found = load_calibration(policy, name, temperature=settings.temperature, top_p=settings.top_p, task=settings.task)
+        if found and (found.task, found.split) == (settings.task, settings.split):
+            raise InputError(f"the calibration is on {found.task}, split {found.split}, as this evaluation: evaluate on other questions")
+    except InputError as error:
+        console.print(f"no coverage: {error}", markup=False, style="yellow", soft_wrap=True)
+        return {}
+    if found is None:
+        return {}
+    answers = [CalibrationAnswer(s.budget, s.length if s.ok else None) for s in samples]
+    return {"coverage": kept_coverage(found, answers)}
+
+
+def print_coverage_table(coverage: dict[str, dict[str, Any]]) -> None:
+    """Print promised and kept coverage to stdout."""
+    table = Table("promised", "kept", "mean promise", "kept by stated budget", box=None, header_style="bold")
+    for key, row in coverage.items():
+        if row["kept"] is None:
+            table.add_row(f"{float(key):.0%}", "no finite promise", "–", "–")
+            continue
+        bins = [f"{b['from']}-{b['to']}: {b['kept']:.1%}" for b in row["by_bin"] if b["kept"] is not None]
+        table.add_row(f"{float(key):.0%}", f"{row['kept']:.1%}", f"{row['mean_promise']:.1f} tokens", ", ".join(bins))
+    Console().print(table)

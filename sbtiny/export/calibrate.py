@@ -1,0 +1,31 @@
+"""`sbtiny export --calibrate`: a calibration of each GGUF file of an export, with the file's own answers."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sbtiny.evaluation.calibrate import calibration_settings, output_path, run_calibration
+from sbtiny.export.config import ExportConfig
+from sbtiny.progress import console
+from sbtiny.rollout.engines import llama_cpp
+
+QUESTIONS = 500
+
+
+def calibrate_files(plan: ExportConfig, folder: Path) -> dict[str, Any]:
+    """Write `x.calibration.json` beside each x.gguf of a finished export; return their factors by file name.
+
+    Asks QUESTIONS of the val split. Without llama-cpp-python it says so in one line and writes nothing.
+    """
+    files = [folder / f"{plan.name}-{kind}.gguf" for kind in plan.kinds]
+    if not files or not llama_cpp.is_available():
+        why = "pip install 'sbtiny[llama]', then sbtiny calibrate x.gguf" if files else "there is no GGUF file (--gguf)"
+        console.print(f"not calibrated: {why}", style="yellow", soft_wrap=True, markup=False)
+        return {}
+    settings = replace(plan.settings, engine="ours", eval=replace(plan.settings.eval, split="val", limit=QUESTIONS))
+    found = {}
+    for file in files:
+        record = run_calibration(str(file), calibration_settings(settings), None, run=plan.run)
+        console.print(f"wrote {output_path(str(file), None)}", soft_wrap=True, highlight=False)
+        found[file.name] = record["factors"]
+    return found

@@ -1,0 +1,249 @@
+"""The promise of a stated budget: its factor, what infinite scores do, bins, coverage kept, the JSON and what breaks it."""
+
+import copy
+import json
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sbtiny.budget.calibration import Calibration, CalibrationAnswer, calibrate, kept_coverage
+from sbtiny.budget.calibration_record import from_record, to_record
+from sbtiny.budget.conformal import promise_rank
+from sbtiny.budget.online_calibration import WINDOW, OnlineCalibration
+from sbtiny.errors import InputError
+
+ABOUT = {
+    "model_fingerprint": "a" * 16, "format": "solution", "task": "arithmetic", "split": "val", "temperature": 0.6, "top_p": 0.95,
+    "date": "2026-11-26 12:00:00",
+}  # fmt: skip
+CUT, MALFORMED = CalibrationAnswer(40, None, cut=True), CalibrationAnswer(None, None)
+
+
+def answers_of(ratios: list[float], stated: int = 1000) -> list[CalibrationAnswer]:
+    return [CalibrationAnswer(stated, round(ratio * stated)) for ratio in ratios]
+
+
+def made(answers: list[CalibrationAnswer], confidence: float | None = None) -> Calibration:
+    return calibrate(answers, confidence, **ABOUT)
+
+
+def noisy(n: int, seed: int, spread: float = 0.3, steep: bool = False) -> list[CalibrationAnswer]:
+    """Answers whose length has noise; `steep`: more of it for a large budget."""
+    rng = np.random.default_rng(seed)
+    stated = rng.integers(20, 500, n)
+    used = stated * np.exp((spread * (stated / 250 if steep else 1)) * rng.standard_normal(n))
+    return [CalibrationAnswer(int(b), max(1, int(u))) for b, u in zip(stated, used, strict=True)]
+
+
+def test_the_promise_is_a_rank_of_the_ratios_times_the_stated_budget() -> None:
+    c = made(answers_of([i / 100 for i in range(1, 100)]))  # one bin: all state the same
+    assert c.scores.factors() == {"0.8": 0.8, "0.9": 0.9, "0.95": None}
+    assert [c.promise(200, p) for p in (0.8, 0.9, 0.95)] == [160, 180, None]
+    assert c.promise(3, 0.8) == 3  # 2.4 tokens, rounded up
+    assert [c.promise(7, 0.85), c.promise(100, 0.999)] == [6, None]
+    assert (c.median_stated, c.malformed, c.cut) == (1000, 0, 0)
+
+
+@given(st.integers(1, 1_000_000), st.integers(0, 4_000_000))
+def test_rounding_neither_breaks_nor_widens_a_promise(stated: int, used: int) -> None:
+    c = made([CalibrationAnswer(stated, used)] * 9)
+    assert c.promise(stated, 0.9) == used
+
+
+def test_cut_and_malformed_answers_are_infinite() -> None:
+    c = made([*answers_of([1.0] * 450), *[CUT] * 30, *[MALFORMED] * 20])
+    assert (c.questions, c.cut, c.malformed, len(c.ratios)) == (500, 30, 20, 450)
+    assert c.scores.factors() == {"0.8": 1.0, "0.9": None, "0.95": None}  # rank 451 of 450 finite ones
+    assert c.scores.ranges()["0.9"] is None
+    with pytest.raises(InputError, match="coverage 90 is no share"):
+        c.promise(100, 90)
+
+
+@pytest.mark.parametrize("answers", [[CUT] * 500, [MALFORMED] * 500, answers_of([1.0] * 3), [CUT]])
+def test_where_nothing_can_be_promised_everything_is_none(answers: list[CalibrationAnswer]) -> None:
+    c = made(answers)
+    assert set(c.scores.factors().values()) == {None}
+    assert c.promise(100, 0.8) is None
+    assert all(found["promised"] is found["kept"] is None for found in kept_coverage(c, answers).values())
+    assert from_record(json.loads(json.dumps(to_record(c))), "f") == c
+
+
+def test_confidence_takes_a_higher_rank() -> None:
+    answers = noisy(500, 0)
+    ratios = sorted(a.ratio for a in answers)
+    assert made(answers).scores.factor(0.9) == ratios[450]
+    assert made(answers, 0.95).scores.factor(0.9) == ratios[461]
+    assert made(answers_of([1.0] * 28), 0.95).scores.factor(0.9) is None
+    assert made(answers_of([1.0] * 29), 0.95).scores.factor(0.9) == 1.0
+
+
+def test_bins_have_factors_where_each_has_a_hundred() -> None:
+    c = made(noisy(500, 0, steep=True))
+    assert [b.own for b in c.bins] == [True] * 4
+    assert sum(b.scores.questions for b in c.bins) == 500
+    factors = [b.scores.factor(0.9) for b in c.bins]
+    assert factors == sorted(factors)  # the noise grows
+    assert c.promise(30, 0.9) == math.ceil(30 * factors[0])
+    assert c.promise(1, 0.9) == math.ceil(factors[0])  # the outer bins are open
+    assert c.promise(9000, 0.9) == math.ceil(9000 * factors[3])
+    assert c.bins[0].kept["0.9"] > 0.97 > 0.8 > c.bins[3].kept["0.9"]  # by the factor of all
+    few = made(noisy(199, 0, steep=True))
+    assert [b.own for b in few.bins] == [False] * 4
+    assert few.promise(30, 0.9) == math.ceil(30 * few.scores.factor(0.9))
+    assert [len(made(noisy(n, 0)).bins) for n in (220, 330, 450, 5000)] == [2, 3, 4, 4]
+
+
+def test_equal_budgets_share_a_bin_and_answers_without_one_count_in_each() -> None:
+    two = [*answers_of([1.0] * 150, stated=10), *answers_of([2.0] * 150, stated=50)]
+    c = made([*two, *[MALFORMED] * 15])
+    assert [(b.low, b.high, b.scores.questions, b.own) for b in c.bins] == [(10, 10, 158, True), (50, 50, 158, True)]
+    assert [c.promise(stated, 0.9) for stated in (10, 50)] == [10, 100]
+    assert c.promise(10, 0.95) is None  # 8 of 158 are infinite, and 152 is the rank
+
+
+@pytest.mark.parametrize("steep", [False, True])
+def test_coverage_on_new_answers_is_as_promised(steep: bool) -> None:
+    for seed in range(5):
+        c = made(noisy(500, seed, steep=steep))
+        found = kept_coverage(c, noisy(5000, 100 + seed, steep=steep))
+        for text, row in found.items():
+            assert row["promised"] == float(text)
+            assert abs(row["kept"] - float(text)) < 0.05
+            assert all(abs(b["kept"] - float(text)) < 0.1 for b in row["by_bin"])
+            assert sum(b["questions"] for b in row["by_bin"]) == 5000
+
+
+def test_an_infinite_answer_keeps_no_promise() -> None:
+    c = made(answers_of([1.0] * 500))
+    found = kept_coverage(c, [*answers_of([1.0] * 8), CUT, MALFORMED])["0.9"]
+    assert (found["promised"], found["kept"], found["mean_promise"]) == (0.9, 0.8, pytest.approx((8 * 1000 + 40) / 9))
+
+
+@given(st.lists(st.tuples(st.integers(1, 999), st.integers(0, 5000), st.sampled_from(["ok", "cut", "bad"])), min_size=1, max_size=300))
+def test_json_and_back_is_the_same(rows: list[tuple[int, int, str]]) -> None:
+    answers = [CalibrationAnswer(b, u if kind == "ok" else None, kind == "cut") for b, u, kind in rows]
+    c = made(answers)
+    text = json.dumps(to_record(c), allow_nan=False)
+    assert from_record(json.loads(text), "f") == c
+
+
+GOOD = to_record(made([*noisy(480, 0), *[CUT] * 12, *[MALFORMED] * 8]))
+BREAKS: dict[str, Any] = {
+    "questions": [0, -1, 499, 500.0, "500", None, True], "malformed": [-8, 9], "cut": [None],
+    "ratios": [[], None, [2, 1], ["1"], [math.nan]],
+    "temperature": [-1, "hot", math.inf], "top_p": [0, 1.1], "confidence": [0, 1, "95"], "median_stated": [0, 1.5], "format": ["", 3],
+    "model_fingerprint": [None], "date": [7], "factors": [{}, {"0.8": 0.1, "0.9": 1, "0.95": 1}], "by_bin": [None, {}],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in BREAKS.items() for value in values])
+def test_a_broken_record_is_one_line_that_names_the_field(key: str, value: Any) -> None:
+    with pytest.raises(InputError, match=r"^runs/x/calibration\.json is broken: .+: run sbtiny calibrate again$") as error:
+        from_record(GOOD | {key: value}, "runs/x/calibration.json")
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 200
+
+
+@pytest.mark.parametrize("key", sorted(GOOD.keys() - {"promises", "true_coverage_range"}))
+def test_a_missing_field_is_named(key: str) -> None:
+    record = {name: value for name, value in GOOD.items() if name != key}
+    with pytest.raises(InputError, match=f"{key} .*run sbtiny calibrate again" if key == "factors" else f"it has no {key}"):
+        from_record(record, "c")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("from", 0), ("to", 1), ("questions", 3), ("ratios", [3.0, 1.0]), ("kept", {"0.8": 2}), ("factors", {"0.8": 1})]
+)
+def test_a_broken_bin_is_named_by_its_number(key: str, value: Any) -> None:
+    record = copy.deepcopy(GOOD)
+    record["by_bin"][1][key] = value
+    with pytest.raises(InputError, match=r"c, bin 2 is broken: "):
+        from_record(record, "c")
+
+
+@pytest.mark.parametrize("value", [None, [], 3, "text"])
+def test_what_is_no_object_is_no_calibration(value: Any) -> None:
+    with pytest.raises(InputError, match="c is no calibration"):
+        from_record(value, "c")
+
+
+@pytest.mark.parametrize(
+    ("used", "message"),
+    [
+        ({"model_fingerprint": "b" * 16}, f"of another model (model_fingerprint {'a' * 16}, here {'b' * 16})"),
+        ({"format": "think"}, "of another format (format solution, here think)"),
+        ({"task": "gsm8k"}, "for another task (task arithmetic, here gsm8k)"),
+        ({"temperature": 0.0}, "at another temperature (temperature 0.6, here 0.0)"),
+        ({"top_p": 1.0}, "at another top_p (top_p 0.95, here 1.0)"),
+    ],
+)
+def test_a_mismatch_is_refused_by_name(used: dict[str, Any], message: str) -> None:
+    c = made(noisy(100, 0))
+    c.check_matches(**{key: ABOUT[key] for key in ("model_fingerprint", "format", "task", "temperature", "top_p")})
+    c.check_matches(task=None)
+    with pytest.raises(InputError) as error:
+        c.check_matches(**used)
+    assert message in str(error.value)
+
+
+def test_remaining_goes_by_the_ratios() -> None:
+    c = made([*answers_of([0.5, 1.0, 1.5]), CUT])
+    assert c.remaining(100, 0).tokens == 150
+    assert c.remaining(100, 120).high is None
+    assert c.remaining(10, 20).describe() == "over by 100 %"
+
+
+# ---- online ------------------------------------------------------------------------------------------------------------
+
+
+def test_online_follows_a_shift_that_a_fixed_promise_does_not() -> None:
+    c = made(noisy(500, 0))
+    online, missed = OnlineCalibration(c), []
+    shifted = [replace(a, used=round(1.5 * a.used)) for a in noisy(3000, 1)]
+    for answer in shifted:
+        promised = online.promise(answer.stated, 0.9)
+        missed.append(promised is not None and answer.used > promised)
+        online.observe(answer)
+    fixed = kept_coverage(c, shifted)["0.9"]["kept"]
+    assert fixed < 0.7
+    assert np.mean(missed[500:]) == pytest.approx(0.1, abs=0.02)
+
+
+def test_online_starts_as_the_calibration_and_keeps_a_window() -> None:
+    c = made([*noisy(490, 0), *[CUT] * 10])
+    online = OnlineCalibration(c)
+    assert online.promise(100, 0.9) == math.ceil(100 * sorted(a.ratio for a in noisy(490, 0))[promise_rank(500, 0.9) - 1])
+    for answer in [*noisy(700, 3), CUT, MALFORMED]:
+        online.observe(answer)
+    assert len(online.window) == len(online._sorted) == WINDOW
+    assert sorted(online.window) == online._sorted
+    with pytest.raises(InputError, match=r"coverage 0.5 is not followed: choose from 0.8, 0.9, 0.95"):
+        online.promise(100, 0.5)
+
+
+@pytest.mark.parametrize("answers", [[CUT] * 3000, [CalibrationAnswer(100, 1)] * 3000])
+def test_online_levels_stay_within_0_and_1(answers: list[CalibrationAnswer]) -> None:
+    online = OnlineCalibration(made(noisy(500, 0)))
+    for answer in answers:
+        online.observe(answer)
+        assert all(0 <= level <= 1 for level in online.miss_levels.values())
+    assert online.promise(100, 0.9) == (None if answers[0] is CUT else 1)
+
+
+def test_the_online_state_lies_beside_and_comes_back() -> None:
+    c = made(noisy(500, 0))
+    online, again = OnlineCalibration(c), OnlineCalibration(c)
+    for answer in [*noisy(40, 5), CUT]:
+        online.observe(answer)
+    record = json.loads(json.dumps(online.to_record(), allow_nan=False))
+    again.restore(record, "c")
+    assert again.to_record() == record
+    assert [again.promise(77, p) for p in (0.8, 0.9, 0.95)] == [online.promise(77, p) for p in (0.8, 0.9, 0.95)]
+    for key, value in (("miss_levels", {"0.9": 2}), ("window", []), ("window", [-1]), ("model_fingerprint", "other")):
+        with pytest.raises(InputError, match=f"c is broken: {key}"):
+            again.restore(record | {key: value}, "c")

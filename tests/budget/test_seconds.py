@@ -1,0 +1,85 @@
+"""Rates from given clock values, seconds left with their band, and budgets in seconds."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sbtiny.budget.remaining import Remaining
+from sbtiny.budget.seconds import LEAST_SPREAD, Rate, SecondsLeft, seconds_left, tokens_in
+
+
+def test_a_rate_is_the_mean_over_the_last_second() -> None:
+    rate = Rate()
+    assert rate.per_second(0.0) is None
+    rate.record(50, 0.0)  # a prompt, say: its tokens took an unknown time
+    assert rate.per_second(0.0) is None
+    for step in range(1, 101):
+        rate.record(1, step / 50)
+    assert rate.per_second(2.0) == pytest.approx(50)
+    for step in range(1, 11):
+        rate.record(1, 2 + step / 10)
+    assert rate.per_second(3.0) == pytest.approx(10)
+
+
+def test_a_slow_model_has_a_rate_too_and_a_stalled_one_falls() -> None:
+    rate = Rate()
+    rate.record(1, 0.0)
+    rate.record(1, 5.0)
+    assert rate.per_second(5.5) == pytest.approx(0.2)
+    assert rate.per_second(25.0) == pytest.approx(1 / 25)
+
+
+def test_tokens_at_one_moment_and_a_clock_that_goes_back() -> None:
+    rate = Rate()
+    rate.record(1, 1.0)
+    rate.record(1, 1.0)
+    assert rate.per_second(1.0) is None
+    with pytest.raises(ValueError, match=r"went back from 1\.0 to 0\.5"):
+        rate.record(1, 0.5)
+
+
+@given(st.floats(0.5, 2000), st.integers(2, 400))
+def test_a_steady_rate_is_found(per_second: float, steps: int) -> None:
+    rate = Rate()
+    for step in range(steps):
+        rate.record(1, step / per_second)
+    assert rate.per_second((steps - 1) / per_second) == pytest.approx(per_second, rel=1e-6)
+    assert LEAST_SPREAD <= rate.spread() < 0.7  # whole windows are counted in whole tokens
+    assert len(rate.marks) <= per_second + 3
+
+
+def test_the_spread_is_of_whole_seconds() -> None:
+    rate, now = Rate(), 0.0
+    rate.record(0, now)
+    for second in range(20):
+        for _ in range(8):
+            now += 0.125
+            rate.record(8 if second % 2 else 12, now)  # 64 or 96 a second
+    assert rate.spread() == pytest.approx(1.28 * 0.2, rel=0.25)
+    assert Rate().spread() == LEAST_SPREAD
+
+
+def test_seconds_are_wait_prompt_and_decoding() -> None:
+    left = seconds_left(Remaining(100, 50, 200), 20.0, wait=3.0, prompt_tokens=400, prompt_rate=200.0, spread=0.0)
+    assert left == SecondsLeft(10.0, 7.5, 15.0)
+    wider = seconds_left(Remaining(100, 100, 100), 20.0, spread=0.25)
+    assert wider == SecondsLeft(5.0, 4.0, pytest.approx(100 / 15))
+    assert seconds_left(Remaining(100, None, None), 20.0, spread=0.0) == SecondsLeft(5.0, 5.0, None)
+
+
+@pytest.mark.parametrize(
+    ("remaining", "rate", "more"),
+    [(Remaining(None, 3, None, 0.5), 20.0, {}), (Remaining(9, 9, 9), None, {}), (Remaining(9, 9, 9), 20.0, {"prompt_tokens": 5})],
+)
+def test_without_a_rate_or_a_length_there_are_no_seconds(remaining: Remaining, rate: float | None, more: dict) -> None:
+    assert seconds_left(remaining, rate, **more) is None
+
+
+def test_a_budget_in_seconds() -> None:
+    assert tokens_in(12, 30.0) == 360
+    assert tokens_in(0.001, 30.0) == 1
+    for seconds, rate in ((0, 30.0), (-1, 30.0), (math.inf, 30.0), (5, 0.0), (math.nan, 1.0)):
+        with pytest.raises(ValueError, match="must be above 0"):
+            tokens_in(seconds, rate)
