@@ -205,7 +205,6 @@ class Settings:
         require(0 < self.serve.top_p <= 1, "serve.top_p", self.serve.top_p, "above 0 and at most 1 (1 is off)")
         require(0 < self.serve.coverage < 1, "serve.coverage", self.serve.coverage, "a chance between 0 and 1, such as 0.9")
         parse_budget_option(self.eval.budget)
-        parse_budget_option(self.serve.budget, seconds=True)
 
     def batch_size(self, stage: str) -> int:
         """Rows per update of a stage; 0 if it trains nothing."""

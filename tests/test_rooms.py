@@ -10,6 +10,7 @@ ROOT = Path(sbtiny.__file__).parent
 FLOORS = (  # from the person down to the idea; a room, or a file of the root
     {"cli"},
     {"bench"},
+    {"serving"},
     {"pipeline"},
     {"export"},
     {"evaluation"},

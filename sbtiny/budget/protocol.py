@@ -109,7 +109,7 @@ class Parsed:
 
 @dataclass(frozen=True, slots=True)
 class BudgetChoice:
-    """The value of `--budget`: the stated budget (auto), a given one in tokens (fixed) or seconds, or the stated one times a factor (scaled)."""
+    """The value of `--budget`: the stated budget (auto), one given in tokens (fixed) or seconds, a multiple of the stated one (scaled)."""
 
     mode: Literal["auto", "fixed", "scaled", "seconds"]
     value: float | None = None

@@ -28,6 +28,7 @@ class Rate:
         self.marks: deque[tuple[float, int]] = deque()  # (time, tokens until then)
         self.earlier: deque[float] = deque(maxlen=KEPT_SECONDS)  # rates of whole windows
         self._window_start: tuple[float, int] | None = None
+        self._before_pause: float | None = None
 
     def record(self, tokens: int, now: float) -> None:
         """Count tokens that came at `now`. The first call starts the clock: its tokens took an unknown time."""
@@ -41,11 +42,17 @@ class Rate:
             self.earlier.append((self.total - start[1]) / (now - start[0]))
             self._window_start = self.marks[-1]
 
+    def pause(self, now: float) -> None:
+        """Stop the clock while nothing is to come: the rate stands until two more records."""
+        self._before_pause = self.per_second(now)
+        self.marks.clear()
+        self._window_start = None
+
     def per_second(self, now: float) -> float | None:
         """Compute the rate; None before two records. It falls while nothing comes."""
         self._drop_old(now)
         if len(self.marks) < 2:
-            return None
+            return self._before_pause
         (first, before), (last, total) = self.marks[0], self.marks[-1]
         end = now if now - last > self.window else last
         return (total - before) / (end - first) if end > first else None

@@ -62,7 +62,7 @@ class AnswerSplitter:
         self.budget = parsed.budget
         is_open = parsed.outcome in (Outcome.CUT, Outcome.EMPTY)
         thinks = self.held.lstrip()
-        if form and is_open or thinks.startswith(THINK.opening):
+        if (form and is_open) or thinks.startswith(THINK.opening):
             self.section, self.form = "body", form
             self.held = self.held[at + len(form.opening) :]
         elif not is_open and not THINK.opening.startswith(thinks):

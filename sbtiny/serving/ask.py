@@ -1,6 +1,7 @@
 """What a user wants of one answer, and what came of it. Pure data."""
 
 import math
+import re
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -11,6 +12,8 @@ from sbtiny.errors import InputError
 from sbtiny.models.prompt import Message
 from sbtiny.rollout.episode import StopReason
 
+COVERAGE = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,3})?) ?%")
+AUTO = BudgetChoice("auto")
 BudgetSource = Literal["stated", "given", "scaled", "seconds", "coverage", "none"]
 
 
@@ -18,7 +21,7 @@ BudgetSource = Literal["stated", "given", "scaled", "seconds", "coverage", "none
 class Ask:
     """One answer's budget, ceiling and sampling. `coverage`: the answer may take what is promised at this chance."""
 
-    choice: BudgetChoice = BudgetChoice("auto")
+    choice: BudgetChoice = AUTO
     coverage: float | None = None
     ceiling: int | None = None
     max_tokens: int = 2048
@@ -37,30 +40,43 @@ class Ask:
             raise InputError(f"max_tokens of {self.max_tokens}: ask for 1 or more")
 
 
+def describe_budget(ask: Ask) -> str:
+    """The budget of an ask as a user writes it."""
+    if ask.coverage is not None:
+        return f"{100 * ask.coverage:g}%"
+    value = ask.choice.value
+    return {"auto": "auto", "fixed": f"{value or 0:g}", "scaled": f"{value or 0:g}x", "seconds": f"{value or 0:g}s"}[ask.choice.mode]
+
+
 def default_ask(settings: ServeSettings, seed: int = 0) -> Ask:
     """The ask of the settings: what holds where the user says nothing."""
-    return Ask(
-        choice=parse_budget_option(settings.budget, seconds=True),
+    ask = Ask(
         ceiling=settings.ceiling or None,
         max_tokens=settings.max_tokens,
         temperature=settings.temperature,
         top_p=settings.top_p,
         seed=seed,
     )
+    return choose_budget(ask, settings.budget)
 
 
-def choose_budget(ask: Ask, budget: int | str | None, seconds: float | None, coverage: float | None) -> Ask:
-    """The ask with a budget in tokens or as in `--budget`, in seconds, or at a coverage. Raises InputError for two of them."""
+def choose_budget(ask: Ask, budget: int | str | None = None, seconds: float | None = None, coverage: float | None = None) -> Ask:
+    """The ask with a budget in tokens or as in `--budget`, in seconds, or at a coverage. Raises InputError for two of them.
+
+    A `budget` such as "90%" is a coverage.
+    """
     given = {name: value for name, value in {"budget": budget, "seconds": seconds, "coverage": coverage}.items() if value is not None}
     if len(given) > 1:
         raise InputError(f"{' and '.join(given)} are given: say one of them")
+    if isinstance(budget, str) and (share := COVERAGE.fullmatch(budget.strip())):
+        return replace(ask, coverage=float(share[1]) / 100)
     if budget is not None:
-        return replace(ask, choice=parse_budget_option(str(budget), seconds=True))
+        return replace(ask, choice=parse_budget_option(str(budget), seconds=True), coverage=None)
     if seconds is not None:
         if not 0 < seconds < math.inf:
             raise InputError(f"a budget of {seconds} seconds: it must be above 0")
         return replace(ask, choice=BudgetChoice("seconds", float(seconds)))
-    return replace(ask, coverage=coverage)
+    return ask if coverage is None else replace(ask, coverage=coverage)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 from sbtiny.budget.calibration import Calibration
@@ -33,8 +34,8 @@ class Assistant:
     `calibration` makes promises; None makes none.
     """
 
-    def __init__(self, policy: Policy, settings: ServeSettings | None = None, calibration: Calibration | None = None, seed: int = 0) -> None:
-        self.policy, self.settings, self.calibration = policy, settings or ServeSettings(), calibration
+    def __init__(self, policy: Policy, settings: ServeSettings, calibration: Calibration | None = None, seed: int = 0) -> None:
+        self.policy, self.settings, self.calibration = policy, settings, calibration
         self.defaults, self.count = default_ask(self.settings, seed), 0
         self.context = min(self.settings.context, policy.engine.max_positions or self.settings.context)
         self.session = policy.engine.open_session(self.context, KEPT_PREFIXES)
@@ -117,7 +118,7 @@ class Assistant:
         ended = [reply for reply in self.running if reply.is_done]
         self.running = [reply for reply in self.running if not reply.is_done]
         if not self.running:
-            self.rate = Rate.continued(self.rate) if hasattr(Rate, "continued") else self.rate
+            self.rate.pause(time.perf_counter())
         return ended
 
     def drop(self, reply: Reply) -> None:
@@ -136,6 +137,27 @@ class Assistant:
                 self.step()
             rate = self.rate.per_second(time.perf_counter())
         return rate or 1.0
+
+    @contextmanager
+    def base_model(self) -> Iterator[None]:
+        """Answer with the base model, adapter off and no budget stated. Raises InputError for what has no adapter."""
+        model = self.policy.model
+        if not hasattr(model, "disable_adapter"):
+            raise InputError("there is no base model to compare with: only a run has one")
+        calibration, self.calibration = self.calibration, None
+        try:
+            with model.disable_adapter():
+                self._reopen(states_budget=False)
+                yield
+        finally:
+            self.calibration = calibration
+            self._reopen(states_budget=True)
+
+    def _reopen(self, states_budget: bool) -> None:
+        """Take the present weights. What was kept of earlier answers is of other weights, and forgotten."""
+        self.policy.refresh()
+        self.policy.states_budget = states_budget
+        self.session = self.policy.engine.open_session(self.context, KEPT_PREFIXES)
 
     # ---- one answer ----------------------------------------------------------------------------------------------------------------
 

@@ -83,3 +83,16 @@ def test_a_budget_in_seconds() -> None:
     for seconds, rate in ((0, 30.0), (-1, 30.0), (math.inf, 30.0), (5, 0.0), (math.nan, 1.0)):
         with pytest.raises(ValueError, match="must be above 0"):
             tokens_in(seconds, rate)
+
+
+def test_a_pause_keeps_the_rate_and_does_not_count_as_waiting() -> None:
+    rate = Rate()
+    for i in range(11):
+        rate.record(1, i / 10)
+    rate.pause(1.0)
+    assert rate.per_second(60.0) == pytest.approx(10)
+    rate.record(1, 60.0)
+    assert rate.per_second(60.0) == pytest.approx(10)
+    for i in range(1, 11):
+        rate.record(1, 60 + i / 20)
+    assert rate.per_second(60.5) == pytest.approx(20)

@@ -1,0 +1,62 @@
+"""`sbtiny chat`: a model that says what it will take, and answers when it is told to."""
+
+import sys
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from sbtiny.cli.app import app
+from sbtiny.cli.options import COMMON, USE, Flags, print_result, start_work, with_flags
+
+
+@app.command("chat", rich_help_panel=USE)
+@with_flags(*COMMON, "seed", "four_bit", "backend", "engine", "kv_memory", section="serve")
+def chat(
+    name: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="A run folder, its name under runs/, a model, or a .gguf file.")],
+    question: Annotated[str | None, typer.Argument(help="Answer this and leave; without it, a chat, or one question from a pipe.")] = None,
+    budget: Annotated[str | None, typer.Option(help="auto (stated by the model), N tokens, 30s, 0.5x the stated one, or 90%.")] = None,
+    ceiling: Annotated[int | None, typer.Option(min=0, help="Tokens that no budget may pass; 0 for none.")] = None,
+    temperature: Annotated[float | None, typer.Option(min=0, help="Sampling temperature.")] = None,
+    system: Annotated[str | None, typer.Option(help="A system turn before the chat.")] = None,
+    hide_thoughts: Annotated[bool, typer.Option("--hide-thoughts", help="Show only what follows the thoughts.")] = False,
+    *,
+    flags: Flags,
+) -> None:
+    """Talk to a model: it states its budget, counts down, and answers when you press Ctrl-C.
+
+    Example: sbtiny chat runs/demo "What is 17 * 23?" --budget 2x
+    """
+    from sbtiny import runs
+    from sbtiny.models.aliases import resolve
+
+    run = runs.find_run(name)
+    model = runs.read_run(run)["model"] if run else name
+    own = {"model": model, "serve.budget": budget, "serve.ceiling": ceiling, "serve.temperature": temperature}
+    settings, _, _ = flags.load_for_device(own)
+    resolve(model)
+    if run:
+        runs.check_finished(run)
+    if question is None and not sys.stdin.isatty():
+        question = sys.stdin.read().strip()
+    start_work(settings)
+    from rich.console import Console
+
+    from sbtiny.serving import assistant as assistants
+    from sbtiny.serving.chat import Chat
+    from sbtiny.serving.terminal import Terminal, answer_once, make_reader
+
+    assistant = assistants.load(name, settings=settings)
+    dialog = Chat(assistant.defaults, system, not hide_thoughts)
+    errors = Console(stderr=True, highlight=False)
+    if not assistant.policy.states_budget:
+        errors.print(f"{name} states no budget, it was not trained to: a given one is a ceiling alone", markup=False)
+    if question is not None:
+        answer = answer_once(assistant, dialog, question, quiet=flags.as_json)
+        if flags.as_json:
+            print_result(asdict(answer), True)
+        if answer.stop_reason == "interrupted" and not answer.text:
+            raise KeyboardInterrupt
+        return
+    errors.print(f"{name}: ask, or /help", markup=False, style="dim")
+    Terminal(assistant, dialog, Console(highlight=False), make_reader()).run()
