@@ -1,4 +1,4 @@
-"""What a user wants of one answer, and what came of it. Pure data."""
+"""What a user wants of one answer, and what came of it: data, and no model."""
 
 import math
 import re
@@ -11,6 +11,7 @@ from sbtiny.config import ServeSettings
 from sbtiny.errors import InputError
 from sbtiny.models.prompt import Message
 from sbtiny.rollout.episode import StopReason
+from sbtiny.rollout.sampling import Sampling
 
 COVERAGE = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,3})?) ?%")
 AUTO = BudgetChoice("auto")
@@ -38,6 +39,10 @@ class Ask:
             raise InputError(f"a ceiling of {self.ceiling} tokens is below 0: use 0 or more")
         if self.max_tokens < 1:
             raise InputError(f"max_tokens of {self.max_tokens}: ask for 1 or more")
+        self.sampling()  # raises for values out of range
+
+    def sampling(self) -> Sampling:
+        return Sampling(self.temperature, self.top_p, self.top_k, self.min_p)
 
 
 def describe_budget(ask: Ask) -> str:

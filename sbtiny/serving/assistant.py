@@ -21,7 +21,6 @@ from sbtiny.serving.ask import Answer, Ask, choose_budget, clean_history, defaul
 from sbtiny.serving.reply import Reply
 
 THINK_WRAP_UP = "\n\nTime is up.\n</think>\n\n"
-PLAIN_WRAP_UP = "\n\nTime is up. The answer is "
 SHORT_RESERVE, LONG_RESERVE = 64, 512  # tokens for the wrap-up and an answer in a box; and an answer after the thoughts
 HEAD_TOKENS = 24  # room for the budget and the tags around the body
 KEPT_PREFIXES = 4  # answers whose keys and values are kept for the next turn
@@ -86,6 +85,8 @@ class Assistant:
 
     def begin(self, messages: Sequence[Message], ask: Ask) -> Reply:
         """Begin an answer to a chat. Raises InputError for a chat that does not fit, or a promise that cannot be made."""
+        if not messages or messages[-1]["role"] != "user" or not messages[-1]["content"].strip():
+            raise InputError("no question: the last turn must be the user's, with a text")
         messages = clean_history(list(messages))
         prompt = prompt_ids(self.policy.tokenizer, messages)
         self._check_room(len(prompt))
@@ -95,7 +96,7 @@ class Assistant:
         mode = ask.choice.mode if self.policy.states_budget or ask.choice.mode != "scaled" else "auto"
         if mode == "scaled" or ask.coverage is not None:
             request = self.policy.budget_request(messages, ask.seed)
-            reply.head = self.session.add(request, self._sampling(ask))
+            reply.head = self.session.add(request, ask.sampling())
         elif mode == "fixed":
             self._begin_body(reply, messages, int(ask.choice.value), "given")
         elif mode == "seconds":
@@ -117,7 +118,7 @@ class Assistant:
                 reply.advance()
         ended = [reply for reply in self.running if reply.is_done]
         self.running = [reply for reply in self.running if not reply.is_done]
-        if not self.running:
+        if not self.session.is_busy:
             self.rate.pause(time.perf_counter())
         return ended
 
@@ -179,7 +180,7 @@ class Assistant:
         limits, max_tokens = self._limits(reply, budget, prefilled)
         request = self.policy.request(messages, max_tokens, ask.seed, prefilled, limits=limits, interrupt=reply.interrupt)
         shown = request.prefill or (THINK.opening if self._opens_thoughts(reply.prompt) else "")
-        reply.begin_body(self.session.add(request, self._sampling(ask)), shown)
+        reply.begin_body(self.session.add(request, ask.sampling()), shown)
 
     def _limits(self, reply: Reply, budget: int | None, prefilled: int | None) -> tuple[Limits, int]:
         """The limits of an answer and its most tokens: a wrap-up comes before those end."""
@@ -206,7 +207,7 @@ class Assistant:
     def _wrap_up(self, prompt: Sequence[int]) -> tuple[tuple[int, ...], int]:
         """The tokens of the wrap-up, and the tokens kept for it and the answer."""
         thinks = self.policy.form.answered or self._opens_thoughts(prompt)
-        by_form = THINK_WRAP_UP if thinks else WRAP_UP if self.policy.states_budget else PLAIN_WRAP_UP
+        by_form = THINK_WRAP_UP if thinks else WRAP_UP
         text = by_form if self.settings.wrap_up is None else self.settings.wrap_up
         reserve = LONG_RESERVE if thinks or not self.policy.states_budget else SHORT_RESERVE
         return tuple(self.policy.encode(text)), self.settings.reserve or reserve
@@ -214,9 +215,6 @@ class Assistant:
     def _opens_thoughts(self, prompt: Sequence[int]) -> bool:
         """Whether the prompt ends in `<think>`, as the templates of R1's distills do."""
         return self.policy.tokenizer.decode(prompt[-8:]).rstrip().endswith(THINK.opening)
-
-    def _sampling(self, ask: Ask) -> Sampling:
-        return Sampling(ask.temperature, ask.top_p, ask.top_k, ask.min_p)
 
     def _fitting_calibration(self, ask: Ask) -> Calibration | None:
         """The calibration, where the answer is sampled as those that it was made of."""

@@ -1,0 +1,170 @@
+"""The Python API on a real run: budgets are kept, an answer comes when it is asked for, turns go on."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+import sbtiny
+from sbtiny.budget.seconds import Rate
+from sbtiny.config import ServeSettings, Settings
+from sbtiny.errors import InputError
+from sbtiny.rollout.load_policy import build_policy
+from sbtiny.serving.assistant import Assistant
+from sbtiny.tasks import arithmetic
+
+SHORT = next(q.question for q in arithmetic.generate_questions("val", 99) if q.level <= 2)
+LONG = next(q.question for q in arithmetic.generate_questions("val", 99) if q.level >= 4)
+
+
+@pytest.fixture(scope="module")
+def assistant(started) -> Assistant:
+    """Of a run that states a budget and answers with a bare box, greedy."""
+    return sbtiny.load(str(started), settings=Settings(four_bit=False, serve=ServeSettings(temperature=0.0, max_num_seqs=4)))
+
+
+@pytest.fixture
+def plain(tiny) -> Iterator[Assistant]:
+    """Of the bundled model, which states no budget and reckons at length."""
+    yield Assistant(build_policy(*tiny, slots=3, states_budget=False), ServeSettings(temperature=0.0, context=512))
+
+
+def test_it_states_a_budget_and_answers(assistant: Assistant) -> None:
+    answer = assistant.ask(SHORT)
+    assert (answer.source, answer.given, answer.stop_reason, answer.ended) == ("stated", None, "end", True)
+    assert answer.stated > 0
+    assert answer.allowed == int(answer.stated * 1.5)
+    assert 0 < answer.used <= answer.allowed + 64
+    assert "<" not in answer.text
+    assert answer.promise is None  # not calibrated
+    assert assistant.session.is_busy is False
+
+
+def test_a_given_budget_is_prefilled_and_is_a_limit(assistant: Assistant) -> None:
+    answer = assistant.ask(SHORT, budget=3)
+    assert (answer.given, answer.stated, answer.source, answer.allowed) == (3, None, "given", 3)
+    doubled = assistant.ask(SHORT, budget="2x")
+    assert (doubled.given, doubled.source) == (2 * doubled.stated, "scaled")
+    assert doubled.stated == assistant.ask(SHORT).stated
+
+
+def test_a_budget_in_seconds_is_the_tokens_of_the_measured_rate(assistant: Assistant) -> None:
+    assistant.rate = Rate()  # nothing is measured yet
+    answer = assistant.ask(SHORT, seconds=0.5)
+    assert answer.source == "seconds"
+    assert 0.1 < answer.given / (0.5 * assistant.measured_rate()) < 10
+
+
+def test_many_questions_at_once_give_what_each_gives_alone(assistant: Assistant) -> None:
+    questions = [q.question for q in arithmetic.generate_questions("val", 9)]
+    together = assistant.ask_all(questions)
+    alone = [assistant.ask(q) for q in questions]
+    assert [(a.text, a.stated) for a in together] == [(a.text, a.stated) for a in alone]
+
+
+@pytest.mark.parametrize("at", [1, 7, 30])
+def test_answer_now_gives_an_answer(plain: Assistant, at: int) -> None:
+    reply = plain.stream(LONG)
+    for count, _ in enumerate(reply):
+        if count == at:
+            reply.press()
+    answer = reply.answer
+    assert answer.stop_reason == "interrupted"
+    assert "Time is up. \\boxed{" in answer.text
+    assert answer.ended
+    assert answer.text.index("Time is up") < len(plain.ask(LONG).text)
+
+
+def test_a_second_press_ends_it_where_it_is(plain: Assistant) -> None:
+    reply = plain.stream(LONG)
+    for count, _ in enumerate(reply):
+        if count in (5, 6):
+            reply.press()
+    assert reply.answer.stop_reason == "interrupted"
+    assert not reply.answer.ended
+    assert reply.answer.tokens <= 9
+
+
+def test_parts_join_to_the_answer_and_the_count_down_falls(plain: Assistant) -> None:
+    reply, left = plain.stream(LONG, budget=100), []
+    text = ""
+    for part in reply:
+        text += part.text
+        left.append(reply.progress().left)
+    assert text.strip() == reply.answer.text
+    counted = [n for n in left if n is not None]
+    assert counted == sorted(counted, reverse=True)
+    assert counted[0] > 90
+
+
+def test_a_plain_model_takes_a_budget_as_a_ceiling(plain: Assistant) -> None:
+    answer = plain.ask(LONG, budget=20)
+    assert (answer.given, answer.stated, answer.allowed, answer.stop_reason) == (20, None, 22, "ceiling")
+    assert "<budget>" not in answer.text
+    assert plain.ask(LONG).source == "none"
+
+
+def test_room_for_an_answer_is_kept_where_max_tokens_end_first(plain: Assistant) -> None:
+    ask = replace(plain.defaults, max_tokens=60)
+    answer = plain.begin([{"role": "user", "content": LONG}], ask).wait()
+    assert (answer.stop_reason, answer.ended) == ("ceiling", True)
+    assert answer.tokens <= 60
+
+
+def test_the_next_turn_goes_on_from_the_last(assistant: Assistant, monkeypatch) -> None:
+    messages = [{"role": "user", "content": SHORT}]
+    first = assistant.ask(messages)
+    engine, computed = assistant.policy.engine, []
+    prefill = engine._prefill
+
+    def counted(prompts, beginning=None):
+        computed.append(sum(map(len, prompts)) - (0 if beginning is None else beginning.shape[-2]))
+        return prefill(prompts, beginning)
+
+    monkeypatch.setattr(assistant.session.scheduler, "prefill", counted)
+    messages += [
+        {"role": "assistant", "content": f"<budget>9</budget><solution>{first.text}</solution>"},
+        {"role": "user", "content": "2+2?"},
+    ]
+    second = assistant.stream(messages)
+    assert "budget" not in assistant.policy.tokenizer.decode(second.prompt)
+    assert second.wait().text
+    assert computed[0] < len(second.prompt) / 1.5
+
+
+def test_a_dropped_answer_leaves_room(plain: Assistant) -> None:
+    replies = [plain.stream(LONG) for _ in range(4)]  # one more than there are slots
+    plain.step()
+    for reply in replies[:3]:
+        plain.drop(reply)
+    assert replies[3].wait().text
+    assert not any(r.is_done for r in replies[:3])
+
+
+def test_what_cannot_be_asked_is_said(assistant: Assistant, plain: Assistant) -> None:
+    for call, reason in (
+        (lambda: assistant.ask(SHORT, coverage=0.9), "no promise without a calibration"),
+        (lambda: assistant.ask(SHORT, budget=3, seconds=1), "say one of them"),
+        (lambda: assistant.ask(SHORT, budget="many"), "not understood"),
+        (lambda: assistant.ask("x" * 9000), "begin a new one"),
+        (lambda: assistant.ask("<|im_end|>"), "special token"),
+        (lambda: assistant.ask(""), "no question"),
+        (lambda: plain.base_model().__enter__(), "no base model"),
+    ):
+        with pytest.raises(InputError, match=reason):
+            call()
+    assert not assistant.running
+    assert assistant.ask(SHORT).text
+
+
+def test_the_base_model_answers_without_a_budget_and_the_run_comes_back(assistant: Assistant) -> None:
+    before = assistant.ask(SHORT, seed=1)
+    with assistant.base_model():
+        assert assistant.ask(SHORT).source == "none"
+    assert assistant.ask(SHORT, seed=1).text == before.text
+    assert assistant.ask(SHORT, seed=1).stated == before.stated
+
+
+def test_an_engine_that_cannot_stream_is_refused(tiny) -> None:
+    with pytest.raises(InputError, match="cannot stream"):
+        Assistant(build_policy(*tiny, slots=2, engine="generate"), ServeSettings())

@@ -1,0 +1,237 @@
+"""`sbtiny chat` in a pseudo-terminal, and on a pipe."""
+
+import io
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pexpect
+import pyte
+import pytest
+from rich.console import Console
+
+from sbtiny.budget.seconds import SecondsLeft
+from sbtiny.budget.stream import Part
+from sbtiny.config import ServeSettings
+from sbtiny.rollout.load_policy import build_policy
+from sbtiny.serving.assistant import Assistant
+from sbtiny.serving.chat import Chat
+from sbtiny.serving.terminal import AnswerView, Terminal, describe_progress, describe_seconds, make_reader
+from sbtiny.tasks import arithmetic
+
+LONG = next(q.question for q in arithmetic.generate_questions("val", 99) if q.level >= 4).replace("\n", " ")
+READY = ">>> "
+
+
+class Screen:
+    """A chat in a terminal of 60 columns, as a person sees it."""
+
+    def __init__(self, model: str, state: Path, *options: str, columns: int = 60) -> None:
+        environment = os.environ | {
+            "TERM": "xterm-256color",
+            "XDG_STATE_HOME": str(state),
+            "OMP_NUM_THREADS": "1",
+            "PROMPT_TOOLKIT_NO_CPR": "1",
+        }
+        command = ["-m", "sbtiny", "chat", model, "--set", "serve.temperature=0", *options]
+        self.child = pexpect.spawn(sys.executable, command, dimensions=(40, columns), env=environment, encoding="utf-8", timeout=120)
+        self.screen = pyte.HistoryScreen(columns, 40, history=5000)
+        self.stream, self.raw = pyte.Stream(self.screen), ""
+        self.wait(READY)
+
+    def read(self, seconds: float = 0.05) -> None:
+        try:
+            text = self.child.read_nonblocking(8192, seconds)
+        except (pexpect.TIMEOUT, pexpect.EOF):
+            return
+        self.raw += text
+        self.stream.feed(text)
+
+    @property
+    def lines(self) -> list[str]:
+        return [line.rstrip() for line in self.screen.display if line.strip()]
+
+    def wait(self, last: str, seconds: float = 120) -> None:
+        """Read until the last line begins so."""
+        end = time.monotonic() + seconds
+        while not (self.lines and f"{self.lines[-1]} ".startswith(last)):
+            assert time.monotonic() < end, "\n".join(self.lines)
+            self.read()
+
+    def ask(self, line: str) -> None:
+        """Send a line, and read until the next prompt."""
+        prompts = self.raw.count("\r\n")
+        self.child.send(line + "\r")
+        while self.raw.count("\r\n") == prompts:
+            self.read()
+        self.wait(READY)
+
+    def leave(self) -> int:
+        self.child.send("\x04")
+        self.child.expect(pexpect.EOF)
+        self.child.close()
+        return self.child.exitstatus
+
+
+@pytest.fixture
+def screen(started, tmp_path) -> Iterator[Screen]:
+    chat = Screen(str(started), tmp_path)
+    yield chat
+    chat.child.close(force=True)
+
+
+def test_a_chat_as_a_person_sees_it(screen: Screen, tmp_path: Path) -> None:
+    screen.ask("Max has 3 apples. a) sells 1 How many apples?")
+    text = "\n".join(screen.lines)
+    assert "\\boxed{" in text
+    assert re.search(r"stated \d+ · used \d+ · [\d.]+ s · \d+ tok/s", text)
+    assert "<budget>" not in text
+    for line, shown in (
+        ("/budget abc", "error: --budget 'abc' is not understood"),
+        ("/budget 90%", "budget 90%"),
+        ("/regen", "no promise without a calibration"),
+        ("/budget 2x", "budget 2x"),
+        ("/regen", "given "),
+        ("/stats", "2 answers"),
+        ("/system <|im_end|>", "system turn set"),
+        ("/regen", "special token"),
+        ("/nonsense", "is no command"),
+    ):
+        screen.ask(line)
+        assert shown in "\n".join(screen.lines), line
+    screen.child.send("\x03")
+    screen.wait(READY)
+    time.sleep(0.3)
+    screen.read()
+    assert "Ctrl-D or /exit leaves" in "\n".join(screen.lines)
+    assert screen.leave() == 0
+    assert "Traceback" not in screen.raw
+    assert "+/budget abc" in (tmp_path / "sbtiny" / "chat_history").read_text()
+    assert screen.raw.count("\x1b[?25l") == screen.raw.count("\x1b[?25h") - screen.raw.count(
+        "\x1b[?12l\x1b[?25h"
+    )  # the cursor is shown again
+
+
+def press_at_random(screen: Screen, moments: int, rng: random.Random) -> None:
+    """Ask, and press Ctrl-C at a random moment from the question to well after the answer: each time there is a prompt again."""
+    screen.ask("/set seed 1")
+    for _ in range(moments):
+        screen.child.send(LONG + "\r")
+        end = time.monotonic() + rng.uniform(0, 0.8)
+        while time.monotonic() < end:
+            screen.read(0.01)
+        screen.child.send("\x03")
+        screen.ask("")  # whatever came of it, an empty line leads to a prompt
+        screen.ask("/stats")
+        assert "answers" in "\n".join(screen.lines)
+    assert "Traceback" not in screen.raw
+    assert screen.leave() == 0
+
+
+def test_ctrl_c_at_random_moments(tmp_path: Path) -> None:
+    press_at_random(Screen("tiny", tmp_path), 6, random.Random(0))
+
+
+@pytest.mark.slow
+def test_ctrl_c_at_200_random_moments(tmp_path: Path) -> None:
+    press_at_random(Screen("tiny", tmp_path), 200, random.Random(1))
+    questions = (tmp_path / "sbtiny" / "chat_history").read_text().count(f"+{LONG}")
+    assert questions == 200
+
+
+def run(*arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "sbtiny", "chat", *arguments]
+    return subprocess.run(command, input=text, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+def test_a_question_on_a_pipe_is_answered_once(started: Path, tmp_path: Path) -> None:
+    done = run(str(started), text="Max has 3 apples. a) sells 1 How many apples?")
+    assert done.returncode == 0
+    assert done.stdout.strip().startswith("\\boxed{")
+    assert done.stdout.count("\n") == 1
+    assert re.search(r"stated \d+ · used", done.stderr)
+    asked = json.loads(run(str(started), "1+1?", "--json", "--budget", "5").stdout)
+    assert (asked["given"], asked["source"]) == (5, "given")
+    for arguments, text, reason in (
+        ((str(started),), "", "an empty question"),
+        ((str(started), "1", "--budget", "90%"), "", "no promise without a calibration"),
+        ((str(started), "1", "--budget", "abc"), "", "is not understood"),
+        (("nowhere", "1"), "", "nowhere"),
+    ):
+        done = run(*arguments, text=text)
+        assert (done.returncode, done.stderr.count("error:"), "Traceback" in done.stderr) == (2, 1, False), done.stderr
+        assert reason in done.stderr
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes(b"GGUF\x03\x00\x00\x00")
+    done = run(str(cut), "1")
+    assert (done.returncode, "error:" in done.stderr, "Traceback" in done.stderr) == (2, True, False), done.stderr
+
+
+# ---- in this process ---------------------------------------------------------------------------------------------------------------
+
+
+def shown(parts: list[Part], width: int, show_thoughts: bool = True) -> list[str]:
+    """What stands on the screen after an answer of these parts, each drawn."""
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=width, height=24, highlight=False)
+    view = AnswerView(console, show_thoughts)
+    with view.showing():
+        for part in parts:
+            view.add(part)
+            view.draw("stated 120 · used 84 · 3.0 s left (2.0 to 5.0)")
+    screen = pyte.Screen(width, 60)
+    pyte.Stream(screen).feed(out.getvalue().replace("\n", "\r\n"))
+    return [line.rstrip() for line in screen.display if line.strip()]
+
+
+@pytest.mark.parametrize("width", [60, 200])
+@pytest.mark.parametrize("size", [1, 7, 400])
+def test_lines_are_whole_at_any_width_and_the_live_line_is_gone(width: int, size: int) -> None:
+    text = "Let me think about it. " * 20 + "\n\n" + "é😀 wide 漢字 " * 9 + "\nlast"
+    parts = [Part("thoughts", text[i : i + size]) for i in range(0, len(text), size)] + [Part("answer", "42 [bold]is[/bold] it")]
+    lines = shown(parts, width)
+    assert re.sub(r"\s", "", "".join(lines)) == re.sub(r"\s", "", text + "42 [bold]is[/bold] it")
+    assert lines[-1] == "42 [bold]is[/bold] it"
+    assert not any("stated" in line for line in lines)
+    assert shown(parts, width, show_thoughts=False) == ["42 [bold]is[/bold] it"]
+
+
+def test_the_live_line_says_what_is_stated_used_and_left(tiny) -> None:
+    assistant = Assistant(build_policy(*tiny, slots=2, states_budget=False), ServeSettings(temperature=0.0, context=512))
+    reply = assistant.stream(LONG, budget=100)
+    for _ in range(40):
+        assistant.step()
+    assert re.fullmatch(r"given 100 · used 40 · [\d.]+ s left \([\d.]+ to \?\)", describe_progress(reply))
+    reply.press()
+    assert describe_progress(reply).startswith("answering now · used 40")
+    assert describe_seconds(SecondsLeft(2.96, 2.0, 5.04)) == "3.0 s left (2.0 to 5.0)"
+    assert describe_seconds(SecondsLeft(30.4, 20, 50)) == "30 s left (20 to 50)"
+
+
+def test_two_turns_a_comparison_and_the_many_lines_of_a_question(started, tiny) -> None:
+    import sbtiny
+    from sbtiny.config import Settings
+
+    assistant = sbtiny.load(str(started), settings=Settings(four_bit=False, serve=ServeSettings(temperature=0.0)))
+    out = io.StringIO()
+    lines = iter(['"""Max has 3 apples.', 'a) sells 1"""', "How many apples?", "/compare", "/think hide", "/exit", "never read"])
+    chat = Chat(assistant.defaults)
+    Terminal(assistant, chat, Console(file=out, width=80), lambda prompt: next(lines)).run()
+    assert next(lines) == "never read"
+    assert [m["content"] for m in chat.turns if m["role"] == "user"] == ["Max has 3 apples.\na) sells 1", "How many apples?"]
+    assert len(chat.answers) == 3  # the comparison asked the last question again
+    assert "the base model, without one:" in out.getvalue()
+    assert re.search(r"\d+ tokens in place of \d+", out.getvalue())
+    assert chat.show_thoughts is False
+
+
+def test_a_history_that_cannot_be_written_is_said_and_the_chat_goes_on(tmp_path: Path, capsys) -> None:
+    (tmp_path / "file").write_text("")
+    make_reader(tmp_path / "file" / "history")
+    assert "no history is kept" in capsys.readouterr().err
