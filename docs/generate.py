@@ -19,7 +19,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from sbtiny import cli, config
+from sbtiny import config
+from sbtiny.cli import main as cli
 from sbtiny.load_settings import PRESETS, TYPES, load_settings
 from sbtiny.runs import write_text
 

@@ -7,8 +7,8 @@ import pytest
 from typer.testing import CliRunner
 
 from sbtiny.bench import grpo, rollout
-from sbtiny.cli import app
 from sbtiny.cli import bench as benching
+from sbtiny.cli.main import app
 
 
 def test_rollout_compares_all_engines(tiny) -> None:
