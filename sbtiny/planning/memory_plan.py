@@ -10,18 +10,16 @@ from typing import Any
 
 from sbtiny.config import Settings
 from sbtiny.models.device import CARDS, Device, DeviceInfo, Dtype, pick_dtype
-from sbtiny.models.shapes import Shape, slot_bytes
+from sbtiny.models.shapes import HEAD_CHUNK, PREFILL_BATCH, Shape, slot_bytes
 from sbtiny.planning.workload import PROMPT_TOKENS, StageName, StageWorkload
 
 GB = 2**30
 BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)  # bytes a weight: 4 bits, an 8-bit scale for 64 weights, a float32 scale for 256 scales
 ADAPTER = 16  # bytes a LoRA weight, in float32: the weight, its gradient, Adam's two moments
-HEAD_CHUNK = 1024  # tokens with logits in memory at once on a CPU (training/logprobs.py)
 HEAD_TILE = (4096, 32_768)  # tokens and vocabulary entries that TRL's kernels score at once on a GPU
 WORKSPACE = 0.6  # GiB of the libraries beside the logits, measured on an H200 (dev/LOG.md, 28)
 LOGIT = 18  # bytes a logit at the peak: a 16-bit score, then float32 score, log-probability, gradient and a temporary
-PREFILL_BATCH = 32  # prompts computed in one call (rollout/scheduler.py)
 PROCESS = {"cuda": 0.7, "cpu": 0.87}  # GiB: a CUDA context, not measured; Python with torch, trl and peft, measured
 SAVED_16 = {"width": 18, "feed_forward": 8, "q": 6, "kv": 4, "rank": 14, "heads": 6}  # bytes a token and layer
 SAVED_32 = {"width": 16, "feed_forward": 16, "q": 8, "kv": 8, "rank": 28, "heads": 6}

@@ -7,11 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sbtiny.models.shapes import PREFILL_BATCH
 from sbtiny.rollout.decoder import OnEpisode
 from sbtiny.rollout.episode import Episode, Request, StopReason, to_episode
 from sbtiny.rollout.limits import LimitEnforcer
-
-PREFILL_BATCH = 32  # prompts computed in one call, before their slots are free
 
 Prefill = Callable[[list[tuple[int, ...]]], list[Tensor]]  # prompts -> keys and values of each, without its last token
 
