@@ -47,7 +47,7 @@ def plan(
     plans = [plan_memory(stage, settings, shape, device, preset) for stage in STAGES]
     stages = {p.stage: p.record() for p in plans}
     if probe and not plans[0].here:
-        other = plans[0].device
+        other = plans[0].target.name
         raise InputError(f"--probe measures what is here, {device.name}, and the plan is for {other}: leave --probe out, or run it there")
     if probe:
         from sbtiny.planning.probe import benchmark_device, estimate_hours
