@@ -154,25 +154,24 @@ def time_engine(engine: BenchEngine, work: BenchJob) -> Timing:
 def compare_engines(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
-    work: BenchJob,
+    choices: Sequence[tuple[BenchJob, int]],
     names: Sequence[str],
-    rounds: int,
     kv_cache_gib: float | None = None,
-    smaller: Sequence[tuple[BenchJob, int]] = (),
 ) -> dict[str, Any]:
     """Useful tokens per second of each engine, interleaved over the rounds.
 
-    Short runs before estimate the time and print it. Above MAX_SECONDS, the first of `smaller` (job, rounds) below it is run instead.
+    Runs the first of `choices`, (job, rounds), below MAX_SECONDS by the estimate of short runs before; prints the estimate.
     """
+    first, _ = choices[0]
     makers = {
-        "ours": lambda: OurEngine(model, work.slots, kv_cache_gib),
+        "ours": lambda: OurEngine(model, first.slots, kv_cache_gib),
         "generate": lambda: GenerateBaseline(model, tokenizer.pad_token_id),
         "continuous": lambda: ContinuousBaseline(model, tokenizer.pad_token_id),
     }
     engines = {name: makers[name]() for name in names}
     with bar("warming up", len(names)) as advance:
-        paces = {name: estimate_pace(name, engine, work, advance) for name, engine in engines.items()}
-    work, rounds = choose_job([(work, rounds), *smaller], paces)
+        paces = {name: estimate_pace(name, engine, first, advance) for name, engine in engines.items()}
+    work, rounds = choose_job(choices, paces)
     return bench_record(model, work, rounds, time_engine_rounds(engines, work, rounds, paces))
 
 

@@ -84,7 +84,7 @@ def rollout(
 
     weights, tokenizer = load_model(model, four_bit=bool(four_bit), dtype=dtype)
     jobs = [(build_job(tokenizer, work, slots, group, seed), times) for work, times in works]
-    print_result(compare_engines(weights, tokenizer, jobs[0][0], names, jobs[0][1], kv_memory, jobs[1:]), as_json)
+    print_result(compare_engines(weights, tokenizer, jobs, names, kv_memory), as_json)
 
 
 @bench.command()
