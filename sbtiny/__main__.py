@@ -1,5 +1,5 @@
 """`python -m sbtiny`."""
 
-from sbtiny.cli import main
+from sbtiny.cli.main import main
 
 main()

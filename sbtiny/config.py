@@ -1,8 +1,8 @@
 """Settings of every stage: frozen and checked. load_settings.py reads them; a field's comment is its meaning in docs/settings.md."""
 
-from dataclasses import asdict, dataclass, field
-from operator import attrgetter
-from typing import Any, Literal
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from typing import Annotated, Any, Literal
 
 import yaml
 
@@ -14,21 +14,30 @@ WRAP_UP = "\n\nTime is up. \\boxed{"
 BackendName = Literal["auto", "unsloth", "transformers"]
 EngineName = Literal["ours", "generate", "vllm"]
 Reporter = Literal["none", "tensorboard", "trackio", "wandb"]
-AT_LEAST_1 = (
-    *("grpo.reserve", "eval.reserve"),
-    *("data.limit", "data.samples_per_question", "data.max_tokens", "data.max_num_seqs"),
-    *("sft.batch", "sft.micro_batch", "sft.max_length", "sft.lora_rank", "sft.lora_alpha"),
-    *("grpo.limit", "grpo.steps", "grpo.prompts_per_step", "grpo.micro_batch", "grpo.max_tokens", "grpo.sample_steps"),
-    *("grpo.alarm_patience", "grpo.max_num_seqs", "eval.limit", "eval.max_tokens", "eval.max_num_seqs"),
-    *("serve.max_tokens", "serve.context", "serve.max_num_seqs"),
-)
-AT_LEAST_0 = (
-    *("data.rows_per_question", "eval.cut_at", "eval.ceiling", "eval.temperature", "data.temperature"),
-    *("serve.temperature", "serve.tolerance", "serve.given_tolerance", "serve.ceiling"),
-    *("sft.steps", "sft.contrast", "sft.save_steps", "grpo.save_steps", "grpo.beta"),
-)
-ABOVE_0 = ("sft.epochs", "sft.learning_rate", "grpo.learning_rate", "grpo.max_grad_norm")
-SHARES = ("sft.warmup", "grpo.warmup", "grpo.user_share", "grpo.cut_share", "grpo.reward_peak")
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """The values that a setting may have: a test, and what the error line asks for."""
+
+    holds: Callable[[Any], bool]
+    wanted: str
+
+
+AT_LEAST_0 = Range(lambda value: value >= 0, "0 or more")
+Count = Annotated[int, Range(lambda value: value >= 1, "1 or more")]
+CountOr0 = Annotated[int, AT_LEAST_0]
+AtLeast0 = Annotated[float, AT_LEAST_0]
+Above0 = Annotated[float, Range(lambda value: value > 0, "a number above 0")]
+Share = Annotated[float, Range(lambda value: 0 <= value <= 1, "a share from 0 to 1")]
+ShareBelow1 = Annotated[float, Range(lambda value: 0 <= value < 1, "a share from 0 to below 1")]
+TopP = Annotated[float, Range(lambda value: 0 < value <= 1, "above 0 and at most 1 (1 is off)")]
+Seed = Annotated[int, Range(lambda value: 0 <= value < 2**32, "a whole number from 0 to below 2**32")]
+GroupSize = Annotated[int, Range(lambda value: value >= 2, "a group of 2 or more (the paper's is 5)")]
+GroupTemperature = Annotated[float, Range(lambda value: value > 0, "above 0: equal answers teach nothing")]
+Chance = Annotated[float, Range(lambda value: 0 < value < 1, "a chance between 0 and 1, such as 0.9")]
+TokensOrNone = Annotated[float | None, Range(lambda value: value is None or value >= 1, "1 token or more, or null for none")]
+GibOrNone = Annotated[float | None, Range(lambda value: value is None or value > 0, "a number of GiB above 0, or null")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,13 +45,13 @@ class DataSettings:
     """Cold-start data: the model's own correct answers."""
 
     task: str = "arithmetic"  # source of the questions: arithmetic, gsm8k, math, still3, s1k, or a file
-    limit: int = 1200  # number of questions
-    samples_per_question: int = 4  # answers sampled for each question
-    rows_per_question: int = 2  # correct answers kept for each question, spread from the shortest to the longest; 0 keeps all
-    temperature: float = 0.7  # sampling temperature
-    max_tokens: int = 900  # most tokens of an answer
+    limit: Count = 1200  # number of questions
+    samples_per_question: Count = 4  # answers sampled for each question
+    rows_per_question: CountOr0 = 2  # correct answers kept for each question, spread from the shortest to the longest; 0 keeps all
+    temperature: AtLeast0 = 0.7  # sampling temperature
+    max_tokens: Count = 900  # most tokens of an answer
     verifier: str = "auto"  # how answers are checked: auto, numeric, math, choice, exact, regex, or my.py:check
-    max_num_seqs: int = 64  # most sequences decoded at once
+    max_num_seqs: Count = 64  # most sequences decoded at once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,17 +59,17 @@ class SftSettings:
     """Cold start. The paper states neither epochs, learning rate nor batch: the defaults suit the bundled model by experiment."""
 
     rows: str | None = None  # file of labelled rows (JSONL); null samples them first
-    epochs: float = 6.0  # passes over the rows; with fewer than 6, some seeds do not learn to follow a budget
-    steps: int = 0  # number of updates; 0 takes epochs
-    learning_rate: float = 2e-3  # peak learning rate
-    batch: int = 4  # rows per update
-    micro_batch: int = 4  # most rows per forward pass; the largest divisor of an update's rows up to it is used
-    max_length: int = 1024  # most tokens of a row; a longer row is an error
-    warmup: float = 0.05  # share of the updates over which the learning rate rises
-    contrast: float = 0.0  # weight of the contrast loss: an answer must be likelier after its own budget than after another's; paper: 0
-    lora_rank: int = 32  # rank of the LoRA adapter
-    lora_alpha: int = 64  # scale of the LoRA adapter: its output is multiplied by lora_alpha / lora_rank
-    save_steps: int = 0  # updates between checkpoints; 0 saves none
+    epochs: Above0 = 6.0  # passes over the rows; with fewer than 6, some seeds do not learn to follow a budget
+    steps: CountOr0 = 0  # number of updates; 0 takes epochs
+    learning_rate: Above0 = 2e-3  # peak learning rate
+    batch: Count = 4  # rows per update
+    micro_batch: Count = 4  # most rows per forward pass; the largest divisor of an update's rows up to it is used
+    max_length: Count = 1024  # most tokens of a row; a longer row is an error
+    warmup: Share = 0.05  # share of the updates over which the learning rate rises
+    contrast: AtLeast0 = 0.0  # weight of the contrast loss: an answer must be likelier after its own budget than after another's; paper: 0
+    lora_rank: Count = 32  # rank of the LoRA adapter
+    lora_alpha: Count = 64  # scale of the LoRA adapter: its output is multiplied by lora_alpha / lora_rank
+    save_steps: CountOr0 = 0  # updates between checkpoints; 0 saves none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,40 +79,40 @@ class GrpoSettings:
     questions: str | None = None  # file of questions (JSONL); null takes task
     task: str = "arithmetic"  # source of the questions if there is no file
     verifier: str = "auto"  # how answers are checked: auto, numeric, math, choice, exact, regex, or my.py:check
-    limit: int = 4000  # number of training questions to draw from
-    steps: int = 120  # number of updates
-    prompts_per_step: int = 8  # questions per update
-    num_generations: int = 8  # answers per question: the group size
-    micro_batch: int = 16  # most answers per forward pass; the largest divisor of an update's answers up to it is used
-    learning_rate: float = 7e-4  # peak learning rate
+    limit: Count = 4000  # number of training questions to draw from
+    steps: Count = 120  # number of updates
+    prompts_per_step: Count = 8  # questions per update
+    num_generations: GroupSize = 8  # answers per question: the group size
+    micro_batch: Count = 16  # most answers per forward pass; the largest divisor of an update's answers up to it is used
+    learning_rate: Above0 = 7e-4  # peak learning rate
     lr_scheduler_type: Literal["cosine", "constant_with_warmup"] = "cosine"  # learning-rate schedule after the warm-up
-    max_grad_norm: float = 0.1  # gradients are clipped to this norm
-    warmup: float = 0.03  # share of the updates over which the learning rate rises
-    beta: float = 0.0  # weight of the KL penalty; 0 needs no reference model
+    max_grad_norm: Above0 = 0.1  # gradients are clipped to this norm
+    warmup: Share = 0.03  # share of the updates over which the learning rate rises
+    beta: AtLeast0 = 0.0  # weight of the KL penalty; 0 needs no reference model
     loss_type: Literal["dapo", "grpo", "dr_grpo", "bnpo"] = "dapo"  # TRL's loss
-    temperature: float = 0.8  # sampling temperature; at 1.0 many stated budgets are noise
-    max_tokens: int = 640  # most tokens of an answer
+    temperature: GroupTemperature = 0.8  # sampling temperature; at 1.0 many stated budgets are noise
+    max_tokens: Count = 640  # most tokens of an answer
     alpha_start: float = 6.0  # alpha at the first update: half the window's width, as a share of the budget
     alpha_end: float = 0.1  # alpha at the end
     alpha_schedule: Schedule = "linear"  # how alpha falls; fixed: alpha_end throughout
-    alpha_hold: float = 0.6  # last share of the updates, in which alpha stays at alpha_end; paper: 0
+    alpha_hold: ShareBelow1 = 0.6  # last share of the updates, in which alpha stays at alpha_end; paper: 0
     relabel_per_group: int = 1  # answers relabelled in each group with a stated budget; paper: 0
     relabel_per_user_group: int = 2  # answers relabelled in each group with a given budget; paper: 0
     outside_slope: float = 0.1  # largest reward lost, below s_min, by a length outside the window; paper: 0
-    reward_peak: float = 1.0  # where in the window the reward peaks: 1 at the budget, 0 at the window's edge (paper)
-    user_share: float = 0.5  # share of groups with a given budget; paper: 0
-    cut_share: float = 0.0  # share of groups that are cut below their stated budget and learn to finish
+    reward_peak: Share = 1.0  # where in the window the reward peaks: 1 at the budget, 0 at the window's edge (paper)
+    user_share: Share = 0.5  # share of groups with a given budget; paper: 0
+    cut_share: Share = 0.0  # share of groups that are cut below their stated budget and learn to finish
     wrap_up: str = WRAP_UP  # text put into an answer that is cut
-    reserve: int = 32  # tokens for the wrap-up and the final answer
+    reserve: Count = 32  # tokens for the wrap-up and the final answer
     user_low: float = 0.3  # smallest given budget, as a multiple of the stated one
     user_high: float = 4.0  # largest given budget, as a multiple of the stated one
     b_max_from_best: bool = False  # limit b_max to 1 + alpha times the shortest correct answer so far
-    b_max_if_failed: float | None = None  # b_max of questions that the initial model failed, in tokens; null (paper): no bound
+    b_max_if_failed: TokensOrNone = None  # b_max of questions that the initial model failed, in tokens; null (paper): no bound
     resample_zero_std: bool = False  # resample a group of equal rewards, once, with another question
-    alarm_patience: int = 20  # consecutive updates that must meet an alarm's condition
-    save_steps: int = 50  # updates between checkpoints; 0 saves none
-    sample_steps: int = 10  # updates between logged samples
-    max_num_seqs: int = 64  # most sequences decoded at once
+    alarm_patience: Count = 20  # consecutive updates that must meet an alarm's condition
+    save_steps: CountOr0 = 50  # updates between checkpoints; 0 saves none
+    sample_steps: Count = 10  # updates between logged samples
+    max_num_seqs: Count = 64  # most sequences decoded at once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,17 +121,17 @@ class EvalSettings:
 
     task: str = "arithmetic"  # source of the questions: arithmetic, gsm8k, math, math500, aime25, or a file
     split: Literal["test", "val", "train"] = "test"  # split of the source
-    limit: int = 500  # number of questions
+    limit: Count = 500  # number of questions
     budget: str = "auto"  # auto: stated by the model; N: given, in tokens; 0.5x: given, as a multiple of the stated one
-    temperature: float = 0.6  # sampling temperature; paper: 0.6
-    top_p: float = 0.95  # nucleus sampling: share of the probability that is kept; 1 is off
-    cut_at: float = 0.0  # cut answers at this share of their budget; 0 is off
-    ceiling: int = 0  # cut answers after this many body tokens; 0 is off
+    temperature: AtLeast0 = 0.6  # sampling temperature; paper: 0.6
+    top_p: TopP = 0.95  # nucleus sampling: share of the probability that is kept; 1 is off
+    cut_at: AtLeast0 = 0.0  # cut answers at this share of their budget; 0 is off
+    ceiling: CountOr0 = 0  # cut answers after this many body tokens; 0 is off
     wrap_up: str = WRAP_UP  # text put into an answer that is cut
-    reserve: int = 32  # tokens for the wrap-up and the final answer
-    max_tokens: int = 900  # most tokens of an answer
+    reserve: Count = 32  # tokens for the wrap-up and the final answer
+    max_tokens: Count = 900  # most tokens of an answer
     verifier: str = "auto"  # how answers are checked: auto, numeric, math, choice, exact, regex, or my.py:check
-    max_num_seqs: int = 64  # most sequences decoded at once
+    max_num_seqs: Count = 64  # most sequences decoded at once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,17 +139,17 @@ class ServeSettings:
     """Answers to a user: chat, the Python API, the server."""
 
     budget: str = "auto"  # auto: stated by the model; N: tokens; 30s: seconds; 0.5x: a multiple of the stated one
-    temperature: float = 0.6  # sampling temperature; a calibration holds for the one it was made at
-    top_p: float = 0.95  # nucleus sampling: share of the probability that is kept; 1 is off
-    tolerance: float = 0.5  # a stated budget may be passed by this share before the answer is wrapped up
-    given_tolerance: float = 0.1  # the same for a given budget
-    ceiling: int = 0  # body tokens that no budget may pass; 0 is off
-    coverage: float = 0.9  # chance with which a promise is kept
+    temperature: AtLeast0 = 0.6  # sampling temperature; a calibration holds for the one it was made at
+    top_p: TopP = 0.95  # nucleus sampling: share of the probability that is kept; 1 is off
+    tolerance: AtLeast0 = 0.5  # a stated budget may be passed by this share before the answer is wrapped up
+    given_tolerance: AtLeast0 = 0.1  # the same for a given budget
+    ceiling: CountOr0 = 0  # body tokens that no budget may pass; 0 is off
+    coverage: Chance = 0.9  # chance with which a promise is kept
     wrap_up: str | None = None  # text put into an answer that is cut; null: by the format
-    reserve: int | None = None  # tokens for the wrap-up and the final answer; null: 64, and 512 where an answer follows the thoughts
-    max_tokens: int = 2048  # most tokens of an answer
-    context: int = 4096  # most tokens of a chat, the answer included
-    max_num_seqs: int = 16  # most sequences decoded at once
+    reserve: TokensOrNone = None  # tokens for the wrap-up and the final answer; null: 64, and 512 where an answer follows the thoughts
+    max_tokens: Count = 2048  # most tokens of an answer
+    context: Count = 4096  # most tokens of a chat, the answer included
+    max_num_seqs: Count = 16  # most sequences decoded at once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,12 +157,12 @@ class Settings:
     """All settings of a run, saved as config.yaml in its folder."""
 
     model: str = "tiny"  # alias, hub id, folder or .gguf file
-    seed: int = 0  # seed of everything random
+    seed: Seed = 0  # seed of everything random
     format: FormatName = "solution"  # tags that a cold start teaches: `solution` (paper) or `think`; later stages keep them
     four_bit: bool | None = None  # load base weights as NF4; null: where there is a GPU
     backend: BackendName = "auto"  # library that loads and trains; auto: unsloth where it can run, else transformers and peft
     engine: EngineName = "ours"  # decoder; generate is slower and takes any transformers model; vllm must be installed
-    kv_cache_gib: float | None = None  # GiB for the KV cache; null: most of the free memory
+    kv_cache_gib: GibOrNone = None  # GiB for the KV cache; null: most of the free memory
     report_to: Reporter = "none"  # where training curves go besides metrics.jsonl; its package must be installed
     data: DataSettings = field(default_factory=DataSettings)
     sft: SftSettings = field(default_factory=SftSettings)
@@ -162,48 +171,16 @@ class Settings:
     serve: ServeSettings = field(default_factory=ServeSettings)
 
     def __post_init__(self) -> None:
-        for keys, holds, wanted in (
-            (AT_LEAST_1, lambda value: value >= 1, "1 or more"),
-            (AT_LEAST_0, lambda value: value >= 0, "0 or more"),
-            (ABOVE_0, lambda value: value > 0, "a number above 0"),
-            (SHARES, lambda value: 0 <= value <= 1, "a share from 0 to 1"),
-        ):
-            for key in keys:
-                value = attrgetter(key)(self)
-                require(holds(value), key, value, wanted)
-        g = self.grpo
-        require(0 <= self.seed < 2**32, "seed", self.seed, "a whole number from 0 to below 2**32")
-        require(self.kv_cache_gib is None or self.kv_cache_gib > 0, "kv_cache_gib", self.kv_cache_gib, "a number of GiB above 0, or null")
+        check_ranges(self)
+        g, group = self.grpo, "0 or more and fewer than grpo.num_generations"
         cuts_in_vllm = self.engine == "vllm" and (g.cut_share > 0 or self.eval.cut_at > 0 or self.eval.ceiling > 0)
         wanted = "ours or generate, or grpo.cut_share, eval.cut_at and eval.ceiling to 0: vllm cannot cut answers"
         require(not cuts_in_vllm, "engine", self.engine, wanted)
-        require(g.num_generations >= 2, "grpo.num_generations", g.num_generations, "a group of 2 or more (the paper's is 5)")
         require(g.user_share + g.cut_share <= 1, "grpo.cut_share", g.cut_share, "at most 1 - grpo.user_share")
         require(0 < g.user_low <= g.user_high, "grpo.user_low", g.user_low, "above 0 and at most grpo.user_high")
-        require(
-            0 <= g.relabel_per_user_group < g.num_generations,
-            "grpo.relabel_per_user_group",
-            g.relabel_per_user_group,
-            "0 or more and fewer than grpo.num_generations",
-        )
-        require(
-            0 <= g.relabel_per_group < g.num_generations,
-            "grpo.relabel_per_group",
-            g.relabel_per_group,
-            "0 or more and fewer than grpo.num_generations",
-        )
+        for name in ("relabel_per_user_group", "relabel_per_group"):
+            require(0 <= getattr(g, name) < g.num_generations, f"grpo.{name}", getattr(g, name), group)
         require(g.alpha_start >= g.alpha_end > 0, "grpo.alpha_end", g.alpha_end, "above 0 and at most grpo.alpha_start")
-        require(
-            g.b_max_if_failed is None or g.b_max_if_failed >= 1,
-            "grpo.b_max_if_failed",
-            g.b_max_if_failed,
-            "1 token or more, or null for none",
-        )
-        require(0 <= g.alpha_hold < 1, "grpo.alpha_hold", g.alpha_hold, "a share from 0 to below 1")
-        require(g.temperature > 0, "grpo.temperature", g.temperature, "above 0: equal answers teach nothing")
-        require(0 < self.eval.top_p <= 1, "eval.top_p", self.eval.top_p, "above 0 and at most 1 (1 is off)")
-        require(0 < self.serve.top_p <= 1, "serve.top_p", self.serve.top_p, "above 0 and at most 1 (1 is off)")
-        require(0 < self.serve.coverage < 1, "serve.coverage", self.serve.coverage, "a chance between 0 and 1, such as 0.9")
         parse_budget_option(self.eval.budget)
 
     def batch_size(self, stage: str) -> int:
@@ -217,6 +194,16 @@ class Settings:
 def micro_batch_size(rows: int, most: int) -> int:
     """Rows per forward pass: the largest divisor of an update's `rows` up to `most`."""
     return max(size for size in range(1, min(rows, most) + 1) if rows % size == 0)
+
+
+def check_ranges(settings: Any, prefix: str = "") -> None:
+    """Raise InputError for the first value out of the range beside its field, sections included."""
+    for item in fields(settings):
+        value = getattr(settings, item.name)
+        if is_dataclass(value):
+            check_ranges(value, f"{item.name}.")
+        for allowed in getattr(item.type, "__metadata__", ()):
+            require(allowed.holds(value), prefix + item.name, value, allowed.wanted)
 
 
 def require(condition: bool, name: str, value: Any, wanted: str) -> None:

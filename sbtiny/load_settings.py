@@ -7,7 +7,7 @@ A file has one section a stage (`data`, `sft`, `grpo`, `eval`) beside `model`, `
 import math
 import types
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import is_dataclass
 from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
@@ -52,13 +52,18 @@ def load_settings(file: Path | None = None, preset: str | None = None, overrides
 
     Raises InputError for a missing file, broken YAML, unknown keys, wrong types and values out of range.
     """
-    merged: dict[str, tuple[Any, str]] = {}
+    types, merged = key_types(), {}
     for key, value, source in iter_assignments(file, preset, overrides):
-        if value is None and key in known_keys():
+        if value is None and is_dataclass(types.get(key)):
             continue  # an empty section
         check_key(key, value, source)
         merged[key] = (value, source)
-    return build_settings(Settings, "", merged)
+    arguments: dict[str, dict[str, Any]] = {"": {}} | {name: {} for name, kind in types.items() if is_dataclass(kind)}
+    for key, given in merged.items():
+        section, _, name = key.rpartition(".")
+        arguments[section][name] = coerce_value(key, *given, types[key])
+    plain = arguments.pop("")
+    return Settings(**plain, **{name: types[name](**values) for name, values in arguments.items()})
 
 
 def iter_assignments(file: Path | None, preset: str | None, overrides: Iterable[tuple[str, Any]]) -> Iterator[Assignment]:
@@ -117,37 +122,23 @@ def parse_assignment(text: str) -> tuple[str, Any]:
 
 
 @cache
-def known_keys() -> dict[str | None, tuple[str, ...]]:
-    """The dotted keys of Settings by section; keys without a section are under None."""
-    hints = get_type_hints(Settings)
-    sections = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
-    plain = tuple(name for name in hints if name not in sections)
-    return {None: plain} | {name: tuple(f"{name}.{f.name}" for f in fields(kind)) for name, kind in sections.items()}
+def key_types() -> dict[str, Any]:
+    """The type of every dotted key of Settings; that of a section is its class."""
+    types = get_type_hints(Settings)
+    return types | {f"{name}.{key}": of for name, kind in types.items() if is_dataclass(kind) for key, of in get_type_hints(kind).items()}
 
 
 def check_key(key: str, value: Any, source: str) -> None:
-    known = known_keys()
-    if key in known:
-        raise InputError(f"{key} in {source} is {value!r}: it is a section, set its keys, such as {known[key][0]}")
-    keys = [key for keys in known.values() for key in keys]
+    keys = [name for name, kind in key_types().items() if not is_dataclass(kind)]
+    if key in key_types() and key not in keys:
+        first = next(name for name in keys if name.startswith(f"{key}."))
+        raise InputError(f"{key} in {source} is {value!r}: it is a section, set its keys, such as {first}")
     if key in RENAMED:
         raise InputError(f"unknown key {key!r} in {source}: it is called {RENAMED[key]!r} now")
     if key not in keys:
         suggestion = suggest_key(key, keys)
         hint = "" if suggestion else ": sbtiny sft --dry-run and sbtiny grpo --dry-run show the keys there are"
         raise InputError(f"unknown key {key!r} in {source}{suggestion}{hint}")
-
-
-def build_settings(kind: type, prefix: str, values: dict[str, tuple[Any, str]]) -> Any:
-    """An instance of the settings class `kind` from the dotted keys that start with `prefix`."""
-    hints, arguments = get_type_hints(kind), {}
-    for item in fields(kind):
-        key = prefix + item.name
-        if is_dataclass(hints[item.name]):
-            arguments[item.name] = build_settings(hints[item.name], f"{key}.", values)
-        elif key in values:
-            arguments[item.name] = coerce_value(key, *values[key], hints[item.name])
-    return kind(**arguments)
 
 
 def suggest_key(name: str, known: Sequence[str]) -> str:

@@ -43,6 +43,16 @@ def bar(title: str, total: int) -> Iterator[Callable[..., None]]:
         yield advance
 
 
+def format_duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def print_line(line: str) -> None:
+    """Print a line on stderr as it is: unstyled, and not wrapped."""
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
 def quieten_libraries() -> None:
     """Turn off the libraries' bars and notices, which would break ours. Errors still show."""
     warnings.filterwarnings("ignore", category=FutureWarning)

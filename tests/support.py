@@ -10,7 +10,7 @@ from pathlib import Path
 
 import typer
 
-from sbtiny import cli
+from sbtiny.cli import main as cli
 from sbtiny.config import GrpoSettings, Settings
 
 ROOM = 100  # bytes a file may have on the full disk

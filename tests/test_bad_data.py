@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from support import listing
 
-from sbtiny import cli
+from sbtiny.cli import main as cli
 
 GOOD = b'{"question": "1 + 1?", "answer": "2"}\n'
 TRACE = {"question": "1 + 1?", "answer": "2", "response": "It is \\boxed{2}."}

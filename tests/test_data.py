@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sbtiny import cli
+from sbtiny.cli import main as cli
 from sbtiny.coldstart.rows import read_labelled
 from sbtiny.rollout.policy import Policy
 from sbtiny.tasks.sources import read_questions

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sbtiny import distributed, runs
-from sbtiny.cli import app
+from sbtiny.cli.main import app
 from sbtiny.coldstart.sample_correct import make_row
 from sbtiny.errors import InputError
 from sbtiny.tasks import arithmetic

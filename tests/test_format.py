@@ -10,7 +10,7 @@ import torch
 
 from sbtiny import runs
 from sbtiny.budget.protocol import SOLUTION, THINK, Format, render_budget
-from sbtiny.cli import app
+from sbtiny.cli.main import app
 from sbtiny.coldstart.rows import tokenize_row
 from sbtiny.coldstart.run import run_sft
 from sbtiny.coldstart.sample_correct import make_row

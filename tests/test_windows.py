@@ -64,7 +64,7 @@ def test_it_does_without(work: str, said: str) -> None:
 
 
 def test_the_command_line_does_without() -> None:
-    code = f"{TAKE_AWAY}\nsys.argv = ['sbtiny', 'plan']\nfrom sbtiny.cli import main\nmain()"
+    code = f"{TAKE_AWAY}\nsys.argv = ['sbtiny', 'plan']\nfrom sbtiny.cli.main import main\nmain()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "peak" in done.stdout

@@ -10,6 +10,8 @@ import gc
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import wraps
+from itertools import product
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -21,18 +23,18 @@ from transformers.generation.stopping_criteria import StoppingCriteriaList
 from transformers.trainer_callback import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from sbtiny.bench.lengths import guess_lengths, summarize, summarize_ratio
-from sbtiny.bench.machine import describe_machine, read_peak_mb, reset_peak_memory
-from sbtiny.bench.rollout import StopAtLengths
+from sbtiny.bench.lengths import record_lengths, record_ratio, summarize
+from sbtiny.bench.machine import describe_machine, largest_peak, read_peak_mb, reset_peak_memory
+from sbtiny.bench.rollout import OurEngine, StopAtLengths
 from sbtiny.grpo.trainer import BudgetGrpoTrainer
 from sbtiny.models.load import add_lora, load_model
 from sbtiny.models.prompt import prompt_ids
 from sbtiny.progress import bar
-from sbtiny.rollout.engine import Engine
-from sbtiny.rollout.episode import Request
-from sbtiny.rollout.sampling import Sampling
 from sbtiny.tasks import arithmetic
 from sbtiny.training import logprobs
+
+Rollout = dict[str, Any]  # as TRL takes it: the prompts, answers and log-probabilities of a step
+TRAINERS = {"sbtiny": BudgetGrpoTrainer, "trl": GRPOTrainer}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,40 +52,60 @@ class BenchConfig:
     seed: int
     rank: int = 16
 
+    @property
+    def passes(self) -> int:
+        """Micro-batches a step."""
+        return len(self.lengths) // self.micro_batch
+
 
 @dataclass(slots=True)
 class StepTimings:
-    """Seconds of each step by phase, and its summed loss. The first step is the warm-up."""
+    """Seconds of each step by phase; the first step is the warm-up. `losses` are those of the micro-batches, because the log rounds them.
+
+    `rollouts` has what our side wrote in each step.
+    """
 
     generate: list[float] = field(default_factory=list)
     score: list[float] = field(default_factory=list)
     step: list[float] = field(default_factory=list)
-    loss: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    rollouts: list[Rollout] = field(default_factory=list)
     peak_mb: float | None = None
 
 
 class StepClock(TrainerCallback):
-    def __init__(self, clocked: StepTimings) -> None:
-        self.clocked = clocked
+    def __init__(self, seconds: list[float]) -> None:
+        self.seconds = seconds
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
         self.started = time.perf_counter()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        self.clocked.step.append(time.perf_counter() - self.started)
+        self.seconds.append(time.perf_counter() - self.started)
 
 
 def time_calls(clock: list[float], call: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap `call` so that it appends its seconds to `clock`."""
 
+    @wraps(call)
     def timed(*args: Any, **kwargs: Any) -> Any:
         started = time.perf_counter()
         result = call(*args, **kwargs)
         clock.append(time.perf_counter() - started)
         return result
 
-    timed.__name__ = getattr(call, "__name__", "timed")
     return timed
+
+
+def record_losses(losses: list[float], training_step: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Wrap `training_step` so that it appends its loss to `losses`."""
+
+    def recorded(*args: Any, **kwargs: Any) -> Tensor:
+        loss = training_step(*args, **kwargs)
+        losses.append(loss.item())
+        return loss
+
+    return recorded
 
 
 def dummy_reward(completion_ids: list[list[int]], **_: Any) -> list[float]:
@@ -110,29 +132,23 @@ def forced_generate(model: nn.Module, lengths: Sequence[int], end: int) -> Calla
 
 
 class BenchRollout:
-    """The rollout function of our side."""
+    """The rollout function of our side; keeps what it wrote in `rollouts`."""
 
-    def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, plan: BenchConfig) -> None:
-        vocabulary = model.get_input_embeddings().weight.shape[0]
-        self.engine = Engine(model, [""] * vocabulary, frozenset(), min(64, len(plan.lengths)))
-        self.tokenizer, self.plan, self.end, self.step = tokenizer, plan, tokenizer.eos_token_id, 0
-        self.written: list[dict[str, Any]] = []
+    def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, plan: BenchConfig, rollouts: list[Rollout]) -> None:
+        self.decoder = OurEngine(model, min(64, len(plan.lengths)))
+        self.tokenizer, self.plan, self.end, self.rollouts = tokenizer, plan, tokenizer.eos_token_id, rollouts
 
-    def __call__(self, prompts: list[str], trainer: GRPOTrainer) -> dict[str, Any]:
-        self.engine.refresh()
+    def __call__(self, prompts: list[str], trainer: GRPOTrainer) -> Rollout:
+        self.decoder.engine.refresh()
         ids = [prompt_ids(self.tokenizer, prompt) for prompt in prompts]
-        self.step += 1
-        seed = self.plan.seed + 1000 * self.step
-        work = zip(ids, self.plan.lengths, guess_lengths(self.plan.lengths, seed), strict=True)
-        requests = [Request(tuple(p), n, seed=seed + i, expected=guess) for i, (p, n, guess) in enumerate(work)]
-        episodes = self.engine.run(requests, Sampling())
+        episodes = self.decoder.decode(ids, self.plan.lengths, self.plan.seed + 1000 * (len(self.rollouts) + 1))
         answers = [[(self.end + 1) % 3 if t == self.end else t for t in e.completion_ids[:-1]] for e in episodes]
-        self.written.append({"prompt_ids": ids, "completion_ids": [[*a, self.end] for a in answers], "logprobs": None})
-        return self.written[-1]
+        self.rollouts.append({"prompt_ids": ids, "completion_ids": [[*a, self.end] for a in answers], "logprobs": None})
+        return self.rollouts[-1]
 
 
 def build_grpo_config(plan: BenchConfig, output: str, bf16: bool, fp16: bool) -> GRPOConfig:
-    answers, gpu = len(plan.lengths), torch.cuda.is_available()
+    gpu = torch.cuda.is_available()
     return GRPOConfig(
         output_dir=output,
         seed=plan.seed,
@@ -141,8 +157,8 @@ def build_grpo_config(plan: BenchConfig, output: str, bf16: bool, fp16: bool) ->
         fp16=fp16,
         gradient_checkpointing=gpu,
         per_device_train_batch_size=plan.micro_batch,
-        gradient_accumulation_steps=answers // plan.micro_batch,
-        steps_per_generation=answers // plan.micro_batch,
+        gradient_accumulation_steps=plan.passes,
+        steps_per_generation=plan.passes,
         num_generations=plan.group,
         max_completion_length=max(plan.lengths),
         max_steps=plan.steps + 1,
@@ -155,7 +171,7 @@ def build_grpo_config(plan: BenchConfig, output: str, bf16: bool, fp16: bool) ->
     )
 
 
-def build_trainer(kind: type[GRPOTrainer], plan: BenchConfig, clocked: StepTimings, output: str) -> tuple[GRPOTrainer, nn.Module, Any]:
+def build_trainer(kind: type[GRPOTrainer], plan: BenchConfig, timings: StepTimings, output: str) -> tuple[GRPOTrainer, nn.Module, Any]:
     """A trainer over a fresh model and adapter, without its rollouts yet."""
     torch.manual_seed(plan.seed)
     model, tokenizer = load_model(plan.model, four_bit=plan.four_bit, dtype=plan.dtype)
@@ -166,96 +182,67 @@ def build_trainer(kind: type[GRPOTrainer], plan: BenchConfig, clocked: StepTimin
     rows = [{"prompt": q.question if ours else [{"role": "user", "content": q.question}]} for q in questions]
     trainer = kind(
         model=model,
-        reward_funcs=time_calls(clocked.score, dummy_reward),
+        reward_funcs=time_calls(timings.score, dummy_reward),
         args=build_grpo_config(plan, output, model.dtype == torch.bfloat16, model.dtype == torch.float16),
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
-        callbacks=[StepClock(clocked)],
+        callbacks=[StepClock(timings.step)],
         **({"rollout_func": lambda *_: None} if ours else {}),
     )
     trainer.remove_callback(PrinterCallback)
-    count_loss(trainer, clocked)
+    trainer.training_step = record_losses(timings.losses, trainer.training_step)
     return trainer, model, tokenizer
 
 
-def count_loss(trainer: GRPOTrainer, clocked: StepTimings) -> None:
-    """Sum the micro-batches' losses of each step, because the log rounds them."""
-    original, per_step = trainer.training_step, trainer.args.gradient_accumulation_steps
-    seen: list[float] = []
-
-    def training_step(*args: Any, **kwargs: Any) -> Tensor:
-        loss = original(*args, **kwargs)
-        seen.append(loss.item())
-        if len(seen) == per_step:
-            clocked.loss.append(sum(seen))
-            seen.clear()
-        return loss
-
-    trainer.training_step = training_step
-
-
-def run_sbtiny(plan: BenchConfig) -> tuple[StepTimings, list[dict[str, Any]]]:
-    """Run our trainer; return timings and the rollouts of each step."""
-    clocked = StepTimings()
+def run_trainer(kind: type[GRPOTrainer], plan: BenchConfig, replay: Sequence[Rollout] = ()) -> StepTimings:
+    """Train with ours or with TRL's, each with its own decoding; TRL's may `replay` our rollouts, to compare losses."""
+    timings = StepTimings()
     reset_peak_memory()
     with TemporaryDirectory() as folder:
-        trainer, model, tokenizer = build_trainer(BudgetGrpoTrainer, plan, clocked, folder)
-        decoder = BenchRollout(model, tokenizer, plan)
-        trainer.rollout_func = time_calls(clocked.generate, decoder)
-        trainer.train()
-    clocked.peak_mb = read_peak_mb()
-    return clocked, decoder.written
-
-
-def run_trl(plan: BenchConfig, replay: list[dict[str, Any]] | None = None) -> StepTimings:
-    """Run TRL's trainer: it decodes itself or, to compare losses, replays our rollouts."""
-    clocked = StepTimings()
-    reset_peak_memory()
-    with TemporaryDirectory() as folder:
-        trainer, model, tokenizer = build_trainer(GRPOTrainer, plan, clocked, folder)
-        if replay is None:
-            forced = forced_generate(model, plan.lengths, tokenizer.eos_token_id)
-            model.generate = time_calls(clocked.generate, forced)
-        else:
+        trainer, model, tokenizer = build_trainer(kind, plan, timings, folder)
+        if replay:
             steps = iter(replay)
-            trainer.rollout_func = time_calls(clocked.generate, lambda *_: next(steps))
+            trainer.rollout_func = lambda *_: next(steps)
+        elif kind is BudgetGrpoTrainer:
+            trainer.rollout_func = time_calls(timings.generate, BenchRollout(model, tokenizer, plan, timings.rollouts))
+        else:
+            model.generate = time_calls(timings.generate, forced_generate(model, plan.lengths, tokenizer.eos_token_id))
         trainer.train()
-    clocked.peak_mb = read_peak_mb()
-    return clocked
+    timings.peak_mb = read_peak_mb()
+    return timings
 
 
 def compare_trainers(plan: BenchConfig, rounds: int) -> dict[str, Any]:
     """Seconds per step of both, interleaved, and the difference of their losses on the same answers."""
-    sides: dict[str, list[StepTimings]] = {"sbtiny": [], "trl": []}
+    sides: dict[str, list[StepTimings]] = {name: [] for name in TRAINERS}
     with bar("bench", 2 * rounds + 1) as advance:
-        for _ in range(rounds):
-            clocked, written = run_sbtiny(plan)
-            sides["sbtiny"].append(clocked)
+        for _, (name, kind) in product(range(rounds), TRAINERS.items()):
+            sides[name].append(run_trainer(kind, plan))
             gc.collect()
-            advance(note=f"sbtiny {clocked.step[-1]:.2f} s a step")
-            sides["trl"].append(run_trl(plan))
-            gc.collect()
-            advance(note=f"trl {sides['trl'][-1].step[-1]:.2f} s a step")
-        same = run_trl(plan, written)
+            advance(note=f"{name} {sides[name][-1].step[-1]:.2f} s a step")
+        same = run_trainer(GRPOTrainer, plan, sides["sbtiny"][-1].rollouts)
         advance()
     # Only the first step: later the weights differ by rounding, which Adam amplifies.
-    loss_difference = abs(same.loss[0] - sides["sbtiny"][-1].loss[0])
-    return bench_record(plan, sides) | {"loss": same.loss[0], "loss_difference": loss_difference}
+    loss, our_loss = (sum(run.losses[: plan.passes]) for run in (same, sides["sbtiny"][-1]))
+    return bench_record(plan, sides) | {"loss": loss, "loss_difference": abs(loss - our_loss)}
 
 
 def bench_record(plan: BenchConfig, sides: dict[str, list[StepTimings]]) -> dict[str, Any]:
-    steps = {name: [s for run in runs for s in run.step[1:]] for name, runs in sides.items()}
-    result: dict[str, Any] = {"machine": describe_machine(), "answers": len(plan.lengths), "micro_batch": plan.micro_batch}
-    result |= {"mean_length": sum(plan.lengths) / len(plan.lengths), "longest": max(plan.lengths)}
+    steps = {name: measured("step", runs) for name, runs in sides.items()}
+    result = {"machine": describe_machine(), "answers": len(plan.lengths), "micro_batch": plan.micro_batch, **record_lengths(plan.lengths)}
     for name, runs in sides.items():
-        phases = {p: summarize([s for run in runs for s in getattr(run, p)[1:]])["median"] for p in ("generate", "score")}
+        phases = {phase: summarize(measured(phase, runs))["median"] for phase in ("generate", "score")}
         whole = summarize(steps[name])
         result[name] = {
             "seconds": whole,
             **phases,
             "train": whole["median"] - sum(phases.values()),
             "tokens_per_second": sum(plan.lengths) / whole["median"],
-            "peak_mb": max((run.peak_mb for run in runs if run.peak_mb is not None), default=None),
+            "peak_mb": largest_peak(run.peak_mb for run in runs),
         }
-    compared = summarize_ratio(steps["trl"], steps["sbtiny"])
-    return result | {"ratio": compared["median"], "ratio_range": [compared["low"], compared["high"]]}
+    return result | record_ratio("ratio", steps["trl"], steps["sbtiny"])
+
+
+def measured(phase: str, runs: Sequence[StepTimings]) -> list[float]:
+    """Seconds of a phase in the steps after the warm-up."""
+    return [seconds for run in runs for seconds in getattr(run, phase)[1:]]

@@ -4,6 +4,7 @@ import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -66,6 +67,11 @@ def summarize(values: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "low": min(values), "high": max(values)}
 
 
-def summarize_ratio(mine: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
+def record_ratio(name: str, mine: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
     """Median and range of the ratios by round: both sides of a round ran under the same machine load."""
-    return summarize([a / b for a, b in zip(mine, theirs, strict=True)])
+    ratio = summarize([a / b for a, b in zip(mine, theirs, strict=True)])
+    return {name: ratio["median"], f"{name}_range": [ratio["low"], ratio["high"]]}
+
+
+def record_lengths(lengths: Sequence[int]) -> dict[str, float]:
+    return {"mean_length": sum(lengths) / len(lengths), "longest": max(lengths)}

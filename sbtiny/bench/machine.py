@@ -1,6 +1,7 @@
 """The machine of a measurement, and peak memory."""
 
 import os
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -41,3 +42,7 @@ def read_peak_mb() -> float | None:
         return None
     line = next(line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM"))
     return round(int(line.split()[1]) / 1024, 1)
+
+
+def largest_peak(peaks: Iterable[float | None]) -> float | None:
+    return max((peak for peak in peaks if peak is not None), default=None)

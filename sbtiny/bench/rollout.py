@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
@@ -14,14 +15,15 @@ from torch import Tensor, nn
 from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedTokenizerBase
 from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList
 
-from sbtiny.bench.lengths import guess_lengths, summarize, summarize_ratio
-from sbtiny.bench.machine import describe_machine, read_peak_mb, reset_peak_memory
+from sbtiny.bench.lengths import guess_lengths, record_lengths, record_ratio, summarize
+from sbtiny.bench.machine import describe_machine, largest_peak, read_peak_mb, reset_peak_memory
 from sbtiny.errors import Failed
 from sbtiny.models.prompt import prompt_ids
-from sbtiny.progress import bar, console
+from sbtiny.progress import bar, console, format_duration, print_line
+from sbtiny.rollout.decoder import OnEpisode
 from sbtiny.rollout.engine import Engine
 from sbtiny.rollout.engines.generate import left_pad
-from sbtiny.rollout.episode import Request
+from sbtiny.rollout.episode import Episode, Request
 from sbtiny.rollout.sampling import Sampling
 from sbtiny.tasks import arithmetic
 
@@ -59,23 +61,34 @@ class StopAtLengths(StoppingCriteria):
 
 
 class OurEngine:
-    def __init__(self, model: nn.Module, slots: int, kv_cache_gib: float | None) -> None:
+    def __init__(self, model: nn.Module, slots: int, kv_cache_gib: float | None = None) -> None:
         vocabulary = model.get_input_embeddings().weight.shape[0]
         self.engine = Engine(model, [""] * vocabulary, frozenset(), slots, kv_cache_gib)
 
+    def decode(self, prompts: Sequence[list[int]], lengths: Sequence[int], seed: int, on_episode: OnEpisode | None = None) -> list[Episode]:
+        """Answers of the given lengths, of which the engine has only guesses."""
+        work = zip(prompts, lengths, guess_lengths(lengths, seed), strict=True)
+        requests = [Request(tuple(p), n, seed=seed + i, expected=guess) for i, (p, n, guess) in enumerate(work)]
+        return self.engine.run(requests, Sampling(), on_episode)
+
     def __call__(self, job: BenchJob, clock: Clock) -> tuple[float, int]:
-        work = zip(job.prompts, job.lengths, guess_lengths(job.lengths, job.seed), strict=True)
-        requests = [Request(tuple(p), n, seed=job.seed + i, expected=guess) for i, (p, n, guess) in enumerate(work)]
         first: list[float] = []
-        episodes = self.engine.run(requests, Sampling(), lambda *_: first or first.append(clock()))
+        episodes = self.decode(job.prompts, job.lengths, job.seed, lambda *_: first or first.append(clock()))
         return first[0], sum(len(e.completion_ids) for e in episodes)
 
 
-class GenerateBaseline:
-    """Batches of `slots` rows, padded on the left, sampled at temperature 1: what TRL does without vLLM."""
+class Baseline:
+    """transformers, sampling at temperature 1 and never ended by a token."""
 
     def __init__(self, model: nn.Module, pad_id: int) -> None:
         self.model, self.pad_id = model, pad_id
+
+    def sampling(self, longest: int) -> GenerationConfig:
+        return GenerationConfig(max_new_tokens=longest, do_sample=True, pad_token_id=self.pad_id, eos_token_id=-1, top_k=0)
+
+
+class GenerateBaseline(Baseline):
+    """Batches of `slots` rows, padded on the left: what TRL does without vLLM."""
 
     @torch.no_grad()
     def __call__(self, job: BenchJob, clock: Clock) -> tuple[float, int]:
@@ -83,31 +96,28 @@ class GenerateBaseline:
         for start in range(0, len(job.prompts), job.slots):
             lengths = job.lengths[start : start + job.slots]
             ids, mask = left_pad(job.prompts[start : start + job.slots], self.pad_id, self.model.device)
-            config = GenerationConfig(max_new_tokens=max(lengths), do_sample=True, pad_token_id=self.pad_id, eos_token_id=-1, top_k=0)
             ends = StoppingCriteriaList([StopAtLengths(ids.shape[1], lengths, ids.device)])
-            out = self.model.generate(input_ids=ids, attention_mask=mask, generation_config=config, stopping_criteria=ends)
+            out = self.model.generate(
+                input_ids=ids, attention_mask=mask, generation_config=self.sampling(max(lengths)), stopping_criteria=ends
+            )
             if out.shape[1] != ids.shape[1] + max(lengths):
                 raise Failed(f"generate wrote {out.shape[1] - ids.shape[1]} tokens, not {max(lengths)}")
             first.append(clock())
         return first[0], sum(job.lengths)
 
 
-class ContinuousBaseline:
+class ContinuousBaseline(Baseline):
     """transformers' continuous batching, with a length for each request."""
-
-    def __init__(self, model: nn.Module, pad_id: int) -> None:
-        self.model, self.pad_id = model, pad_id
 
     @torch.no_grad()
     def __call__(self, job: BenchJob, clock: Clock) -> tuple[float, int]:
-        config = GenerationConfig(max_new_tokens=max(job.lengths), do_sample=True, pad_token_id=self.pad_id, eos_token_id=-1, top_k=0)
         widest = max(len(p) + n for p, n in zip(job.prompts, job.lengths, strict=True))
         blocks = job.slots * (-(-widest // 256))
         batching = ContinuousBatchingConfig(num_blocks=blocks, max_batch_tokens=max(256, job.slots), max_requests_per_batch=job.slots)
         attention = self.model.config._attn_implementation
         first, tokens, waiting = 0.0, 0, len(job.prompts)
         with self.model.continuous_batching_context_manager(
-            generation_config=config, continuous_batching_config=batching, block=True, timeout=5
+            generation_config=self.sampling(max(job.lengths)), continuous_batching_config=batching, block=True, timeout=5
         ) as manager:
             for prompt, length in zip(job.prompts, job.lengths, strict=True):
                 manager.add_request(list(prompt), max_new_tokens=length, eos_token_id=-1)
@@ -144,25 +154,24 @@ def time_engine(engine: BenchEngine, work: BenchJob) -> Timing:
 def compare_engines(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
-    work: BenchJob,
+    choices: Sequence[tuple[BenchJob, int]],
     names: Sequence[str],
-    rounds: int,
     kv_cache_gib: float | None = None,
-    smaller: Sequence[tuple[BenchJob, int]] = (),
 ) -> dict[str, Any]:
     """Useful tokens per second of each engine, interleaved over the rounds.
 
-    Short runs before estimate the time and print it. Above MAX_SECONDS, the first of `smaller` (job, rounds) below it is run instead.
+    Runs the first of `choices`, (job, rounds), below MAX_SECONDS by the estimate of short runs before; prints the estimate.
     """
+    first, _ = choices[0]
     makers = {
-        "ours": lambda: OurEngine(model, work.slots, kv_cache_gib),
+        "ours": lambda: OurEngine(model, first.slots, kv_cache_gib),
         "generate": lambda: GenerateBaseline(model, tokenizer.pad_token_id),
         "continuous": lambda: ContinuousBaseline(model, tokenizer.pad_token_id),
     }
     engines = {name: makers[name]() for name in names}
     with bar("warming up", len(names)) as advance:
-        paces = {name: estimate_pace(name, engine, work, advance) for name, engine in engines.items()}
-    work, rounds = choose_job([(work, rounds), *smaller], paces)
+        paces = {name: estimate_pace(name, engine, first, advance) for name, engine in engines.items()}
+    work, rounds = choose_job(choices, paces)
     return bench_record(model, work, rounds, time_engine_rounds(engines, work, rounds, paces))
 
 
@@ -202,19 +211,14 @@ def expected(work: BenchJob, rounds: int, paces: Mapping[str, EngineTimeEstimate
 
 def choose_job(choices: Sequence[tuple[BenchJob, int]], paces: Mapping[str, EngineTimeEstimate]) -> tuple[BenchJob, int]:
     """The first (job, rounds) below MAX_SECONDS, else the last; prints the choice and its time."""
-    fitting = [choice for choice in choices if expected(*choice, paces) <= MAX_SECONDS]
-    work, rounds = fitting[0] if fitting else choices[-1]
-    line = f"rounds: {rounds} of {len(work.lengths)} requests, about {approximate_duration(expected(work, rounds, paces))}"
+    work, rounds = next((choice for choice in choices if expected(*choice, paces) <= MAX_SECONDS), choices[-1])
+    line = f"rounds: {rounds} of {len(work.lengths)} requests, about {format_duration(expected(work, rounds, paces))}"
     if (work, rounds) != choices[0]:
         first, times = choices[0]
-        long = approximate_duration(expected(first, times, paces))
+        long = format_duration(expected(first, times, paces))
         line += f" ({times} of {len(first.lengths)} would take {long}: --rounds and --requests ask for them)"
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
+    print_line(line)
     return work, rounds
-
-
-def approximate_duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
 def time_engine_rounds(
@@ -224,44 +228,32 @@ def time_engine_rounds(
     timings: dict[str, list[Timing]] = {name: [] for name in engines}
     spent = foreseen = 0.0
     with bar("bench", len(engines) * rounds) as advance:
-        for turn in range(1, rounds + 1):
-            for name, engine in engines.items():
-                where = f"round {turn} of {rounds}, {name}"
-                advance(0, note=where)
-                timings[name].append(timing := time_engine(engine, work))
-                spent, foreseen = spent + timing.seconds, foreseen + paces[name].expected(work)
-                left = (expected(work, rounds, paces) - foreseen) * spent / foreseen
-                rate = f"{where}: {timing.tokens / timing.seconds:.0f} tok/s"
-                advance(note=rate)
-                if not console.is_terminal:
-                    console.print(f"{rate}, {approximate_duration(max(0.0, left))} left", markup=False, highlight=False, soft_wrap=True)
+        for turn, (name, engine) in product(range(1, rounds + 1), engines.items()):
+            where = f"round {turn} of {rounds}, {name}"
+            advance(0, note=where)
+            timings[name].append(timing := time_engine(engine, work))
+            spent, foreseen = spent + timing.seconds, foreseen + paces[name].expected(work)
+            left = (expected(work, rounds, paces) - foreseen) * spent / foreseen
+            rate = f"{where}: {timing.tokens / timing.seconds:.0f} tok/s"
+            advance(note=rate)
+            if not console.is_terminal:
+                print_line(f"{rate}, {format_duration(max(0.0, left))} left")
     return timings
 
 
 def bench_record(model: nn.Module, work: BenchJob, rounds: int, timings: dict[str, list[Timing]]) -> dict[str, Any]:
     rates = {name: [t.tokens / t.seconds for t in runs] for name, runs in timings.items()}
-    result: dict[str, Any] = {
-        "machine": describe_machine(),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "requests": len(work.lengths),
-        "rounds": rounds,
-        "slots": work.slots,
-        "mean_length": sum(work.lengths) / len(work.lengths),
-        "longest": max(work.lengths),
-        "engines": {
-            name: {
-                "tokens_per_second": summarize(rates[name]),
-                "first_seconds": summarize([t.first for t in runs]),
-                "peak_mb": max((t.peak_mb for t in runs if t.peak_mb is not None), default=None),
-            }
-            for name, runs in timings.items()
-        },
+    result = {"machine": describe_machine(), "dtype": str(model.dtype).removeprefix("torch."), "requests": len(work.lengths)}
+    result |= {"rounds": rounds, "slots": work.slots, **record_lengths(work.lengths)}
+    result["engines"] = {
+        name: {
+            "tokens_per_second": summarize(rates[name]),
+            "first_seconds": summarize([t.first for t in runs]),
+            "peak_mb": largest_peak(t.peak_mb for t in runs),
+        }
+        for name, runs in timings.items()
     }
-    for name in ("generate", "continuous"):
-        if name in rates and "ours" in rates:
-            compared = summarize_ratio(rates["ours"], rates[name])
-            result[f"ratio_{name}"], result[f"ratio_{name}_range"] = (
-                compared["median"],
-                [compared["low"], compared["high"]],
-            )
+    others = [name for name in ("generate", "continuous") if name in rates and "ours" in rates]
+    for name in others:
+        result |= record_ratio(f"ratio_{name}", rates["ours"], rates[name])
     return result

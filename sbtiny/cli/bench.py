@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 from sbtiny.cli.app import app
-from sbtiny.cli.options import USE, AsJson, FourBit, KvMemory, print_result
+from sbtiny.cli.options import USE, AsJson, FourBit, KvMemory, print_result, start_work
+from sbtiny.config import Settings
 from sbtiny.errors import InputError
 
 bench = typer.Typer(no_args_is_help=True, help="Speed against other engines and trainers, on the same work.")
@@ -17,11 +18,9 @@ ENGINES = ("ours", "generate", "continuous")
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16 (default: what suits the machine).")]
 ModelName = Annotated[str, typer.Option("--model", "-m", help="Alias, hub id, folder or .gguf file.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads (default: what torch takes).")]
-Rounds = Annotated[int, typer.Option(min=1, help="Repetitions, interleaved.")]
 Lengths = Annotated[Path | None, typer.Option(help="Answer lengths: one a line, or JSONL rows with length.")]
 Mean = Annotated[int, typer.Option(min=2, help="Mean answer length of the draw, in tokens.")]
 Longest = Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer of the draw.")]
-Slots = Annotated[int, typer.Option(min=1, help="Answers decoded at a time.")]
 SeedOf = Annotated[int, typer.Option("--seed", min=0, help="Seed of the draw.")]
 
 
@@ -44,9 +43,15 @@ def job_sizes(requests: int | None, rounds: int | None) -> list[tuple[int, int]]
     return list(dict.fromkeys((requests or count, rounds or times) for count, times in SIZES))
 
 
-def check_dtype(dtype: str | None) -> None:
+def start_bench(dtype: str | None, threads: int | None) -> None:
+    """Raise InputError for an unknown dtype, else set torch's threads and start the backend."""
     if dtype not in (None, "float32", "bfloat16", "float16"):
         raise InputError(f"--dtype {dtype} is unknown: choose float32, bfloat16 or float16")
+    import torch
+
+    if threads:
+        torch.set_num_threads(threads)
+    start_work(Settings())
 
 
 @bench.command()
@@ -54,7 +59,7 @@ def rollout(
     model: ModelName = "tiny",
     engine: Annotated[str, typer.Option(help="all, or some of ours,generate,continuous.")] = "all",
     requests: Annotated[int | None, typer.Option(min=1, help="Answers to write (default: 128, or what five minutes allow).")] = None,
-    slots: Slots = 32,
+    slots: Annotated[int, typer.Option(min=1, help="Answers decoded at a time.")] = 32,
     group: Annotated[int, typer.Option(min=1, help="Answers to each question.")] = 8,
     mean: Mean = 44,
     longest: Longest = 192,
@@ -73,23 +78,13 @@ def rollout(
     """
     names = parse_engines(engine)
     works = [(bench_lengths(lengths, count, mean, longest, seed), times) for count, times in job_sizes(requests, rounds)]
-    check_dtype(dtype)
-    import torch
-
-    if threads:
-        torch.set_num_threads(threads)
-    from sbtiny.models.backend import start_backend
+    start_bench(dtype, threads)
+    from sbtiny.bench.rollout import build_job, compare_engines
     from sbtiny.models.load import load_model
 
-    start_backend()  # unsloth patches the modules imported below
-    from sbtiny.progress import quieten_libraries
-
-    quieten_libraries()
     weights, tokenizer = load_model(model, four_bit=bool(four_bit), dtype=dtype)
-    from sbtiny.bench.rollout import build_job, compare_engines
-
     jobs = [(build_job(tokenizer, work, slots, group, seed), times) for work, times in works]
-    print_result(compare_engines(weights, tokenizer, jobs[0][0], names, jobs[0][1], kv_memory, jobs[1:]), as_json)
+    print_result(compare_engines(weights, tokenizer, jobs, names, kv_memory), as_json)
 
 
 @bench.command()
@@ -102,7 +97,7 @@ def grpo(
     mean: Mean = 44,
     longest: Longest = 192,
     lengths: Lengths = None,
-    rounds: Rounds = 2,
+    rounds: Annotated[int, typer.Option(min=1, help="Repetitions, interleaved.")] = 2,
     threads: Threads = None,
     dtype: Dtype = None,
     four_bit: FourBit = None,
@@ -116,18 +111,8 @@ def grpo(
     if prompts * group % micro_batch:
         raise InputError(f"--micro-batch {micro_batch} must divide prompts x group = {prompts * group}")
     work = bench_lengths(lengths, prompts * group, mean, longest, seed)
-    check_dtype(dtype)
-    import torch
-
-    if threads:
-        torch.set_num_threads(threads)
-    from sbtiny.models.backend import start_backend
-
-    start_backend()  # unsloth patches the modules imported below
+    start_bench(dtype, threads)
     from sbtiny.bench.grpo import BenchConfig, compare_trainers
-    from sbtiny.progress import quieten_libraries
 
-    quieten_libraries()
-    print_result(
-        compare_trainers(BenchConfig(model, dtype, bool(four_bit), prompts, group, micro_batch, work, steps, seed), rounds), as_json
-    )
+    plan = BenchConfig(model, dtype, bool(four_bit), prompts, group, micro_batch, work, steps, seed)
+    print_result(compare_trainers(plan, rounds), as_json)

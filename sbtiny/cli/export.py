@@ -59,7 +59,7 @@ def export(
     if check:
         validate_inputs(e, e.task)
         questions_asked = load_questions(e.task, e.split, e.limit, settings.seed)
-    from sbtiny.export.result_table import table as print_table
+    from sbtiny.export.result_table import table
     from sbtiny.export.run import export_run
     from sbtiny.progress import console, quieten_libraries
 
@@ -72,4 +72,4 @@ def export(
     if push:
         result["pushed"] = hub.push(Path(result["folder"]), push, private)
         console.print(f"pushed to {result['pushed']}")
-    return print_result(result, True) if flags.as_json else print_table(result)
+    return print_result(result, flags.as_json, table)

@@ -47,17 +47,15 @@ def plan(
     plans = [plan_memory(stage, settings, shape, device, preset) for stage in STAGES]
     stages = {p.stage: p.record() for p in plans}
     if probe and not plans[0].here:
-        other = plans[0].device
+        other = plans[0].target.name
         raise InputError(f"--probe measures what is here, {device.name}, and the plan is for {other}: leave --probe out, or run it there")
     if probe:
         from sbtiny.planning.probe import benchmark_device, estimate_hours
 
         speed = benchmark_device(shape)
         stages = {p.stage: stages[p.stage] | {"hours_at_least": round(estimate_hours(p, shape, speed), 3)} for p in plans}
-    if flags.as_json:
-        print_result({"model": settings.model, "shape": asdict(shape), "stages": stages}, True)
-    else:
-        console().print(plan_table(settings.model, stages))
+    report = {"model": settings.model, "shape": asdict(shape), "stages": stages}
+    print_result(report, flags.as_json, lambda _: console().print(plan_table(settings.model, stages)))
 
 
 def plan_table(model: str, stages: dict[str, dict[str, Any]]) -> Any:
@@ -84,18 +82,19 @@ def doctor(as_json: AsJson = False) -> None:
 
     Example: sbtiny doctor --json
     """
-    from rich.markup import escape
-
     from sbtiny.cli.doctor import run_checks, to_record
 
     findings = run_checks()
     report = to_record(findings)
-    if as_json:
-        print_result(report, True)
-    else:
-        colours = {"ok": "green", "note": "yellow", "bad": "red"}
-        screen = console(highlight=False, soft_wrap=True)
-        for f in findings:
-            hint = f"  -> {f.mend}" if f.mend else ""
-            screen.print(f"[{colours[f.state]}]{f.state:5}[/]{f.section:10}{f.name:16}{escape(f.found + hint)}")
+    print_result(report, as_json, lambda _: print_findings(findings))
     raise typer.Exit(0 if report["ok"] else 1)
+
+
+def print_findings(findings: list[Any]) -> None:
+    from rich.markup import escape
+
+    colours = {"ok": "green", "note": "yellow", "bad": "red"}
+    screen = console(highlight=False, soft_wrap=True)
+    for f in findings:
+        hint = f"  -> {f.mend}" if f.mend else ""
+        screen.print(f"[{colours[f.state]}]{f.state:5}[/]{f.section:10}{f.name:16}{escape(f.found + hint)}")

@@ -185,14 +185,16 @@ def run_folder(name: str) -> Path:
     raise InputError(f"no run {name!r}: give a run folder or its name under {runs.ROOT}/")
 
 
-def print_result(value: Any, as_json: bool) -> None:
-    """Print a result on stdout, as JSON or as YAML; only in the main process."""
+def print_result(value: Any, as_json: bool, show: Callable[[Any], Any] | None = None) -> None:
+    """Print a result on stdout, as JSON or by `show` (default: as YAML); only in the main process."""
     from sbtiny import distributed
 
     if not distributed.is_main_process():
         return
     if as_json:
         print(json.dumps(value, ensure_ascii=not streams.is_unicode(sys.stdout)))
+    elif show:
+        show(value)
     else:
         import yaml
 

@@ -41,14 +41,10 @@ def demo(*, flags: Flags) -> None:
     runs.check_unclaimed(folder)
     runs.check_writable(folder / "report.json")
     start_work(settings)
-    from sbtiny.evaluation import report
+    from sbtiny.evaluation.report import print_report_table
     from sbtiny.pipeline.demo import run_demo
 
-    result = run_demo(settings, folder)
-    if flags.as_json:
-        print_result(result, True)
-    else:
-        report.print_report_table(result)
+    print_result(run_demo(settings, folder), flags.as_json, print_report_table)
 
 
 @app.command(rich_help_panel=TRAIN)

@@ -18,7 +18,6 @@ from sbtiny.evaluation.report import (
     ReportData,
     Row,
     comparison_grid,
-    format_duration,
     level_grid,
     paired_change,
     percent,
@@ -26,6 +25,7 @@ from sbtiny.evaluation.report import (
     summary_lines,
     sweep_grid,
 )
+from sbtiny.progress import format_duration
 
 PROMISE = "This model first writes how many tokens its answer will take, and is trained to keep to that budget."
 FIGURE_CAPTIONS = {

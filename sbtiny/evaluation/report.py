@@ -161,11 +161,6 @@ def percentage_points(difference: float) -> str:
     return f"{value:+.1f}".replace("-", "−") if value else "0.0"
 
 
-def format_duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
-
-
 def accuracy(e: Eval) -> str:
     lo, hi = e["accuracy_ci95"]
     return f"{percent(e['accuracy'])} ({percent(lo)}–{percent(hi)})"

@@ -10,6 +10,8 @@ from sbtiny.errors import InputError
 from sbtiny.models.aliases import find_alias, resolve
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
+PREFILL_BATCH = 32  # prompts that the decode loop computes in one call, before their slots are free
+HEAD_CHUNK = 1024  # tokens with logits in memory at once on a CPU
 
 
 def slot_bytes(layers: int, kv: int, capacity: int, number: int) -> int:

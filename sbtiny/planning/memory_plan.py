@@ -5,80 +5,35 @@ Llama with LoRA under autocast (dev/LOG.md). A GPU trains with gradient checkpoi
 time is computed again.
 """
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sbtiny.config import Settings
-from sbtiny.models.device import CARDS, Device, DeviceInfo, Dtype, pick_dtype
-from sbtiny.models.shapes import Shape, slot_bytes
+from sbtiny.models.device import CARDS, DeviceInfo, Dtype, pick_dtype
+from sbtiny.models.shapes import HEAD_CHUNK, PREFILL_BATCH, Shape, slot_bytes
 from sbtiny.planning.workload import PROMPT_TOKENS, StageName, StageWorkload
 
 GB = 2**30
 BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)  # bytes a weight: 4 bits, an 8-bit scale for 64 weights, a float32 scale for 256 scales
 ADAPTER = 16  # bytes a LoRA weight, in float32: the weight, its gradient, Adam's two moments
-HEAD_CHUNK = 1024  # tokens with logits in memory at once on a CPU (training/logprobs.py)
 HEAD_TILE = (4096, 32_768)  # tokens and vocabulary entries that TRL's kernels score at once on a GPU
 WORKSPACE = 0.6  # GiB of the libraries beside the logits, measured on an H200 (dev/LOG.md, 28)
 LOGIT = 18  # bytes a logit at the peak: a 16-bit score, then float32 score, log-probability, gradient and a temporary
-PREFILL_BATCH = 32  # prompts computed in one call (rollout/scheduler.py)
 PROCESS = {"cuda": 0.7, "cpu": 0.87}  # GiB: a CUDA context, not measured; Python with torch, trl and peft, measured
 SAVED_16 = {"width": 18, "feed_forward": 8, "q": 6, "kv": 4, "rank": 14, "heads": 6}  # bytes a token and layer
 SAVED_32 = {"width": 16, "feed_forward": 16, "q": 8, "kv": 8, "rank": 28, "heads": 6}
 KV_COPIES = 2  # a padded micro-batch copies keys and values for every query head
+RECORDED = (
+    *("here", "dtype", "four_bit", "slots", "micro_batch", "gradient_accumulation", "largest_micro_batch", "parts"),
+    *("peak_gb", "free_gb", "tokens_at_most", "fits"),
+)
 
 
-@dataclass(frozen=True, slots=True)
-class MemoryPlan:
-    """Memory of a stage in GiB, by part. The peak takes only the larger of training and decoding, and the sum of the other parts."""
-
-    stage: StageName
-    device: str
-    device_kind: Device
-    here: bool
-    dtype: Dtype
-    four_bit: bool
-    slots: int
-    micro_batch: int
-    gradient_accumulation: int  # forward passes of one process in an update; 0 without training
-    largest_micro_batch: int
-    parts: dict[str, float]
-    peak_gb: float
-    free_gb: float
-    tokens_at_most: dict[str, int]
-
-    @property
-    def fits(self) -> bool:
-        return self.peak_gb <= self.free_gb
-
-    def record(self) -> dict[str, Any]:
-        return asdict(self) | {"fits": self.fits}
-
-
-def plan_memory(stage: StageName, settings: Settings, shape: Shape, seen: DeviceInfo, preset: str | None = None) -> MemoryPlan:
+def plan_memory(stage: StageName, settings: Settings, shape: Shape, seen: DeviceInfo, preset: str | None = None) -> "MemoryPlan":
     """Plan a stage for the GPU of this machine, else for the preset's card, else for this machine's CPU. `seen`: its device."""
     card = CARDS.get(preset or "") if seen.device == "cpu" else None
-    target = card or seen
-    dtype = pick_dtype(target.device, shape.parameters, target.capability, target.cpu_bf16)
-    four_bit = target.device == "cuda" if settings.four_bit is None else settings.four_bit
-    memory = StageMemory(stage, settings, shape, target, dtype, four_bit)
-    micro, free = memory.micro_batch, target.free_gb
-    return MemoryPlan(
-        stage=stage,
-        device=target.name,
-        device_kind=target.device,
-        here=card is None,
-        dtype=dtype,
-        four_bit=four_bit,
-        slots=memory.slots,
-        micro_batch=micro,
-        gradient_accumulation=memory.grad_accum_steps,
-        largest_micro_batch=max((m for m in memory.divisors() if memory.peak(m) <= free), default=0),
-        parts={name: round(value, 3) for name, value in memory.parts(micro).items()},
-        peak_gb=round(memory.peak(micro), 2),
-        free_gb=free,
-        tokens_at_most=memory.tokens(),
-    )
+    return MemoryPlan(stage, settings, shape, card or seen, here=card is None)
 
 
 def cap_micro_batch(settings: Settings, stage: StageName, shape: Shape, seen: DeviceInfo) -> Settings:
@@ -86,26 +41,57 @@ def cap_micro_batch(settings: Settings, stage: StageName, shape: Shape, seen: De
     plan = plan_memory(stage, settings, shape, seen)
     if stage not in ("sft", "grpo") or plan.largest_micro_batch == 0:
         return settings
-    section = getattr(settings, stage)
-    smaller = replace(section, micro_batch=min(plan.micro_batch, plan.largest_micro_batch))
+    smaller = replace(getattr(settings, stage), micro_batch=min(plan.micro_batch, plan.largest_micro_batch))
     return replace(settings, **{stage: smaller})
 
 
 @dataclass(frozen=True, slots=True)
-class StageMemory(StageWorkload):
-    """Computes the memory of one stage on one device."""
+class MemoryPlan(StageWorkload):
+    """Memory of a stage on a device, by part. The peak takes only the larger of training and decoding, and the sum of the other parts."""
 
     shape: Shape
     target: DeviceInfo
-    dtype: Dtype
-    four_bit: bool
+    here: bool  # the target is this machine
+
+    def record(self) -> dict[str, Any]:
+        device = {"stage": self.stage, "device": self.target.name, "device_kind": self.target.device}
+        return device | {name: getattr(self, name) for name in RECORDED}
+
+    @property
+    def dtype(self) -> Dtype:
+        return pick_dtype(self.target.device, self.shape.parameters, self.target.capability, self.target.cpu_bf16)
+
+    @property
+    def four_bit(self) -> bool:
+        return self.target.device == "cuda" if self.settings.four_bit is None else self.settings.four_bit
+
+    @property
+    def free_gb(self) -> float:
+        return self.target.free_gb
+
+    @property
+    def peak_gb(self) -> float:
+        return round(self.peak(self.micro_batch), 2)
+
+    @property
+    def fits(self) -> bool:
+        return self.peak_gb <= self.free_gb
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """GiB of each part at the stage's micro-batch."""
+        return {name: round(value, 3) for name, value in self.sizes(self.micro_batch).items()}
+
+    @property
+    def largest_micro_batch(self) -> int:
+        """The largest that fits; 0 if none does."""
+        return max((n for n in self.divisors() if self.peak(n) <= self.free_gb), default=0)
 
     @property
     def slots(self) -> int:
         if not self.decodes:
             return 0
-        section = {"sft": "data"}.get(self.stage, self.stage)  # the cold start may first sample its own rows
-        wanted, room = getattr(self.settings, section).max_num_seqs, self.settings.kv_cache_gib
+        wanted, room = self.sampling.max_num_seqs, self.settings.kv_cache_gib
         return wanted if room is None else max(1, min(wanted, int(room * GB // self.bytes_per_slot)))
 
     @property
@@ -116,12 +102,12 @@ class StageMemory(StageWorkload):
 
     def peak(self, micro_batch: int) -> float:
         """GiB at the peak."""
-        parts = self.parts(micro_batch)
+        parts = self.sizes(micro_batch)
         training = parts.pop("activations") + parts.pop("logits")
         decoding = parts.pop("decoding")
         return sum(parts.values()) + max(training, decoding)
 
-    def parts(self, micro_batch: int) -> dict[str, float]:
+    def sizes(self, micro_batch: int) -> dict[str, float]:
         """GiB of each part. Training has `activations` and `logits`, sampling has `decoding`."""
         s, width = self.shape, BYTES[self.dtype]
         tokens = micro_batch * (self.max_row_tokens + self.contrast_tokens)

@@ -22,10 +22,14 @@ class StageWorkload:
         return self.stage != "sft" or not self.settings.sft.rows
 
     @property
+    def sampling(self) -> Any:
+        """The section that samples answers; the cold start may first sample its own rows."""
+        return getattr(self.settings, "data" if self.stage == "sft" else self.stage)
+
+    @property
     def max_new_tokens(self) -> int:
         """Most tokens of an answer."""
-        section = {"sft": "data"}.get(self.stage, self.stage)
-        return getattr(self.settings, section).max_tokens
+        return self.sampling.max_tokens
 
     @property
     def micro_batch(self) -> int:
@@ -50,11 +54,12 @@ class StageWorkload:
         return 2 * PROMPT_TOKENS if self.stage == "sft" and self.settings.sft.contrast else 0
 
     @property
-    def grad_accum_steps(self) -> int:
+    def gradient_accumulation(self) -> int:
         """Forward passes of one process in an update; their gradients are added up."""
         return self.rows // self.micro_batch if self.micro_batch else 0
 
-    def tokens(self) -> dict[str, int]:
+    @property
+    def tokens_at_most(self) -> dict[str, int]:
         """Most tokens that the stage samples and trains, with answers of full length; without a preflight."""
         s = self.settings
         if self.stage == "grpo":
@@ -72,4 +77,4 @@ class StageWorkload:
         return {"sampled": answers * self.max_new_tokens, "trained": 0}
 
     def record(self) -> dict[str, Any]:
-        return {"micro_batch": self.micro_batch, "gradient_accumulation": self.grad_accum_steps, "tokens_at_most": self.tokens()}
+        return {name: getattr(self, name) for name in ("micro_batch", "gradient_accumulation", "tokens_at_most")}

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sbtiny.models.shapes import PREFILL_BATCH
 from sbtiny.rollout.session import Ticket
 
-PREFILL_BATCH = 32  # prompts computed in one call, before their slots are free
 MIN_PREFIX = 16  # a shorter common beginning is computed again: that takes no longer than to look for it
 
 Tokens = tuple[int, ...]

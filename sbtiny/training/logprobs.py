@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-TOKENS = 1024  # per chunk
+from sbtiny.models.shapes import HEAD_CHUNK
 
 
 def chunk_stats(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, scale: float, cap: float | None) -> Tensor:
@@ -46,7 +46,7 @@ class ChunkedLogProbs:
             scale, temperature = scale / temperature, 1.0
         elif temperature != 1.0:
             raise NotImplementedError("soft-capped logits with a temperature on a CPU")
-        parts = list(zip(hidden.split(TOKENS), targets.split(TOKENS), strict=True))
+        parts = list(zip(hidden.split(HEAD_CHUNK), targets.split(HEAD_CHUNK), strict=True))
         if len(parts) == 1:  # recomputing a single chunk would save no memory
             stats = [chunk_stats(hidden, weight, bias, targets, scale, cap)]
         else:

@@ -7,8 +7,8 @@ import pytest
 from typer.testing import CliRunner
 
 from sbtiny.bench import grpo, rollout
-from sbtiny.cli import app
 from sbtiny.cli import bench as benching
+from sbtiny.cli.main import app
 
 
 def test_rollout_compares_all_engines(tiny) -> None:
@@ -16,7 +16,7 @@ def test_rollout_compares_all_engines(tiny) -> None:
     attention = model.config._attn_implementation
     work = rollout.build_job(tokenizer, [3, 20, 5, 4, 6, 2], slots=4, group=2, seed=0)
     assert work.prompts[0] == work.prompts[1] != work.prompts[2]
-    result = rollout.compare_engines(model, tokenizer, work, ("ours", "generate", "continuous"), rounds=1)
+    result = rollout.compare_engines(model, tokenizer, [(work, 1)], ("ours", "generate", "continuous"))
     assert set(result["engines"]) == {"ours", "generate", "continuous"}
     assert {"ratio_generate", "ratio_continuous", "machine"} < set(result)
     assert model.config._attn_implementation == attention
@@ -26,7 +26,7 @@ def test_rollout_compares_all_engines(tiny) -> None:
 def test_each_round_and_engine_is_told_as_it_runs_with_the_time_left(tiny, capsys: pytest.CaptureFixture[str]) -> None:
     model, tokenizer = tiny
     work = rollout.build_job(tokenizer, [3, 20, 5, 4], slots=2, group=2, seed=0)
-    assert rollout.compare_engines(model, tokenizer, work, ("ours", "generate"), rounds=2)["rounds"] == 2
+    assert rollout.compare_engines(model, tokenizer, [(work, 2)], ("ours", "generate"))["rounds"] == 2
     told = [line for line in capsys.readouterr().err.splitlines() if line]
     assert re.fullmatch(r"rounds: 2 of 4 requests, about \d+ s", told[0])
     assert [line.partition(":")[0] for line in told[1:]] == [f"round {n} of 2, {name}" for n in (1, 2) for name in ("ours", "generate")]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sbtiny.bench.lengths import draw_lengths, guess_lengths, read_lengths, summarize_ratio
+from sbtiny.bench.lengths import draw_lengths, guess_lengths, read_lengths, record_ratio
 from sbtiny.errors import InputError
 
 
@@ -38,7 +38,7 @@ def test_lengths_of_a_file(tmp_path) -> None:
 
 
 def test_ratios_are_taken_round_by_round() -> None:
-    assert summarize_ratio([10, 40, 20], [5, 10, 5]) == {"median": 4, "low": 2, "high": 4}
+    assert record_ratio("ratio", [10, 40, 20], [5, 10, 5]) == {"ratio": 4, "ratio_range": [2, 4]}
 
 
 def test_guesses_are_seeded_and_about_a_third_off() -> None:

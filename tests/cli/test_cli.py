@@ -17,7 +17,8 @@ import pytest
 from support import full_disk, listing
 
 import sbtiny
-from sbtiny import cli, runs
+from sbtiny import runs
+from sbtiny.cli import main as cli
 from sbtiny.cli.data import data_app
 from sbtiny.config import Settings
 from sbtiny.errors import Failed, InputError
@@ -208,7 +209,7 @@ def test_wrong_input_is_found_before_torch_is_imported(files: dict[str, bytes], 
     lines = [*WRONG, "--help", "sft --dry-run", "grpo --dry-run", "models", "--version", "nosuch --debug"]
     script = f"""
 import shlex, sys
-from sbtiny import cli
+from sbtiny.cli import main as cli
 for line in {lines!r}:
     sys.argv = ["sbtiny", *shlex.split(line)]
     try:

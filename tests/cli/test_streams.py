@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from sbtiny import cli, runs
-from sbtiny.cli.app import expand_tilde
+from sbtiny import runs
+from sbtiny.cli import main as cli
+from sbtiny.cli.main import expand_tilde
 from sbtiny.errors import InputError
 from sbtiny.load_settings import load_settings
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sbtiny import cli
+from sbtiny.cli import main as cli
 from sbtiny.config import WRAP_UP
 from sbtiny.grpo import trainer as grpo
 from sbtiny.models.load import load_tokenizer

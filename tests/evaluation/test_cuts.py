@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from sbtiny import cli
 from sbtiny.budget.protocol import BudgetChoice
+from sbtiny.cli import main as cli
 from sbtiny.config import EvalSettings
 from sbtiny.evaluation import cuts
 from sbtiny.evaluation.evaluate import evaluate, limits_for

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from support import parse
 
-from sbtiny import cli
+from sbtiny.cli import main as cli
 
 NOTEBOOK = Path(__file__).parents[2] / "examples" / "colab.ipynb"
 CELLS = [cell for cell in json.loads(NOTEBOOK.read_text())["cells"] if cell["cell_type"] == "code"]

@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError
 
 from sbtiny.budget.protocol import render_budget
-from sbtiny.cli import app
+from sbtiny.cli.main import app
 from sbtiny.config import Settings
 from sbtiny.errors import Failed, InputError
 from sbtiny.export import check, kquants, verdict

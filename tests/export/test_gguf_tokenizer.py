@@ -8,7 +8,7 @@ import pytest
 from gguf import GGUFReader
 from tokenizers import normalizers, pre_tokenizers
 
-from sbtiny.cli import app
+from sbtiny.cli.main import app
 from sbtiny.errors import InputError
 from sbtiny.export.gguf_tokenizer import composes_nfc
 from sbtiny.export.strings import STRINGS

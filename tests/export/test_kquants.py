@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from gguf import GGUFReader
 
-from sbtiny.cli import app
+from sbtiny.cli.main import app
 from sbtiny.errors import InputError
 from sbtiny.export import kquants
 from sbtiny.export.compare import kl

@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
-from sbtiny.cli import app
+from sbtiny.cli.main import app
 from sbtiny.errors import InputError
 from sbtiny.export import merge
 from sbtiny.export.compare import kl

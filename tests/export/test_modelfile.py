@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sbtiny.budget.protocol import SOLUTION
-from sbtiny.cli import app
+from sbtiny.cli.main import app
 from sbtiny.config import EvalSettings
 from sbtiny.export.modelfile import go_template, readme
 from sbtiny.models.load import load_tokenizer

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from support import full_disk
 
-from sbtiny.cli.app import app, main
+from sbtiny.cli.main import app, main
 from sbtiny.errors import InputError
 from sbtiny.export import kquants
 from sbtiny.rollout.engines import llama_cpp

@@ -6,7 +6,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
-from sbtiny.cli import app
+from sbtiny.cli.main import app
 from sbtiny.errors import Failed, InputError
 from sbtiny.export import push
 

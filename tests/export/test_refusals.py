@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from sbtiny.cli.app import main
+from sbtiny.cli.main import main
 from sbtiny.coldstart.build import build_data
 from sbtiny.coldstart.run import run_sft
 from sbtiny.config import Settings

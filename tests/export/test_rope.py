@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from sbtiny.cli import app
+from sbtiny.cli.main import app
 from sbtiny.errors import InputError
 from sbtiny.export import gguf, result_table
 from sbtiny.export.compare import kl

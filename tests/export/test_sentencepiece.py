@@ -9,7 +9,7 @@ from gguf import GGUFReader
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from sbtiny.cli import app
+from sbtiny.cli.main import app
 from sbtiny.export import gguf
 from sbtiny.export.gguf_tokenizer import read_vocabulary
 from sbtiny.export.merge import Merged

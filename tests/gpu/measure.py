@@ -86,7 +86,7 @@ def report(s: Settings, model: str, folder: Path, preset: str, stage: str, backe
         "stage": stage,
         "backend": backend,
         "peak_gb": last["peak_gb"],
-        "plan_gb": expected.peak_gb if expected.device_kind == "cpu" else round(expected.peak_gb - expected.parts["process"], 2),
+        "plan_gb": expected.peak_gb if expected.target.device == "cpu" else round(expected.peak_gb - expected.parts["process"], 2),
         "seconds": round(seconds, 1),
         "generate_seconds": last.get("generate_seconds"),
         "step_seconds": last.get("step_time"),

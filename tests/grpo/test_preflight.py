@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sbtiny import cli
+from sbtiny.cli import main as cli
 from sbtiny.config import GrpoSettings, Settings
 from sbtiny.errors import Failed, InputError
 from sbtiny.grpo import run

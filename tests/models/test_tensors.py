@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from sbtiny import runs
-from sbtiny.cli.app import main
+from sbtiny.cli.main import main
 from sbtiny.coldstart.run import run_sft
 from sbtiny.config import Settings
 from sbtiny.errors import InputError

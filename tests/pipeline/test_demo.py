@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sbtiny import cli
+from sbtiny.cli import main as cli
 from sbtiny.config import EvalSettings, Settings
 from sbtiny.evaluation.run import SWEEP, run_eval
 from sbtiny.runs import read_json

@@ -37,13 +37,13 @@ def test_every_alias_has_a_plan_with_every_preset(alias: str, preset: str, stage
 def test_the_presets_fit_their_cards_with_the_model_they_name(preset: str, stage: str) -> None:
     found = planned(stage, preset)
     assert found.fits
-    assert found.device == CARDS[preset].name
+    assert found.target.name == CARDS[preset].name
     assert found.dtype == {"t4": "float16", "rtx4090": "bfloat16"}[preset]
 
 
 def test_a_gpu_that_is_here_counts_more_than_the_card_of_the_preset() -> None:
     found = planned(seen=SMALL_CARD)
-    assert (found.device, found.here, found.free_gb) == ("RTX 3060", True, 11.0)
+    assert (found.target.name, found.here, found.free_gb) == ("RTX 3060", True, 11.0)
 
 
 def test_the_parts_are_the_sizes_of_the_real_objects() -> None:
@@ -164,7 +164,7 @@ def test_the_memory_of_answers_under_way_limits_their_slots() -> None:
     assert half.parts["kv_slots"] == pytest.approx(free.parts["kv_slots"] * 17 / 40, abs=1e-3)
     assert half.parts["kv_slots"] <= 2.0
     assert grpo(1e-3).slots == 1
-    assert grpo(100.0) == free
+    assert grpo(100.0).record() == free.record()
 
 
 def test_only_our_own_engine_and_vllm_hold_the_weights_twice() -> None:

@@ -19,7 +19,7 @@ def inputs(tokens: int) -> tuple[Tensor, Tensor, Tensor]:
 
 @pytest.mark.parametrize("tokens", [1, 7, 8, 9, 24, 30])
 def test_chunks_give_what_the_whole_gives(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logprobs, "TOKENS", 8)
+    monkeypatch.setattr(logprobs, "HEAD_CHUNK", 8)
     hidden, weight, targets = inputs(tokens)
     found, entropy, *_, top = logprobs.ChunkedLogProbs.apply(
         hidden, weight, None, targets, 0.7, 0, outputs=("log_probs", "entropy", "is_top1")
@@ -35,7 +35,7 @@ def test_chunks_give_what_the_whole_gives(tokens: int, monkeypatch: pytest.Monke
 
 
 def test_no_more_logits_are_held_than_a_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logprobs, "TOKENS", 8)
+    monkeypatch.setattr(logprobs, "HEAD_CHUNK", 8)
     held: list[int] = []
 
     def saved(tensor: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 
 from sbtiny import runs
-from sbtiny.cli import app
+from sbtiny.cli.main import app
 from sbtiny.coldstart.sample_correct import make_row
 from sbtiny.tasks import arithmetic
 
