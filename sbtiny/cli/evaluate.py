@@ -57,7 +57,7 @@ def evaluate(
     result = run_eval(name, settings, folder, sweep, cuts)
     if flags.as_json:
         return print_result(result, True)
-    report.print_report_table({"model": result})
+    report.print_eval_table(result)
     if cuts:
         console().print()
         print_cuts_table(runs.read_json(folder / "cuts.json"))
