@@ -14,10 +14,11 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
 from sbtiny.evaluation.report import STAGES, Eval, ReportData, Row, tokens
 
@@ -25,7 +26,6 @@ INK, MUTED, GRID = "#1f2328", "#656d76", "#d8dee4"
 COLOURS = {"base": "#7d8590", "sft": "#2f81c1", "grpo": "#d1480f"}
 THEME = {INK: "ink", MUTED: "muted", GRID: "grid", **{colour: stage for stage, colour in COLOURS.items()}}
 STYLE = {
-    "font.family": "DejaVu Sans",
     "font.size": 9,
     "text.parse_math": False,  # a dollar in the name of a level is no formula
     "text.color": INK,
@@ -35,9 +35,8 @@ STYLE = {
     "axes.spines.right": False,
     "axes.titlelocation": "left",
     "axes.titlesize": 10,
-    "axes.titlepad": 10,
     "axes.grid": True,
-    "axes.axisbelow": True,
+    "axes.axisbelow": True,  # also below the marks of a scatter
     "grid.color": GRID,
     "grid.linewidth": 0.6,
     "xtick.color": GRID,
@@ -55,7 +54,6 @@ STYLE = {
 LEVELS = LinearSegmentedColormap.from_list("levels", ["#5266d9", "#1f9e96", "#cf9d0c"])
 MARKS = "vo^Ds"  # one for each budget of a sweep
 MOST_MARKS = 3000  # above this a scatter becomes an image inside the SVG
-TICKS = [m * 10**k for k in range(7) for m in (1, 2, 5)]
 TRAINING = {
     "reward": ["reward"],
     "accuracy": ["accuracy"],
@@ -102,6 +100,12 @@ def save(figure: Figure, kind: str, **options: Any) -> bytes:
 def add_legend(ax: Axes) -> None:
     """Write the legend beside the axes, as points may lie anywhere in them."""
     ax.legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
+
+
+def set_log_ticks(axis: Axis, multiples: Sequence[int]) -> None:
+    """Put ticks at these multiples of the powers of ten, and write them short: 0.3, 200, 5k."""
+    short = FuncFormatter(lambda x, _: f"{x / 1000:g}k" if x >= 1000 else f"{x:g}")
+    axis.set(major_locator=LogLocator(subs=multiples), minor_locator=NullLocator(), major_formatter=short)
 
 
 def draw_accuracy_tokens(evals: dict[str, Eval], sweep: Sequence[Eval]) -> Figure | None:
@@ -164,9 +168,8 @@ def plot_bands(low: float, high: float, ax: Axes) -> None:
     ax.plot((low, high), (low, high), color=MUTED, linewidth=0.8)
     ax.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), aspect="equal")
     ax.set(xlabel="budget, tokens", ylabel="tokens used")
-    for axis in (ax.xaxis, ax.yaxis):
-        axis.set(major_locator=FixedLocator(TICKS), minor_locator=NullLocator())
-        axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x / 1000:g}k" if x >= 1000 else f"{x:g}"))
+    set_log_ticks(ax.xaxis, (1, 2, 5))
+    set_log_ticks(ax.yaxis, (1, 2, 5))
     ax.legend(loc="lower right")
 
 
@@ -233,8 +236,7 @@ def plot_metric(key: str, by_step: dict[int, float], ax: Axes) -> None:
     ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     if key == "alpha":
         ax.set_yscale("log")
-        ax.yaxis.set(major_locator=FixedLocator([0.1, 0.3, 1, 3, 10]), minor_locator=NullLocator())
-        ax.yaxis.set_major_formatter(FuncFormatter(lambda alpha, _: f"{alpha:g}"))
+        set_log_ticks(ax.yaxis, (1, 3))
     elif key != "reward":
         ax.set_ylim(0, 1 if key in ("accuracy", "within_50") else None)
     if key in ("accuracy", "within_50", "malformed"):
