@@ -58,7 +58,7 @@ def evaluate(
     result = run_eval(name, settings, folder, sweep, cuts)
     if flags.as_json:
         return print_result(result, True)
-    report.print_report_table({"model": result})
+    report.print_eval_table(result)
     if "coverage" in result:
         console().print()
         print_coverage_table(result["coverage"])

@@ -1,7 +1,7 @@
 """Evaluate a policy on held-out questions: the samples and the `eval.json` of a run folder."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from sbtiny.budget.metrics import Sample, summarise
@@ -13,8 +13,7 @@ from sbtiny.rollout.limits import Limits
 from sbtiny.rollout.policy import Policy
 from sbtiny.rollout.sampling import Sampling
 from sbtiny.tasks.sources import Question
-
-Verify = Callable[[str, Question], bool]
+from sbtiny.tasks.verify import Verifier
 
 
 def sample_with_progress(policy: Policy, requests: Sequence[Request], sampling: Sampling, title: str) -> list[Episode]:
@@ -48,7 +47,7 @@ def given_budgets(policy: Policy, questions: Sequence[Question], choice: BudgetC
 def evaluate(
     policy: Policy,
     questions: Sequence[Question],
-    verify: Verify,
+    verify: Verifier,
     choice: BudgetChoice,
     settings: EvalSettings,
     seed: int,
@@ -77,7 +76,7 @@ def limits_for(settings: EvalSettings, budget: int | None, wrap_up: tuple[int, .
     return Limits(min(ceilings), None, wrap_up, settings.reserve) if ceilings else None
 
 
-def score_answer(question: Question, episode: Episode, verify: Verify) -> Sample:
+def score_answer(question: Question, episode: Episode, verify: Verifier) -> Sample:
     ended = episode.ended  # by an end token, also after a wrap-up
     return Sample(
         correct=ended and verify(episode.solution, question),

@@ -1,4 +1,4 @@
-"""The data, tables and terminal output of a run's report."""
+"""The data, tables and terminal output of a run's report. A table is a grid of texts; report.html and README.md draw the same grids."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ from sbtiny.tasks.sources import read_rows
 
 Row = dict[str, Any]
 Eval = dict[str, Any]
+NamedEvals = list[tuple[str, Eval]]
 Grid = tuple[list[str], list[list[str]]]  # headers, rows; every row as long as the headers
 STAGES = {"base": "base", "sft": "cold start", "grpo": "GRPO"}
 REQUIRED_EVAL_KEYS = ("accuracy", "accuracy_ci95", "mean_tokens", "p90_tokens", "format_rate", "within", "by_level", "task")
@@ -161,63 +162,46 @@ def percentage_points(difference: float) -> str:
     return f"{value:+.1f}".replace("-", "−") if value else "0.0"
 
 
-def accuracy(e: Eval) -> str:
-    lo, hi = e["accuracy_ci95"]
-    return f"{percent(e['accuracy'])} ({percent(lo)}–{percent(hi)})"
+def describe_time(seconds: dict[str, float]) -> str:
+    """Write the time of a run in all and by stage."""
+    stages = ", ".join(f"{stage} {format_duration(value)}" for stage, value in seconds.items())
+    return f"{format_duration(sum(seconds.values()))} in all ({stages})" if seconds else "not recorded"
 
 
-def comparison_grid(evals: dict[str, Eval | None]) -> Grid:
-    """Build one row an evaluation; the keys are stages, or `model` for a single one."""
-    headers = [
-        "",
-        "accuracy %\n(95 % interval)",
-        "tokens",
-        "p90",
-        "budget",
-        "format %",
-        "within %\n10 / 20 / 50",
-        "over\nbudget %",
-    ]
+def name_stages(evals: dict[str, Eval | None]) -> NamedEvals:
+    """Name the evaluations that there are, in the order of STAGES."""
+    return [(STAGES[stage], e) for stage, e in evals.items() if e]
+
+
+def name_budgets(sweep: Sequence[Eval]) -> NamedEvals:
+    """Name the evaluations of a sweep by the budget given."""
+    return [(e.get("budget", NO_VALUE), e) for e in sweep]
+
+
+def comparison_grid(evals: NamedEvals, title: str = "") -> Grid:
+    """Build one row an evaluation; `title` heads the names."""
+    headers = ["accuracy %\n(95 % interval)", "tokens", "p90", "budget", "format %", "within %\n10 / 20 / 50", "over\nbudget %"]
     rows = []
-    for stage, e in evals.items():
-        if e:
-            within = " / ".join(percent(e["within"][t], 0) for t in ("0.1", "0.2", "0.5")) if e.get("mean_budget") else NO_VALUE
-            sizes = [tokens(e[key]) for key in ("mean_tokens", "p90_tokens", "mean_budget")]
-            rates = [percent(e["format_rate"]), within, percent(e.get("over_budget_rate"))]
-            rows.append([STAGES.get(stage, str(e.get("model", stage))), accuracy(e), *sizes, *rates])
-    return headers, rows
+    for name, e in evals:
+        lo, hi = e["accuracy_ci95"]
+        accuracy = f"{percent(e['accuracy'])} ({percent(lo)}–{percent(hi)})"
+        within = " / ".join(percent(e["within"][t], 0) for t in ("0.1", "0.2", "0.5")) if e.get("mean_budget") else NO_VALUE
+        sizes = [tokens(e[key]) for key in ("mean_tokens", "p90_tokens", "mean_budget")]
+        rows.append([name, accuracy, *sizes, percent(e["format_rate"]), within, percent(e.get("over_budget_rate"))])
+    return [title, *headers], rows
 
 
-def level_grid(evals: dict[str, Eval | None]) -> Grid:
+def level_grid(evals: NamedEvals) -> Grid:
     """Build one row a level: questions and budget of the last evaluation, accuracy and tokens of each. No rows without levels."""
-    present = {STAGES.get(stage, ""): e["by_level"] for stage, e in evals.items() if e}
-    last = list(present.values())[-1]
-    measures = {"accuracy %": lambda x: percent(x["accuracy"]), "tokens": lambda x: tokens(x["mean_tokens"])}
-    headers = [
-        "level",
-        "questions",
-        *(f"{name}\n{measure}".strip() for measure in measures for name in present),
-        "budget",
-    ]
+    names = [name for name, _ in evals] if len(evals) > 1 else [""]
+    headers = ["level", "questions", *(f"{name}\n{measure}".strip() for measure in ("accuracy %", "tokens") for name in names), "budget"]
     rows = []
-    for level, entry in last.items():
-        cells = [format_cell(of[level]) if level in of else NO_VALUE for format_cell in measures.values() for of in present.values()]
-        rows.append([level, str(entry["questions"]), *cells, tokens(entry["mean_budget"])])
+    for level, last in evals[-1][1]["by_level"].items():
+        entries = [e["by_level"].get(level) for _, e in evals]
+        accuracies = [percent(entry["accuracy"]) if entry else NO_VALUE for entry in entries]
+        lengths = [tokens(entry["mean_tokens"]) if entry else NO_VALUE for entry in entries]
+        rows.append([level, str(last["questions"]), *accuracies, *lengths, tokens(last["mean_budget"])])
     return headers, rows
-
-
-def sweep_grid(sweep: Sequence[Eval] | None) -> Grid:
-    headers = ["given budget", "mean budget", "mean tokens", "accuracy %\n(95 % interval)", "within 50 %\nof it, %"]
-    return headers, [
-        [
-            e.get("budget", NO_VALUE),
-            tokens(e.get("mean_budget")),
-            tokens(e["mean_tokens"]),
-            accuracy(e),
-            percent(e["within"]["0.5"]),
-        ]
-        for e in sweep or ()
-    ]
 
 
 def summary_lines(result: dict[str, Any]) -> list[tuple[str, str]]:
@@ -233,32 +217,33 @@ def summary_lines(result: dict[str, Any]) -> list[tuple[str, str]]:
         interval = f" (95 %: {percentage_points(low_high[0])} to {percentage_points(low_high[1])})" if low_high else " (not paired)"
         lines.append(("accuracy change", f"{percentage_points(result['accuracy_change'])} points{interval}"))
     if result["spearman_budget_level"] is not None:
-        lines.append(("Spearman(budget, level)", f"{result['spearman_budget_level']:.2f}"))
-    if result["seconds"]:
-        stages = ", ".join(f"{stage} {value:.0f}" for stage, value in result["seconds"].items())
-        lines.append(("seconds", f"{sum(result['seconds'].values()):.0f} in all ({stages})"))
-    return lines
+        lines.append(("Spearman(budget, level)", f"{result['spearman_budget_level']:.2f} (1: harder always means larger)"))
+    return [*lines, ("time", describe_time(result["seconds"] or {}))]
 
 
 def print_report_table(result: dict[str, Any]) -> None:
-    """Print a report, or a single evaluation given as {"model": eval}, to stdout."""
+    """Print a report to stdout."""
     console = Console()
-    evals = {stage: result[stage] for stage in ("model", *STAGES) if result.get(stage)}
-    console.print(rich_table(comparison_grid(evals)))
-    if "model" in result:
-        if result["model"]["by_level"]:
-            console.print()
-            console.print(rich_table(level_grid(evals)))
-        return
+    console.print(rich_table(comparison_grid(name_stages({stage: result[stage] for stage in STAGES}))))
     console.print()
     for name, words in summary_lines(result):
         console.print(f"{name}: {words}", markup=False, highlight=False)
     if result["sweep"]:
         console.print("\ngiven a multiple of the stated budget:", highlight=False)
-        console.print(rich_table(sweep_grid(result["sweep"])))
+        console.print(rich_table(comparison_grid(name_budgets(result["sweep"]), "given budget")))
         console.print()
     if "page" in result:
         console.print(f"report: {result['page']}", markup=False, highlight=False, soft_wrap=True)
+
+
+def print_eval_table(result: Eval) -> None:
+    """Print a single evaluation, and its levels, to stdout."""
+    console = Console()
+    evals = [(str(result["model"]), result)]
+    console.print(rich_table(comparison_grid(evals)))
+    if result["by_level"]:
+        console.print()
+        console.print(rich_table(level_grid(evals)))
 
 
 def rich_table(grid: Grid) -> Table:

@@ -16,14 +16,14 @@ def write_report(folder: Path, seconds: dict[str, float] | None = None) -> dict[
     evidence = read_report_data(folder)
     result = build_report(evidence, seconds)
     figures = plots.draw_figures(evidence)
-    for name, panels in figures.items():
+    for name, figure in figures.items():
         file = folder / "plots" / f"{name}.png"
-        if panels:
-            write_bytes(file, plots.to_png(panels))
+        if figure:
+            write_bytes(file, plots.to_png(figure))
         else:
             file.unlink(missing_ok=True)  # of an earlier report
-    svgs = {name: [plots.to_svg(panel, f"{name}{i}") for i, panel in enumerate(panels)] for name, panels in figures.items()}
+    svgs = {name: plots.to_svg(figure, name) for name, figure in figures.items() if figure}
     write_json(folder / "report.json", result)
     write_text(folder / "report.html", page.render_page(evidence, result, svgs))
-    write_text(folder / "README.md", page.run_readme(evidence, result))
+    write_text(folder / "README.md", page.render_readme(evidence, result))
     return result | {"page": str(folder / "report.html")}

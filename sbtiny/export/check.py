@@ -12,7 +12,7 @@ from unicodedata import normalize
 import torch
 
 from sbtiny.budget.protocol import render_budget
-from sbtiny.evaluation.evaluate import Verify, sample_with_progress, score_answer
+from sbtiny.evaluation.evaluate import sample_with_progress, score_answer
 from sbtiny.export import verdict
 from sbtiny.export.compare import answer_logits, comparison_texts, distance, in_float32, kl, logit_fn
 from sbtiny.export.config import ExportConfig
@@ -27,6 +27,7 @@ from sbtiny.rollout.load_policy import build_gguf_policy, build_policy
 from sbtiny.rollout.policy import Policy
 from sbtiny.rollout.sampling import Sampling
 from sbtiny.tasks.sources import Question
+from sbtiny.tasks.verify import Verifier
 
 CHAT_COUNT = 20
 MIN_KL_RATIO = 20  # least (KL merged to base) / (KL policy to merged)
@@ -39,7 +40,7 @@ class Check:
     `composes`: the tokenizer composes text (NFC). llama.cpp does not, so its texts are composed here first; the README says so to users.
     """
 
-    def __init__(self, plan: ExportConfig, questions: Sequence[Question], verify: Verify, composes: bool = False) -> None:
+    def __init__(self, plan: ExportConfig, questions: Sequence[Question], verify: Verifier, composes: bool = False) -> None:
         self.plan, self.questions, self.verify, self.e, self.composes = plan, questions, verify, plan.settings.eval, composes
         self.failures: list[str] = []
         self.unread: list[str] = []

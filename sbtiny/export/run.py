@@ -12,7 +12,6 @@ from safetensors import SafetensorError
 from sbtiny import locks, runs
 from sbtiny.disk import is_disk_full
 from sbtiny.errors import Failed, InputError
-from sbtiny.evaluation.evaluate import Verify
 from sbtiny.export import gguf, kquants, modelfile
 from sbtiny.export.base import load_export_tokenizer, make_generation_config, ordered_stops, read_generation
 from sbtiny.export.check import Check
@@ -25,6 +24,7 @@ from sbtiny.models.tensor_faults import EMBEDDING
 from sbtiny.models.tensors import read_config, read_folder
 from sbtiny.progress import bar, console
 from sbtiny.tasks.sources import Question
+from sbtiny.tasks.verify import Verifier
 
 
 class ExportWriter:
@@ -138,7 +138,7 @@ def all_checks_passed(checked: bool, failures: list[str], unread: list[str]) -> 
     return True if checked and not unread else None
 
 
-def export_run(plan: ExportConfig, questions: list[Question], verify: Verify) -> dict[str, Any]:
+def export_run(plan: ExportConfig, questions: list[Question], verify: Verifier) -> dict[str, Any]:
     """Write the files, check them, and return the content of export.json.
 
     Raises Failed when the check fails; the files then stay in a folder with `-failed` in its name.

@@ -26,7 +26,7 @@ def assistant(started) -> Assistant:
 @pytest.fixture
 def plain(tiny) -> Iterator[Assistant]:
     """Of the bundled model, which states no budget and reckons at length."""
-    yield Assistant(build_policy(*tiny, slots=3, states_budget=False), ServeSettings(temperature=0.0, context=512))
+    return Assistant(build_policy(*tiny, slots=3, states_budget=False), ServeSettings(temperature=0.0, context=512))
 
 
 def test_it_states_a_budget_and_answers(assistant: Assistant) -> None:
