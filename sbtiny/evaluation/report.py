@@ -13,6 +13,7 @@ from rich.table import Table
 from sbtiny.budget.metrics import compression, paired_difference
 from sbtiny.errors import InputError
 from sbtiny.load_settings import parse_yaml
+from sbtiny.progress import format_duration
 from sbtiny.runs import read_json
 from sbtiny.tasks.sources import read_rows
 
