@@ -30,7 +30,7 @@ class Alarm:
 ALARMS = (
     Alarm(
         "budget inflation",
-        "free_budget",
+        "budget_if_failed",
         2.0,
         "the budget of questions that the initial model failed is over twice its early level: nothing bounds it there; "
         "set grpo.b_max_if_failed to what such an answer may take",
@@ -38,14 +38,14 @@ ALARMS = (
     ),
     Alarm(
         "wrong answers grow",
-        "wrong_length",
+        "length_if_wrong",
         1.5,
         "wrong answers are over 1.5 times their early length: length without success; lower grpo.learning_rate or give easier questions",
         relative=True,
     ),
     Alarm(
         "text outside the tags",
-        "outside",
+        "text_outside_tags",
         0.1,
         "over a tenth of the answers write around the tags, where no budget counts; lower grpo.learning_rate or lengthen the cold start",
     ),
@@ -66,7 +66,7 @@ ALARMS = (
     ),
     Alarm(
         "collapse of spread",
-        "zero_spread",
+        "frac_reward_zero_std_sampled",
         0.9,
         "over 90 % of the groups have answers of equal reward: raise grpo.temperature or grpo.num_generations, or give other questions",
         collapse=True,

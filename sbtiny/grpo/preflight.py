@@ -41,7 +41,7 @@ class PreflightStats:
     accuracy: float
     reward_mean: float
     reward_std: float
-    zero_spread: float
+    frac_reward_zero_std: float
     budget: float
     length: float
     reference_right: float
@@ -75,9 +75,9 @@ def find_obstacles(f: PreflightStats, temperature: float) -> list[Obstacle]:
         obstacles.append(Obstacle(f"{f.cut:.0%} of the answers are cut at the length limit: raise grpo.max_tokens"))
     elif f.malformed > 0.8:
         obstacles.append(Obstacle(f"{f.malformed:.0%} of the answers are malformed: lengthen the cold start (sft.epochs)"))
-    if f.zero_spread > 0.9 and not obstacles:
+    if f.frac_reward_zero_std > 0.9 and not obstacles:
         knob = "raise grpo.temperature" if temperature < 0.5 else "raise grpo.num_generations, or give harder or easier questions"
-        obstacles.append(Obstacle(f"{f.zero_spread:.0%} of the groups have answers of equal reward, which teach nothing: {knob}"))
+        obstacles.append(Obstacle(f"{f.frac_reward_zero_std:.0%} of the groups have answers of equal reward, which teach nothing: {knob}"))
     return obstacles or preflight_warnings(f)
 
 
@@ -85,7 +85,8 @@ def preflight_warnings(f: PreflightStats) -> list[Obstacle]:
     """What slows a run that still learns."""
     warnings = {
         f"{f.cut:.0%} of the answers are cut: raise grpo.max_tokens": f.cut > 0.1,
-        f"{f.zero_spread:.0%} of the groups have no spread: grpo.resample_zero_std=true samples others": f.zero_spread > 0.5,
+        f"{f.frac_reward_zero_std:.0%} of the groups have no spread: grpo.resample_zero_std=true samples others": f.frac_reward_zero_std
+        > 0.5,
         f"accuracy is {f.accuracy:.0%}: easier questions would teach more": f.accuracy < 0.05,
     }
     return [Obstacle(text, hopeless=False) for text, holds in warnings.items() if holds]
@@ -120,7 +121,9 @@ def preflight_stats(
         accuracy=mean([s.correct for s in scored]),
         reward_mean=mean(rewards),
         reward_std=round(pstdev(rewards), 4) if rewards else 0.0,
-        zero_spread=mean([math.isclose(reward_range(group_rewards), 0, abs_tol=1e-9) for group_rewards in split_groups(rewards, group)]),
+        frac_reward_zero_std=mean(
+            [math.isclose(reward_range(group_rewards), 0, abs_tol=1e-9) for group_rewards in split_groups(rewards, group)]
+        ),
         budget=mean([s.episode.budget for s in scored if s.episode.budget]),
         length=mean([s.episode.length for s in scored]),
         reference_right=mean([verify(f"\\boxed{{{q.answer}}}", q) for q in first]),

@@ -58,9 +58,9 @@ def alarm_metrics(scored: Sequence[ScoredEpisode], group: int, b_max: Mapping[st
     """The metrics for the alarms, from `group` answers a question. A metric without samples is omitted."""
     own = [s for s in scored if s.kind == "self"]
     values: dict[str, Sequence[float]] = {
-        "zero_spread": [reward_range([s.reward.total for s in answers]) == 0 for answers in split_groups(scored, group)],
-        "outside": [s.episode.parsed.budget is not None and not s.episode.parsed.ok and s.episode.ended for s in own],
-        "free_budget": [s.episode.budget for s in own if s.episode.budget and math.isinf(b_max[s.question.id])],
-        "wrong_length": [s.episode.length for s in own if s.episode.budget and s.episode.ended and not s.correct],
+        "frac_reward_zero_std_sampled": [reward_range([s.reward.total for s in answers]) == 0 for answers in split_groups(scored, group)],
+        "text_outside_tags": [s.episode.parsed.budget is not None and not s.episode.parsed.ok and s.episode.ended for s in own],
+        "budget_if_failed": [s.episode.budget for s in own if s.episode.budget and math.isinf(b_max[s.question.id])],
+        "length_if_wrong": [s.episode.length for s in own if s.episode.budget and s.episode.ended and not s.correct],
     }
     return means(values)

@@ -18,19 +18,19 @@ from sbtiny.rollout.load_policy import load_policy
 from sbtiny.rollout.policy import Policy
 
 GOOD = PreflightStats(
-    questions=100, answers=64, cut=0.0, malformed=0.02, unended=0.0, accuracy=0.8, reward_mean=0.6, reward_std=0.3, zero_spread=0.1,
+    questions=100, answers=64, cut=0.0, malformed=0.02, unended=0.0, accuracy=0.8, reward_mean=0.6, reward_std=0.3, frac_reward_zero_std=0.1,
     budget=150.0, length=140.0, reference_right=1.0, nonsense_right=0.0, hours=0.2,
 )  # fmt: skip
 
 BROKEN = {
-    "raise grpo.max_tokens": {"cut": 0.9, "malformed": 0.9, "zero_spread": 1.0},
+    "raise grpo.max_tokens": {"cut": 0.9, "malformed": 0.9, "frac_reward_zero_std": 1.0},
     "the verifier refuses the reference answers": {"reference_right": 0.0, "accuracy": 0.0},
-    "the verifier accepts": {"nonsense_right": 1.0, "accuracy": 1.0, "zero_spread": 1.0},
-    "raise grpo.temperature": {"zero_spread": 1.0},
+    "the verifier accepts": {"nonsense_right": 1.0, "accuracy": 1.0, "frac_reward_zero_std": 1.0},
+    "raise grpo.temperature": {"frac_reward_zero_std": 1.0},
     "no end token": {"cut": 1.0, "unended": 1.0, "malformed": 1.0},
     "there are no questions": {"questions": 0},
     "there is one question": {"questions": 1},
-    "lengthen the cold start": {"malformed": 0.95, "zero_spread": 0.95},
+    "lengthen the cold start": {"malformed": 0.95, "frac_reward_zero_std": 0.95},
 }
 
 
@@ -47,7 +47,7 @@ def test_a_healthy_run_passes() -> None:
 
 
 def test_a_slow_start_passes_with_a_word() -> None:
-    obstacles = find_obstacles(replace(GOOD, zero_spread=0.6, cut=0.2, accuracy=0.02), 1.0)
+    obstacles = find_obstacles(replace(GOOD, frac_reward_zero_std=0.6, cut=0.2, accuracy=0.02), 1.0)
     assert len(obstacles) == 3
     assert preflight_verdict(obstacles) == "will learn"
 
