@@ -176,17 +176,6 @@ def test_another_seed_engine_and_other_questions_are_refused(stopped: Path, star
         checkpoint.prepare_resume(stopped, matters)
 
 
-def test_a_setting_that_did_not_exist_yet_was_what_it_is_by_default(stopped: Path) -> None:
-    seal = stopped / "checkpoint-6" / MANIFEST
-    about = json.loads(seal.read_text())
-    del about["settings"]["backend"]
-    seal.write_text(json.dumps(about))
-    matters = checkpoint.resume_signature(settings_of(), "grpo", ())
-    assert checkpoint.prepare_resume(stopped, matters) == stopped / "checkpoint-6"
-    with pytest.raises(InputError, match='backend is "unsloth" but was "auto"'):
-        checkpoint.prepare_resume(stopped, matters | {"backend": "unsloth"})
-
-
 def test_how_often_to_save_may_change(stopped: Path, started: Path, whole: Path) -> None:
     run_grpo(settings_of(replace(GRPO, save_steps=50, sample_steps=9)), started, stopped, resume=True)
     assert result(stopped)[0] == result(whole)[0]
