@@ -48,12 +48,6 @@ def result(folder: Path) -> tuple:
     )
 
 
-@pytest.fixture(scope="module")
-def whole(started: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The uninterrupted run."""
-    return run_grpo(settings_of(), started, tmp_path_factory.mktemp("whole") / "run")
-
-
 @contextmanager
 def killed(monkeypatch: pytest.MonkeyPatch, owner: object, name: str, when: Callable[..., bool]) -> Iterator[None]:
     """The process dies in `owner.name`, before it does anything, the first time that `when(*arguments)` holds."""
