@@ -44,20 +44,18 @@ def init_process_group() -> None:
 
 def wait_for_everyone() -> None:
     if world_size() > 1:
-        from torch.distributed import barrier
+        from accelerate import PartialState
 
-        barrier()
+        PartialState().wait_for_everyone()
 
 
 def gather(items: list[T]) -> list[T]:
     """The items of all processes, in the order of their ranks."""
     if world_size() == 1:
         return items
-    from torch.distributed import all_gather_object
+    from accelerate.utils import gather_object
 
-    parts: list[list[T]] = [[] for _ in range(world_size())]
-    all_gather_object(parts, items)
-    return [item for part in parts for item in part]
+    return gather_object(items)
 
 
 def shard(items: Sequence[T]) -> Sequence[T]:
@@ -70,7 +68,7 @@ def broadcast_from_main(work: Callable[[], T]) -> T:
     """Run `work` in the first process; return its result, or raise its error, in all. For work that writes files or draws."""
     if world_size() == 1:
         return work()
-    from torch.distributed import broadcast_object_list
+    from accelerate.utils import broadcast_object_list
 
     outcome: list[T | BaseException | None] = [None]
     if is_main_process():

@@ -92,9 +92,9 @@ def read_json(path: Path) -> Any:
 def read_run(folder: Path) -> dict[str, Any]:
     """The content of run.json: kind, model, format, started, and parent if the run started from another one."""
     about = read_json(folder / "run.json")
-    if not isinstance(about, dict) or not {"kind", "model"} <= about.keys():
-        raise InputError(f"{folder / 'run.json'} has no kind and model: it is no run of sbtiny")
-    return {"format": "solution"} | about
+    if not isinstance(about, dict) or not {"kind", "model", "format"} <= about.keys():
+        raise InputError(f"{folder / 'run.json'} has no kind, model and format: it is no run of sbtiny")
+    return about
 
 
 def check_base(folder: Path, fingerprint: str) -> None:
@@ -226,9 +226,7 @@ def find_run(name: str) -> Path | None:
 
 def start_key(folder: Path) -> tuple[str, int, str]:
     """Sort key of runs: start time by run.json (a copied file has a new time), then the file's time, then the name."""
-    started, written = read_run(folder).get("started"), (folder / "run.json").stat().st_mtime_ns
-    start = started if isinstance(started, str) else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(written / 1e9))
-    return start, written, folder.name
+    return str(read_run(folder).get("started", "")), (folder / "run.json").stat().st_mtime_ns, folder.name
 
 
 def check_finished(folder: Path) -> None:
@@ -239,10 +237,15 @@ def check_finished(folder: Path) -> None:
         raise InputError(f"{folder} holds no adapter: {why}")
 
 
+def find_runs(kind: str, finished: bool) -> list[Path]:
+    """The folders under runs/ of a kind, with an adapter or without."""
+    folders = [path.parent for path in ROOT.glob("*/run.json") if (path.parent / "adapter").is_dir() == finished]
+    return [folder for folder in folders if read_run(folder)["kind"] == kind]
+
+
 def newest_run(kind: str) -> Path:
     """The latest finished run of a kind. Raises InputError if there is none."""
-    folders = [path.parent for path in ROOT.glob("*/run.json") if (path.parent / "adapter").is_dir()]
-    finished = [folder for folder in folders if read_run(folder)["kind"] == kind]
+    finished = find_runs(kind, finished=True)
     if not finished:
         raise InputError(f"no finished {kind} run under {ROOT}/: run `sbtiny {kind}` first or name one with --run")
     return max(finished, key=start_key)
@@ -250,8 +253,7 @@ def newest_run(kind: str) -> Path:
 
 def newest_unfinished(kind: str) -> Path:
     """The latest unfinished run of a kind that no process has locked. Raises InputError if there is none."""
-    folders = [path.parent for path in ROOT.glob("*/run.json") if not (path.parent / "adapter").exists()]
-    unfinished = [folder for folder in folders if read_run(folder)["kind"] == kind and not locks.holder(folder / LOCK)]
+    unfinished = [folder for folder in find_runs(kind, finished=False) if not locks.holder(folder / LOCK)]
     if not unfinished:
         raise InputError(f"--resume needs --output with the folder of the run to go on with: {ROOT}/ has no unfinished {kind} run")
     return max(unfinished, key=start_key)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
+from support import settings_of
 
 from sbtiny.config import DataSettings, Settings, SftSettings
 from sbtiny.models.load import load_model
@@ -55,3 +56,11 @@ def started(tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     chosen = Settings(sft=SftSettings(rows=str(data), steps=100, learning_rate=3e-3), data=DataSettings(max_num_seqs=8))
     return run_sft(chosen, folder / "sft")
+
+
+@pytest.fixture(scope="session")
+def whole(started: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of GRPO by `support.GRPO` from `started`, never interrupted; tests must not write into it."""
+    from sbtiny.grpo.run import run_grpo
+
+    return run_grpo(settings_of(), started, tmp_path_factory.mktemp("whole") / "run")

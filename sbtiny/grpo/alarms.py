@@ -1,10 +1,20 @@
-"""Alarms of a GRPO run, from the metrics of its steps. Pure.
+"""Alarms of a GRPO run, from the metrics of its steps, and the monitor that feeds them.
 
 An alarm rings once a run, when its condition has held for `patience` steps in a row. Three alarms mean a collapse and stop the run.
 """
 
+import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median
+from typing import Any
+
+from transformers import TrainerControl
+
+from sbtiny.errors import Failed
+from sbtiny.progress import console
+from sbtiny.training.checkpoint import last_checkpoint
+from sbtiny.training.monitor import TrainingMonitor
 
 ALARM_STEPS = 20  # steps in a row that a condition must hold
 MIN_ACCURACY = 0.2  # an early accuracy below it cannot collapse
@@ -13,13 +23,13 @@ StepMetrics = dict[str, float]
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
-    """Rings when the metric `figure` is above `limit`. `relative`: above `limit` times its early level. `falls`: below that.
+    """Rings when `metric` is above `limit`. `relative`: above `limit` times its early level. `falls`: below that.
 
     A `collapse` stops the run. A run that was already that bad at the start does not count as collapsed.
     """
 
     name: str
-    figure: str
+    metric: str
     limit: float
     cause: str
     relative: bool = False
@@ -30,7 +40,7 @@ class Alarm:
 ALARMS = (
     Alarm(
         "budget inflation",
-        "free_budget",
+        "budget_if_failed",
         2.0,
         "the budget of questions that the initial model failed is over twice its early level: nothing bounds it there; "
         "set grpo.b_max_if_failed to what such an answer may take",
@@ -38,14 +48,14 @@ ALARMS = (
     ),
     Alarm(
         "wrong answers grow",
-        "wrong_length",
+        "length_if_wrong",
         1.5,
         "wrong answers are over 1.5 times their early length: length without success; lower grpo.learning_rate or give easier questions",
         relative=True,
     ),
     Alarm(
         "text outside the tags",
-        "outside",
+        "text_outside_tags",
         0.1,
         "over a tenth of the answers write around the tags, where no budget counts; lower grpo.learning_rate or lengthen the cold start",
     ),
@@ -66,7 +76,7 @@ ALARMS = (
     ),
     Alarm(
         "collapse of spread",
-        "zero_spread",
+        "frac_reward_zero_std_sampled",
         0.9,
         "over 90 % of the groups have answers of equal reward: raise grpo.temperature or grpo.num_generations, or give other questions",
         collapse=True,
@@ -90,39 +100,55 @@ class Alarms:
 
     def feed(self, metrics: StepMetrics) -> list[Alarm]:
         """The alarms that ring with this step. A missing or NaN metric rings none and breaks no row of steps."""
-        return [alarm for alarm in ALARMS if self._count(alarm, metrics) >= self.patience and self._ring(alarm)]
-
-    def _count(self, alarm: Alarm, metrics: StepMetrics) -> int:
-        value = metrics.get(alarm.figure)
-        if value is None or value != value:
-            return 0
-        self.running[alarm.name] = self.running.get(alarm.name, 0) + 1 if self._holds(alarm, value) else 0
-        return self.running[alarm.name]
+        ringing = []
+        for alarm in ALARMS:
+            value = metrics.get(alarm.metric, math.nan)
+            if math.isnan(value):
+                continue
+            self.running[alarm.name] = self.running.get(alarm.name, 0) + 1 if self._holds(alarm, value) else 0
+            if self.running[alarm.name] >= self.patience and alarm.name not in self.rung:
+                ringing.append(alarm)
+        self.rung += [alarm.name for alarm in ringing]
+        return ringing
 
     def _holds(self, alarm: Alarm, value: float) -> bool:
-        level = self._level(alarm.figure, value)
-        if level is None:
+        """Whether the condition holds; never while the early level, the median of the first `patience` / 2 values, is unknown.
+
+        A mean would let a single wild value make all later ones look small.
+        """
+        first = self.early.setdefault(alarm.metric, [])
+        if 2 * len(first) < self.patience:
+            first.append(value)
             return False
+        level = median(first)
         if alarm.falls:
             return level >= MIN_ACCURACY and value < alarm.limit * level
         if alarm.relative:
             return value > alarm.limit * level
         return value > alarm.limit and not (alarm.collapse and level > alarm.limit)
 
-    def _level(self, metric: str, value: float) -> float | None:
-        """The early level: the median of the first `patience` / 2 values; None until they are gathered.
 
-        A mean would let a single wild value make all later ones look small.
+class GrpoMonitor(TrainingMonitor):
+    """Feeds each step's metrics to the alarms, saves no checkpoint of a collapsing run and stops it."""
+
+    def __init__(self, steps: int, output: Path, alarms: Alarms) -> None:
+        super().__init__("grpo", steps, output)
+        self.alarms, self.ringing = alarms, []
+
+    def extra_metrics(self, metrics: dict[str, Any]) -> dict[str, Any]:
+        self.ringing = self.alarms.feed(metrics) if "reward" in metrics else []
+        return {"alarms": [alarm.name for alarm in self.ringing]} if self.ringing else {}
+
+    def after_log(self, step: int, control: TrainerControl) -> None:
+        """Print each alarm with its cause; raises Failed for a collapse, with the last good checkpoint.
+
+        The metrics of a step are of the weights after the step before it. So checkpoints are good up to two steps before the first bad one.
         """
-        first = self.early.setdefault(metric, [])
-        if 2 * len(first) < self.patience:
-            first.append(value)
-            return None
-        return median(first)
-
-    def _ring(self, alarm: Alarm) -> bool:
-        """Note that the alarm rings; False if it rang before."""
-        if alarm.name in self.rung:
-            return False
-        self.rung.append(alarm.name)
-        return True
+        if self.alarms.collapsing:  # a bad checkpoint would push a good one out
+            control.should_save = False
+        for alarm in self.ringing:
+            message = f"{alarm.name}, {self.alarms.patience} steps in a row up to step {step}: {alarm.cause}"
+            if alarm.collapse:
+                good = last_checkpoint(self.output, upto=step - self.alarms.patience - 1)
+                raise Failed(f"stopped, {message} (last good checkpoint: {good or 'none, set grpo.save_steps'})")
+            console.print(f"warning: {message}", markup=False, style="yellow")

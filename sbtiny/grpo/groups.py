@@ -1,16 +1,21 @@
-"""The groups of a GRPO step: each states its own budget, is given one, or is cut and must finish. Pure."""
+"""The groups of a GRPO step, their answers and their metrics. Pure.
+
+A group states its own budget, is given one, or is cut and must finish.
+"""
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Literal
 
+from sbtiny.budget.reward import Reward, relative_mismatch
 from sbtiny.config import GrpoSettings
+from sbtiny.rollout.episode import Episode
+from sbtiny.tasks.sources import Question
 
 GroupType = Literal["self", "user", "cut"]
 CUT_SHARE_RANGE = (0.2, 0.9)  # a cut group is stopped at a share of its stated budget between these
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +28,24 @@ class Group:
 
 
 SELF_GROUP = Group("self")
+
+
+@dataclass(slots=True)
+class Answer:
+    """One answer of a group; its verdict and its reward come after it."""
+
+    question: Question
+    group: Group
+    episode: Episode
+    correct: bool = False
+    reward: Reward | None = None
+    relabelled: bool = False
+
+    @property
+    def mismatch(self) -> float:
+        """|l - b| / b, infinite when malformed."""
+        budget = self.episode.budget
+        return relative_mismatch(self.episode.length, budget) if budget else math.inf
 
 
 def draw_group_types(count: int, g: GrpoSettings, rng: random.Random) -> list[GroupType]:
@@ -46,11 +69,33 @@ def make_group(kind: GroupType, own: int | None, longest: float, g: GrpoSettings
     return Group("user", max(1, round(math.exp(rng.uniform(math.log(low), math.log(high))))))
 
 
-def reward_range(rewards: Sequence[float]) -> float:
-    """Largest minus smallest reward of a group; 0 means no advantage and nothing to learn."""
-    return max(rewards) - min(rewards)
+def are_rewards_equal(answers: Sequence[Answer]) -> bool:
+    """Whether a group has no advantage, and so nothing to learn from."""
+    return len({answer.reward.total for answer in answers}) == 1
 
 
-def split_groups(items: Sequence[T], size: int) -> list[Sequence[T]]:
-    """The items in groups of `size`, as they stand side by side."""
-    return [items[start : start + size] for start in range(0, len(items), size)]
+def step_metrics(groups: Sequence[Sequence[Answer]], b_max: Mapping[str, float], alpha: float, seconds: float) -> dict[str, float]:
+    """Mean metrics of one step, before relabelling, for the log and the alarms. `b_max` by question id; `seconds` of generation.
+
+    Names without a prefix cover self-budget groups only. A metric without samples is omitted.
+    """
+    answers = [a for group in groups for a in group]
+    own = [a for a in answers if a.group.kind == "self"]
+    formed = [a for a in own if a.episode.budget]
+    samples = {
+        "accuracy": [a.correct for a in own],
+        "tokens": [a.episode.length for a in own],
+        "budget": [a.episode.budget for a in formed],
+        "budget_if_failed": [a.episode.budget for a in formed if math.isinf(b_max[a.question.id])],  # the initial model failed
+        "within_50": [a.mismatch <= 0.5 for a in own],
+        "malformed": [a.episode.budget is None for a in own],
+        "text_outside_tags": [a.episode.parsed.budget is not None and not a.episode.parsed.ok and a.episode.ended for a in own],
+        "length_if_wrong": [a.episode.length for a in formed if a.episode.ended and not a.correct],
+        "self_reward": [a.reward.total for a in own],
+        "user_within_50": [a.mismatch <= 0.5 for a in answers if a.group.kind == "user"],
+        "cut_accuracy": [a.correct for a in answers if a.group.kind == "cut"],
+        "frac_reward_zero_std_sampled": [are_rewards_equal(group) for group in groups],  # TRL's own is of relabelled answers
+    }
+    tokens = sum(len(a.episode.completion_ids) for a in answers)
+    speed = {"generate_seconds": seconds, "tokens_per_second": tokens / max(seconds, 1e-9)}
+    return {"alpha": alpha} | {name: sum(values) / len(values) for name, values in samples.items() if values} | speed

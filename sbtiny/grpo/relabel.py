@@ -14,26 +14,25 @@ from dataclasses import replace
 
 from sbtiny.budget.protocol import render_budget
 from sbtiny.config import GrpoSettings
-from sbtiny.grpo.step_metrics import ScoredEpisode
+from sbtiny.grpo.groups import Answer
 from sbtiny.rollout.episode import Episode, read_episode
 from sbtiny.rollout.policy import Policy
 
 
-def choose_missed(group: Sequence[ScoredEpisode], alpha: float, g: GrpoSettings) -> list[int]:
-    """Indices of the correct answers of a group to relabel: some of those that missed their budget.
+def choose_missed(group: Sequence[Answer], alpha: float, g: GrpoSettings) -> list[Answer]:
+    """The correct answers of a group to relabel: some of those that missed their budget.
 
     Self-budget groups: the shortest correct answers; a longer one would teach the budget of a waste. With the paper's peak, on the
     window's edge, only once alpha is below 1: before that the window has no edge. User groups: any, so that all lengths are met, unless
     the given budget is below every answer: beside a relabelled answer the nearest one would look bad.
     """
-    right = [i for i, s in enumerate(group) if s.correct and s.episode.budget]
-    missed = [i for i in right if group[i].mismatch > g.alpha_end]
-    kind = group[0].kind
+    right = [a for a in group if a.correct and a.episode.budget]
+    kind = group[0].group.kind
     if kind == "self" and (alpha < 1 or g.reward_peak == 1):
-        shortest = sorted(right, key=lambda i: group[i].episode.length)[: g.relabel_per_group]
-        return [i for i in shortest if i in missed]
-    if kind == "user" and any(group[i].episode.length <= group[i].episode.budget for i in right):
-        return missed[: g.relabel_per_user_group]
+        shortest = sorted(right, key=lambda a: a.episode.length)[: g.relabel_per_group]
+        return [a for a in shortest if a.mismatch > g.alpha_end]
+    if kind == "user" and any(a.episode.length <= a.episode.budget for a in right):
+        return [a for a in right if a.mismatch > g.alpha_end][: g.relabel_per_user_group]
     return []
 
 

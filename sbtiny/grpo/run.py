@@ -1,6 +1,5 @@
 """`sbtiny grpo`: from the run of a cold start to a run folder of GRPO."""
 
-import math
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,7 +13,6 @@ from sbtiny.grpo import trainer as grpo
 from sbtiny.grpo.group_reward import GroupReward
 from sbtiny.models.aliases import absolute_name
 from sbtiny.models.prompt import check_texts
-from sbtiny.progress import console
 from sbtiny.rollout.load_policy import base_info, load_policy
 from sbtiny.rollout.policy import Policy
 from sbtiny.tasks.leaks import drop_eval_questions
@@ -75,7 +73,7 @@ def train_grpo_in(folder: Path, settings: Settings, start: Path, resume: bool, f
         distributed.broadcast_from_main(lambda: runs.create_run("grpo", folder, settings, **about))
     with cleanup_on_stop(folder, "grpo"):
         if not last:
-            record = distributed.broadcast_from_main(lambda: run_first_groups(policy, questions, verify, settings))
+            record = distributed.broadcast_from_main(lambda: preflight.run_first_groups(policy, questions, verify, settings))
             if distributed.is_main_process():
                 runs.write_json(folder / "preflight.json", record)
             preflight.raise_if_hopeless(record, force)
@@ -88,17 +86,6 @@ def train_grpo_in(folder: Path, settings: Settings, start: Path, resume: bool, f
         train_with_oom_retry(attempt, policy, settings, "grpo", folder, last)
 
 
-def run_first_groups(policy: Policy, questions: Sequence[Question], verify: Verifier, settings: Settings) -> dict[str, Any]:
-    """Run the preflight on a loaded policy: print the verdict on stderr, return the content of preflight.json."""
-    b_max = {q.id: math.inf for q in questions}
-    sampler = rollouts.Rollouts(policy, questions, verify, b_max, settings, Path())
-    stats = preflight.measure_first_groups(sampler, questions, verify, settings)
-    record = preflight.preflight_record(stats, preflight.find_obstacles(stats, settings.grpo.temperature))
-    for line in ("preflight: " + record["verdict"], *record["notes"]):
-        console.print(line, markup=False)
-    return record
-
-
 def run_preflight(settings: Settings, start: Path) -> dict[str, Any]:
     """Run the preflight alone; writes nothing."""
     settings = inherit_settings(settings, start)
@@ -106,7 +93,7 @@ def run_preflight(settings: Settings, start: Path) -> dict[str, Any]:
     check_references(verify, questions)
     policy = load_policy(str(start), settings, settings.grpo.max_num_seqs)
     check_texts(policy.tokenizer, questions)
-    return run_first_groups(policy, questions, verify, settings)
+    return preflight.run_first_groups(policy, questions, verify, settings)
 
 
 def load_or_sample_b_max(

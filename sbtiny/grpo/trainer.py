@@ -8,7 +8,6 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
 from torch import Tensor, nn
 from trl import GRPOConfig, GRPOTrainer
@@ -16,9 +15,9 @@ from trl import GRPOConfig, GRPOTrainer
 from sbtiny import distributed
 from sbtiny.config import Settings
 from sbtiny.errors import InputError
-from sbtiny.grpo.alarms import Alarms
+from sbtiny.grpo.alarms import Alarms, GrpoMonitor
 from sbtiny.grpo.group_reward import GroupReward
-from sbtiny.grpo.monitor import GrpoMonitor
+from sbtiny.grpo.padding import sort_by_length, trim_padding
 from sbtiny.grpo.rollouts import Rollouts
 from sbtiny.rollout.policy import Policy
 from sbtiny.tasks.sources import Question
@@ -43,50 +42,41 @@ def train_grpo(
 
     `b_max` by question id, in tokens; `signature` is what a resumed run must match; `reward` replaces the paper's.
     """
+    saved = read_saved_state(resume) if resume else {}
     rollouts = Rollouts(policy, questions, verify, b_max, settings, output, reward)
-    alarms = Alarms(patience=settings.grpo.alarm_patience)
-    if resume:
-        alarms = restore(rollouts, resume)
+    rollouts.shortest = saved.get("shortest", {})
+    alarms = Alarms(**saved.get("alarms", {}) | {"patience": settings.grpo.alarm_patience})
+
+    def state_to_save() -> dict[str, Any]:
+        """What a resumed run needs beside TRL's state, and alpha for a reader."""
+        return {"alpha": rollouts.metrics.get("alpha"), "shortest": rollouts.shortest, "alarms": asdict(alarms)}
+
     logprobs.patch_trl_for_cpu()
     if "ref" in policy.model.peft_config:  # left by an attempt that ran out of memory; TRL adds it again
         policy.model.delete_adapter("ref")
     monitor = GrpoMonitor(settings.grpo.steps, output, alarms)
-    order = question_order([q.id for q in questions], settings)
     with keep_adapter_float32(policy.model):
         trainer = BudgetGrpoTrainer(
             model=policy.model,
             reward_funcs=rollouts.reward,
             args=build_grpo_config(settings, output),
-            train_dataset=Dataset.from_list([{"prompt": name} for name in order]),
+            train_dataset=Dataset.from_list([{"prompt": q.id} for q in order_questions(questions, settings)]),
             processing_class=policy.tokenizer,
             rollout_func=rollouts,
-            callbacks=[monitor, ManifestCallback(signature, lambda: checkpoint_state(rollouts, alarms))],
+            callbacks=[monitor, ManifestCallback(signature, state_to_save)],
         )
     monitor.run(trainer, resume)
 
 
-def checkpoint_state(rollouts: Rollouts, alarms: Alarms) -> dict[str, Any]:
-    """State that a checkpoint holds beside TRL's: the shortest answers, the alarms, and alpha for a reader."""
-    return {"alpha": rollouts.metrics.get("alpha"), "shortest": rollouts.shortest, "alarms": asdict(alarms)}
-
-
-def restore(rollouts: Rollouts, checkpoint: Path) -> Alarms:
-    """Put a checkpoint's state into `rollouts`; returns its alarms with the patience of the settings."""
-    state = read_saved_state(checkpoint)
-    rollouts.shortest = state["shortest"]
-    return Alarms(**state["alarms"] | {"patience": rollouts.g.alarm_patience})
-
-
-def question_order(names: Sequence[str], settings: Settings) -> list[str]:
-    """Question ids of all steps: first in their order, then in rounds shuffled by seed and round.
+def order_questions(questions: Sequence[Question], settings: Settings) -> list[Question]:
+    """The questions of all steps: first in their order, then in rounds shuffled by seed and round.
 
     One list covers the whole run, because TRL's sampler forgets on resume how many epochs it has shuffled.
     """
-    needed, order = settings.grpo.steps * settings.grpo.prompts_per_step, list(names)
-    for round_number in count(1):
-        if len(order) >= needed:
-            return order[:needed]
-        order += random.Random(f"{settings.seed}/round {round_number}").sample(names, len(names))
+    needed, order, rounds = settings.grpo.steps * settings.grpo.prompts_per_step, list(questions), count(1)
+    while len(order) < needed:
+        order += random.Random(f"{settings.seed}/round {next(rounds)}").sample(questions, len(questions))
+    return order[:needed]
 
 
 def build_grpo_config(settings: Settings, output: Path) -> GRPOConfig:
@@ -135,29 +125,3 @@ class BudgetGrpoTrainer(GRPOTrainer):
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         return super().compute_loss(model, trim_padding(inputs), *args, **kwargs)
-
-
-def sort_by_length(batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The same rows sorted by completion length; each micro-batch keeps its row count."""
-    sizes = [len(batch["completion_mask"]) for batch in batches]
-    rows = {
-        name: torch.cat([batch[name] for batch in batches])
-        for name, value in batches[0].items()
-        if isinstance(value, Tensor) and value.ndim > 0
-    }
-    order = rows["completion_mask"].sum(1).argsort(stable=True)
-    parts = {name: value[order].split(sizes) for name, value in rows.items()}
-    return [batch | {name: parts[name][i] for name in rows} for i, batch in enumerate(batches)]
-
-
-def trim_padding(inputs: dict[str, Any]) -> dict[str, Any]:
-    """Cut columns that are padding in every row: prompts are padded on the left, completions on the right."""
-    prompt, completion = inputs["prompt_mask"].sum(1).max(), inputs["completion_mask"].sum(1).max()
-    width = inputs["prompt_mask"].shape[1] - prompt
-
-    def cut(name: str, value: Any) -> Any:
-        if not isinstance(value, Tensor) or value.ndim != 2 or value.shape[1] == 1:
-            return value
-        return value[:, width:] if name.startswith("prompt") else value[:, :completion]
-
-    return {name: cut(name, value) for name, value in inputs.items()}

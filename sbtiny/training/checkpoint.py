@@ -24,10 +24,9 @@ from sbtiny.progress import console
 from sbtiny.tasks.sources import digest_items
 
 MANIFEST = "sbtiny.json"
+DATA = "the training data"  # the key of its digest in a signature
 # May change on resume: they set what is saved and how rows are batched, not what is learnt.
 RESUMABLE_CHANGES = ("grpo.save_steps", "grpo.sample_steps", "grpo.alarm_patience", "grpo.micro_batch", "sft.save_steps", "sft.micro_batch")
-ABSENT = object()
-LATER = {"backend": "auto"}  # settings that older checkpoints do not name, and their value then
 
 
 def resume_signature(settings: Settings, stage: str, data: Sequence[Any]) -> dict[str, Any]:
@@ -36,7 +35,7 @@ def resume_signature(settings: Settings, stage: str, data: Sequence[Any]) -> dic
     chosen = {key: everything[key] for key in ("model", "format", "seed", "four_bit", "backend", "engine", stage)}
     signature = {key: value for key, value in flatten_keys(chosen) if key not in RESUMABLE_CHANGES}
     digest = blake2b(repr(digest_items(data)).encode(), digest_size=8).hexdigest() if data else None
-    return signature | {"the training data": digest}
+    return signature | {DATA: digest}
 
 
 class ManifestCallback(TrainerCallback):
@@ -117,15 +116,12 @@ def original_settings(folder: Path, stage: str) -> dict[str, Any]:
 def check_settings_match(old: dict[str, Any], new: dict[str, Any], where: Path) -> None:
     """Raise InputError for the first setting that differs; a missing digest of the data matches every digest."""
     for key in old.keys() | new.keys():
-        before, now = old.get(key, LATER.get(key, ABSENT)), new.get(key, ABSENT)
-        if before != now and not (key == "the training data" and None in (before, now)):
-            change = f"is {format_setting(now)} but was {format_setting(before)} when"
-            change = "differs from the data with which" if key == "the training data" else change
-            raise InputError(f"{key} {change} {where} was made: resume with the same, or start a new run without --resume")
-
-
-def format_setting(value: Any) -> str:
-    return "unknown" if value is ABSENT else json.dumps(value, ensure_ascii=False)
+        before, now = old.get(key), new.get(key)
+        if before == now or (key == DATA and None in (before, now)):
+            continue
+        change = f"is {json.dumps(now, ensure_ascii=False)} but was {json.dumps(before, ensure_ascii=False)} when"
+        change = "differs from the data with which" if key == DATA else change
+        raise InputError(f"{key} {change} {where} was made: resume with the same, or start a new run without --resume")
 
 
 def filter_jsonl(file: Path, keep: Callable[[dict[str, Any]], bool]) -> None:

@@ -16,7 +16,7 @@ COLUMNS = {
     "tokens": ("tokens", "{:.0f}"),
     "budget": ("budget", "{:.0f}"),
     "within_50": ("within 50%", "{:.0%}"),
-    "zero_spread": ("no spread", "{:.0%}"),
+    "frac_reward_zero_std_sampled": ("no spread", "{:.0%}"),
     "malformed": ("malformed", "{:.0%}"),
     "kl": ("KL", "{:.4f}"),
     "entropy": ("entropy", "{:.3f}"),

@@ -24,7 +24,7 @@ UNRESUMED_KEYS = ("num_tokens", "train_loss")  # sums that TRL starts again at 0
 
 
 class TrainingMonitor(TrainerCallback):
-    """Shows the last steps below a progress bar and writes every log to metrics.jsonl. A subclass may add to it (`judge`, `react`)."""
+    """Shows the last steps below a progress bar and writes every log to metrics.jsonl. A subclass may add to it."""
 
     def __init__(self, stage: str, steps: int, output: Path) -> None:
         self.stage, self.steps, self.output = stage, steps, output

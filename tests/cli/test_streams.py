@@ -66,7 +66,7 @@ def test_every_verb_prints_on_a_stream_that_is_not_utf_8(line: str, encoding: st
 def test_an_evaluation_and_its_report_on_a_stream_of_ascii(monkeypatch: pytest.MonkeyPatch) -> None:
     for line in RUN:
         if line.startswith("report"):
-            runs.write_json(Path("run/run.json"), {"kind": "grpo", "model": "tiny"})
+            runs.write_json(Path("run/run.json"), {"kind": "grpo", "model": "tiny", "format": "solution"})
             runs.write_text(Path("run/config.yaml"), load_settings().as_yaml())
         code, out, err = printed(line, "ascii", monkeypatch)
         assert code == (2 if "é" in line else 0), err

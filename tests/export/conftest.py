@@ -37,7 +37,7 @@ def make_run(folder: Path, model: str = "tiny", four_bit: bool = False) -> Path:
             torch.nn.init.normal_(weight.data, std=0.02)
     policy.save_pretrained(folder / "adapter")
     runs.write_text(folder / "config.yaml", Settings(model=model, four_bit=four_bit).as_yaml())
-    runs.write_json(folder / "run.json", {"kind": "grpo", "model": model, "started": "now"})
+    runs.write_json(folder / "run.json", {"kind": "grpo", "model": model, "format": "solution", "started": "now"})
     return folder
 
 

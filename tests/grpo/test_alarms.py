@@ -16,14 +16,21 @@ from sbtiny.grpo.alarms import ALARM_STEPS, ALARMS, Alarms
 EARLY = ALARM_STEPS // 2
 
 HISTORIES = Path(__file__).parent / "histories"
-HEALTHY = {"accuracy": 0.9, "free_budget": 260.0, "wrong_length": 240.0, "outside": 0.01, "malformed": 0.03, "zero_spread": 0.1}
+HEALTHY = {
+    "accuracy": 0.9,
+    "budget_if_failed": 260.0,
+    "length_if_wrong": 240.0,
+    "text_outside_tags": 0.01,
+    "malformed": 0.03,
+    "frac_reward_zero_std_sampled": 0.1,
+}
 WRONG = {
-    "budget inflation": {"free_budget": 600.0},
-    "wrong answers grow": {"wrong_length": 420.0},
-    "text outside the tags": {"outside": 0.3},
+    "budget inflation": {"budget_if_failed": 600.0},
+    "wrong answers grow": {"length_if_wrong": 420.0},
+    "text outside the tags": {"text_outside_tags": 0.3},
     "collapse of accuracy": {"accuracy": 0.3},
     "collapse of format": {"malformed": 0.8},
-    "collapse of spread": {"zero_spread": 1.0},
+    "collapse of spread": {"frac_reward_zero_std_sampled": 1.0},
 }
 
 
@@ -35,8 +42,8 @@ def healthy(steps: int, seed: int = 0) -> list[dict[str, float]]:
         noise = rng.uniform(0.8, 1.2)
         row = {key: value * noise * (1 - 0.6 * step / steps) for key, value in HEALTHY.items()} | {"accuracy": 0.75 * noise}
         if step % 7 == 3:
-            del row["free_budget"], row["wrong_length"]
-        rows.append(row | {"zero_spread": rng.choice([0.0, 0.125, 0.25, 1.0])})
+            del row["budget_if_failed"], row["length_if_wrong"]
+        rows.append(row | {"frac_reward_zero_std_sampled": rng.choice([0.0, 0.125, 0.25, 1.0])})
     return rows
 
 
@@ -57,7 +64,9 @@ def test_each_rings_once_after_twenty_steps_in_a_row(name: str) -> None:
 
 
 def test_one_wild_value_at_the_start_does_not_deafen_it() -> None:
-    rows = [HEALTHY | {"free_budget": 60_000.0 if step == 3 else 260.0} for step in range(30)] + [HEALTHY | {"free_budget": 600.0}] * 30
+    rows = [HEALTHY | {"budget_if_failed": 60_000.0 if step == 3 else 260.0} for step in range(30)] + [
+        HEALTHY | {"budget_if_failed": 600.0}
+    ] * 30
     assert rung(rows) == [(29 + ALARM_STEPS, "budget inflation")]
 
 
@@ -74,7 +83,7 @@ def test_a_run_that_began_there_did_not_collapse(name: str) -> None:
 
 def test_a_missing_metric_rings_nothing() -> None:
     assert rung([{"reward": 0.1}] * 100) == []
-    assert rung([HEALTHY | {"free_budget": float("nan")}] * 100) == []
+    assert rung([HEALTHY | {"budget_if_failed": float("nan")}] * 100) == []
 
 
 @pytest.mark.parametrize("name", [alarm.name for alarm in ALARMS])
@@ -105,7 +114,12 @@ def test_a_patience_of_ones_own_has_half_as_many_early_steps(patience: int) -> N
 def test_collapsing_follows_the_condition_of_a_collapse() -> None:
     alarms = Alarms()
     rung([HEALTHY] * EARLY, alarms)
-    for row, collapsing in ((HEALTHY, False), (HEALTHY | {"malformed": 0.9}, True), (HEALTHY, False), (HEALTHY | {"outside": 1.0}, False)):
+    for row, collapsing in (
+        (HEALTHY, False),
+        (HEALTHY | {"malformed": 0.9}, True),
+        (HEALTHY, False),
+        (HEALTHY | {"text_outside_tags": 1.0}, False),
+    ):
         rung([row], alarms)
         assert alarms.collapsing is collapsing
 

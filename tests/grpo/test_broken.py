@@ -92,7 +92,7 @@ def test_words_around_the_tags(policy, monkeypatch: pytest.MonkeyPatch, tmp_path
     easy = [q for q in arithmetic.generate_questions("train", 400, seed=5) if q.level <= 2][:64]
     runs.write_jsonl(tmp_path / "rows.jsonl", [make_row(policy, q, f"\\boxed{{{q.answer}}}") for q in easy])
     with monkeypatch.context() as patched:
-        patched.setattr(rows, "prefill", lambda budget, form: render_budget(budget, form).replace("<sol", "\n7<sol"))
+        patched.setattr(rows, "render_budget", lambda budget, form: render_budget(budget, form).replace("<sol", "\n7<sol"))
         settings = Settings(
             sft=SftSettings(rows=str(tmp_path / "rows.jsonl"), steps=100, learning_rate=3e-3), data=DataSettings(max_num_seqs=8)
         )

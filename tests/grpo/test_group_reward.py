@@ -10,7 +10,7 @@ from rival_rewards import kimi
 from sbtiny.budget.reward import Reward
 from sbtiny.config import GrpoSettings, Settings
 from sbtiny.grpo.group_reward import RewardInput, make_selfbudgeter_reward, scalar_reward
-from sbtiny.grpo.groups import SELF_GROUP, GroupType
+from sbtiny.grpo.groups import SELF_GROUP, Answer, GroupType
 from sbtiny.grpo.rollouts import Rollouts
 from sbtiny.rollout.episode import read_episode
 from sbtiny.rollout.policy import Policy
@@ -61,11 +61,11 @@ def test_another_reward_sees_whole_groups_and_is_obeyed(policy: Policy, tmp_path
         return read_episode(policy.request(question.question, 99, 1), [*ids, policy.tokenizer.eos_token_id], policy.engine.pieces, "end")
 
     box = f"\\boxed{{{question.answer}}}"
-    answers = [episode(500, box), episode(500, f"a)+1=2\n{box}")]
-    scored = rollouts.score_episodes([(question, SELF_GROUP)] * 2, answers, 0.5)
+    scored = [Answer(question, SELF_GROUP, e) for e in (episode(500, box), episode(500, f"a)+1=2\n{box}"))]
+    rollouts.score_answers([scored], 0.5)
     assert [s.reward.total for s in scored] == [1.5, 0.5]
     short, long = (s.episode.length for s in scored)
     assert seen == [("self", (RewardInput(500, short, True), RewardInput(500, long, True)), 77.0, 0.5)]
-    scored = rollouts.relabel(scored, 0.5)
+    rollouts.relabel(scored, 0.5)
     assert seen[1][1] == (RewardInput(short, short, True), RewardInput(500, long, True))
     assert [s.reward.total for s in scored] == [1.5, 0.5]

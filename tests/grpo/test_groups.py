@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from sbtiny.config import GrpoSettings
-from sbtiny.grpo.groups import SELF_GROUP, draw_group_types, make_group, reward_range, split_groups
+from sbtiny.grpo.groups import SELF_GROUP, draw_group_types, make_group
 
 G = GrpoSettings(user_share=0.3, cut_share=0.2, user_low=0.5, user_high=4.0)
 
@@ -40,13 +40,3 @@ def test_a_cut_group_keeps_its_stated_budget_and_stops_below_it():
 @pytest.mark.parametrize("kind", ["self", "user", "cut"])
 def test_without_a_stated_budget_a_group_is_a_self_budget_group(kind: str):
     assert make_group(kind, None, 60, G, random.Random(0)) == SELF_GROUP
-
-
-def test_reward_range():
-    assert reward_range([0.5, 0.5]) == 0
-    assert reward_range([-1, 0.5, 0]) == 1.5
-
-
-def test_groups_stand_side_by_side():
-    assert split_groups([1, 2, 3, 4], 2) == [[1, 2], [3, 4]]
-    assert split_groups([], 2) == []

@@ -12,10 +12,9 @@ import pytest
 from sbtiny.budget.protocol import BudgetChoice, render_budget
 from sbtiny.config import EvalSettings, GrpoSettings, Settings
 from sbtiny.evaluation.evaluate import evaluate
-from sbtiny.grpo.groups import SELF_GROUP, Group
+from sbtiny.grpo.groups import Answer, Group, step_metrics
 from sbtiny.grpo.relabel import best_budget
 from sbtiny.grpo.rollouts import Rollouts, alpha_at_step, loss_mask, sample_b_max
-from sbtiny.grpo.step_metrics import step_metrics
 from sbtiny.models.prompt import prompt_ids
 from sbtiny.rollout.episode import read_episode
 from sbtiny.rollout.sampling import Sampling
@@ -33,8 +32,11 @@ def episode(policy, question, stated: str, body: str, budget: int | None = None)
     return read_episode(request, ids, policy.engine.pieces, "end")
 
 
-def score(rollouts: Rollouts, question, answer, alpha: float, kind: str):
-    return rollouts.score_episodes([(question, Group(kind))], [answer], alpha)[0]
+def score(rollouts: Rollouts, question, episodes: list, alpha: float, kind: str) -> list[Answer]:
+    """The episodes as a rewarded group."""
+    group = [Answer(question, Group(kind), e) for e in episodes]
+    rollouts.score_answers([group], alpha)
+    return group
 
 
 @pytest.fixture
@@ -57,8 +59,8 @@ def test_the_shortest_correct_answer_is_relabelled_when_it_missed(policy, rollou
     longer = episode(policy, question, "400", f"a)+1=2\n{right}")
     short = episode(policy, question, "300", right)
     bad = episode(policy, question, "900", wrong)
-    scored = [score(rollouts, question, e, 0.5, "self") for e in (longer, short, bad)]
-    scored = rollouts.relabel(scored, 0.5)
+    scored = score(rollouts, question, [longer, short, bad], 0.5, "self")
+    rollouts.relabel(scored, 0.5)
     assert [s.relabelled for s in scored] == [False, True, False]
     assert scored[1].episode.budget == best_budget(short.length, 0.1, rollouts.g.reward_peak)
     assert scored[1].reward.total > scored[0].reward.total
@@ -69,8 +71,8 @@ def test_nothing_is_relabelled_when_the_shortest_correct_answer_kept_its_budget(
     right = f"\\boxed{{{question.answer}}}"
     longer = episode(policy, question, "400", f"a)+1=2\n{right}")
     close = episode(policy, question, str(best_budget(len(policy.encode(right)), 0.1, rollouts.g.reward_peak)), right)
-    scored = [score(rollouts, question, e, 0.5, "self") for e in (longer, close)]
-    scored = rollouts.relabel(scored, 0.5)
+    scored = score(rollouts, question, [longer, close], 0.5, "self")
+    rollouts.relabel(scored, 0.5)
     assert not any(s.relabelled for s in scored)
 
 
@@ -78,8 +80,8 @@ def test_a_budget_of_the_user_is_scored_without_b_max_and_in_a_narrow_window(pol
     question = QUESTIONS[0]
     right = f"\\boxed{{{question.answer}}}"
     rollouts.b_max[question.id] = 1.0
-    own = score(rollouts, question, episode(policy, question, "300", right), 6.0, "self")
-    given = score(rollouts, question, episode(policy, question, "", right, budget=300), 6.0, "user")
+    (own,) = score(rollouts, question, [episode(policy, question, "300", right)], 6.0, "self")
+    (given,) = score(rollouts, question, [episode(policy, question, "", right, budget=300)], 6.0, "user")
     assert own.reward.budget_penalty == -0.4
     assert given.reward.budget_penalty == 0.0
     assert own.reward.inside
@@ -89,7 +91,7 @@ def test_a_budget_of_the_user_is_scored_without_b_max_and_in_a_narrow_window(pol
 def test_an_unfinished_answer_is_malformed(policy, rollouts):
     e = episode(policy, QUESTIONS[0], "300", "\\boxed{1}")
     e.stop_reason, e.ended = "length", False
-    assert [score(rollouts, QUESTIONS[0], e, 6.0, kind).reward.total for kind in ("self", "user", "cut")] == [-1, -1, -1]
+    assert [score(rollouts, QUESTIONS[0], [e], 6.0, kind)[0].reward.total for kind in ("self", "user", "cut")] == [-1, -1, -1]
 
 
 def test_a_step_returns_what_trl_needs_and_repeats_itself(rollouts):
@@ -139,21 +141,18 @@ def test_a_cut_answer_learns_only_what_follows_the_wrap_up(policy, tmp_path: Pat
     rollouts = Rollouts(policy, QUESTIONS, auto, {q.id: math.inf for q in QUESTIONS}, settings, tmp_path)
     request = rollouts.request(QUESTIONS[0], Group("cut", budget=40, ceiling=6), seed=1)
     episode = policy.sample([request], Sampling())[0]
-    scored = score(rollouts, QUESTIONS[0], episode, 0.5, "cut")
+    (scored,) = score(rollouts, QUESTIONS[0], [episode], 0.5, "cut")
     injected = len(rollouts.wrap_up)
     assert episode.stop_reason == "ceiling"
     assert episode.injected[6 : 6 + injected] == [True] * injected
-    assert loss_mask(scored) == [0] * (6 + injected) + [1] * (len(episode.completion_ids) - 6 - injected)
+    assert loss_mask(episode.injected) == [0] * (6 + injected) + [1] * (len(episode.completion_ids) - 6 - injected)
     assert scored.reward.total == (float(scored.correct) if episode.ended and episode.budget else -1)
 
 
 def test_summary_counts_malformed_as_not_within(policy, rollouts):
     question = QUESTIONS[0]
-    scored = [
-        score(rollouts, question, episode(policy, question, "5", f"\\boxed{{{question.answer}}}"), 1.0, "self"),
-        score(rollouts, question, episode(policy, question, "five", "x"), 1.0, "self"),
-    ]
-    s = step_metrics(scored, 1.0, 2.0)
+    episodes = [episode(policy, question, "5", f"\\boxed{{{question.answer}}}"), episode(policy, question, "five", "x")]
+    s = step_metrics([score(rollouts, question, episodes, 1.0, "self")], rollouts.b_max, 1.0, 2.0)
     assert s["malformed"] == 0.5
     assert s["within_50"] == 0.5
     assert s["accuracy"] == 0.5
@@ -163,7 +162,7 @@ def test_summary_counts_malformed_as_not_within(policy, rollouts):
 def test_a_metric_without_samples_is_omitted(policy, rollouts):
     """A 0, or the mean of another kind of group, would report something that was not measured."""
     far = episode(policy, QUESTIONS[0], "", f"\\boxed{{{QUESTIONS[0].answer}}}", budget=100)
-    metrics = step_metrics([score(rollouts, QUESTIONS[0], far, 1.0, "user")], 1.0, 2.0)
+    metrics = step_metrics([score(rollouts, QUESTIONS[0], [far], 1.0, "user")], rollouts.b_max, 1.0, 2.0)
     assert metrics["user_within_50"] == 0
     assert not {"accuracy", "tokens", "budget", "within_50", "malformed", "self_reward", "cut_accuracy"} & metrics.keys()
 
@@ -190,7 +189,7 @@ def test_an_answer_the_initial_model_failed_may_be_bounded(policy, tmp_path: Pat
     for bound in (None, 200, 400):
         settings = Settings(grpo=GrpoSettings(b_max_if_failed=bound))
         rollouts = Rollouts(policy, QUESTIONS, auto, {q.id: math.inf for q in QUESTIONS}, settings, tmp_path)
-        penalties.append(score(rollouts, question, e, 6.0, "self").reward.budget_penalty)
+        penalties.append(score(rollouts, question, [e], 6.0, "self")[0].reward.budget_penalty)
     assert penalties == [0.0, -0.4, 0.0]
 
 
@@ -201,7 +200,7 @@ def test_b_max_tightens_to_the_shortest_correct_answer_of_the_group(policy, tmp_
     for tight in (False, True):
         settings = Settings(grpo=GrpoSettings(b_max_from_best=tight))
         rollouts = Rollouts(policy, QUESTIONS, auto, {q.id: 500.0 for q in QUESTIONS}, settings, tmp_path)
-        scored = rollouts.score_episodes([(question, SELF_GROUP)] * 2, answers, 1.0)
+        scored = score(rollouts, question, answers, 1.0, "self")
         penalties.append([s.reward.budget_penalty for s in scored])
     assert [a.length for a in answers] == [4, 4]
     assert penalties == [[0.0, 0.0], [0.0, -0.4]]  # 14 is above 4 x (1 + alpha)
@@ -211,6 +210,6 @@ def test_a_given_budget_below_every_answer_relabels_none(policy, rollouts):
     question = QUESTIONS[0]
     right = f"\\boxed{{{question.answer}}}"
     for given, relabelled in ((2, []), (40, [0, 1])):
-        scored = [score(rollouts, question, episode(policy, question, "", right, budget=given), 0.5, "user") for _ in range(3)]
-        scored = rollouts.relabel(scored, 0.5)
+        scored = score(rollouts, question, [episode(policy, question, "", right, budget=given) for _ in range(3)], 0.5, "user")
+        rollouts.relabel(scored, 0.5)
         assert [i for i, s in enumerate(scored) if s.relabelled] == relabelled

@@ -48,12 +48,6 @@ def result(folder: Path) -> tuple:
     )
 
 
-@pytest.fixture(scope="module")
-def whole(started: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The uninterrupted run."""
-    return run_grpo(settings_of(), started, tmp_path_factory.mktemp("whole") / "run")
-
-
 @contextmanager
 def killed(monkeypatch: pytest.MonkeyPatch, owner: object, name: str, when: Callable[..., bool]) -> Iterator[None]:
     """The process dies in `owner.name`, before it does anything, the first time that `when(*arguments)` holds."""
@@ -174,17 +168,6 @@ def test_another_seed_engine_and_other_questions_are_refused(stopped: Path, star
     matters = checkpoint.resume_signature(settings_of(), "grpo", ["other questions"])
     with pytest.raises(InputError, match=r"the training data differs from the data with which .*checkpoint-6 was made"):
         checkpoint.prepare_resume(stopped, matters)
-
-
-def test_a_setting_that_did_not_exist_yet_was_what_it_is_by_default(stopped: Path) -> None:
-    seal = stopped / "checkpoint-6" / MANIFEST
-    about = json.loads(seal.read_text())
-    del about["settings"]["backend"]
-    seal.write_text(json.dumps(about))
-    matters = checkpoint.resume_signature(settings_of(), "grpo", ())
-    assert checkpoint.prepare_resume(stopped, matters) == stopped / "checkpoint-6"
-    with pytest.raises(InputError, match='backend is "unsloth" but was "auto"'):
-        checkpoint.prepare_resume(stopped, matters | {"backend": "unsloth"})
 
 
 def test_how_often_to_save_may_change(stopped: Path, started: Path, whole: Path) -> None:

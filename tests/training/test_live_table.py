@@ -7,8 +7,8 @@ from rich.console import Console
 from sbtiny.training.live_table import ROWS, format_metrics, metrics_line, metrics_table, time_left
 
 STEP = {
-    "reward": 0.714, "accuracy": 0.95, "tokens": 33.6, "budget": 35.2, "within_50": 0.875, "zero_spread": 0.25, "malformed": 0.0312,
-    "entropy": 0.0345, "alpha": 0.1, "generate_seconds": 0.42, "step_time": 1.5, "loss": 0.01, "grad_norm": 0.3,
+    "reward": 0.714, "accuracy": 0.95, "tokens": 33.6, "budget": 35.2, "within_50": 0.875, "frac_reward_zero_std_sampled": 0.25,
+    "malformed": 0.0312, "entropy": 0.0345, "alpha": 0.1, "generate_seconds": 0.42, "step_time": 1.5, "loss": 0.01, "grad_norm": 0.3,
 }  # fmt: skip
 
 
