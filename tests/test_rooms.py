@@ -71,7 +71,8 @@ def test_rooms_of_a_floor_do_not_touch() -> None:
 
 
 def test_no_file_imports_itself_by_way_of_others() -> None:
-    arrows = {name: {name.rpartition(".")[0], *imports_of(name)} - {name, ""} for name in FILES}  # a file's package is imported with it
+    front_door = {"", "sbtiny"}  # it imports what it loads when it is called
+    arrows = {name: {name.rpartition(".")[0], *imports_of(name)} - {name} - front_door for name in FILES}  # its package comes with a file
     open_, done = [], set()
 
     def walk(name: str) -> None:

@@ -30,9 +30,7 @@ def export(
     questions: Annotated[int, typer.Option(min=1, help="Questions that the trained policy and every file are asked.")] = 100,
     task: Annotated[str | None, typer.Option(help="Ask these instead of the run's own: a task, or a JSONL file.")] = None,
     check: Annotated[bool, typer.Option("--check/--no-check", help="Measure that the files are the trained policy.")] = True,
-    calibrate: Annotated[
-        bool, typer.Option("--calibrate", help="Calibrate every GGUF file through llama.cpp: quantising changes what its budget is worth.")
-    ] = False,
+    calibrate: Annotated[bool, typer.Option("--calibrate", help="Calibrate every GGUF file through llama.cpp.")] = False,
     push: Annotated[str | None, typer.Option(metavar="USER/NAME", help="Upload the finished export to this repository of the hub.")] = None,
     private: Annotated[bool, typer.Option("--private", help="Make that repository private.")] = False,
     *,
