@@ -90,7 +90,7 @@ class Assistant:
         messages = clean_history(list(messages))
         prompt = prompt_ids(self.policy.tokenizer, messages)
         self._check_room(len(prompt))
-        reply = Reply(self, prompt, ask, self._fitting_calibration(ask))
+        reply = Reply(messages, prompt, ask, self.step, self.rate, self._fitting_calibration(ask), self.settings.coverage)
         if ask.coverage is not None and reply.calibration is None:
             raise InputError("no promise without a calibration that fits: sbtiny calibrate makes one, at the temperature of the answers")
         mode = ask.choice.mode if self.policy.states_budget or ask.choice.mode != "scaled" else "auto"
@@ -98,12 +98,11 @@ class Assistant:
             request = self.policy.budget_request(messages, ask.seed)
             reply.head = self.session.add(request, ask.sampling())
         elif mode == "fixed":
-            self._begin_body(reply, messages, int(ask.choice.value), "given")
+            self._begin_body(reply, int(ask.choice.value), "given")
         elif mode == "seconds":
-            self._begin_body(reply, messages, min(MAX_BUDGET, tokens_in(ask.choice.value, self.measured_rate())), "seconds")
+            self._begin_body(reply, min(MAX_BUDGET, tokens_in(ask.choice.value, self.measured_rate())), "seconds")
         else:
-            self._begin_body(reply, messages, None, "stated" if self.policy.states_budget else "none")
-        reply.messages = messages
+            self._begin_body(reply, None, "stated" if self.policy.states_budget else "none")
         self.running.append(reply)
         return reply
 
@@ -166,21 +165,21 @@ class Assistant:
         """The stated budget stands (or none does): begin the body with what was asked for."""
         reply.stated, reply.head = reply.head.episode.parsed.budget, None
         if reply.stated is None:
-            self._begin_body(reply, reply.messages, None, "stated")
+            self._begin_body(reply, None, "stated")
         elif reply.ask.coverage is not None:
-            self._begin_body(reply, reply.messages, reply.stated, "coverage")
+            self._begin_body(reply, reply.stated, "coverage")
         else:
             given = min(MAX_BUDGET, max(1, round(reply.stated * reply.ask.choice.value)))
-            self._begin_body(reply, reply.messages, given, "scaled")
+            self._begin_body(reply, given, "scaled")
 
-    def _begin_body(self, reply: Reply, messages: Sequence[Message], budget: int | None, source: str) -> None:
+    def _begin_body(self, reply: Reply, budget: int | None, source: str) -> None:
         ask, reply.source = reply.ask, source
         prefilled = budget if self.policy.states_budget else None  # an untrained model makes nothing of it: it is a ceiling alone
         reply.given = budget if source != "coverage" else None
         limits, max_tokens = self._limits(reply, budget, prefilled)
-        request = self.policy.request(messages, max_tokens, ask.seed, prefilled, limits=limits, interrupt=reply.interrupt)
+        request = self.policy.request(reply.messages, max_tokens, ask.seed, prefilled, limits=limits, interrupt=reply.interrupt)
         shown = request.prefill or (THINK.opening if self._opens_thoughts(reply.prompt) else "")
-        reply.begin_body(self.session.add(request, ask.sampling()), shown)
+        reply.begin_body(self.session.add(request, ask.sampling()), shown, self.policy.tokenizer.backend_tokenizer)
 
     def _limits(self, reply: Reply, budget: int | None, prefilled: int | None) -> tuple[Limits, int]:
         """The limits of an answer and its most tokens: a wrap-up comes before those end."""

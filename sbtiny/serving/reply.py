@@ -1,31 +1,40 @@
 """One answer while it is written: its text as it comes, what it has used, and what is left."""
 
 import time
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
 
+from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
 from sbtiny.budget.calibration import Calibration
 from sbtiny.budget.remaining import Remaining, estimate_remaining
-from sbtiny.budget.seconds import seconds_left
+from sbtiny.budget.seconds import Rate, SecondsLeft, seconds_left
 from sbtiny.budget.stream import AnswerSplitter, Part
+from sbtiny.models.prompt import Message
 from sbtiny.rollout.limit_enforcer import Interrupt
 from sbtiny.rollout.session import Ticket
 from sbtiny.serving.ask import Answer, Ask, BudgetSource, Progress
-
-if TYPE_CHECKING:
-    from sbtiny.serving.assistant import Assistant
 
 
 class Reply:
     """A running answer. Iterate over it for its parts; then `answer` is there. `press` asks for the answer now, a second time ends it.
 
-    The assistant that began it feeds it after each step; it can be pressed from any thread.
+    The assistant that began it feeds it after each step; it can be pressed from any thread. `step` decodes one token of each of the
+    assistant's answers, `rate` is their tokens per second. Without a `calibration` there is no promise.
     """
 
-    def __init__(self, assistant: "Assistant", prompt: Sequence[int], ask: Ask, calibration: Calibration | None) -> None:
-        self.assistant, self.prompt, self.ask, self.calibration = assistant, prompt, ask, calibration
+    def __init__(
+        self,
+        messages: Sequence[Message],
+        prompt: Sequence[int],
+        ask: Ask,
+        step: Callable[[], object],
+        rate: Rate,
+        calibration: Calibration | None,
+        coverage: float,
+    ) -> None:
+        self.messages, self.prompt, self.ask, self.step, self.rate = messages, prompt, ask, step, rate
+        self.calibration, self.coverage = calibration, ask.coverage or coverage
         self.interrupt, self.started = Interrupt(), time.perf_counter()
         self.head: Ticket | None = None  # asks for the stated budget alone
         self.body: Ticket | None = None
@@ -51,7 +60,7 @@ class Reply:
             seen = len(self.parts)
             if self.is_done:
                 return
-            self.assistant.step()
+            self.step()
 
     def wait(self) -> Answer:
         for _ in self:
@@ -60,10 +69,10 @@ class Reply:
 
     # ---- called by the assistant ---------------------------------------------------------------------------------------------------
 
-    def begin_body(self, ticket: Ticket, shown_prefill: str) -> None:
+    def begin_body(self, ticket: Ticket, shown_prefill: str, tokenizer: Tokenizer) -> None:
         """The answer itself begins; `shown_prefill` is the text at the end of its prompt that belongs to it."""
         self.body, self.read, self.splitter = ticket, 0, AnswerSplitter(shown_prefill)
-        self.decoder, self.tokenizer = DecodeStream(skip_special_tokens=False), self.assistant.policy.tokenizer.backend_tokenizer
+        self.decoder, self.tokenizer = DecodeStream(skip_special_tokens=False), tokenizer
 
     def advance(self) -> None:
         """Read the tokens written since the last call."""
@@ -110,12 +119,8 @@ class Reply:
         return self.stated if self.given is None else self.given
 
     @property
-    def coverage(self) -> float:
-        return self.ask.coverage or self.assistant.settings.coverage
-
-    @property
     def promise(self) -> int | None:
-        """The tokens that hold with a chance of `coverage`, of a calibrated model and a stated budget; never above what is allowed."""
+        """The tokens that hold with a chance of `coverage`, of a calibrated model and a stated budget."""
         if self.calibration is None or self.stated is None or self.given is not None:
             return None
         return self.calibration.promise(self.stated, self.coverage)
@@ -140,6 +145,5 @@ class Reply:
             left = estimate_remaining(self.budget, used)
         return Progress(self.budget, used, left.tokens, left.over, self._seconds(left))
 
-    def _seconds(self, left: Remaining):
-        rate = self.assistant.rate
-        return seconds_left(left, rate.per_second(time.perf_counter()), spread=rate.spread())
+    def _seconds(self, left: Remaining) -> SecondsLeft | None:
+        return seconds_left(left, self.rate.per_second(time.perf_counter()), spread=self.rate.spread())

@@ -121,7 +121,7 @@ def with_steps(reply: Reply) -> Iterator[Part | None]:
     """The parts of a reply, and None after each step."""
     seen = 0
     while not reply.is_done:
-        reply.assistant.step()
+        reply.step()
         yield None
         yield from reply.parts[seen:]
         seen = len(reply.parts)

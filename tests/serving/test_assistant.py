@@ -48,8 +48,8 @@ def test_a_given_budget_is_prefilled_and_is_a_limit(assistant: Assistant) -> Non
     assert doubled.stated == assistant.ask(SHORT).stated
 
 
-def test_a_budget_in_seconds_is_the_tokens_of_the_measured_rate(assistant: Assistant) -> None:
-    assistant.rate = Rate()  # nothing is measured yet
+def test_a_budget_in_seconds_is_the_tokens_of_the_measured_rate(assistant: Assistant, monkeypatch) -> None:
+    monkeypatch.setattr(assistant, "rate", Rate())  # nothing is measured yet
     answer = assistant.ask(SHORT, seconds=0.5)
     assert answer.source == "seconds"
     assert 0.1 < answer.given / (0.5 * assistant.measured_rate()) < 10
