@@ -36,7 +36,7 @@ def build_rows(settings: Settings, file: Path, traces: str | None, policy: Polic
     check_references(verify, unverified_questions(source) if traces else source)
     policy = policy or load_policy(settings.model, settings, d.max_num_seqs)
     check_prompts(policy.tokenizer, policy.form)
-    check_texts(policy.tokenizer, [trace.to_question() for trace in source] if traces else source)
+    check_texts(policy.tokenizer, [replace(trace, response="") for trace in source] if traces else source)  # responses: where used
     if traces:
         result = sample_correct.label_traces(policy, source, verify, d.rows_per_question)
     else:

@@ -198,10 +198,10 @@ def label_traces(policy: Policy, traces: Sequence[Trace], verify: Verifier, keep
     for trace in traces:
         if not trace.finished:
             cut += 1
-        elif not (verify(trace.response, trace.to_question()) if trace.correct is None else trace.correct):
+        elif not (verify(trace.response, trace) if trace.correct is None else trace.correct):
             wrong += 1
         elif fault := find_tag(trace.response):
-            raise InputError(f"{trace.to_question().location}: {fault}: give the plain answers")
+            raise InputError(f"{trace.location}: {fault}: give the plain answers")
         else:
             check_texts(policy.tokenizer, [trace])
             unordered.append(make_row(policy, trace, trace.response) | {"id": ids.setdefault((trace.question, trace.system), trace.id)})
@@ -209,7 +209,7 @@ def label_traces(policy: Policy, traces: Sequence[Trace], verify: Verifier, keep
     right = sorted(unordered, key=lambda row: places[row["id"]])  # a question's rows side by side, for one update
     rows = select_by_length(right, keep)
     if not rows:
-        first = traces[0].to_question()
+        first = traces[0]
         why = f"the first is {first.location} with the answer {first.answer[:40]!r}"
         raise InputError(f"no usable trace in {len(traces)}: {wrong} wrong, {cut} unfinished; {why}: check the answers, or --verifier")
     counts = {"turn_ends": sum(t.ended for t in traces), "asked": count_by_level(traces), "right": count_by_level(right)}

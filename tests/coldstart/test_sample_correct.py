@@ -300,7 +300,7 @@ def test_nothing_right_is_wrong_input_that_says_why(gather, tmp_path: Path, monk
 
 
 def trace(name: str, response: str, correct: bool | None = None, finished: bool = True, question: str = SUM.question) -> Trace:
-    return Trace(name, question, "7", response, correct, finished, 1)
+    return Trace(name, question, "7", 1, response=response, correct=correct, finished=finished)
 
 
 def test_traces_that_are_unfinished_or_wrong_are_dropped(policy: Policy) -> None:
