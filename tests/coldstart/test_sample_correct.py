@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from sbtiny.budget.protocol import SOLUTION, THINK, parse, render_budget
+from sbtiny.coldstart.build import label_traces
 from sbtiny.coldstart.rows import tokenize_row
 from sbtiny.coldstart.sample_correct import (
     BuildResult,
     build_requests,
     build_signature,
-    label_traces,
     make_row,
     sample_answers,
     sample_correct,
