@@ -2,13 +2,14 @@
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from typing import Protocol, TypeVar
 
 from sbtiny.config import Settings
 from sbtiny.errors import InputError
 from sbtiny.progress import console
+from sbtiny.tasks import hub
 from sbtiny.tasks.load import load_questions
 from sbtiny.tasks.sources import HUB_TASKS, TASKS
 
@@ -24,6 +25,44 @@ Item = TypeVar("Item", bound=HasQuestion)
 SHOWN_PLACES = 5  # places in the message
 
 
+def drop_eval_questions(items: Sequence[Item], source: str, settings: Settings) -> tuple[list[Item], int]:
+    """Remove the questions of `sbtiny eval` and of cached public test sets; returns (items, how many were removed).
+
+    The splits of the generated task are disjoint already. A hub set that cannot be loaded is reported and skipped.
+    """
+    e, allowed = settings.eval, list(items)
+    for name, split in heldout_splits(e.task, e.split) if source != "arithmetic" or e.task != source else ():
+        try:
+            heldout = load_questions(name, split, None, settings.seed)
+        except InputError as error:
+            if name not in HUB_TASKS:
+                raise
+            warn(f"not compared with the evaluation questions of {name}: {error}")
+        else:
+            allowed = without_heldout(allowed, heldout, name)
+    return allowed, len(items) - len(allowed)
+
+
+def heldout_splits(task: str, split: str) -> list[tuple[str, str]]:
+    """List (task, split) that training must avoid: the configured evaluation, unless it is a train split, and cached public test sets."""
+    own = [(task, split)] if split != "train" or task not in TASKS else []  # a file is used whole, whatever the split
+    return own + [(name, "test") for name in HUB_TASKS if (name, "test") not in own and hub.is_cached(name, "test")]
+
+
+def without_heldout(items: Sequence[Item], heldout: Iterable[HasQuestion], of: str) -> list[Item]:
+    """Return the items whose question is not in `heldout`; report the others. Raises InputError when nothing is left."""
+    hashes = {hash_question(item.question) for item in heldout}
+    excluded = [item for item in items if hash_question(item.question) in hashes]
+    if items and len(excluded) == len(items):
+        first = f" (the first: {items[0].where})" if items[0].where else ""
+        raise InputError(f"every question is an evaluation question of {of}{first}: train on others")
+    if excluded:
+        places = [item.where for item in excluded if item.where]
+        more = ["..."] if len(places) > SHOWN_PLACES else []
+        warn(f"evaluation questions of {of} left out: {'; '.join([str(len(excluded)), *places[:SHOWN_PLACES], *more])}")
+    return [item for item in items if hash_question(item.question) not in hashes]
+
+
 def hash_question(question: str) -> str:
     """Hash the words and numbers of a question, without case, white space, punctuation and Unicode form."""
     plain = unicodedata.normalize("NFKC", question).casefold()
@@ -31,51 +70,5 @@ def hash_question(question: str) -> str:
     return blake2b(" ".join(words).encode(), digest_size=8).hexdigest()
 
 
-def split_heldout(items: Sequence[Item], heldout: Iterable[HasQuestion], of: str, say: Callable[[str], None]) -> list[Item]:
-    """Return the items whose question is not in `heldout`; report the others. Raises InputError when nothing is left."""
-    heldout_hashes = {hash_question(item.question) for item in heldout}
-    allowed, excluded = [], []
-    for item in items:
-        (excluded if hash_question(item.question) in heldout_hashes else allowed).append(item)
-    if items and not allowed:
-        first = f" (the first: {items[0].where})" if items[0].where else ""
-        raise InputError(f"every question is an evaluation question of {of}{first}: train on others")
-    if excluded:
-        places = [item.where for item in excluded if item.where]
-        more = ["..."] if len(places) > SHOWN_PLACES else []
-        say(f"evaluation questions of {of} left out: {'; '.join([str(len(excluded)), *places[:SHOWN_PLACES], *more])}")
-    return allowed
-
-
-def without_heldout(items: Sequence[Item], task: str, split: str, say: Callable[[str], None], seed: int = 0) -> tuple[list[Item], int]:
-    """Remove the questions of `sbtiny eval` and of cached public test sets; returns (items, how many were removed).
-
-    A hub set that cannot be loaded is reported and skipped.
-    """
-    allowed = list(items)
-    for name, part in heldout_splits(task, split):
-        try:
-            heldout = load_questions(name, part, None, seed)
-        except InputError as error:
-            if name not in HUB_TASKS:
-                raise
-            say(f"not compared with the evaluation questions of {name}: {error}")
-        else:
-            allowed = split_heldout(allowed, heldout, name, say)
-    return allowed, len(items) - len(allowed)
-
-
-def heldout_splits(task: str, split: str) -> list[tuple[str, str]]:
-    """List (task, split) that training must avoid: the configured evaluation, unless it is a train split, and cached public test sets."""
-    from sbtiny.tasks import hub
-
-    own = [(task, split)] if split != "train" or task not in TASKS else []  # a file is used whole, whatever the split
-    return own + [(name, "test") for name in HUB_TASKS if (name, "test") not in own and hub.is_cached(name, "test")]
-
-
-def drop_eval_questions(items: list[Item], source: str, settings: Settings) -> tuple[list[Item], int]:
-    """Remove evaluation questions; returns (items, how many were removed). The splits of the generated task are disjoint already."""
-    e = settings.eval
-    if source == e.task == "arithmetic":
-        return items, 0
-    return without_heldout(items, e.task, e.split, lambda message: console.print(message, markup=False, style="yellow"), settings.seed)
+def warn(message: str) -> None:
+    console.print(message, markup=False, style="yellow")
