@@ -18,7 +18,7 @@ class LabelledRow(dict[str, Any]):
 
     def __init__(self, row: dict[str, Any], where: str) -> None:
         super().__init__(row)
-        self.where = where
+        self.where = self.location = where
 
     @property
     def question(self) -> str:
@@ -31,10 +31,6 @@ class LabelledRow(dict[str, Any]):
     @property
     def response(self) -> str:
         return self["response"]
-
-    @property
-    def location(self) -> str:
-        return self.where
 
 
 def row_location(row: dict[str, Any]) -> str:
