@@ -68,28 +68,22 @@ def read_turns(row: Row, where: str) -> list[Turn]:
     """Read the turns of a chat; none for another row. TRL's prompt and completion may each be a text or a list of turns."""
     key = find_key(row, "turns")
     if key:
-        return [normalize_turn(turn, key, where) for turn in require_list(row[key], key, where)]
+        return normalize_turns(row[key], key, where)
     if not any(isinstance(row.get(key), list) for key in ("prompt", "completion")) or find_key(row, "question") != "prompt":
         return []
     turns = []
     for key, role in (("prompt", "user"), ("completion", "assistant")):
         value = row.get(key)
-        part = value if isinstance(value, list) else [] if value is None else [{"role": role, "content": value}]
-        turns += [normalize_turn(turn, key, where) for turn in part]
+        part = value if isinstance(value, list) else [{"role": role, "content": value}]
+        turns += normalize_turns(part, key, where) if value not in (None, []) else []
     return turns
 
 
-def require_list(turns: Any, key: str, where: str) -> list[Any]:
-    if not isinstance(turns, list) or not turns:
+def normalize_turns(turns: Any, key: str, where: str) -> list[Turn]:
+    if not isinstance(turns, list) or not turns or not all(isinstance(turn, dict) and find_key(turn, "role") for turn in turns):
         raise InputError(f"{where}: {key!r} must be a list of objects with role and content")
-    return turns
-
-
-def normalize_turn(turn: Any, key: str, where: str) -> Turn:
-    if not isinstance(turn, dict) or not (role := find_key(turn, "role")):
-        raise InputError(f"{where}: {key!r} must be a list of objects with role and content")
-    name = str(turn[role])
-    return turn | {"role": ROLES.get(name, name), "in": key}
+    names = [str(turn[find_key(turn, "role")]) for turn in turns]
+    return [turn | {"role": ROLES.get(name, name), "in": key} for turn, name in zip(turns, names, strict=True)]
 
 
 def read_exchange(turns: list[Turn], where: str, single: bool, wanted: bool) -> Example:

@@ -11,7 +11,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from sbtiny.errors import InputError
-from sbtiny.progress import console
 from sbtiny.tasks.answers import boxed_answer, final_answer, last_line, marked_answer, stated_answer, unwrap_reference
 from sbtiny.tasks.fields import suggestion
 from sbtiny.tasks.latex import TEXT_INSIDE, Pair, math_process
@@ -25,8 +24,7 @@ from sbtiny.tasks.numbers import (
     same_number,
 )
 from sbtiny.tasks.sources import Question
-from sbtiny.tasks.timeout import VerifierTimeout, with_timeout
-from sbtiny.tasks.user_verifier import UserVerifier
+from sbtiny.tasks.user_verifier import UserVerifier, VerifierTimeout, print_failure, with_timeout
 
 Verifier = Callable[[str, Question], bool]
 
@@ -128,9 +126,7 @@ def regex(response: str, question: Question) -> bool:
     try:
         return with_timeout(pattern.fullmatch, marked_answer(response) or last_line(response)) is not None
     except VerifierTimeout as error:
-        console.print(
-            f"{question.location}: its regular expression {error}; counted as wrong", markup=False, highlight=False, soft_wrap=True
-        )
+        print_failure(f"{question.location}: its regular expression {error}; counted as wrong")
         return False
 
 
