@@ -42,7 +42,7 @@ from sbtiny.models.load import load_model
 from sbtiny.rollout import memory
 from sbtiny.rollout.load_policy import build_policy
 from sbtiny.rollout.sampling import Sampling
-from sbtiny.tasks.timeout import with_timeout
+from sbtiny.tasks.user_verifier import with_timeout
 
 assert probe_device().memory_gb == detect_device().memory_gb > 0
 assert describe_machine()["load"] is None

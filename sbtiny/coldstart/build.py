@@ -1,25 +1,27 @@
 """`sbtiny data build`: labelled rows of the model's own correct answers, or of traces, as one file of JSON Lines."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from rich.table import Table
 
 from sbtiny import locks, runs
-from sbtiny.coldstart import sample_correct
-from sbtiny.coldstart.build_progress import progress_file
+from sbtiny.coldstart.sample_correct import BuildResult, find_tag, make_row, progress_file, sample_correct
 from sbtiny.config import Settings
+from sbtiny.errors import InputError
 from sbtiny.models.prompt import check_prompts, check_texts
 from sbtiny.progress import console
 from sbtiny.rollout.load_policy import load_policy
 from sbtiny.rollout.policy import Policy
 from sbtiny.tasks.leaks import drop_eval_questions
 from sbtiny.tasks.load import load_questions
+from sbtiny.tasks.row_files import Row
 from sbtiny.tasks.traces import Trace, read_traces, unverified_questions
-from sbtiny.tasks.verify import check_references, load_verifier
+from sbtiny.tasks.verify import Verifier, check_references, load_verifier
 
 
-def build_data(settings: Settings, file: Path, traces: str | None = None, policy: Policy | None = None) -> sample_correct.BuildResult:
+def build_data(settings: Settings, file: Path, traces: str | None = None, policy: Policy | None = None) -> BuildResult:
     """Label the model's own correct answers, or those of a trace file, and write them as JSONL, without evaluation questions.
 
     A stopped build resumes from `file`.part. Raises InputError if another process builds that file.
@@ -28,7 +30,7 @@ def build_data(settings: Settings, file: Path, traces: str | None = None, policy
         return build_rows(settings, file, traces, policy)
 
 
-def build_rows(settings: Settings, file: Path, traces: str | None, policy: Policy | None) -> sample_correct.BuildResult:
+def build_rows(settings: Settings, file: Path, traces: str | None, policy: Policy | None) -> BuildResult:
     d = settings.data
     source = first_traces(traces, d.limit) if traces else load_questions(d.task, "train", d.limit, settings.seed)
     source, heldout = drop_eval_questions(source, traces or d.task, settings)
@@ -36,12 +38,12 @@ def build_rows(settings: Settings, file: Path, traces: str | None, policy: Polic
     check_references(verify, unverified_questions(source) if traces else source)
     policy = policy or load_policy(settings.model, settings, d.max_num_seqs)
     check_prompts(policy.tokenizer, policy.form)
-    check_texts(policy.tokenizer, [trace.to_question() for trace in source] if traces else source)
+    check_texts(policy.tokenizer, [replace(trace, response="") for trace in source] if traces else source)  # responses: where used
     if traces:
-        result = sample_correct.label_traces(policy, source, verify, d.rows_per_question)
+        result = label_traces(policy, source, verify, d.rows_per_question)
     else:
         policy.engine.check_room(d.max_tokens)
-        result = sample_correct.sample_correct(policy, source, verify, settings, file)
+        result = sample_correct(policy, source, verify, settings, file)
     result = replace(result, leaked=heldout)
     runs.write_jsonl(file, result.rows)
     progress_file(file).unlink(missing_ok=True)
@@ -57,7 +59,31 @@ def first_traces(path: str, limit: int) -> list[Trace]:
     return traces[:limit]
 
 
-def print_build_summary(result: sample_correct.BuildResult, file: Path) -> None:
+def label_traces(policy: Policy, traces: Sequence[Trace], verify: Verifier, keep: int) -> BuildResult:
+    """Rows from traces that finished and are correct: as published, or verified if that is unknown.
+
+    All answers to a question get the id of its first, as the model's own answers have. Raises InputError if no trace is usable.
+    """
+    kinds: list[str] = []
+    rows: dict[tuple[str, str | None], list[Row]] = {}  # a question's rows side by side, for one update
+    for trace in traces:
+        is_right = trace.finished and (verify(trace.response, trace) if trace.correct is None else trace.correct)
+        kinds.append("row" if is_right else "wrong" if trace.finished else "cut")
+        if is_right:
+            if fault := find_tag(trace.response):
+                raise InputError(f"{trace.location}: {fault}: give the plain answers")
+            check_texts(policy.tokenizer, [trace])
+            same = rows.setdefault((trace.question, trace.system), [])
+            same.append(make_row(policy, trace, trace.response) | {"id": same[0]["id"] if same else trace.id})
+    result = BuildResult.of(traces, kinds, [row for same in rows.values() for row in same], keep)
+    if not result.rows:
+        why = f"the first is {traces[0].location} with the answer {traces[0].answer[:40]!r}"
+        counts = f"{result.wrong} wrong, {result.cut} unfinished"
+        raise InputError(f"no usable trace in {len(traces)}: {counts}; {why}: check the answers, or --verifier")
+    return replace(result, turn_ends=sum(trace.ended for trace in traces))
+
+
+def print_build_summary(result: BuildResult, file: Path) -> None:
     """Print on stderr: the rows, what was dropped and why, and lengths by level."""
     reasons = {"wrong": result.wrong, "cut": result.cut, "spare": result.spare, "evaluation questions": result.leaked}
     dropped = ", ".join(f"{count} {name}" for name, count in reasons.items() if count) or "none"

@@ -5,8 +5,8 @@ from typing import Any
 
 from sbtiny.budget.protocol import Format, render_budget, split_response
 from sbtiny.errors import InputError
+from sbtiny.tasks.fields import preview_value, read_text, wrong_value
 from sbtiny.tasks.row_files import locate
-from sbtiny.tasks.row_shapes import preview_value, read_text
 from sbtiny.tasks.sources import numbered_rows
 
 Encode = Callable[[str], list[int]]  # token ids of a text, without special tokens
@@ -18,7 +18,7 @@ class LabelledRow(dict[str, Any]):
 
     def __init__(self, row: dict[str, Any], where: str) -> None:
         super().__init__(row)
-        self.where = where
+        self.where = self.location = where
 
     @property
     def question(self) -> str:
@@ -31,10 +31,6 @@ class LabelledRow(dict[str, Any]):
     @property
     def response(self) -> str:
         return self["response"]
-
-    @property
-    def location(self) -> str:
-        return self.where
 
 
 def row_location(row: dict[str, Any]) -> str:
@@ -52,7 +48,7 @@ def validate_row(row: dict[str, Any], where: str) -> LabelledRow:
         raise InputError(f"{where} has no {missing[0]!r}: labelled rows come from sbtiny data build (--traces labels a file)")
     for key in ("question", "response"):
         if not isinstance(row[key], str):
-            raise InputError(f"{where}: {key!r} is {preview_value(row[key])}: it must be text")
+            raise wrong_value(row, key, where, "text")
         read_text(row, key, where)
     if row.get("system") not in (None, ""):
         read_text(row, "system", where)
@@ -60,7 +56,7 @@ def validate_row(row: dict[str, Any], where: str) -> LabelledRow:
     if not isinstance(budget, int) or isinstance(budget, bool) or budget < 1:
         raise InputError(f"{where}: budget {preview_value(budget)} is no positive whole number: rebuild the file with sbtiny data build")
     if not isinstance(row.get("given", False), bool):
-        raise InputError(f"{where}: 'given' is {preview_value(row['given'])}: it must be true or false")
+        raise wrong_value(row, "given", where, "true or false")
     return LabelledRow(row | {"id": read_text(row, "id", where)}, where)
 
 

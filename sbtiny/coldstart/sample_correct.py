@@ -4,26 +4,28 @@ A row is one line of JSON: `id, question, answer, level, response, budget`; `bud
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from sbtiny import runs
 from sbtiny.budget.protocol import FORMATS, split_response
-from sbtiny.coldstart.build_progress import BuildProgress
 from sbtiny.config import DataSettings, Settings
 from sbtiny.errors import InputError
-from sbtiny.models.prompt import check_texts, find_token, special_tokens
-from sbtiny.progress import bar
+from sbtiny.models.prompt import find_token, special_tokens
+from sbtiny.progress import bar, console
 from sbtiny.rollout.episode import Episode, Request
 from sbtiny.rollout.policy import Policy
 from sbtiny.rollout.sampling import Sampling
-from sbtiny.tasks.sources import Question, digest_items
-from sbtiny.tasks.traces import Trace
+from sbtiny.tasks.row_files import Row
+from sbtiny.tasks.sources import Question, digest_items, read_rows
 from sbtiny.tasks.verify import Verifier, user_file
+
+PERCENTILES = (10, 50, 90, 100)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,31 +33,33 @@ class BuildResult:
     """Labelled rows and counts of what was dropped. `cut`: answers at the token limit; `leaked`: evaluation questions; `spare`: correct
     answers over `data.rows_per_question`. `turn_ends`: answers that lost a turn end and were not dropped."""
 
-    rows: list[dict[str, Any]]
+    rows: list[Row]
     sampled: int
     cut: int
     wrong: int
     leaked: int = 0
     spare: int = 0
     turn_ends: int = 0
-    asked: dict[int | None, int] = field(default_factory=dict)  # answers by level
-    right: dict[int | None, int] = field(default_factory=dict)  # correct answers by level
+    asked: Counter[int | None] = field(default_factory=Counter)  # answers by level
+    right: Counter[int | None] = field(default_factory=Counter)  # correct answers by level
 
-    def levels(self) -> list[dict[str, Any]]:
+    @classmethod
+    def of(cls, asked: Sequence[Question], kinds: Sequence[str], right: list[Row], keep: int) -> "BuildResult":
+        """Count the answers to `asked`, one of `kinds` each, and keep `keep` of the `right` rows of each question."""
+        rows, levels = select_by_length(right, keep), Counter(question.level for question in asked)
+        counts = {"spare": len(right) - len(rows), "asked": levels, "right": Counter(row["level"] for row in right)}
+        return cls(rows, len(kinds), kinds.count("cut"), kinds.count("wrong"), **counts)
+
+    def levels(self) -> list[Row]:
         """By level, and over all: rows, share of answers accepted, percentiles of the rows' tokens."""
-        levels = sorted(self.asked, key=lambda level: (level is None, level))
-        groups = [(level, [r for r in self.rows if r["level"] == level], self.right.get(level, 0), self.asked[level]) for level in levels]
-        overall = ("all", self.rows, sum(self.right.values()), self.sampled)
-        return [
-            {"level": level, "rows": len(rows), "accepted": round(right / answers, 4)} | length_percentiles([r["budget"] for r in rows])
-            for level, rows, right, answers in [*groups, overall]
-        ]
-
-
-def length_percentiles(lengths: Sequence[int]) -> dict[str, float | None]:
-    points = (10, 50, 90, 100)
-    values = np.percentile(lengths, points).tolist() if lengths else [None] * len(points)
-    return {f"p{point}": value for point, value in zip(points, values, strict=True)}
+        found = []
+        for level in [*sorted(self.asked, key=lambda level: (level is None, level)), "all"]:
+            rows = [row for row in self.rows if level in ("all", row["level"])]
+            right, asked = (self.right.total(), self.sampled) if level == "all" else (self.right[level], self.asked[level])
+            lengths = np.percentile([row["budget"] for row in rows], PERCENTILES).tolist() if rows else [None] * len(PERCENTILES)
+            by_point = {f"p{point}": length for point, length in zip(PERCENTILES, lengths, strict=True)}
+            found.append({"level": level, "rows": len(rows), "accepted": round(right / asked, 4)} | by_point)
+        return found
 
 
 def build_requests(policy: Policy, questions: Sequence[Question], data: DataSettings, seed: int) -> list[Request]:
@@ -103,8 +107,9 @@ def sample_correct(policy: Policy, questions: Sequence[Question], verify: Verifi
             kind = classify_answer(episode, question_of[answer], verify)
             if find_token(episode.solution, special):  # no text can be trained to write a special token in the middle
                 kind = "cut" if kind == "cut" else "wrong"
-        except InputError:  # of the verifier: its earlier verdicts cannot be trusted
-            progress.discard()
+        except InputError:  # of the verifier: its verdicts cannot be trusted; the user may want those of an earlier start
+            if not progress.resumed:
+                progress.path.unlink(missing_ok=True)
             raise
         progress.add(answer, kind, make_row(policy, question_of[answer], episode.solution) if kind == "row" else None)
 
@@ -112,21 +117,57 @@ def sample_correct(policy: Policy, questions: Sequence[Question], verify: Verifi
         sample_answers(policy, [requests[i] for i in todo], data.temperature, label)
     lines = [progress.done[i] for i in range(len(requests))]
     right = [line["row"] for line in lines if line["row"]]
-    rows = select_by_length(right, data.rows_per_question)
-    cut, wrong = (sum(line["kind"] == kind for line in lines) for kind in ("cut", "wrong"))
-    if not rows:
-        progress.remove()  # a build with other settings could not resume from it
-        raise no_correct_answer_error(settings, questions[0], len(lines), wrong, cut)
-    counts = {"asked": count_by_level(question_of), "right": count_by_level(right)}
-    return BuildResult(rows, len(lines), cut, wrong, spare=len(right) - len(rows), **counts)
+    result = BuildResult.of(question_of, [line["kind"] for line in lines], right, data.rows_per_question)
+    if not result.rows:
+        progress.path.unlink(missing_ok=True)  # a build with other settings could not resume from it
+        raise no_correct_answer_error(settings, questions[0], result)
+    return result
 
 
-def no_correct_answer_error(settings: Settings, first: Question, answers: int, wrong: int, cut: int) -> InputError:
-    data = settings.data
-    what = f"no usable answer in {answers} of {settings.model} to {data.task}: {wrong} wrong, {cut} cut at {data.max_tokens} tokens"
+def no_correct_answer_error(settings: Settings, first: Question, result: BuildResult) -> InputError:
+    data, counts = settings.data, f"{result.wrong} wrong, {result.cut} cut at {settings.data.max_tokens} tokens"
+    what = f"no usable answer in {result.sampled} of {settings.model} to {data.task}: {counts}"
     why = f"the first question is {first.location} with the answer {first.answer[:40]!r}, checked by {data.verifier}"
-    hint = "raise data.max_tokens" if cut > wrong else "give easier questions, a better --model or another --verifier"
+    hint = "raise data.max_tokens" if result.cut > result.wrong else "give easier questions, a better --model or another --verifier"
     return InputError(f"{what}; {why}: {hint}")
+
+
+class BuildProgress:
+    """The answers sampled so far, in `<file>.part`: one line an answer. `done` maps its place among the requests to its line.
+
+    The first line is the build's signature, written with the first answer: a build of other settings must not resume from it.
+    """
+
+    def __init__(self, file: Path, signature: str) -> None:
+        self.path, self.signature = progress_file(file), signature
+        first, *lines = read_whole_rows(self.path) or [{"of": signature}]
+        if first.get("of") != signature:
+            hint = "remove it, or give those again"
+            raise InputError(f"{self.path} was begun with other settings, model, verifier or questions: {hint}")
+        self.done: dict[int, Row] = {line["answer"]: line for line in lines}
+        self.resumed = bool(lines)
+        if lines:
+            console.print(f"resuming from {self.path}: {len(lines)} answers are there")
+
+    def add(self, answer: int, kind: str, row: Row | None) -> None:
+        if not self.done:
+            runs.write_jsonl(self.path, [{"of": self.signature}])
+        self.done[answer] = {"answer": answer, "kind": kind, "row": row}
+        runs.append_jsonl(self.path, self.done[answer])
+
+
+def progress_file(file: Path) -> Path:
+    return file.with_name(f"{file.name}.part")
+
+
+def read_whole_rows(path: Path) -> list[Row]:
+    """The rows of the file, none without one. Cuts off a last line without an end, which a crash leaves."""
+    content = path.read_bytes() if path.exists() else b""
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        with path.open("r+b") as file:
+            file.truncate(whole)
+    return read_rows(str(path)) if whole else []
 
 
 def build_signature(settings: Settings, questions: Sequence[Question]) -> str:
@@ -155,7 +196,7 @@ def find_tag(response: str) -> str:
     return ""
 
 
-def select_by_length(rows: list[dict[str, Any]], keep: int) -> list[dict[str, Any]]:
+def select_by_length(rows: list[Row], keep: int) -> list[Row]:
     """Keep at most `keep` rows of each question: the shortest, the longest, and evenly between; 0 keeps all.
 
     With two rows of different length only the budget explains the difference, so the model must read it.
@@ -172,12 +213,7 @@ def select_by_length(rows: list[dict[str, Any]], keep: int) -> list[dict[str, An
     return [row for i, row in enumerate(rows) if i in chosen]
 
 
-def count_by_level(items: Sequence[Question | Trace | dict[str, Any]]) -> dict[int | None, int]:
-    levels = [item["level"] if isinstance(item, dict) else item.level for item in items]
-    return {level: levels.count(level) for level in dict.fromkeys(levels)}
-
-
-def make_row(policy: Policy, question: Question | Trace, response: str) -> dict[str, Any]:
+def make_row(policy: Policy, question: Question, response: str) -> Row:
     return {
         "id": question.id,
         "question": question.question,
@@ -186,31 +222,3 @@ def make_row(policy: Policy, question: Question | Trace, response: str) -> dict[
         "response": response,
         "budget": len(policy.encode(response)),
     } | ({"system": question.system} if question.system else {})
-
-
-def label_traces(policy: Policy, traces: Sequence[Trace], verify: Verifier, keep: int) -> BuildResult:
-    """Rows from traces that finished and are correct: as published, or verified if that is unknown.
-
-    All answers to a question get the id of its first, as the model's own answers have. Raises InputError if no trace is usable.
-    """
-    unordered, cut, wrong = [], 0, 0
-    ids: dict[tuple[str, str | None], str] = {}
-    for trace in traces:
-        if not trace.finished:
-            cut += 1
-        elif not (verify(trace.response, trace.to_question()) if trace.correct is None else trace.correct):
-            wrong += 1
-        elif fault := find_tag(trace.response):
-            raise InputError(f"{trace.to_question().location}: {fault}: give the plain answers")
-        else:
-            check_texts(policy.tokenizer, [trace])
-            unordered.append(make_row(policy, trace, trace.response) | {"id": ids.setdefault((trace.question, trace.system), trace.id)})
-    places = {name: place for place, name in enumerate(ids.values())}
-    right = sorted(unordered, key=lambda row: places[row["id"]])  # a question's rows side by side, for one update
-    rows = select_by_length(right, keep)
-    if not rows:
-        first = traces[0].to_question()
-        why = f"the first is {first.location} with the answer {first.answer[:40]!r}"
-        raise InputError(f"no usable trace in {len(traces)}: {wrong} wrong, {cut} unfinished; {why}: check the answers, or --verifier")
-    counts = {"turn_ends": sum(t.ended for t in traces), "asked": count_by_level(traces), "right": count_by_level(right)}
-    return BuildResult(rows, len(traces), cut, wrong, spare=len(right) - len(rows), **counts)

@@ -10,7 +10,6 @@ BRACES = re.compile(r"\\{1,2}(boxed|fbox)\s*+\{|\\.|[{}]", re.DOTALL)
 LONGEST_JOIN = 60  # characters between two boxes of one answer
 MOST_BOXES = 20
 JOINS = {"and", "or", "also", "either", "maybe", "perhaps", "possibly", "text", "quad", "qquad", "boxed", "fbox"}
-SPECIAL_TOKEN = re.compile(r"<\|[^<>|]*+\|>|</?s>|<(?:bos|eos|pad|unk|end_of_turn)>")
 HASHES = re.compile(r"(?<!#)####(?!#)[ \t]*+(\S[^\n]*)")
 STATED = re.compile(
     r"\banswer(?:\s++is\b|\s*+\**+\s*+[:=])[\s:*]*+"
@@ -19,7 +18,6 @@ STATED = re.compile(
 )
 DENIED = re.compile(r"(?:\b(?:not|never|minus|negative)|n't)[\s*$(]{1,4}$", re.I)  # before a number
 SCALE_BEHIND = re.compile(rf"\s(?:{'|'.join(SCALES)})\b", re.I)
-MATHS_BRACKETS = re.compile(r"\$\$([^$]++)\$\$\.?|\$([^$]++)\$\.?|\\\[((?:[^\\]|\\(?!\]))++)\\\]\.?|\\\(((?:[^\\]|\\(?!\)))++)\\\)\.?")
 SENTENCE_END = re.compile(r"\.(?=\s|$)|<[|/]")  # a special token or a closing tag ends it too
 
 TURN_END = re.compile(r"(?:<[|｜][^|｜<>\n]{1,40}[|｜]>|</s>|<eos>|<end_of_turn>)$")  # of any model: references come from many
@@ -102,15 +100,6 @@ def stated_answer(text: str) -> str | None:
     return answer
 
 
-@lru_cache(maxsize=4096)  # a question is sampled many times
-def reference_text(answer: str) -> str:
-    """Strip the wrapping of some data sets from a reference: special tokens, a box, `answer is`, maths brackets."""
-    text = SPECIAL_TOKEN.sub("", answer).strip()
-    text = marked_answer(text) or text
-    inner = MATHS_BRACKETS.fullmatch(text)
-    return (inner[1] or inner[2] or inner[3] or inner[4]).strip() if inner else text
-
-
 def last_line(text: str) -> str:
     return text.rstrip().rpartition("\n")[2].strip()
 
@@ -123,6 +112,7 @@ def without_turn_end(text: str) -> str:
     return text
 
 
+@lru_cache(maxsize=4096)  # a question is sampled many times
 def unwrap_reference(text: str) -> str:
     r"""Extract the answer of a reference from its wrapping: turn ends, `#### `, `answer is`, a box, `$ $`, `\[ \]`."""
     text = without_turn_end(text)

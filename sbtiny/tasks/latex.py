@@ -16,9 +16,11 @@ from sbtiny.errors import Failed
 from sbtiny.tasks.numbers import (
     EQUALS,
     TEXT,
+    compile_rules,
     is_name_or_sum,
     joined_thousands,
     parse_number,
+    rewrite,
     same_number,
     unit_scale,
     without_layout,
@@ -45,9 +47,15 @@ BASE = re.compile(
 ARGUMENTS = re.compile(r"(?<=[A-Za-z])\([^()]*+\)|(?<!\\)\{[^{}]*+\}")
 SEVERAL_NUMBERS = re.compile(r"[,;]|(?<!\^)\b[0-9]++ [0-9]|(?<![A-Za-z])(?:and|or)(?![A-Za-z])")
 RELATION = re.compile(r"[<>≤≥≠]|\\(?:leq?|geq?|lt|gt|neq?|[pb]?mod)(?![A-Za-z])")
-SYMBOLS = {"√": r"\sqrt", "π": r"\pi ", "×": r"\times ", "·": r"\cdot ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne "}
-SYMBOLS |= {"∞": r"\infty ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "±": r"\pm ", "≈": r"\approx "}
-SYMBOLS |= {"θ": r"\theta ", "∅": r"\emptyset "}
+SYMBOLS = {"√": r"\sqrt", "π": r"\pi ", "×": r"\times ", "·": r"\cdot ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "θ": r"\theta "}
+SYMBOLS |= {"∞": r"\infty ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "±": r"\pm ", "≈": r"\approx ", "∅": r"\emptyset "}
+SYMBOLS = str.maketrans(SYMBOLS)
+FORMULA = compile_rules(
+    (r"\\varnothing(?![A-Za-z])|^\\\{\s?\\\}$", r"\\emptyset"),
+    (r"\\sqrt\s?([0-9]{2,})", r"\\sqrt{\1}"),
+    (r"\*\*\s?(-?[0-9]++)", r"^{\1}"),
+    (r"(?<!\\)\bsqrt\s?\(([^()]*+)\)", r"\\sqrt{\1}"),
+)
 
 
 @dataclass(frozen=True)
@@ -96,12 +104,7 @@ class Pair:
 
 
 def bare_formula(text: str) -> str:
-    for sign, command in SYMBOLS.items() if not text.isascii() else ():
-        text = text.replace(sign, command)
-    text = joined_thousands(without_layout(text)).rstrip(" .,;:")
-    text = re.sub(r"\\varnothing(?![A-Za-z])|^\\\{\s?\\\}$", r"\\emptyset", text)
-    text = re.sub(r"\\sqrt\s?([0-9]{2,})", r"\\sqrt{\1}", text)
-    text = re.sub(r"(?<!\\)\bsqrt\s?\(([^()]*+)\)", r"\\sqrt{\1}", re.sub(r"\*\*\s?(-?[0-9]++)", r"^{\1}", text))
+    text = rewrite(joined_thousands(without_layout(text.translate(SYMBOLS))).rstrip(" .,;:"), FORMULA)
     unit = UNIT_BEHIND.search(text)
     if unit and unit.start() and unit_scale(" " + (unit[1] or unit[2] or "").strip()) == 1:
         text = text[: unit.start()]

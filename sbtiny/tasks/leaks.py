@@ -2,13 +2,14 @@
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from typing import Protocol, TypeVar
 
 from sbtiny.config import Settings
 from sbtiny.errors import InputError
 from sbtiny.progress import console
+from sbtiny.tasks import hub
 from sbtiny.tasks.load import load_questions
 from sbtiny.tasks.sources import HUB_TASKS, TASKS
 
@@ -24,58 +25,18 @@ Item = TypeVar("Item", bound=HasQuestion)
 SHOWN_PLACES = 5  # places in the message
 
 
-def hash_question(question: str) -> str:
-    """Hash the words and numbers of a question, without case, white space, punctuation and Unicode form."""
-    plain = unicodedata.normalize("NFKC", question).casefold()
-    words = re.findall(r"\w+(?:[.,]\d+)*|[-+*/^=<>]", plain)
-    return blake2b(" ".join(words).encode(), digest_size=8).hexdigest()
-
-
-def split_heldout(items: Sequence[Item], heldout: Iterable[HasQuestion], of: str, say: Callable[[str], None]) -> list[Item]:
-    """Return the items whose question is not in `heldout`; report the others. Raises InputError when nothing is left."""
-    allowed, excluded = partition(items, heldout)
-    if items and not allowed:
-        raise InputError(f"every question is an evaluation question of {of}{first_place(items)}: train on others")
-    if excluded:
-        say(f"evaluation questions of {of} left out: {list_places(excluded)}")
-    return allowed
-
-
-def split_trained(items: Sequence[Item], trained: Iterable[HasQuestion], of: str, say: Callable[[str], None]) -> list[Item]:
-    """Return the items whose question is not in `trained`; report the others. Raises InputError when nothing is left."""
-    allowed, excluded = partition(items, trained)
-    if items and not allowed:
-        raise InputError(f"every question was in the training of {of}{first_place(items)}: calibrate on others")
-    if excluded:
-        say(f"questions that {of} was trained on left out: {list_places(excluded)}")
-    return allowed
-
-
-def partition(items: Sequence[Item], others: Iterable[HasQuestion]) -> tuple[list[Item], list[Item]]:
-    """Split into the items whose question is not in `others`, and those whose is."""
-    hashes = {hash_question(item.question) for item in others}
-    apart, shared = [], []
-    for item in items:
-        (shared if hash_question(item.question) in hashes else apart).append(item)
-    return apart, shared
-
-
-def first_place(items: Sequence[HasQuestion]) -> str:
-    return f" (the first: {items[0].where})" if items[0].where else ""
-
-
-def list_places(items: Sequence[HasQuestion]) -> str:
-    """`7; mine.jsonl, line 1; ...`: how many, and the places of the first."""
-    places = [item.where for item in items if item.where]
-    more = ["..."] if len(places) > SHOWN_PLACES else []
-    return "; ".join([str(len(items)), *places[:SHOWN_PLACES], *more])
-
-
-def without_heldout(items: Sequence[Item], task: str, split: str, say: Callable[[str], None], seed: int = 0) -> tuple[list[Item], int]:
+def drop_eval_questions(items: Sequence[Item], source: str, settings: Settings) -> tuple[list[Item], int]:
     """Remove the questions of `sbtiny eval` and of cached public test sets; returns (items, how many were removed).
 
-    A hub set that cannot be loaded is reported and skipped.
+    The splits of the generated task are disjoint already.
     """
+    e = settings.eval
+    allowed = list(items) if source == e.task == "arithmetic" else without_eval_questions(items, e.task, e.split, settings.seed)
+    return allowed, len(items) - len(allowed)
+
+
+def without_eval_questions(items: Sequence[Item], task: str, split: str, seed: int = 0) -> list[Item]:
+    """Return the items that no evaluation asks: neither `task` nor cached public test sets. A hub set that cannot be loaded is skipped."""
     allowed = list(items)
     for name, part in heldout_splits(task, split):
         try:
@@ -83,23 +44,38 @@ def without_heldout(items: Sequence[Item], task: str, split: str, say: Callable[
         except InputError as error:
             if name not in HUB_TASKS:
                 raise
-            say(f"not compared with the evaluation questions of {name}: {error}")
+            warn(f"not compared with the evaluation questions of {name}: {error}")
         else:
-            allowed = split_heldout(allowed, heldout, name, say)
-    return allowed, len(items) - len(allowed)
+            allowed = leave_out(allowed, heldout, f"an evaluation question of {name}", f"evaluation questions of {name}")
+    return allowed
 
 
 def heldout_splits(task: str, split: str) -> list[tuple[str, str]]:
     """List (task, split) that training must avoid: the configured evaluation, unless it is a train split, and cached public test sets."""
-    from sbtiny.tasks import hub
-
     own = [(task, split)] if split != "train" or task not in TASKS else []  # a file is used whole, whatever the split
     return own + [(name, "test") for name in HUB_TASKS if (name, "test") not in own and hub.is_cached(name, "test")]
 
 
-def drop_eval_questions(items: list[Item], source: str, settings: Settings) -> tuple[list[Item], int]:
-    """Remove evaluation questions; returns (items, how many were removed). The splits of the generated task are disjoint already."""
-    e = settings.eval
-    if source == e.task == "arithmetic":
-        return items, 0
-    return without_heldout(items, e.task, e.split, lambda message: console.print(message, markup=False, style="yellow"), settings.seed)
+def leave_out(items: Sequence[Item], others: Iterable[HasQuestion], one: str, many: str) -> list[Item]:
+    """Return the items whose question is not in `others`; report the rest as `many`. Raises InputError, with `one`, when none is left."""
+    hashes = {hash_question(item.question) for item in others}
+    excluded = [item for item in items if hash_question(item.question) in hashes]
+    if items and len(excluded) == len(items):
+        first = f" (the first: {items[0].where})" if items[0].where else ""
+        raise InputError(f"every question is {one}{first}: use others")
+    if excluded:
+        places = [item.where for item in excluded if item.where]
+        more = ["..."] if len(places) > SHOWN_PLACES else []
+        warn(f"{many} left out: {'; '.join([str(len(excluded)), *places[:SHOWN_PLACES], *more])}")
+    return [item for item in items if hash_question(item.question) not in hashes]
+
+
+def hash_question(question: str) -> str:
+    """Hash the words and numbers of a question, without case, white space, punctuation and Unicode form."""
+    plain = unicodedata.normalize("NFKC", question).casefold()
+    words = re.findall(r"\w+(?:[.,]\d+)*|[-+*/^=<>]", plain)
+    return blake2b(" ".join(words).encode(), digest_size=8).hexdigest()
+
+
+def warn(message: str) -> None:
+    console.print(message, markup=False, style="yellow")

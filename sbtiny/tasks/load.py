@@ -5,8 +5,8 @@ from pathlib import Path
 
 from sbtiny.errors import InputError
 from sbtiny.tasks import arithmetic, hub
+from sbtiny.tasks.fields import suggestion
 from sbtiny.tasks.row_files import ENDINGS
-from sbtiny.tasks.row_shapes import suggestion
 from sbtiny.tasks.sources import HUB_TASKS, SPLITS, TASKS, Question, list_row_files, read_questions, subsample
 
 

@@ -10,6 +10,20 @@ from itertools import accumulate
 from string import ascii_lowercase
 from unicodedata import normalize
 
+Rules = list[tuple[re.Pattern[str], str]]
+
+
+def compile_rules(*rules: tuple[str, str]) -> Rules:
+    return [(re.compile(pattern), new) for pattern, new in rules]
+
+
+def rewrite(text: str, rules: Rules) -> str:
+    """Apply the rules in order."""
+    for pattern, new in rules:
+        text = pattern.sub(new, text)
+    return text
+
+
 MAX_NUMBER_CHARS = 300  # characters; Python refuses integers above 4300 digits
 LARGEST_EXPONENT = 400  # 1e999999999 would fill the memory
 DEEPEST_MACROS = 8  # nested macros that are unwrapped
@@ -32,19 +46,18 @@ COUNTS = (
     "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen "
     "nineteen twenty thirty forty fifty sixty seventy eighty ninety tens"
 )
-PARTS = "half third fourth quarter fifth sixth seventh eighth ninth tenth hundredth thousandth millionth"
+PARTS = {"half": 2, "third": 3, "fourth": 4, "quarter": 4, "fifth": 5, "sixth": 6, "seventh": 7, "eighth": 8, "ninth": 9, "tenth": 10}
+PARTS |= {"hundredth": 100, "thousandth": 10**3, "millionth": 10**6}
 SENTENCE_WORDS = {"or", "and", "to", "is", "are", "was", "if", "one", "times", "out", "zero"}  # may stand next to an answer
 DENIALS = {"not", "no", "never", "cannot", "impossible", "wrong", "incorrect", "undefined", "unless", "except", "false"}
 CHANGES = {"minus", "plus", "negative", "below", "least", "most", "squared", "cubed", "factorial", "root", "divided"}
 FUNCTIONS = {"pi", "sqrt", "sin", "cos", "tan", "log", "ln", "exp", "mod", "modulo", "choose", "base", "binary", "octal", "infinity"}
 MULTIPLES = {"gross", "score", "grand", "mil", "bn", "double", "doubled", "twice", "triple", "tripled", "halved", "permille", "mille"}
-CHANGES_VALUE = DENIALS | CHANGES | FUNCTIONS | MULTIPLES | {*COUNTS.split(), *PARTS.split()}
+CHANGES_VALUE = DENIALS | CHANGES | FUNCTIONS | MULTIPLES | {*COUNTS.split(), *PARTS}
 NOT_UNITS = CHANGES_VALUE | SENTENCE_WORDS
 SCALES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "lakh": 10**5, "million": 10**6, "crore": 10**7}
 SCALES |= {"billion": 10**9, "trillion": 10**12, "quadrillion": 10**15}
-SCALES |= {"halves": Fraction(1, 2), "quarters": Fraction(1, 4), "hundredths": Fraction(1, 100)}
-SCALES |= {f"{part}s": Fraction(1, size) for size, part in enumerate(PARTS.split()[1:3] + PARTS.split()[4:10], 3)}
-SCALES |= {"thousandths": Fraction(1, 10**3), "millionths": Fraction(1, 10**6)}
+SCALES |= {"halves" if part == "half" else f"{part}s": Fraction(1, size) for part, size in PARTS.items()}
 SENTENCE_CHANGES = CHANGES_VALUE | SCALES.keys() | {"than", "between", "under"}
 EQUALS = re.compile(r"(?<![<>!:=])=(?!=)")
 NAME = r"(?:[A-Za-z]{1,2}|[A-Za-z ]{3,40})(?:_(?:\{[^{}]*+\}|\w))?'{0,2}(?:(?:\^\{-1\})?\([^()=]*+\))?"
@@ -59,38 +72,32 @@ REPEATING = re.compile(r"([0-9]*+)\.([0-9]*+)\s?\\(?:overline|bar|dot)\s?(?:\{\s
 DOTTED = re.compile(r"([0-9]*+)\.([0-9]{0,4}?)([0-9]{1,6}?)(?:\3){2,40}(?:\.{3}|\\[lc]?dots)()")
 SPACED_THOUSANDS = re.compile(r"(?<![0-9.,/] )(?<![0-9.,/^_])[1-9][0-9]{0,2}(?: [0-9]{3})++(?! ?[0-9/])")
 TEXT = r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|[mh]box|math(?:rm|bf|it|sf|tt|normal)|operatorname|emph)\s?"
-LAYOUT = tuple(
-    (re.compile(pattern), new)
-    for pattern, new in (
-        (r"\\(?:text)?color(?:box)?\s?(?:\[[^\][]*+\]\s?)?\{[^{}]*+\}|\\(?:[hv]space|[hv]?phantom)\*?\s?\{[^{}]*+\}", " "),
-        (r"(?<!\\)\{\s?\{([^{}]*+)\}\s?\}", r"{\1}"),
-        (r"(?<![A-Za-z\\}])\{\s?\}", ""),
-        (r"\\(?:nice|s|x)frac(?=\s?\{)", r"\\frac"),
-        (r"\\(?:display|text|script)style(?![A-Za-z])|\\(?:left|right)(?![A-Za-z])\.?|\\[bB]igg?[lrm]?(?![A-Za-z])", " "),
-        (r"\\(?:tiny|small|normalsize|large|Large|LARGE|huge|Huge|bf|rm|it|boldmath|checkmark)(?![A-Za-z])", " "),
-        (r"\\(?:boldsymbol|bm|pmb|underline|ensuremath|boxed|fbox)(?=\s?\{)", ""),
-        (r"(?<!\\)\\!\s*+", ""),
-        (r"(?<!\\)\\[,;:> ]|\\q?quad(?![A-Za-z])|\\(?:thin|med|thick|en)sp?(?:ace)?(?![A-Za-z])|~", " "),
-        (r"\{,\}", ","),
-        (r"(?<!\\)\\[()\[\]]|\\?[$€£¥₹]", " "),
-        (r"(?<![\w)*])\*++|\*++(?![\w(\\])", " "),  # Markdown, not 2**10
-        (r"\s++", " "),
-    )
+LAYOUT = compile_rules(
+    (r"\\(?:text)?color(?:box)?\s?(?:\[[^\][]*+\]\s?)?\{[^{}]*+\}|\\(?:[hv]space|[hv]?phantom)\*?\s?\{[^{}]*+\}", " "),
+    (r"(?<!\\)\{\s?\{([^{}]*+)\}\s?\}", r"{\1}"),
+    (r"(?<![A-Za-z\\}])\{\s?\}", ""),
+    (r"\\(?:nice|s|x)frac(?=\s?\{)", r"\\frac"),
+    (r"\\(?:display|text|script)style(?![A-Za-z])|\\(?:left|right)(?![A-Za-z])\.?|\\[bB]igg?[lrm]?(?![A-Za-z])", " "),
+    (r"\\(?:tiny|small|normalsize|large|Large|LARGE|huge|Huge|bf|rm|it|boldmath|checkmark)(?![A-Za-z])", " "),
+    (r"\\(?:boldsymbol|bm|pmb|underline|ensuremath|boxed|fbox)(?=\s?\{)", ""),
+    (r"(?<!\\)\\!\s*+", ""),
+    (r"(?<!\\)\\[,;:> ]|\\q?quad(?![A-Za-z])|\\(?:thin|med|thick|en)sp?(?:ace)?(?![A-Za-z])|~", " "),
+    (r"\{,\}", ","),
+    (r"(?<!\\)\\[()\[\]]|\\?[$€£¥₹]", " "),
+    (r"(?<![\w)*])\*++|\*++(?![\w(\\])", " "),  # Markdown, not 2**10
+    (r"\s++", " "),
 )
-REWRITES = tuple(
-    (re.compile(pattern), new)
-    for pattern, new in (
-        (rf"{TEXT}\{{([^{{}}]*+)\}}", r" \1 "),
-        (r"\\[dtc]?frac\s?\{([^{}]*+)\}\s?\{([^{}]*+)\}", r" \1/\2"),
-        (r"\\[dtc]?frac\s?(?:\{([0-9]++)\}|([0-9]))\s?(?:\{([0-9]++)\}|([0-9]))", r" \1\2/\3\4"),
-        (r"\\%", "%"),
-        (r"(?:\^\s?\{?\s?\\circ\b\s?\}?|\\(?:text)?degree(?![A-Za-z])|°)(?:\s*+[CF]\b)?", " "),
-        (r"\^\s?\{?\s?(?:st|nd|rd|th)\b\s?\}?", " "),
-        (r"\\approx(?![A-Za-z])|≈", "="),
-        (r"^\s*+(?:\\sim(?![A-Za-z])|(?:approximately|approx\.?|about|roughly|around)\s)", " "),
-        (r"^\s*+(?:minus|negative)\s++(?=[0-9.\\])", "-"),
-        (r"\s++", " "),
-    )
+REWRITES = compile_rules(
+    (rf"{TEXT}\{{([^{{}}]*+)\}}", r" \1 "),
+    (r"\\[dtc]?frac\s?\{([^{}]*+)\}\s?\{([^{}]*+)\}", r" \1/\2"),
+    (r"\\[dtc]?frac\s?(?:\{([0-9]++)\}|([0-9]))\s?(?:\{([0-9]++)\}|([0-9]))", r" \1\2/\3\4"),
+    (r"\\%", "%"),
+    (r"(?:\^\s?\{?\s?\\circ\b\s?\}?|\\(?:text)?degree(?![A-Za-z])|°)(?:\s*+[CF]\b)?", " "),
+    (r"\^\s?\{?\s?(?:st|nd|rd|th)\b\s?\}?", " "),
+    (r"\\approx(?![A-Za-z])|≈", "="),
+    (r"^\s*+(?:\\sim(?![A-Za-z])|(?:approximately|approx\.?|about|roughly|around)\s)", " "),
+    (r"^\s*+(?:minus|negative)\s++(?=[0-9.\\])", "-"),
+    (r"\s++", " "),
 )
 
 
@@ -108,9 +115,7 @@ def parse_number(text: str) -> Fraction | None:
 
 @lru_cache(maxsize=4096)  # the same references come often
 def parse_marked_number(text: str) -> Fraction | None:
-    text = without_layout(text)
-    for pattern, new in REWRITES:
-        text = pattern.sub(new, text)
+    text = rewrite(without_layout(text), REWRITES)
     for pattern in (DOTTED, REPEATING):
         text = pattern.sub(repeating_fraction, text)
     text = joined_thousands(text)
@@ -140,9 +145,7 @@ def without_layout(text: str) -> str:
         text = normalize("NFKC", text).translate(SIGNS)
     for _ in range(DEEPEST_MACROS if "\\" in text or "{" in text else 1):
         before = text
-        for pattern, new in LAYOUT:
-            text = pattern.sub(new, text)
-        if (text := without_braces(text.strip())) == before:
+        if (text := without_braces(rewrite(text, LAYOUT).strip())) == before:
             break
     return text
 

@@ -11,29 +11,15 @@ r"""Read rows of any common shape: question and, where present, system, answer a
 Separate thoughts (`reasoning_content`) go before the answer in `<think>`. The format `solution` reads these tags as words.
 """
 
-import json
-import re
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from typing import Any
 
 from sbtiny.budget.protocol import THINK
 from sbtiny.errors import InputError
+from sbtiny.tasks.fields import KEYS, find_key, preview_value, read_text
 from sbtiny.tasks.row_files import Row
 
-# Our key -> keys of others; the first with a value counts.
-KEYS = {
-    "question": ("question", "problem", "instruction", "prompt"),
-    "response": ("response", "solution", "generated_solution", "output", "completion"),
-    "answer": ("answer", "expected_answer", "final_answer", "ground_truth"),
-    "turns": ("messages", "conversations", "conversation"),
-    "role": ("role", "from"),
-    "content": ("content", "value"),
-    "thoughts": ("reasoning_content", "reasoning", "thinking"),
-}
 ROLES = {"human": "user", "gpt": "assistant", "model": "assistant", "developer": "system"}
-SHOWN = 12  # keys in a message
 Turn = dict[str, Any]
 
 
@@ -78,37 +64,26 @@ def question_text(row: Row, where: str) -> str:
     return "\n\n".join([read_text(row, key, where), *rest])
 
 
-def find_key(row: Row, what: str) -> str | None:
-    """Find the row's key for ours; None where it has none."""
-    return next((key for key in KEYS[what] if row.get(key) is not None), None)
-
-
 def read_turns(row: Row, where: str) -> list[Turn]:
     """Read the turns of a chat; none for another row. TRL's prompt and completion may each be a text or a list of turns."""
     key = find_key(row, "turns")
     if key:
-        return [normalize_turn(turn, key, where) for turn in require_list(row[key], key, where)]
+        return normalize_turns(row[key], key, where)
     if not any(isinstance(row.get(key), list) for key in ("prompt", "completion")) or find_key(row, "question") != "prompt":
         return []
     turns = []
     for key, role in (("prompt", "user"), ("completion", "assistant")):
         value = row.get(key)
-        part = value if isinstance(value, list) else [] if value is None else [{"role": role, "content": value}]
-        turns += [normalize_turn(turn, key, where) for turn in part]
+        part = value if isinstance(value, list) else [{"role": role, "content": value}]
+        turns += normalize_turns(part, key, where) if value not in (None, []) else []
     return turns
 
 
-def require_list(turns: Any, key: str, where: str) -> list[Any]:
-    if not isinstance(turns, list) or not turns:
+def normalize_turns(turns: Any, key: str, where: str) -> list[Turn]:
+    if not isinstance(turns, list) or not turns or not all(isinstance(turn, dict) and find_key(turn, "role") for turn in turns):
         raise InputError(f"{where}: {key!r} must be a list of objects with role and content")
-    return turns
-
-
-def normalize_turn(turn: Any, key: str, where: str) -> Turn:
-    if not isinstance(turn, dict) or not (role := find_key(turn, "role")):
-        raise InputError(f"{where}: {key!r} must be a list of objects with role and content")
-    name = str(turn[role])
-    return turn | {"role": ROLES.get(name, name), "in": key}
+    names = [str(turn[find_key(turn, "role")]) for turn in turns]
+    return [turn | {"role": ROLES.get(name, name), "in": key} for turn, name in zip(turns, names, strict=True)]
 
 
 def read_exchange(turns: list[Turn], where: str, single: bool, wanted: bool) -> Example:
@@ -147,30 +122,3 @@ def with_thoughts(row: Row, answer: str, where: str) -> str:
         return answer
     thoughts = read_text(row, key, where).removeprefix(THINK.opening).removesuffix(THINK.closing).strip()
     return f"{THINK.opening}\n{thoughts}\n{THINK.closing}\n\n{answer}"
-
-
-def read_text(row: Row, key: str, where: str) -> str:
-    """Read a text, or a finite number as text. Raises InputError for a missing key or an empty value."""
-    if key not in row:
-        keys = ", ".join([*(repr(name)[:40] for name in list(row)[:SHOWN]), *["..."] * (len(row) > SHOWN)]) or "none"
-        also = f", or {', '.join([*KEYS[key][1:], *(KEYS['turns'] if key == 'question' else ())])}" if key in KEYS else ""
-        raise InputError(f"{where} has no {key!r}{suggestion(key, row)}: rename or add it{also} (keys found: {keys})")
-    value = row[key]
-    if isinstance(value, int | float) and not isinstance(value, bool) and value - value == 0:
-        value = str(value)
-    if not isinstance(value, str) or not value.strip():
-        raise InputError(f"{where}: {key!r} is {preview_value(value)}: it must be text that is not empty")
-    if re.search("[\ud800-\udfff]", value):
-        raise InputError(f"{where}: {key!r} has a lone surrogate (\\ud800 to \\udfff), which is no text: remove it")
-    return value.strip()
-
-
-def preview_value(value: Any) -> str:
-    """Write the beginning of a value for a message, also of a Parquet value that JSON cannot hold."""
-    return json.dumps(value, default=repr)[:40]
-
-
-def suggestion(name: str, known: Iterable[str]) -> str:
-    by_lower = {key.lower(): key for key in known}
-    near = get_close_matches(name.lower(), by_lower, n=1)
-    return f" (did you mean {by_lower[near[0]]!r}?)" if near else ""

@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 
 from sbtiny.errors import InputError
 from sbtiny.tasks.answers import marked_answer, unwrap_reference
+from sbtiny.tasks.fields import find_key, is_number, preview_value, read_text, suggestion, wrong_value
 from sbtiny.tasks.row_files import ENDINGS, Row, locate, read_file
-from sbtiny.tasks.row_shapes import Example, find_key, preview_value, read_row, read_text, suggestion
+from sbtiny.tasks.row_shapes import Example, read_row
 
 SPLITS = ("train", "val", "test")
 HUB_TASKS = ("gsm8k", "math", "math500", "aime25", "still3", "s1k")  # tasks/hub.py
@@ -132,9 +133,9 @@ def read_level(row: Row, where: str) -> int | None:
     if isinstance(value, str):
         digits = re.search("[0-9]{1,9}", value)
         return int(digits[0]) if digits else None
-    if value is None or (isinstance(value, int | float) and not isinstance(value, bool) and value % 1 == 0):
-        return None if value is None else int(value)
-    raise InputError(f"{where}: 'level' is {preview_value(value)}: it must be a whole number")
+    if value is not None and not (is_number(value) and value % 1 == 0):
+        raise wrong_value(row, "level", where, "a whole number")
+    return None if value is None else int(value)
 
 
 def subsample(items: list[Item], size: int | None, seed: int) -> list[Item]:

@@ -1,44 +1,32 @@
 """Traces: answers of other models, in any common shape of rows."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 
 from sbtiny.errors import InputError
 from sbtiny.tasks.answers import marked_answer, without_turn_end
+from sbtiny.tasks.fields import read_flag, read_text
 from sbtiny.tasks.row_files import Row, locate
-from sbtiny.tasks.row_shapes import preview_value, read_row, read_text
+from sbtiny.tasks.row_shapes import read_row
 from sbtiny.tasks.sources import Question, build_question, file_stem, numbered_rows
 
 
 @dataclass(frozen=True, slots=True)
-class Trace:
-    """A recorded response. `correct` is None where unknown; `finished` is False when it was cut at a limit.
+class Trace(Question):
+    """A question with a recorded response. `correct` is None where unknown; `finished` is False when it was cut at a limit.
 
     `ended`: the response had a turn end, which was removed.
     """
 
-    id: str
-    question: str
-    answer: str
-    response: str
-    correct: bool | None
-    finished: bool
-    level: int | None
-    where: str = field(default="", compare=False, repr=False)
-    system: str | None = None
+    response: str = ""
+    correct: bool | None = None
+    finished: bool = True
     ended: bool = False
 
-    @property
-    def location(self) -> str:
-        return self.to_question().location
 
-    def to_question(self) -> Question:
-        return Question(self.id, self.question, self.answer, self.level, where=self.where, system=self.system)
-
-
-def unverified_questions(traces: Iterable[Trace]) -> list[Question]:
-    """List the questions of finished traces whose correctness is unknown."""
-    return [trace.to_question() for trace in traces if trace.finished and trace.correct is None]
+def unverified_questions(traces: Iterable[Trace]) -> list[Trace]:
+    """List the finished traces whose correctness is unknown."""
+    return [trace for trace in traces if trace.finished and trace.correct is None]
 
 
 def read_traces(path: str) -> list[Trace]:
@@ -69,16 +57,4 @@ def to_trace(row: Row, where: str, default_id: str) -> Trace:
             given, correct = marked_answer(example.spoken) or example.spoken or response, correct is not False
     question = build_question(row, example, given, where, default_id)
     ended = response != (example.response or "").rstrip()
-    finished = finished is not False
-    return Trace(
-        question.id, question.question, question.answer, response, correct, finished, question.level, where, question.system, ended
-    )
-
-
-def read_flag(row: Row, key: str, where: str) -> bool | None:
-    value = row.get(key)
-    if isinstance(value, str) and value.lower() in ("true", "false"):  # CSV has only text
-        return value.lower() == "true"
-    if value is not None and not isinstance(value, bool):
-        raise InputError(f"{where}: {key!r} is {preview_value(value)}: it must be true, false or null")
-    return value
+    return Trace(**asdict(question), response=response, correct=correct, finished=finished is not False, ended=ended)

@@ -7,7 +7,9 @@ The file may import modules of its folder, unless an installed module has the sa
 """
 
 import inspect
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,16 +17,19 @@ from importlib import invalidate_caches
 from importlib.util import module_from_spec, spec_from_file_location
 from numbers import Real
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
+from typing import TypeVar
 
 from sbtiny.errors import InputError
 from sbtiny.progress import console
 from sbtiny.tasks.sources import Question
-from sbtiny.tasks.timeout import with_timeout
 
 RIGHT = 0.5  # least value of a right answer
 ALL_FAILED = 20  # failures without a success that prove the verifier wrong
 SHOWN_FAILURES = 5  # failures that are printed
+TIMEOUT_S = 5.0  # for one answer
+REPEAT_S = 0.1  # seconds until the next alarm, for code that caught the first
+T = TypeVar("T")
 
 
 class UserVerifier:
@@ -64,8 +69,39 @@ class UserVerifier:
             raise InputError(f"{line}; it failed on each of the first {self.failed} answers") from cause
         if self.failed <= SHOWN_FAILURES:
             more = " (further failures are counted as wrong too, and not shown)" if self.failed == SHOWN_FAILURES else ""
-            console.print(f"{line}; counted as wrong{more}", markup=False, highlight=False, soft_wrap=True)
+            print_failure(f"{line}; counted as wrong{more}")
         return False
+
+
+def print_failure(line: str) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+class VerifierTimeout(BaseException):
+    """The check took too long. Not an Exception: code that retries on every Exception would never stop."""
+
+
+def with_timeout(check: Callable[..., T], *arguments: object) -> T:
+    """Call `check`; VerifierTimeout is raised inside it after TIMEOUT_S.
+
+    Needs the main thread and a system with alarms; elsewhere there is no limit.
+    """
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        return check(*arguments)
+    is_checking = True
+
+    def stop(_: int, __: FrameType | None) -> None:
+        if is_checking:
+            raise VerifierTimeout(f"took longer than {TIMEOUT_S:g} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, TIMEOUT_S, REPEAT_S)
+        return check(*arguments)
+    finally:
+        is_checking = False  # first, as the next alarm may come at once
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @contextmanager

@@ -7,13 +7,12 @@ evaluated and cannot hang a verifier.
 import os
 import re
 from collections.abc import Callable, Iterable
-from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 
 from sbtiny.errors import InputError
-from sbtiny.progress import console
-from sbtiny.tasks.answers import boxed_answer, final_answer, last_line, marked_answer, reference_text, stated_answer
+from sbtiny.tasks.answers import boxed_answer, final_answer, last_line, marked_answer, stated_answer, unwrap_reference
+from sbtiny.tasks.fields import suggestion
 from sbtiny.tasks.latex import TEXT_INSIDE, Pair, math_process
 from sbtiny.tasks.numbers import (
     EQUALS,
@@ -25,8 +24,7 @@ from sbtiny.tasks.numbers import (
     same_number,
 )
 from sbtiny.tasks.sources import Question
-from sbtiny.tasks.timeout import VerifierTimeout, with_timeout
-from sbtiny.tasks.user_verifier import UserVerifier
+from sbtiny.tasks.user_verifier import UserVerifier, VerifierTimeout, print_failure, with_timeout
 
 Verifier = Callable[[str, Question], bool]
 
@@ -50,7 +48,7 @@ FORMULAS = re.compile(r"\$([^$]++)\$|\\\(((?:[^\\]|\\(?!\)))++)\\\)")
 
 def numeric(response: str, question: Question) -> bool:
     """Compare the final answer with the reference exactly. Raises InputError when the reference is no number."""
-    reference = reference_text(question.answer)
+    reference = unwrap_reference(question.answer)
     if parse_number(reference) is None:
         raise bad_reference(question, "number", "auto or math")
     number = find_number(response)
@@ -76,7 +74,7 @@ def find_number(response: str) -> str | None:
 
 def choice(response: str, question: Question) -> bool:
     """Compare the letter: boxed, stated, alone on the last line, called correct, or the last one in brackets."""
-    expected = LONE_CHOICE.fullmatch(reference_text(question.answer))
+    expected = LONE_CHOICE.fullmatch(unwrap_reference(question.answer))
     if not expected:
         raise bad_reference(question, "single letter", "auto or exact")
     return find_choice(response) == expected[1].upper()
@@ -128,9 +126,7 @@ def regex(response: str, question: Question) -> bool:
     try:
         return with_timeout(pattern.fullmatch, marked_answer(response) or last_line(response)) is not None
     except VerifierTimeout as error:
-        console.print(
-            f"{question.location}: its regular expression {error}; counted as wrong", markup=False, highlight=False, soft_wrap=True
-        )
+        print_failure(f"{question.location}: its regular expression {error}; counted as wrong")
         return False
 
 
@@ -144,7 +140,7 @@ def math(response: str, question: Question) -> bool:
 
 
 def same_formula(response: str, question: Question) -> bool:
-    answer, reference = find_formula(response), reference_text(question.answer)
+    answer, reference = find_formula(response), unwrap_reference(question.answer)
     if not answer or max(len(answer), len(reference)) > MAX_MATH_CHARS:
         return False
     pair = Pair.of(reference, answer)
@@ -164,7 +160,7 @@ def find_formula(response: str) -> str | None:
 
 def auto(response: str, question: Question) -> bool:
     """Verify as numeric, choice or math, by the kind of reference. math-verify computes a formula that answers a number."""
-    reference = reference_text(question.answer)
+    reference = unwrap_reference(question.answer)
     if parse_number(reference) is not None:
         number = find_number(response)
         if number is not None:
@@ -195,9 +191,8 @@ def load_verifier(spec: str | None) -> Verifier:
         return BUILT_IN[spec or "auto"]
     match = USER_VERIFIER.fullmatch(spec)
     if not match:
-        near = get_close_matches(spec, BUILT_IN, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise InputError(f"unknown verifier {spec!r}{hint}: choose from {', '.join(BUILT_IN)}, or give my.py:check")
+        near = suggestion(spec, BUILT_IN)
+        raise InputError(f"unknown verifier {spec!r}{near}: choose from {', '.join(BUILT_IN)}, or give my.py:check")
     return UserVerifier(Path(match[1]).expanduser(), match[2] or "check")
 
 

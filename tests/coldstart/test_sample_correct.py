@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from sbtiny.budget.protocol import SOLUTION, THINK, parse, render_budget
+from sbtiny.coldstart.build import label_traces
 from sbtiny.coldstart.rows import tokenize_row
 from sbtiny.coldstart.sample_correct import (
     BuildResult,
     build_requests,
     build_signature,
-    label_traces,
     make_row,
     sample_answers,
     sample_correct,
@@ -300,7 +300,7 @@ def test_nothing_right_is_wrong_input_that_says_why(gather, tmp_path: Path, monk
 
 
 def trace(name: str, response: str, correct: bool | None = None, finished: bool = True, question: str = SUM.question) -> Trace:
-    return Trace(name, question, "7", response, correct, finished, 1)
+    return Trace(name, question, "7", 1, response=response, correct=correct, finished=finished)
 
 
 def test_traces_that_are_unfinished_or_wrong_are_dropped(policy: Policy) -> None:

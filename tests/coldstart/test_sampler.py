@@ -5,7 +5,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sbtiny.coldstart.sampler import GroupedLengthSampler
+from sbtiny.coldstart.trainer import GroupedLengthSampler
 
 LENGTHS = [(7 * i) % 201 for i in range(1000)]
 SINGLE = range(1000)  # one row a question

@@ -97,7 +97,7 @@ def test_an_answer_is_not_taken_from_the_thoughts() -> None:
     ],
 )
 def test_what_a_chat_is_set_to_is_kept(row: dict) -> None:
-    for found in (parse_question(row, "q", "q1"), to_trace(row, "q", "q1"), to_trace(row, "q", "q1").to_question()):
+    for found in (parse_question(row, "q", "q1"), to_trace(row, "q", "q1")):
         assert " ".join((found.system or "").split()) == "In French."
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sbtiny.errors import InputError
-from sbtiny.tasks import timeout
+from sbtiny.tasks import user_verifier
 from sbtiny.tasks.sources import Question
 from sbtiny.tasks.verify import load_verifier
 
@@ -66,7 +66,7 @@ def test_a_missing_own_file(tmp_path: Path) -> None:
 def test_a_failure_is_told_with_its_row_and_stops_nothing_else(
     body: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(timeout, "TIMEOUT_S", 0.05)
+    monkeypatch.setattr(user_verifier, "TIMEOUT_S", 0.05)
     spec = own(tmp_path, f"def check(question, completion):\n    if completion == 'fine': return True\n{body}\n")
     words = words.replace("line 2", "line 3")
     check = load_verifier(spec)
@@ -97,8 +97,8 @@ def work():
 def test_code_that_catches_everything_and_tries_again_is_stopped_as_well(
     caught: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(timeout, "TIMEOUT_S", 0.05)
-    monkeypatch.setattr(timeout, "REPEAT_S", 0.001)
+    monkeypatch.setattr(user_verifier, "TIMEOUT_S", 0.05)
+    monkeypatch.setattr(user_verifier, "REPEAT_S", 0.001)
     check = load_verifier(own(tmp_path, STUBBORN.format(caught=caught)))
     for _ in range(10):  # alarms follow each other closely, and none comes after the end
         assert check("5", ask("5")) is False

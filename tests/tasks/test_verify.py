@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sbtiny.errors import InputError
-from sbtiny.tasks import timeout, verify
+from sbtiny.tasks import user_verifier, verify
 from sbtiny.tasks.sources import Question, read_questions
 from sbtiny.tasks.traces import read_traces
 from sbtiny.tasks.verify import Verifier, auto, choice, exact, load_verifier, math, numeric, regex
@@ -234,7 +234,7 @@ def test_numeric_agrees_with_the_published_verdicts() -> None:
 
 
 def test_a_pattern_that_never_ends_is_stopped_and_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(timeout, "TIMEOUT_S", 0.2)
+    monkeypatch.setattr(user_verifier, "TIMEOUT_S", 0.2)
     started = time.perf_counter()
     assert regex("\\boxed{" + "a" * 60 + "b}", ask("(a+)+")) is False
     assert time.perf_counter() - started < 5
