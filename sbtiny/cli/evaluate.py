@@ -100,7 +100,8 @@ def calibrate(
     if run:
         runs.check_finished(run)
     start_work(settings, note)
-    from sbtiny.evaluation.calibrate import calibration_settings, output_path, print_calibration, run_calibration
+    from sbtiny.evaluation.calibrate import calibration_settings, output_path, run_calibration
+    from sbtiny.evaluation.calibration_table import print_calibration
 
     file = output_path(name, flags.output)
     runs.check_unclaimed(file.parent)

@@ -6,7 +6,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from sbtiny.budget.calibration import CalibrationAnswer, kept_coverage
+from sbtiny.budget.calibration import CalibrationAnswer
+from sbtiny.budget.coverage import kept_coverage
 from sbtiny.budget.metrics import Sample
 from sbtiny.config import EvalSettings
 from sbtiny.errors import InputError
