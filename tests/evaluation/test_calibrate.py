@@ -6,10 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from sbtiny import locks, runs
-from sbtiny.budget.calibration import calibrate
+from sbtiny.budget.calibration import CalibrationAnswer, calibrate
 from sbtiny.budget.calibration_record import from_record, to_record
 from sbtiny.budget.coverage import kept_coverage
 from sbtiny.cli.app import run as call
@@ -100,6 +101,22 @@ def test_what_does_not_fit_is_named_and_not_used(
     assert "coverage" not in json.loads(out)
     assert "no coverage: " in err
     assert reason in " ".join(err.split())
+
+
+def test_one_file_calibrates_another_and_not_itself(mine: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    files = []
+    for name, seed in (("one", 7), ("two", 8)):
+        asked = arithmetic.generate_questions("val", 12, seed=seed)
+        files.append(tmp_path / f"{name}.jsonl")
+        files[-1].write_text("".join(json.dumps({"question": q.question, "answer": q.answer}) + "\n" for q in asked))
+    tokens = ["--set", f"eval.max_tokens={TOKENS}", "--json"]
+    assert call(["calibrate", str(mine), "--task", str(files[0]), *tokens], False) == 0
+    for file, covered in zip(files, (False, True), strict=True):
+        capsys.readouterr()
+        assert call(["eval", str(mine), "--task", str(file), "-o", str(tmp_path / "e"), *tokens], False) == 0
+        out, err = capsys.readouterr()
+        assert ("coverage" in json.loads(out)) is covered
+        assert (f"the calibration is on {file}, as this evaluation" in " ".join(err.split())) is not covered
 
 
 @pytest.mark.parametrize("more", [["--budget", "30"], ["--set", "eval.ceiling=10"]])
@@ -250,12 +267,23 @@ def test_what_cannot_be_compared_is_told(tmp_path: Path, questions: Callable[...
 # ---- plots -------------------------------------------------------------------------------------------------------------
 
 
-def test_the_plots_are_drawn(tmp_path: Path) -> None:
-    from test_calibration import ABOUT, noisy
+ABOUT = {
+    "model_fingerprint": "a", "format": "solution", "task": "arithmetic", "split": "val", "temperature": 0.6, "top_p": 1.0, "date": "now",
+}  # fmt: skip
 
-    found = calibrate(noisy(500, 0, steep=True), **ABOUT)
-    rows = [{"budget": a.stated, "length": a.used, "ok": True} for a in noisy(300, 1, steep=True)]
-    evaluation = {"coverage": kept_coverage(found, noisy(300, 1, steep=True))}
+
+def noisy(n: int, seed: int) -> list[CalibrationAnswer]:
+    """Answers whose length has noise, more of it for a large budget."""
+    rng = np.random.default_rng(seed)
+    stated = rng.integers(20, 500, n)
+    used = stated * np.exp(0.3 * stated / 250 * rng.standard_normal(n))
+    return [CalibrationAnswer(int(b), max(1, int(u))) for b, u in zip(stated, used, strict=True)]
+
+
+def test_the_plots_are_drawn(tmp_path: Path) -> None:
+    found = calibrate(noisy(500, 0), **ABOUT)
+    rows = [{"budget": a.stated, "length": a.used, "ok": True} for a in noisy(300, 1)]
+    evaluation = {"coverage": kept_coverage(found, noisy(300, 1))}
     panels = calibration_panels(found, evaluation, [*rows, {"budget": None, "length": 9, "ok": False}])
     assert [panel.title for panel in panels] == ["promised and kept", "stated, used and promised"]
     assert to_png(panels).startswith(b"\x89PNG")
@@ -264,6 +292,16 @@ def test_the_plots_are_drawn(tmp_path: Path) -> None:
     few = calibrate(noisy(30, 0), **ABOUT)  # no promise at 95 %
     assert len(to_png(calibration_panels(few, {"coverage": kept_coverage(few, noisy(50, 1))}, rows[:1], "sft"))) > 1000
     assert from_record(json.loads(json.dumps(to_record(few))), "c") == few
+
+
+def test_500_questions_are_asked_unless_told(started: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(module, "run_calibration", lambda name, settings, *_: asked.append(settings.eval.limit) or {})
+    file = tmp_path / "c.yaml"
+    file.write_text("eval: {limit: 33}\n")
+    for more in ([], ["--preset", "t4", "--task", "arithmetic"], ["--set", "eval.limit=44"], ["--limit", "55"], ["-c", str(file)]):
+        assert call(["calibrate", str(started), "--json", *more, "-o", str(tmp_path)], False) == 0
+    assert asked == [500, 500, 44, 55, 33]
 
 
 def test_settings_that_would_cut_are_put_aside() -> None:
