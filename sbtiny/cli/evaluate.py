@@ -20,6 +20,8 @@ from sbtiny.cli.options import (
     with_flags,
 )
 
+CALIBRATION_QUESTIONS = 500  # true coverage within about 2 % of the promised one
+
 
 @app.command("eval", rich_help_panel=USE)
 @with_flags(*COMMON, *ASKING, "output", section="eval")
@@ -68,7 +70,7 @@ def evaluate(
 
 
 @app.command(rich_help_panel=USE)
-@with_flags(*COMMON, *ASKING[1:], "output", section="eval", limit=500)
+@with_flags(*COMMON, *ASKING[1:], "output", section="eval")
 def calibrate(
     name: Annotated[str, typer.Argument(metavar="RUN|MODEL|GGUF", help="A run folder, its name under runs/, a model or a .gguf file.")],
     task: Annotated[str | None, typer.Option(help="arithmetic, gsm8k, math, or a JSONL file of questions.")] = None,
@@ -93,6 +95,8 @@ def calibrate(
     model = runs.read_run(run)["model"] if run else name
     if confidence is not None:
         check_share("--confidence", confidence)
+    if flags.config is None:  # a preset may ask fewer; --set and --limit win
+        flags.extra = [f"eval.limit={CALIBRATION_QUESTIONS}", *(flags.extra or [])]
     settings, _, note = flags.load_for_device({"model": model, "eval.task": task, "eval.split": split})
     resolve(model)
     if settings.eval.task not in HUB_TASKS:
@@ -100,7 +104,8 @@ def calibrate(
     if run:
         runs.check_finished(run)
     start_work(settings, note)
-    from sbtiny.evaluation.calibrate import calibration_settings, output_path, print_calibration, run_calibration
+    from sbtiny.evaluation.calibrate import calibration_settings, output_path, run_calibration
+    from sbtiny.evaluation.calibration_table import print_calibration
 
     file = output_path(name, flags.output)
     runs.check_unclaimed(file.parent)

@@ -57,6 +57,7 @@ def export(
     if check:
         validate_inputs(e, e.task)
         questions_asked = load_questions(e.task, e.split, e.limit, settings.seed)
+    from sbtiny.export.calibrate import calibrate_files
     from sbtiny.export.result_table import table
     from sbtiny.export.run import export_run
     from sbtiny.progress import console, quieten_libraries
@@ -64,8 +65,6 @@ def export(
     quieten_libraries()
     result = export_run(plan, questions_asked, load_verifier(e.verifier))
     if calibrate:
-        from sbtiny.export.calibrate import calibrate_files
-
         result["calibrations"] = calibrate_files(plan, Path(result["folder"]))
     if push:
         result["pushed"] = hub.push(Path(result["folder"]), push, private)

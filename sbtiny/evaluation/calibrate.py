@@ -5,19 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from sbtiny import runs
 from sbtiny.budget.calibration import CalibrationAnswer, calibrate
 from sbtiny.budget.calibration_record import to_record
-from sbtiny.budget.conformal import COVERAGES
 from sbtiny.config import EvalSettings, Settings
 from sbtiny.evaluation.calibration_file import answering_fingerprint, calibration_path
 from sbtiny.evaluation.evaluate import sample_with_progress
 from sbtiny.evaluation.trained_questions import check_split, without_known_questions
 from sbtiny.models.prompt import check_texts
-from sbtiny.progress import console
 from sbtiny.rollout.episode import Episode
 from sbtiny.rollout.load_policy import load_policy
 from sbtiny.rollout.policy import Policy
@@ -44,7 +39,7 @@ def run_calibration(
     check_split(e.task, e.split)
     with runs.claim("calibrate", path.parent):
         questions = load_questions(e.task, e.split, e.limit, settings.seed)
-        questions = without_known_questions(questions, e.task, run or runs.find_run(name), say)
+        questions = without_known_questions(questions, e.task, run or runs.find_run(name) or exported_run(name))
         policy = load_policy(name, settings, e.max_num_seqs)
         policy.engine.check_room(e.max_tokens)
         check_texts(policy.tokenizer, questions)
@@ -53,6 +48,14 @@ def run_calibration(
         record = to_record(calibrate(answers, confidence, **about))
         runs.write_json(path, record)
     return record
+
+
+def exported_run(name: str) -> Path | None:
+    """The run that a .gguf file was exported from, by the export.json beside it; None where it is not known."""
+    about = Path(name).with_name("export.json")
+    if not (name.endswith(".gguf") and about.is_file()):
+        return None
+    return runs.find_run(str(runs.read_json(about).get("run", "")))
 
 
 def describe_questions(e: EvalSettings) -> dict[str, Any]:
@@ -72,63 +75,6 @@ def to_answer(episode: Episode) -> CalibrationAnswer:
     return CalibrationAnswer(episode.predicted, episode.length if whole else None, cut=not episode.ended)
 
 
-def say(message: str) -> None:
-    console.print(message, markup=False, style="yellow", soft_wrap=True)
-
-
 def calibration_settings(settings: Settings) -> Settings:
     """The settings with the budget left to the model and no cut: calibration measures answers that end by themselves."""
     return replace(settings, eval=replace(settings.eval, budget="auto", cut_at=0.0, ceiling=0))
-
-
-# ---- the terminal ------------------------------------------------------------------------------------------------------
-
-
-def print_calibration(record: dict[str, Any]) -> None:
-    """Print the promises, the bins, and what cannot be promised, to stdout."""
-    out, median = Console(), record["median_stated"]
-    out.print(promise_table(record, median))
-    if record["by_bin"]:
-        out.print()
-        out.print(bin_table(record))
-    for line in shortfalls(record):
-        out.print(line, markup=False, soft_wrap=True)
-
-
-def promise_table(record: dict[str, Any], median: int | None) -> Table:
-    promise = "promise" if median is None else f"promise for {median} stated"
-    table = Table("asked", "factor", promise, "true coverage, 5 to 95 %", box=None, header_style="bold")
-    for key in map(str, COVERAGES):
-        factor, spread = record["factors"][key], record["true_coverage_range"][key]
-        tokens = None if record["promises"] is None else record["promises"][key]
-        table.add_row(
-            f"{float(key):.0%}",
-            "none" if factor is None else f"{factor:.2f}",
-            "none" if tokens is None else f"{tokens} tokens",
-            "–" if spread is None else f"{spread[0]:.1%} to {spread[1]:.1%}",
-        )
-    return table
-
-
-def bin_table(record: dict[str, Any]) -> Table:
-    """How many answers the one factor for all keeps, which shows whether a bin needs its own; and its own, where each bin has them."""
-    own = record["by_bin"][0]["factors"] is not None
-    keys = list(map(str, COVERAGES))
-    heads = ["stated", "answers", *(f"{float(key):.0%}" for key in keys), *(f"own, {float(key):.0%}" for key in keys if own)]
-    table = Table(*heads, box=None, header_style="bold", title="kept within the one factor, by stated budget", title_justify="left")
-    for row in record["by_bin"]:
-        kept = ["–" if row["kept"][key] is None else f"{row['kept'][key]:.1%}" for key in keys]
-        factors = ["none" if row["factors"][key] is None else f"{row['factors'][key]:.2f}" for key in keys if own]
-        table.add_row(f"{row['from']} to {row['to']}", str(row["questions"]), *kept, *factors)
-    return table
-
-
-def shortfalls(record: dict[str, Any]) -> list[str]:
-    """What is not promised, and why, one line each."""
-    n, bad = record["questions"], record["malformed"] + record["cut"]
-    lines = [f"{n} answers, {record['malformed']} malformed, {record['cut']} cut"]
-    if missing := [f"{float(key):.0%}" for key, factor in record["factors"].items() if factor is None]:
-        few = f"{bad} of {n} answers are cut or malformed" if bad else f"{n} answers are too few"
-        advice = "train further, or raise eval.max_tokens" if bad and n >= 100 else "raise --limit"
-        lines.append(f"no finite promise at {', '.join(missing)}: {few}; {advice}")
-    return lines

@@ -13,11 +13,12 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
 
 from sbtiny.budget.calibration import Calibration
-from sbtiny.evaluation.plots import COLOURS, INK, MUTED, TICKS, Panel, short_name
+from sbtiny.evaluation.plots import COLOURS, INK, MOST_MARKS, MUTED, TICKS, Panel, short_name
 
 Row = dict[str, Any]
 DRAWN_COVERAGE = 0.9  # of the line of promises
 SHADE = 0.1
+LEAST_AREA, MOST_AREA = 5.0, 200.0  # of a mark, whose area is its number of answers; square points
 
 
 def calibration_panels(calibration: Calibration, evaluation: Row, samples: Sequence[Row], stage: str = "grpo") -> list[Panel]:
@@ -61,10 +62,9 @@ def draw_promise(calibration: Calibration, rows: Sequence[Row], colour: str, ax:
     low, high = min(*budgets, *lengths) / 1.3, max(*budgets, *lengths) * 1.3
     counts = Counter(zip(budgets, lengths, strict=True))
     ax.plot((low, high), (low, high), color=MUTED, linewidth=0.8)
-    marks = list(counts)
-    ax.scatter(
-        *zip(*marks, strict=True), [9 * counts[mark] for mark in marks], colour, alpha=0.55, linewidths=0, rasterized=len(marks) > 3000
-    )
+    marks, area = list(counts), min(9.0, MOST_AREA / max(counts.values()))
+    sizes = [max(LEAST_AREA, area * counts[mark]) for mark in marks]
+    ax.scatter(*zip(*marks, strict=True), sizes, colour, alpha=0.55, linewidths=0, rasterized=len(marks) > MOST_MARKS)
     stated = sorted({round(x) for x in np.geomspace(max(1.0, low), high, 400)})
     promises = [calibration.promise(x, DRAWN_COVERAGE) for x in stated]
     if None not in promises:

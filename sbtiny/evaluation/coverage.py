@@ -6,13 +6,15 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from sbtiny.budget.calibration import CalibrationAnswer, kept_coverage
+from sbtiny.budget.calibration import CalibrationAnswer
+from sbtiny.budget.coverage import kept_coverage
 from sbtiny.budget.metrics import Sample
 from sbtiny.config import EvalSettings
 from sbtiny.errors import InputError
 from sbtiny.evaluation.calibration_file import load_calibration
 from sbtiny.progress import console
 from sbtiny.rollout.policy import Policy
+from sbtiny.tasks.sources import TASKS
 
 
 def measure_coverage(policy: Policy, name: str, settings: EvalSettings, samples: Sequence[Sample]) -> dict[str, Any]:
@@ -24,8 +26,9 @@ def measure_coverage(policy: Policy, name: str, settings: EvalSettings, samples:
         return {}  # the promise is of answers that state their own budget and end by themselves
     try:
         found = load_calibration(policy, name, temperature=settings.temperature, top_p=settings.top_p, task=settings.task)
-        if found and (found.task, found.split) == (settings.task, settings.split):
-            raise InputError(f"the calibration is on {found.task}, split {found.split}, as this evaluation: evaluate on other questions")
+        if found and found.task == settings.task and (found.split == settings.split or found.task not in TASKS):  # a file has no splits
+            where = f"{found.task}, split {found.split}" if found.task in TASKS else found.task
+            raise InputError(f"the calibration is on {where}, as this evaluation: evaluate on other questions")
     except InputError as error:
         console.print(f"no coverage: {error}", markup=False, style="yellow", soft_wrap=True)
         return {}

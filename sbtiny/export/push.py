@@ -6,7 +6,7 @@ from pathlib import Path
 from sbtiny.errors import Failed, InputError
 
 REPO_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-EXTRA_FILES = ("*.gguf", "Modelfile", "export.json")
+EXTRA_FILES = ("*.gguf", "*.calibration.json", "Modelfile", "export.json")
 
 
 def check_hub_login(name: str) -> None:

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sbtiny.budget.calibration import Calibration, CalibrationAnswer, calibrate, kept_coverage
+from sbtiny.budget.calibration import Calibration, CalibrationAnswer, calibrate
 from sbtiny.budget.calibration_record import from_record, to_record
 from sbtiny.budget.conformal import promise_rank
+from sbtiny.budget.coverage import kept_coverage
 from sbtiny.budget.online_calibration import WINDOW, OnlineCalibration
 from sbtiny.errors import InputError
 

@@ -1,0 +1,309 @@
+"""`sbtiny calibrate` and what uses its file: on a real run, and refusals in one line."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sbtiny import locks, runs
+from sbtiny.budget.calibration import CalibrationAnswer, calibrate
+from sbtiny.budget.calibration_record import from_record, to_record
+from sbtiny.budget.coverage import kept_coverage
+from sbtiny.cli.app import run as call
+from sbtiny.config import EvalSettings, Settings
+from sbtiny.evaluation import calibrate as module
+from sbtiny.evaluation.calibration_file import calibration_path, load_calibration
+from sbtiny.evaluation.calibration_plots import calibration_panels
+from sbtiny.evaluation.plots import to_png, to_svg
+from sbtiny.evaluation.trained_questions import without_known_questions
+from sbtiny.rollout.load_policy import load_policy
+from sbtiny.tasks import arithmetic
+from sbtiny.tasks.sources import Question
+
+LIMIT, TOKENS = 40, 60
+
+
+@pytest.fixture(scope="module")
+def calibrated(started: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the cold start, calibrated; tests must not write into it."""
+    folder = tmp_path_factory.mktemp("calibrated") / "run"
+    shutil.copytree(started, folder)
+    assert call(["calibrate", str(folder), "--limit", str(LIMIT), "--set", f"eval.max_tokens={TOKENS}", "--json"], False) == 0
+    return folder
+
+
+@pytest.fixture
+def mine(calibrated: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(calibrated, tmp_path / "run"))
+
+
+def error_of(line: list[str], capsys: pytest.CaptureFixture) -> str:
+    """The one line on stderr of a command that is refused."""
+    capsys.readouterr()
+    assert call(line, False) == 2
+    err = capsys.readouterr().err.strip()
+    assert err.startswith("error: ")
+    assert "\n" not in err
+    return err
+
+
+def test_the_file_holds_the_ratios_and_what_follows_from_them(calibrated: Path) -> None:
+    record = runs.read_json(calibrated / "calibration.json")
+    found = from_record(record, "c")
+    assert (found.task, found.split, found.format, found.temperature, found.top_p) == ("arithmetic", "val", "solution", 0.6, 0.95)
+    assert found.questions == LIMIT == len(found.ratios) + found.cut + found.malformed
+    assert record["factors"] == found.scores.factors()
+    assert record["factors"]["0.95"] is None  # 40 answers
+    assert not list(calibrated.glob(".*.tmp"))
+    assert not (calibrated / runs.LOCK).exists()
+
+
+def test_eval_reports_promised_and_kept(calibrated: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    line = ["eval", str(calibrated), "--limit", "30", "--set", f"eval.max_tokens={TOKENS}", "-o", str(tmp_path / "e")]
+    assert call([*line, "--json"], False) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result == runs.read_json(tmp_path / "e" / "eval.json")
+    assert result["coverage"].keys() == {"0.8", "0.9", "0.95"}
+    rows = [json.loads(row) for row in (tmp_path / "e" / "eval_samples.jsonl").read_text().splitlines()]
+    found = from_record(runs.read_json(calibrated / "calibration.json"), "c")
+    for key, row in result["coverage"].items():
+        if found.scores.factor(float(key)) is None:
+            assert row["promised"] is row["kept"] is None
+        else:
+            kept = [r["ok"] and r["length"] <= found.promise(r["budget"], float(key)) for r in rows]
+            assert (row["promised"], row["kept"]) == (float(key), sum(kept) / 30)
+    assert call(line, False) == 0
+    assert "mean promise" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        (["--set", "eval.temperature=1.0"], "at another temperature (temperature 0.6, here 1.0)"),
+        (["--set", "eval.top_p=1"], "at another top_p (top_p 0.95, here 1.0)"),
+        (["--set", "eval.split=val"], "the calibration is on arithmetic, split val, as this evaluation"),
+        (["--task", "FILE"], "for another task (task arithmetic, here "),
+    ],
+)
+def test_what_does_not_fit_is_named_and_not_used(
+    calibrated: Path, tmp_path: Path, capsys: pytest.CaptureFixture, more: list[str], reason: str
+) -> None:
+    file = tmp_path / "q.jsonl"
+    file.write_text('{"question": "3 + 4?", "answer": "7"}\n')
+    more = [str(file) if word == "FILE" else word for word in more]
+    line = ["eval", str(calibrated), "--limit", "2", "--set", "eval.max_tokens=20", "-o", str(tmp_path / "e"), "--json", *more]
+    assert call(line, False) == 0
+    out, err = capsys.readouterr()
+    assert "coverage" not in json.loads(out)
+    assert "no coverage: " in err
+    assert reason in " ".join(err.split())
+
+
+def test_one_file_calibrates_another_and_not_itself(mine: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    files = []
+    for name, seed in (("one", 7), ("two", 8)):
+        asked = arithmetic.generate_questions("val", 12, seed=seed)
+        files.append(tmp_path / f"{name}.jsonl")
+        files[-1].write_text("".join(json.dumps({"question": q.question, "answer": q.answer}) + "\n" for q in asked))
+    tokens = ["--set", f"eval.max_tokens={TOKENS}", "--json"]
+    assert call(["calibrate", str(mine), "--task", str(files[0]), *tokens], False) == 0
+    for file, covered in zip(files, (False, True), strict=True):
+        capsys.readouterr()
+        assert call(["eval", str(mine), "--task", str(file), "-o", str(tmp_path / "e"), *tokens], False) == 0
+        out, err = capsys.readouterr()
+        assert ("coverage" in json.loads(out)) is covered
+        assert (f"the calibration is on {file}, as this evaluation" in " ".join(err.split())) is not covered
+
+
+@pytest.mark.parametrize("more", [["--budget", "30"], ["--set", "eval.ceiling=10"]])
+def test_given_budgets_and_cuts_have_no_coverage(calibrated: Path, tmp_path: Path, capsys: pytest.CaptureFixture, more: list[str]) -> None:
+    line = ["eval", str(calibrated), "--limit", "2", "--set", "eval.max_tokens=50", "-o", str(tmp_path / "e"), "--json", *more]
+    assert call(line, False) == 0
+    assert "coverage" not in json.loads(capsys.readouterr().out)
+
+
+def test_another_model_is_refused_by_its_fingerprint(mine: Path) -> None:
+    policy = load_policy(str(mine), Settings(), 2)
+    sampling = {"temperature": 0.6, "top_p": 0.95}
+    own = load_calibration(policy, str(mine), **sampling, task="arithmetic")
+    assert own.questions == LIMIT
+    assert load_calibration(policy, str(mine), **sampling) == own  # free questions
+    assert load_calibration(policy, "tiny", **sampling) is None
+    record = runs.read_json(mine / "calibration.json")
+    for changed, reason in (
+        ({"model_fingerprint": "0" * 16}, f"of another model (model_fingerprint {'0' * 16}, here {own.model_fingerprint})"),
+        ({"format": "think"}, "of another format (format think, here solution)"),
+    ):
+        runs.write_json(mine / "calibration.json", record | changed)
+        with pytest.raises(runs.InputError) as error:
+            load_calibration(policy, str(mine), **sampling)
+        assert str(error.value).startswith(f"{mine / 'calibration.json'}: the calibration is {reason}")
+    (mine / "calibration.json").write_text('{"ratios": [1.0')
+    with pytest.raises(runs.InputError, match="is not valid JSON"):
+        load_calibration(policy, str(mine), **sampling)
+    (mine / "calibration.json").write_text('{"ratios": [1.0]}')
+    with pytest.raises(runs.InputError, match="is broken: it has no questions: run sbtiny calibrate again"):
+        load_calibration(policy, str(mine), **sampling)
+
+
+def test_refusals_are_one_line(calibrated: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    name = str(calibrated)
+    before = (calibrated / "calibration.json").read_bytes()
+    assert "--split test is for eval" in error_of(["calibrate", name, "--split", "test"], capsys)
+    assert "--split train of arithmetic is for training" in error_of(["calibrate", name, "--split", "train"], capsys)
+    assert "choose from test, val, train" in error_of(["calibrate", name, "--split", "dev"], capsys)
+    assert "--confidence 95.0 is no share between 0 and 1" in error_of(["calibrate", name, "--confidence", "95"], capsys)
+    assert "unknown model 'nosuch'" in error_of(["calibrate", "nosuch"], capsys)
+    assert "no file none.jsonl" in error_of(["calibrate", name, "--task", "none.jsonl"], capsys)
+    assert "cannot write /proc/sbtiny" in error_of(["calibrate", name, "-o", "/proc/sbtiny"], capsys)
+    asked = arithmetic.generate_questions("train", 400, seed=5)
+    trained = tmp_path / "trained.jsonl"
+    trained.write_text("".join(json.dumps({"question": q.question, "answer": q.answer}) + "\n" for q in asked if q.level <= 2))
+    assert "every question was in the training of" in error_of(["calibrate", name, "--task", f"{trained}", "--limit", "64"], capsys)
+    tested = tmp_path / "tested.jsonl"
+    test_rows = arithmetic.generate_questions("test", 5)
+    tested.write_text("".join(json.dumps({"question": q.question, "answer": q.answer}) + "\n" for q in test_rows))
+    assert "every question is an evaluation question of arithmetic" in error_of(["calibrate", name, "--task", f"{tested}"], capsys)
+    assert (calibrated / "calibration.json").read_bytes() == before
+
+
+def test_two_at_once_are_refused(mine: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr(locks, "HELD_LOCKS", set())
+    with locks.hold(mine / runs.LOCK, mine):
+        locks.HELD_LOCKS.clear()  # as another process sees it
+        assert str(mine) in error_of(["calibrate", str(mine), "--limit", "2"], capsys)
+
+
+@pytest.mark.parametrize(
+    ("model", "more", "said"),
+    [
+        ("tiny", ["--limit", "4"], "no promise: no answer states a budget"),
+        ("run", ["--limit", "3"], "no finite promise at 80%, 90%, 95%: 3 answers are too few; raise --limit"),
+        ("run", ["--limit", "12", "--set", "eval.max_tokens=2"], "12 answers, 0 malformed, 12 cut"),
+    ],
+)
+def test_where_nothing_can_be_promised_it_is_said(
+    calibrated: Path, tmp_path: Path, capsys: pytest.CaptureFixture, model: str, more: list[str], said: str
+) -> None:
+    name = str(calibrated) if model == "run" else model
+    capsys.readouterr()
+    assert call(["calibrate", name, "-o", str(tmp_path), "--set", "eval.max_tokens=40", *more], False) == 0
+    assert said in " ".join(capsys.readouterr().out.split())
+    record = runs.read_json(tmp_path / "calibration.json")
+    assert record["factors"]["0.95"] is None
+    assert from_record(record, "c").promise(100, 0.95) is None
+
+
+def test_where_the_file_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calibrated: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert calibration_path(str(calibrated)) == calibrated / "calibration.json"
+    assert calibration_path("some/x-q8_0.gguf") == Path("some/x-q8_0.calibration.json")
+    assert calibration_path("owner/name") == Path("runs/calibrate-name/calibration.json")
+    assert module.output_path("some/x.gguf", Path("out")) == Path("out/x.calibration.json")
+    assert module.exported_run("some/x.gguf") is None
+    (tmp_path / "export.json").write_text(json.dumps({"run": str(calibrated)}))
+    assert module.exported_run("x.gguf") == calibrated
+
+
+# ---- what the run has seen ---------------------------------------------------------------------------------------------
+
+
+def write_run(folder: Path, kind: str, config: dict[str, Any], **more: str) -> Path:
+    folder.mkdir(parents=True)
+    runs.write_json(folder / "run.json", {"kind": kind, "model": "tiny", **more})
+    runs.write_json(folder / "config.yaml", config)  # JSON is YAML
+    return folder
+
+
+@pytest.fixture
+def questions() -> Callable[..., list[Question]]:
+    return lambda *texts: [Question(text, text, "7") for text in texts]
+
+
+def rows_file(path: Path, *texts: str) -> str:
+    path.write_text("".join(json.dumps({"question": text, "answer": "7"}) + "\n" for text in texts))
+    return str(path)
+
+
+def test_questions_of_the_run_and_its_parents_are_left_out_and_told(tmp_path: Path, questions: Callable[..., list[Question]]) -> None:
+    rows = rows_file(tmp_path / "rows.jsonl", "Row one?", "Row two?")
+    asked = rows_file(tmp_path / "asked.jsonl", "Asked one?")
+    held = rows_file(tmp_path / "held.jsonl", "Held one?")
+    start = write_run(tmp_path / "start", "sft", {"sft": {"rows": rows}})
+    run = write_run(tmp_path / "run", "grpo", {"grpo": {"questions": asked}, "eval": {"task": held}}, parent=str(start))
+    said: list[str] = []
+    given = questions("row ONE", "New?", "asked one", "held one?", "Other?")
+    found = without_known_questions(given, "mine.jsonl", run, said.append)
+    assert [q.question for q in found] == ["New?", "Other?"]
+    lines = [line for line in said if "left out" in line]
+    assert lines == [
+        f"questions that {asked} was trained on left out: 1",
+        f"questions that {rows} was trained on left out: 1",
+        f"evaluation questions of {held} left out: 1",
+    ]
+
+
+def test_named_splits_are_disjoint_and_need_no_comparison(tmp_path: Path, questions: Callable[..., list[Question]]) -> None:
+    run = write_run(tmp_path / "run", "grpo", {"grpo": {"task": "arithmetic"}, "eval": {"task": "arithmetic"}}, parent="gone")
+    said: list[str] = []
+    given = questions("one", "two")
+    assert without_known_questions(given, "arithmetic", run, said.append) == given
+    assert said == ["not compared with the training of gone: it is not there"]
+
+
+def test_what_cannot_be_compared_is_told(tmp_path: Path, questions: Callable[..., list[Question]]) -> None:
+    start = write_run(tmp_path / "start", "sft", {"sft": {"rows": str(tmp_path / "gone.jsonl")}})
+    run = write_run(tmp_path / "run", "grpo", {"grpo": {"questions": "gone.jsonl"}}, parent=str(start))
+    said: list[str] = []
+    without_known_questions(questions("one"), "mine.jsonl", run, said.append)
+    assert any(line.startswith(f"not compared with the questions of {run}: no file gone.jsonl") for line in said)
+    assert any(line.startswith(f"not compared with the rows of {start}: ") for line in said)
+
+
+# ---- plots -------------------------------------------------------------------------------------------------------------
+
+
+ABOUT = {
+    "model_fingerprint": "a", "format": "solution", "task": "arithmetic", "split": "val", "temperature": 0.6, "top_p": 1.0, "date": "now",
+}  # fmt: skip
+
+
+def noisy(n: int, seed: int) -> list[CalibrationAnswer]:
+    """Answers whose length has noise, more of it for a large budget."""
+    rng = np.random.default_rng(seed)
+    stated = rng.integers(20, 500, n)
+    used = stated * np.exp(0.3 * stated / 250 * rng.standard_normal(n))
+    return [CalibrationAnswer(int(b), max(1, int(u))) for b, u in zip(stated, used, strict=True)]
+
+
+def test_the_plots_are_drawn(tmp_path: Path) -> None:
+    found = calibrate(noisy(500, 0), **ABOUT)
+    rows = [{"budget": a.stated, "length": a.used, "ok": True} for a in noisy(300, 1)]
+    evaluation = {"coverage": kept_coverage(found, noisy(300, 1))}
+    panels = calibration_panels(found, evaluation, [*rows, {"budget": None, "length": 9, "ok": False}])
+    assert [panel.title for panel in panels] == ["promised and kept", "stated, used and promised"]
+    assert to_png(panels).startswith(b"\x89PNG")
+    assert all(to_svg(panel, "x").startswith("<svg") for panel in panels)
+    assert calibration_panels(found, {}, rows) == []
+    few = calibrate(noisy(30, 0), **ABOUT)  # no promise at 95 %
+    assert len(to_png(calibration_panels(few, {"coverage": kept_coverage(few, noisy(50, 1))}, rows[:1], "sft"))) > 1000
+    assert from_record(json.loads(json.dumps(to_record(few))), "c") == few
+
+
+def test_500_questions_are_asked_unless_told(started: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(module, "run_calibration", lambda name, settings, *_: asked.append(settings.eval.limit) or {})
+    file = tmp_path / "c.yaml"
+    file.write_text("eval: {limit: 33}\n")
+    for more in ([], ["--preset", "t4", "--task", "arithmetic"], ["--set", "eval.limit=44"], ["--limit", "55"], ["-c", str(file)]):
+        assert call(["calibrate", str(started), "--json", *more, "-o", str(tmp_path)], False) == 0
+    assert asked == [500, 500, 44, 55, 33]
+
+
+def test_settings_that_would_cut_are_put_aside() -> None:
+    found = module.calibration_settings(Settings(eval=EvalSettings(budget="0.5x", cut_at=0.5, ceiling=9))).eval
+    assert (found.budget, found.cut_at, found.ceiling) == ("auto", 0.0, 0)
