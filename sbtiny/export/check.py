@@ -101,8 +101,8 @@ class Check:
             self.unread.append(f"{file.name} has {dropped}, which only llama.cpp reads: pip install 'sbtiny[llama]' and export again")
         for reader in ("transformers", "llama_cpp"):
             if report[reader]:
-                why = verdict.failures(kind, report[reader], len(self.prompts), self._min_chats_ended())
-                self.failures += [f"{file.name} in {reader}: {reason}" for reason in why]
+                reasons = verdict.find_failures(kind, report[reader], len(self.prompts), self._min_chats_ended())
+                self.failures += [f"{file.name} in {reader}: {reason}" for reason in reasons]
 
     def _through_transformers(self, file: Path, kind: str) -> dict[str, Any]:
         model, tokenizer = read_gguf(file)

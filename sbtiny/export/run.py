@@ -40,9 +40,9 @@ class ExportWriter:
         as_trained = plan.merge == "dequantized"
         dtype = getattr(torch, plan.trained_in) if as_trained and plan.trained_in else None
         self.merged = Merged(self.base, plan.run / "adapter", as_trained and plan.nf4, self.config.tie_word_embeddings, dtype)
-        if EMBEDDING not in self.merged.files:
+        if EMBEDDING not in self.merged.tensors:
             raise InputError(f"{self.base} has no {EMBEDDING}: only models laid out as Llama's can be exported")
-        rows = self.merged.shapes[EMBEDDING][0]
+        rows = self.merged.tensors[EMBEDDING].shape[0]
         generation = read_generation(self.base, self.config)
         self.stops = ordered_stops(stop_ids_of(generation, self.tokenizer, rows), self.tokenizer)
         self.generation = make_generation_config(generation, self.stops, rows, plan.settings.eval)
@@ -51,7 +51,7 @@ class ExportWriter:
 
     def _vocabulary(self, rows: int) -> Vocabulary:
         """The tokenizer's GGUF fields. Raises InputError when tensors, template or tokenizer fit into no GGUF."""
-        for name in self.merged.files:
+        for name in self.merged.tensors:
             gguf.gguf_name(name, self.config)
         modelfile.go_template(self.tokenizer)
         return read_vocabulary(self.tokenizer, rows)
@@ -67,7 +67,7 @@ class ExportWriter:
 
     def _write_merged(self, folder: Path) -> None:
         folder.mkdir(parents=True)
-        with bar("merging", len(self.merged.files)) as advance:
+        with bar("merging", len(self.merged.tensors)) as advance:
             save_weights(self.merged, folder, getattr(torch, self.plan.dtype), advance)
         self.config.dtype = self.plan.dtype
         self.config.save_pretrained(folder)
@@ -85,7 +85,7 @@ class ExportWriter:
             if temporary and "f16" not in self.plan.kinds:
                 plain.unlink()
             return
-        with bar(f"writing {kind}", len(self.merged.files)) as advance:
+        with bar(f"writing {kind}", len(self.merged.tensors)) as advance:
             for _ in gguf.write_gguf(file, kind, self.merged, self.config, self.tokenizer, self.vocabulary, self.stops, self.plan.name):
                 advance()
 

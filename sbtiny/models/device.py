@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 Device = Literal["cuda", "cpu"]
-Dtype = Literal["bfloat16", "float16", "float32"]
+Dtype = Literal["float16", "bfloat16", "float32"]
 
 CPUINFO = Path("/proc/cpuinfo")
 MEMINFO = Path("/proc/meminfo")
