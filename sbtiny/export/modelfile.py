@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sbtiny import runs
-from sbtiny.budget.protocol import Format, render_budget
+from sbtiny.budget.protocol import render_budget
 from sbtiny.config import EvalSettings
 from sbtiny.errors import InputError
 from sbtiny.export.config import ExportConfig
@@ -70,14 +70,12 @@ def _around(tokenizer: "PreTrainedTokenizerBase", **turns: str) -> list[str]:
     return [*parts, rest]
 
 
-def readme(
-    about: dict[str, str], tokenizer: "PreTrainedTokenizerBase", gguf: str | None, form: Format, e: EvalSettings, composes: bool
-) -> str:
-    """The README. `about`: name, base, run, merge. `composes`: the tokenizer composes text (NFC), which llama.cpp does not."""
+def readme(plan: ExportConfig, tokenizer: "PreTrainedTokenizerBase", gguf: str | None, composes: bool) -> str:
+    """The README. `gguf`: the file that its commands take. `composes`: the tokenizer composes text (NFC), which llama.cpp does not."""
     prompt = tokenizer.apply_chat_template([{"role": "user", "content": "..."}], tokenize=False, add_generation_prompt=True)
-    prefill = render_budget(200, form)
-    raw = json.dumps({"model": about["name"], "raw": True, "prompt": prompt + prefill, "stream": False})
-    return render("README.md", about=about, gguf=gguf, form=form, e=e, composes=composes, prompt=prompt, prefill=prefill, raw=raw)
+    prefill = render_budget(200, plan.form)
+    raw = json.dumps({"model": plan.name, "raw": True, "prompt": prompt + prefill, "stream": False})
+    return render("README.md", plan=plan, e=plan.settings.eval, gguf=gguf, composes=composes, prompt=prompt, prefill=prefill, raw=raw)
 
 
 def model_card(plan: ExportConfig, base: Path) -> str:
