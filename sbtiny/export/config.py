@@ -3,21 +3,18 @@
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from sbtiny import locks, runs
 from sbtiny.budget.protocol import FORMATS, Format, parse_format_name
 from sbtiny.config import Settings
 from sbtiny.errors import InputError
-from sbtiny.export import kquants
+from sbtiny.export import gguf, kquants
 from sbtiny.models.adapters import read_adapter_config
 from sbtiny.models.aliases import Source, resolve
+from sbtiny.models.device import Dtype
 
 Merge = Literal["dequantized", "original"]
-Dtype = Literal["float16", "bfloat16", "float32"]
-WRITTEN = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
-DTYPES = ("float16", "bfloat16", "float32")
-MERGES = ("dequantized", "original")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +43,8 @@ def make_config(
     run: Path, settings: Settings, output: Path | None, form: str | None, merge: str, dtype: str, gguf: str, nf4: bool, check: bool
 ) -> ExportConfig:
     """Raises InputError for an unknown choice, a missing tool, a run without adapter, or an output that cannot be written."""
-    for name, value, known in (("--merge", merge, MERGES), ("--dtype", dtype, DTYPES)):
-        if value not in known:
+    for name, value, choices in ("--merge", merge, Merge), ("--dtype", dtype, Dtype):
+        if value not in (known := get_args(choices)):
             raise InputError(f"{name} {value!r} is not known: choose from {', '.join(known)}")
     kinds = read_kinds(gguf)
     about = runs.read_run(run)
@@ -72,8 +69,9 @@ def read_kinds(text: str) -> tuple[str, ...]:
     kinds = tuple(dict.fromkeys(word.strip().lower() for word in text.split(",") if word.strip()))
     if kinds in ((), ("none",)):
         return ()
-    if unknown := [kind for kind in kinds if kind not in WRITTEN and kind not in kquants.KINDS]:
-        raise InputError(f"--gguf {unknown[0]!r} is not known: choose from {', '.join((*WRITTEN, *kquants.KINDS))}, or none")
+    known = (*gguf.KINDS, *kquants.KINDS)
+    if unknown := [kind for kind in kinds if kind not in known]:
+        raise InputError(f"--gguf {unknown[0]!r} is not known: choose from {', '.join(known)}, or none")
     if not find_spec("gguf"):
         raise InputError("writing GGUF needs the gguf package: pip install 'sbtiny[gguf]', or use --gguf none")
     if any(kind in kquants.KINDS for kind in kinds):

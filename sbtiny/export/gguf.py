@@ -10,7 +10,6 @@ import numpy as np
 from sbtiny.errors import InputError
 from sbtiny.export import rope
 from sbtiny.export.gguf_tokenizer import Vocabulary, add_special, add_tokens
-from sbtiny.export.merge import Merged
 from sbtiny.models.shapes import ARCHITECTURES
 from sbtiny.models.tensor_faults import EMBEDDING, HEAD
 
@@ -18,17 +17,9 @@ if TYPE_CHECKING:
     from gguf import GGMLQuantizationType, GGUFWriter
     from transformers import PreTrainedTokenizerBase
 
-# Name -> (type of the matrices, type of embedding and head, file type of llama.cpp). Embedding and head bear less rounding.
-KINDS = {
-    "f32": ("F32", "F32", 0),
-    "f16": ("F16", "F16", 1),
-    "bf16": ("BF16", "BF16", 32),
-    "q8_0": ("Q8_0", "Q8_0", 7),
-    "q5_1": ("Q5_1", "Q8_0", 9),
-    "q5_0": ("Q5_0", "Q8_0", 8),
-    "q4_1": ("Q4_1", "Q8_0", 3),
-    "q4_0": ("Q4_0", "Q8_0", 2),
-}
+    from sbtiny.export.merge import Merged
+
+KINDS = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
 
 
 def check_architecture(config: Any) -> None:
@@ -45,7 +36,7 @@ def check_architecture(config: Any) -> None:
 def write_gguf(
     file: Path,
     kind: str,
-    merged: Merged,
+    merged: "Merged",
     config: Any,
     tokenizer: "PreTrainedTokenizerBase",
     vocabulary: Vocabulary,
@@ -57,23 +48,23 @@ def write_gguf(
 
     writer = GGUFWriter(file, config.model_type)
     writer.add_name(name)
-    writer.add_file_type(LlamaFileType(KINDS[kind][2]))
+    writer.add_file_type(LlamaFileType[f"{'ALL' if kind == 'f32' else 'MOSTLY'}_{kind.upper()}"])
     writer.add_quantization_version(2)
-    add_shape(writer, config, merged.shapes[EMBEDDING][0])
+    add_shape(writer, config, merged.tensors[EMBEDDING].shape[0])
     add_tokens(writer, vocabulary)
     add_special(writer, tokenizer, stops)
     factors = rope.llama3_factors(config)
     if factors is not None:
         writer.add_tensor_info("rope_freqs.weight", factors.shape, factors.dtype, factors.nbytes)
-    names = {given: gguf_name(given, config) for given in merged.files}
-    for given in merged.files:
-        add_tensor_info(writer, names[given], merged.shapes[given], tensor_type(kind, given, merged.shapes[given]))
+    names = {given: gguf_name(given, config) for given in merged.tensors}
+    for given, tensor in merged.tensors.items():
+        add_tensor_info(writer, names[given], tensor.shape, tensor_type(kind, given, tensor.shape))
     try:
         for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_ti_data_to_file):
             step()
         if factors is not None:
             writer.write_tensor_data(factors)
-        for given in merged.files:
+        for given in merged.tensors:
             writer.write_tensor_data(tensor_bytes(merged, given, config, kind))
             yield given
     finally:
@@ -106,12 +97,15 @@ def gguf_name(name: str, config: Any) -> str:
 
 
 def tensor_type(kind: str, name: str, shape: tuple[int, ...]) -> "GGMLQuantizationType":
-    """The type of `kind`, but float32 for norms and biases, and float16 where a row is no multiple of a block."""
+    """The type of `kind`, but float32 for norms and biases, and float16 where a row is no multiple of a block.
+
+    Of the quantised kinds, embedding and head have 8 bits: they bear less rounding.
+    """
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     if len(shape) == 1:
         return GGMLQuantizationType.F32
-    wanted = GGMLQuantizationType[KINDS[kind][name in (EMBEDDING, HEAD)]]
+    wanted = GGMLQuantizationType["Q8_0" if kind.startswith("q") and name in (EMBEDDING, HEAD) else kind.upper()]
     return wanted if shape[-1] % GGML_QUANT_SIZES[wanted][0] == 0 else GGMLQuantizationType.F16
 
 
@@ -126,7 +120,7 @@ def add_tensor_info(writer: "GGUFWriter", name: str, shape: tuple[int, ...], kin
         writer.add_tensor_info(name, packed, np.dtype(np.uint8), math.prod(packed), raw_dtype=kind)
 
 
-def tensor_bytes(merged: Merged, name: str, config: Any, kind: str) -> np.ndarray:
+def tensor_bytes(merged: "Merged", name: str, config: Any, kind: str) -> np.ndarray:
     """The tensor as stored: in llama.cpp's rotary layout, quantised. Raises InputError where float16 overflows."""
     from gguf.quants import quantize
 

@@ -6,10 +6,9 @@ the published weights. Never round to 4 bits after merging: it erases the adapte
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,12 +17,12 @@ from torch import Tensor
 
 from sbtiny.errors import InputError
 from sbtiny.models.adapters import read_adapter_config
-from sbtiny.models.tensors import read_tensors
+from sbtiny.models.tensor_faults import HEAD
+from sbtiny.models.tensors import INDEX, read_tensors
 
 SHARD = 10**9  # bytes
 PREFIX, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 PLAIN_LORA = {"bias": "none", "use_dora": False, "modules_to_save": None, "rank_pattern": {}, "alpha_pattern": {}, "fan_in_fan_out": False}
-WRONG_BASE_HINT = "give the model it was trained on"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,33 +57,25 @@ def read_adapter(folder: Path) -> dict[str, Lora]:
 
 
 class Merged:
-    """The policy's tensors by Hugging Face name, float32. Each is read and merged on access.
+    """The policy's tensors by Hugging Face name, float32. Each is read and merged on access; `tensors` has shapes and files.
 
     The base is first rounded as in training: to `dtype` (None: as stored), and with `nf4` the linear layers to 4 bits. `adapter` None:
     the base alone. Raises InputError when the base has no safetensors or the adapter does not fit it.
     """
 
     def __init__(self, base: Path, adapter: Path | None, nf4: bool = False, tied: bool = False, dtype: torch.dtype | None = None) -> None:
-        self.base, self.nf4, self.dtype = base, nf4, dtype
+        self.nf4, self.dtype = nf4, dtype
         self.lora = read_adapter(adapter) if adapter else {}
-        self.files: dict[str, Path] = {}
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self.stored: dict[str, str] = {}
-        for name, tensor in read_tensors(base).items():
-            if not (tied and name == "lm_head.weight"):
-                self.files[name], self.shapes[name], self.stored[name] = tensor.file, tensor.shape, tensor.dtype
+        self.tensors = {name: tensor for name, tensor in read_tensors(base).items() if not (tied and name == HEAD)}
         for name, lora in self.lora.items():
-            wanted = (lora.b.shape[0], lora.a.shape[1])
-            if name not in self.shapes:
-                raise InputError(f"the adapter in {adapter} does not fit {base}: it has no {name}; {WRONG_BASE_HINT}")
-            if self.shapes[name] != wanted:
-                raise InputError(
-                    f"the adapter in {adapter} does not fit {base}: {name} is {self.shapes[name]}, not {wanted}; {WRONG_BASE_HINT}"
-                )
+            stored, wanted = self.tensors.get(name), (lora.b.shape[0], lora.a.shape[1])
+            if stored is None or stored.shape != wanted:
+                why = f"it has no {name}" if stored is None else f"{name} is {stored.shape}, not {wanted}"
+                raise InputError(f"the adapter in {adapter} does not fit {base}: {why}; give the model it was trained on")
 
     def __getitem__(self, name: str) -> Tensor:
         # Open the file for each tensor: an open one keeps every page it has read in this process's memory.
-        with safe_open(self.files[name], "pt") as file:
+        with safe_open(self.tensors[name].file, "pt") as file:
             weight = file.get_tensor(name)
         weight = weight.to(self.dtype or weight.dtype)
         if self.nf4 and name.endswith("_proj.weight"):
@@ -101,38 +92,21 @@ def round_trip_nf4(weight: Tensor) -> Tensor:
     return dequantize_4bit(packed, state)
 
 
-def shards(merged: Merged, dtype: torch.dtype) -> Iterator[dict[str, Tensor]]:
-    """Yield the tensors in `dtype`, in groups of about SHARD bytes. Raises InputError for a weight that overflows."""
-    group: dict[str, Tensor] = {}
-    size = 0
-    for name in merged.files:
-        tensor = merged[name].to(dtype)
-        if not torch.isfinite(tensor).all():
-            raise InputError(f"{name} does not fit into {dtype}: use --dtype bfloat16, or the run has diverged")
-        if group and size + tensor.nbytes > SHARD:
-            yield group
-            group, size = {}, 0
-        group[name] = tensor
-        size += tensor.nbytes
-    yield group
-
-
 def save_weights(merged: Merged, folder: Path, dtype: torch.dtype, advance: Callable[[int], None]) -> None:
-    """Write model.safetensors, or numbered parts with an index. Calls `advance` with the number of tensors of each part."""
-    names: list[list[str]] = []  # of the tensors, per part
-    total = 0  # bytes
-    for group in shards(merged, dtype):
-        save_file(group, folder / f"part-{len(names)}.safetensors", metadata={"format": "pt"})
-        names.append(list(group))
-        advance(len(group))
-        total += sum(tensor.nbytes for tensor in group.values())
-    if len(names) == 1:
-        (folder / "part-0.safetensors").rename(folder / "model.safetensors")
-        return
-    where: dict[str, str] = {}
-    for i, inside in enumerate(names):
-        final = f"model-{i + 1:05}-of-{len(names):05}.safetensors"
-        (folder / f"part-{i}.safetensors").rename(folder / final)
-        where |= dict.fromkeys(inside, final)
-    index: dict[str, Any] = {"metadata": {"total_size": total}, "weight_map": where}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
+    """Write model.safetensors, or parts of about SHARD bytes with an index. Calls `advance` with the number of tensors of each part.
+
+    Raises InputError for a weight that overflows.
+    """
+    from huggingface_hub import split_torch_state_dict_into_shards
+
+    empty = {name: torch.empty(tensor.shape, dtype=dtype, device="meta") for name, tensor in merged.tensors.items()}
+    parts = split_torch_state_dict_into_shards(empty, filename_pattern="model{suffix}.safetensors", max_shard_size=SHARD)
+    for file, names in parts.filename_to_tensors.items():
+        tensors = {name: merged[name].to(dtype) for name in names}
+        if odd := [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
+            raise InputError(f"{odd[0]} does not fit into {dtype}: use --dtype bfloat16, or the run has diverged")
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+        advance(len(names))
+    if parts.is_sharded:
+        index = {"metadata": parts.metadata, "weight_map": parts.tensor_to_filename}
+        (folder / INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")

@@ -41,6 +41,7 @@ def head_size(config: Any) -> int:
 def add_rope_scaling(writer: "GGUFWriter", config: Any) -> None:
     """Write linear and YaRN scaling as fields. llama3's is a tensor, see `llama3_factors`."""
     from gguf import RopeScalingType
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     rope = config.rope_parameters
     writer.add_rope_dimension_count(head_size(config))
@@ -50,28 +51,16 @@ def add_rope_scaling(writer: "GGUFWriter", config: Any) -> None:
         writer.add_rope_scaling_factor(scaling_factor(config))
     if rope["rope_type"] == "yarn":
         writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
-        # llama.cpp multiplies this with the paper's mscale. It does not read its field yarn_attn_factor for these architectures.
-        writer.add_rope_scaling_attn_factors(attention_factor(config) / yarn_mscale(scaling_factor(config)))
+        _, attention_factor = ROPE_INIT_FUNCTIONS["yarn"](config)
+        paper = 0.1 * math.log(scaling_factor(config)) + 1 if scaling_factor(config) > 1 else 1.0
+        # llama.cpp multiplies this with the paper's factor. It does not read its field yarn_attn_factor for these architectures.
+        writer.add_rope_scaling_attn_factors(attention_factor / paper)
 
 
 def scaling_factor(config: Any) -> float:
     """Longest context over that of pre-training."""
     rope = config.rope_parameters
     return rope["factor"] or config.max_position_embeddings / rope["original_max_position_embeddings"]
-
-
-def attention_factor(config: Any) -> float:
-    """YaRN's factor on queries and keys, from the settings as transformers reads them."""
-    rope = config.rope_parameters
-    if rope.get("attention_factor") is not None:
-        return rope["attention_factor"]
-    if rope.get("mscale") and rope.get("mscale_all_dim"):
-        return yarn_mscale(scaling_factor(config), rope["mscale"]) / yarn_mscale(scaling_factor(config), rope["mscale_all_dim"])
-    return yarn_mscale(scaling_factor(config))
-
-
-def yarn_mscale(factor: float, scale: float = 1.0) -> float:
-    return 0.1 * scale * math.log(factor) + 1 if factor > 1 else 1.0
 
 
 def llama3_factors(config: Any) -> np.ndarray | None:

@@ -40,9 +40,9 @@ class ExportWriter:
         as_trained = plan.merge == "dequantized"
         dtype = getattr(torch, plan.trained_in) if as_trained and plan.trained_in else None
         self.merged = Merged(self.base, plan.run / "adapter", as_trained and plan.nf4, self.config.tie_word_embeddings, dtype)
-        if EMBEDDING not in self.merged.files:
+        if EMBEDDING not in self.merged.tensors:
             raise InputError(f"{self.base} has no {EMBEDDING}: only models laid out as Llama's can be exported")
-        rows = self.merged.shapes[EMBEDDING][0]
+        rows = self.merged.tensors[EMBEDDING].shape[0]
         generation = read_generation(self.base, self.config)
         self.stops = ordered_stops(stop_ids_of(generation, self.tokenizer, rows), self.tokenizer)
         self.generation = make_generation_config(generation, self.stops, rows, plan.settings.eval)
@@ -51,7 +51,7 @@ class ExportWriter:
 
     def _vocabulary(self, rows: int) -> Vocabulary:
         """The tokenizer's GGUF fields. Raises InputError when tensors, template or tokenizer fit into no GGUF."""
-        for name in self.merged.files:
+        for name in self.merged.tensors:
             gguf.gguf_name(name, self.config)
         modelfile.go_template(self.tokenizer)
         return read_vocabulary(self.tokenizer, rows)
@@ -62,12 +62,12 @@ class ExportWriter:
         files = {kind: folder / f"{self.plan.name}-{kind}.gguf" for kind in self.plan.kinds}
         for kind, file in files.items():
             self._write_gguf(file, kind)
-        self._write_beside(folder, list(files.values()))
+        self._write_beside(folder, next((file.name for file in files.values()), None))
         return files
 
     def _write_merged(self, folder: Path) -> None:
         folder.mkdir(parents=True)
-        with bar("merging", len(self.merged.files)) as advance:
+        with bar("merging", len(self.merged.tensors)) as advance:
             save_weights(self.merged, folder, getattr(torch, self.plan.dtype), advance)
         self.config.dtype = self.plan.dtype
         self.config.save_pretrained(folder)
@@ -85,18 +85,15 @@ class ExportWriter:
             if temporary and "f16" not in self.plan.kinds:
                 plain.unlink()
             return
-        with bar(f"writing {kind}", len(self.merged.files)) as advance:
+        with bar(f"writing {kind}", len(self.merged.tensors)) as advance:
             for _ in gguf.write_gguf(file, kind, self.merged, self.config, self.tokenizer, self.vocabulary, self.stops, self.plan.name):
                 advance()
 
-    def _write_beside(self, folder: Path, files: list[Path]) -> None:
-        e = self.plan.settings.eval
-        about = {"name": self.plan.name, "base": self.plan.source.name, "run": str(self.plan.run), "merge": self.plan.merge}
-        first = files[0].name if files else None
-        text = modelfile.readme(about, self.tokenizer, first, self.plan.form, e, self.composes)
-        (folder / "README.md").write_text(text, encoding="utf-8")
-        if first:
-            text = modelfile.modelfile(first, self.tokenizer, self.stops, e, self.config.max_position_embeddings)
+    def _write_beside(self, folder: Path, gguf: str | None) -> None:
+        """Write README and, for the GGUF file of this name, the Modelfile."""
+        (folder / "README.md").write_text(modelfile.readme(self.plan, self.tokenizer, gguf, self.composes), encoding="utf-8")
+        if gguf:
+            text = modelfile.modelfile(gguf, self.tokenizer, self.stops, self.plan.settings.eval, self.config.max_position_embeddings)
             (folder / "Modelfile").write_text(text, encoding="utf-8")
 
 
@@ -131,49 +128,31 @@ def move_into_place(building: Path, folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def all_checks_passed(checked: bool, failures: list[str], unread: list[str]) -> bool | None:
-    """None: not known, because there was no check or a file could not be read."""
-    if failures:
-        return False
-    return True if checked and not unread else None
-
-
 def export_run(plan: ExportConfig, questions: list[Question], verify: Verifier) -> dict[str, Any]:
     """Write the files, check them, and return the content of export.json.
 
     Raises Failed when the check fails; the files then stay in a folder with `-failed` in its name.
     """
     work = ExportWriter(plan)
-    result: dict[str, Any] = {
-        "run": str(plan.run), "model": plan.source.name, "format": plan.form.name,
-        "merge": plan.merge, "trained_in_4bit": plan.nf4, "dtype": plan.dtype,
-    }  # fmt: skip
-    failures: list[str] = []
-    unread: list[str] = []
+    check = Check(plan, questions, verify, work.composes)
     with make_temporary_build_folder(plan.output) as building:
         files = work.write(building)
-        result["stops"] = work.tokenizer.convert_ids_to_tokens(work.stops)
         if plan.check:
-            check = Check(plan, questions, verify, work.composes)
-            check.measure_policy()
-            check.measure_merged(building / "merged")
-            for kind, file in files.items():
-                check.gguf(file, kind)
-            result |= check.result
-            failures, unread = check.failures, check.unread
-        result |= {
-            "checked": plan.check,
-            "passed": all_checks_passed(plan.check, failures, unread),
-            "failures": failures,
-            "not_checked": unread,
-        }
+            check.measure(building, files)
+        result: dict[str, Any] = {
+            "run": str(plan.run), "model": plan.source.name, "format": plan.form.name,
+            "merge": plan.merge, "trained_in_4bit": plan.nf4, "dtype": plan.dtype,
+            "stops": work.tokenizer.convert_ids_to_tokens(work.stops),
+            **(check.result if plan.check else {}),
+            "checked": plan.check, "passed": check.passed, "failures": check.failures, "not_checked": check.unread,
+        }  # fmt: skip
         runs.write_json(building / "export.json", result)
-        output = plan.output if not failures else runs.free_path(plan.output.with_name(f"{plan.output.name}-failed"))
+        output = runs.free_path(plan.output.with_name(f"{plan.output.name}-failed")) if check.failures else plan.output
         move_into_place(building, output)
     result["folder"] = str(output)
-    if failures:
-        raise Failed(f"{output} is not the trained policy: {'; '.join(failures)}")
-    for reason in unread:
+    if check.failures:
+        raise Failed(f"{output} is not the trained policy: {'; '.join(check.failures)}")
+    for reason in check.unread:
         console.print(f"not checked: {reason}", style="yellow", soft_wrap=True, markup=False)
     console.print(f"wrote {output}")
     return result

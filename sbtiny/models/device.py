@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import psutil
+
 Device = Literal["cuda", "cpu"]
-Dtype = Literal["bfloat16", "float16", "float32"]
+Dtype = Literal["float16", "bfloat16", "float32"]
 
 CPUINFO = Path("/proc/cpuinfo")
-MEMINFO = Path("/proc/meminfo")
 SMALL_MODEL_PARAMETERS = 50_000_000  # below this a CPU gains nothing from 16 bits
 CPU_BF16 = {"avx512_bf16", "amx_bf16"}
 
@@ -80,18 +81,8 @@ def detect_device(parameters: int | None = None) -> Hardware:
         found = torch.cuda.get_device_properties(0)
         dtype = pick_dtype("cuda", parameters, capability=(found.major, found.minor))
         return Hardware("cuda", found.name, round(found.total_memory / 2**30, 1), dtype, threads)
-    cpuinfo = CPUINFO.read_text() if CPUINFO.is_file() else ""
-    dtype = pick_dtype("cpu", parameters, cpu_bf16=bool(CPU_BF16 & cpu_flags(cpuinfo)))
-    return Hardware("cpu", cpu_name(cpuinfo), round(total_memory(), 1), dtype, threads)
-
-
-def total_memory() -> float:
-    """Memory of this machine in GiB."""
-    if hasattr(os, "sysconf"):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    import psutil  # Windows; accelerate needs it, so it is there
-
-    return psutil.virtual_memory().total / 2**30
+    name, bf16 = probe_cpu()
+    return Hardware("cpu", name, round(psutil.virtual_memory().total / 2**30, 1), pick_dtype("cpu", parameters, cpu_bf16=bf16), threads)
 
 
 def probe_device() -> DeviceInfo:
@@ -99,12 +90,15 @@ def probe_device() -> DeviceInfo:
     answer, smi_error = query_nvidia_smi()
     if gpu := parse_nvidia_smi(answer):
         return gpu
+    name, bf16 = probe_cpu()
+    total, free = (round(size / 2**30, 1) for size in psutil.virtual_memory()[:2])
+    return DeviceInfo("cpu", name, total, free, cpu_bf16=bf16, nvidia_smi_error=smi_error)
+
+
+def probe_cpu() -> tuple[str, bool]:
+    """The processor's name, and whether it computes in bfloat16."""
     cpuinfo = CPUINFO.read_text() if CPUINFO.is_file() else ""
-    total = total_memory()
-    free = re.search(r"^MemAvailable:\s*(\d+) kB", MEMINFO.read_text() if MEMINFO.is_file() else "", re.MULTILINE)
-    free_gb = int(free[1]) / 2**20 if free else total
-    bf16 = bool(CPU_BF16 & cpu_flags(cpuinfo))
-    return DeviceInfo("cpu", cpu_name(cpuinfo), round(total, 1), round(free_gb, 1), cpu_bf16=bf16, nvidia_smi_error=smi_error)
+    return cpu_name(cpuinfo), bool(CPU_BF16 & cpu_flags(cpuinfo))
 
 
 def query_nvidia_smi() -> tuple[str, str]:

@@ -6,6 +6,7 @@ GPT-2; for Qwen2 it adds special tokens. So we build the tokenizer from the file
 
 import os
 import tempfile
+from collections.abc import Sequence
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sbtiny import __version__
 from sbtiny.errors import InputError
-from sbtiny.models import sentencepiece
+from sbtiny.models.prompt import SPACE
 
 if TYPE_CHECKING:
     from gguf import GGUFReader
@@ -135,6 +136,7 @@ def tokenizer_from_gguf(reader: "GGUFReader", file: Path) -> "PreTrainedTokenize
 
     Raises InputError for other kinds and for splits missing in SPLITS, because a guess gives the model unseen tokens.
     """
+    from tokenizers import AddedToken
     from transformers import PreTrainedTokenizerFast
 
     kind, split = read_field(reader, "tokenizer.ggml.model"), read_field(reader, "tokenizer.ggml.pre")
@@ -143,11 +145,14 @@ def tokenizer_from_gguf(reader: "GGUFReader", file: Path) -> "PreTrainedTokenize
         raise InputError(f"{file} has a {kind!r} tokenizer with split {split!r}, not 'llama', nor 'gpt2' with {known}: {ORIGINAL}")
     if kind == "llama" and not read_field(reader, "tokenizer.ggml.scores"):
         raise InputError(f"{file} has a 'llama' tokenizer without scores: {ORIGINAL}")
-    tokens = read_field(reader, "tokenizer.ggml.tokens")
+    tokens, types = read_field(reader, "tokenizer.ggml.tokens"), read_field(reader, "tokenizer.ggml.token_type")
     ids = {name: read_field(reader, f"tokenizer.ggml.{key}_token_id") for name, key in
            (("bos", "bos"), ("eos", "eos"), ("pad", "padding"), ("unk", "unknown"))}  # fmt: skip
+    tokenizer = _byte_pairs(tokens, reader, split) if kind == "gpt2" else _sentencepiece(tokens, reader, ids["unk"])
+    whole = [(token, type_) for token, type_ in zip(tokens, types, strict=True) if type_ in (CONTROL, USER_DEFINED)]
+    tokenizer.add_tokens([AddedToken(token, normalized=False, special=type_ == CONTROL) for token, type_ in whole])
     return PreTrainedTokenizerFast(
-        tokenizer_object=_byte_pairs(tokens, reader, split) if kind == "gpt2" else _sentencepiece(tokens, reader, ids["unk"]),
+        tokenizer_object=tokenizer,
         clean_up_tokenization_spaces=False,
         chat_template=read_field(reader, "tokenizer.chat_template"),
         **{f"{name}_token": None if i is None else tokens[i] for name, i in ids.items()},
@@ -164,7 +169,7 @@ def pre_tokenizer(split: str) -> Any:
 
 
 def _byte_pairs(tokens: list[str], reader: "GGUFReader", split: str) -> Any:
-    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
+    from tokenizers import Tokenizer, decoders, models, normalizers
 
     ignore_merges = SPLITS[split][1]
     merges = [tuple(merge.split(" ")) for merge in read_field(reader, "tokenizer.ggml.merges")]
@@ -174,17 +179,29 @@ def _byte_pairs(tokens: list[str], reader: "GGUFReader", split: str) -> Any:
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizer(split)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_tokens([AddedToken(token, normalized=False, special=special) for token, special in _added(tokens, reader).items()])
     return tokenizer
 
 
 def _sentencepiece(tokens: list[str], reader: "GGUFReader", unknown: int | None) -> Any:
+    from tokenizers import Tokenizer, decoders, models, normalizers
+
     prefixed = read_field(reader, "tokenizer.ggml.add_space_prefix") is not False  # llama.cpp's default is true
-    scores = read_field(reader, "tokenizer.ggml.scores")
-    return sentencepiece.build_sentencepiece(tokens, scores, _added(tokens, reader), None if unknown is None else tokens[unknown], prefixed)
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    merges = score_merges(vocabulary, read_field(reader, "tokenizer.ggml.scores"))
+    unk = None if unknown is None else tokens[unknown]
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token=unk, fuse_unk=True, byte_fallback=True))
+    begin = [normalizers.Prepend(SPACE)] if prefixed else []
+    tokenizer.normalizer = normalizers.Sequence([*begin, normalizers.Replace(" ", SPACE)])
+    end = [decoders.Strip(" ", 1, 0)] if prefixed else []
+    tokenizer.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *end])
+    return tokenizer
 
 
-def _added(tokens: list[str], reader: "GGUFReader") -> dict[str, bool]:
-    """Tokens that are matched before a text is split -> whether they are special."""
-    types = read_field(reader, "tokenizer.ggml.token_type")
-    return {token: kind == CONTROL for token, kind in zip(tokens, types, strict=True) if kind in (CONTROL, USER_DEFINED)}
+def score_merges(vocabulary: dict[str, int], scores: Sequence[float]) -> list[tuple[str, str]]:
+    """Pairs of pieces that form a piece, best score first. SentencePiece merges by these scores, BPE by this list."""
+    scored = []
+    for piece, i in vocabulary.items():
+        pairs = [(piece[:at], piece[at:]) for at in range(1, len(piece))]
+        known = [pair for pair in pairs if pair[0] in vocabulary and pair[1] in vocabulary]
+        scored += [(-scores[i], vocabulary[left], vocabulary[right], left, right) for left, right in known]
+    return [(left, right) for *_, left, right in sorted(scored)]

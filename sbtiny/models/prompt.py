@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 from sbtiny.budget.protocol import THINK, Format, render_budget
 from sbtiny.errors import InputError
 from sbtiny.models.chat_template import strip_generation_think, with_budget
-from sbtiny.models.sentencepiece import SPACE
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 Message = dict[str, str]  # role and content
+SPACE = "▁"  # SentencePiece's mark of a space
 PROBE_BUDGETS = (1, 37, 250, 4096)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sbtiny.errors import InputError
-from sbtiny.models.aliases import find_alias, resolve
+from sbtiny.models.aliases import ALIASES, resolve
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
 PREFILL_BATCH = 32  # prompts that the decode loop computes in one call, before their slots are free
@@ -81,15 +81,10 @@ def shape_of(name: str) -> Shape:
     source = resolve(name)
     if source.kind in ("bundled", "folder"):
         return read_shape(Path(source.ref) / "config.json")
-    alias = find_alias(source.name)
-    known = SHAPES.get(alias.name) if alias else shape_by_hub_id(source.ref)
-    if known is None:
+    alias = next((alias for alias in ALIASES if source.name in (alias.name, alias.hub_id)), None)
+    if alias is None:
         raise InputError(f"the shape of {name} is not known before it is read: give an alias (sbtiny models) or a folder with config.json")
-    return known
-
-
-def shape_by_hub_id(ref: str) -> Shape | None:
-    return next((shape for name, shape in SHAPES.items() if find_alias(name).hub_id == ref), None)
+    return SHAPES[alias.name]
 
 
 def read_shape(file: Path) -> Shape:

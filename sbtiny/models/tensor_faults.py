@@ -16,9 +16,10 @@ WRAPPERS = {
 LAYER = re.compile(r"\.(?:layers|h)\.(\d+)\.")
 
 Shape = tuple[int, ...]
+Fault = tuple[str, str]  # what is wrong, and what to do
 
 
-def load_error(where: Path | str, what: str, hint: str) -> InputError:
+def load_error(where: Path | str, what: str, hint: str = WHOLE) -> InputError:
     return InputError(f"cannot load {where}: {what}; {hint}")
 
 
@@ -30,18 +31,12 @@ def check_names_and_shapes(
     changed: Sequence[tuple[str, Shape, Shape]],
 ) -> None:
     """Raises InputError for the first wrong tensor. `changed`: name, shape in the file, shape by config.json."""
-    if missing and unexpected and (fault := find_renamed(set(missing), unexpected)):
-        raise load_error(where, *fault)
-    if missing:
-        raise load_error(where, *explain_missing(wanted, missing))
-    if unexpected:
-        raise load_error(where, *explain_unexpected(wanted, unexpected))
-    if changed:
-        raise load_error(where, *explain_resized(*changed[0]))
+    fault = explain_renamed(set(missing), unexpected) or explain_missing(wanted, missing) or explain_unexpected(wanted, unexpected)
+    if fault or changed:
+        raise load_error(where, *(fault or explain_resized(*changed[0])))
 
 
-def find_renamed(missing: Collection[str], unexpected: Iterable[str]) -> tuple[str, str] | None:
-    """Fault and hint of the first tensor that is stored under another name; None if there is none."""
+def explain_renamed(missing: Collection[str], unexpected: Iterable[str]) -> Fault | None:
     for name in unexpected:
         bare = name
         for part in WRAPPERS:
@@ -58,34 +53,32 @@ def find_renamed(missing: Collection[str], unexpected: Iterable[str]) -> tuple[s
     return None
 
 
-def explain_missing(wanted: Sequence[str], missing: Sequence[str]) -> tuple[str, str]:
+def explain_missing(wanted: Sequence[str], missing: Sequence[str]) -> Fault | None:
+    if not missing:
+        return None
     if list(missing) == [HEAD]:
         fault = f"{HEAD} is missing, and config.json does not tie it to the embedding (tie_word_embeddings)"
         return fault, "set that to true if the model was tied, else take the file that has it"
-    in_files, in_config = layers(set(wanted) - set(missing)), layers(wanted)
+    in_files = layers(set(wanted) - set(missing))
     if layers(missing) and not layers(missing) & in_files:
-        fault = (
-            f"{list_names(missing)} missing: the files have {len(in_files)} layers, config.json says {len(in_config)} (num_hidden_layers)"
-        )
-        return fault, "download the model again, or correct config.json"
+        return f"{list_names(missing)} missing: {count_layers(in_files, wanted)}", "download the model again, or correct config.json"
     return f"{list_names(missing)} missing", "download the model again, or take the config.json that belongs to it"
 
 
-def explain_unexpected(wanted: Sequence[str], unexpected: Sequence[str]) -> tuple[str, str]:
+def explain_unexpected(wanted: Sequence[str], unexpected: Sequence[str]) -> Fault | None:
+    if not unexpected:
+        return None
     if ".lora_" in unexpected[0]:
         return f"{list_names(unexpected)} part of an adapter", "merge it into the model first (merge_and_unload)"
     if layers(unexpected) - layers(wanted):
-        in_files, in_config = len(layers(wanted) | layers(unexpected)), len(layers(wanted))
-        fault = (
-            f"{list_names(unexpected)} not the model's: the files have {in_files} layers, config.json says {in_config} (num_hidden_layers)"
-        )
-        return fault, "correct config.json, or take the one that belongs to the model"
+        counts = count_layers(layers([*wanted, *unexpected]), wanted)
+        return f"{list_names(unexpected)} not the model's: {counts}", "correct config.json, or take the one that belongs to the model"
     hint = "take the config.json that belongs to it (model_type, attention_bias), or save it without"
     return f"{list_names(unexpected)} no part of the model that config.json describes", hint
 
 
-def explain_resized(name: str, stored: Shape, wanted: Shape) -> tuple[str, str]:
-    fault = f"{name} is {show(stored)} in the file and {show(wanted)} by config.json"
+def explain_resized(name: str, stored: Shape, wanted: Shape) -> Fault:
+    fault = f"{name} is {' x '.join(map(str, stored))} in the file and {' x '.join(map(str, wanted))} by config.json"
     if name in (EMBEDDING, HEAD) and stored[1:] == wanted[1:]:
         return fault, f"the vocabulary was resized: set vocab_size to {stored[0]}, or take the weights that belong to config.json"
     return fault, "take the config.json that belongs to the weights"
@@ -100,9 +93,9 @@ def layers(names: Iterable[str]) -> set[int]:
     return {int(match[1]) for name in names if (match := LAYER.search(name))}
 
 
+def count_layers(in_files: set[int], wanted: Sequence[str]) -> str:
+    return f"the files have {len(in_files)} layers, config.json says {len(layers(wanted))} (num_hidden_layers)"
+
+
 def list_names(names: Sequence[str]) -> str:
     return f"{names[0]} is" if len(names) == 1 else f"{names[0]} and {len(names) - 1} more are"
-
-
-def show(shape: Shape) -> str:
-    return " x ".join(map(str, shape))

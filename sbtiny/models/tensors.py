@@ -18,7 +18,6 @@ from sbtiny.errors import InputError
 from sbtiny.models import tensor_faults
 from sbtiny.models.adapters import FILES as ADAPTER
 from sbtiny.models.shapes import ARCHITECTURES
-from sbtiny.models.tensor_faults import WHOLE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -109,7 +108,7 @@ def reading_config(folder: Path) -> Iterator[None]:
         yield
     except Exception as error:  # transformers raises KeyError, TypeError and errors of its own as well
         reason = " ".join(str(error).split())[:200].rstrip(" .:") or type(error).__name__
-        raise tensor_faults.load_error(folder, f"config.json: {reason}", WHOLE) from error
+        raise tensor_faults.load_error(folder, f"config.json: {reason}") from error
 
 
 def read_tensors(folder: Path) -> dict[str, StoredTensor]:
@@ -119,7 +118,7 @@ def read_tensors(folder: Path) -> dict[str, StoredTensor]:
         here = read_header(file)
         if twice := tensors.keys() & here.keys():
             name = min(twice)
-            raise tensor_faults.load_error(folder, f"{name} is in {tensors[name].file.name} and in {file.name}", WHOLE)
+            raise tensor_faults.load_error(folder, f"{name} is in {tensors[name].file.name} and in {file.name}")
         tensors |= here
     return tensors
 
@@ -131,7 +130,7 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
             parts = {name: opened.get_slice(name) for name in names}
             return {name: StoredTensor(file, name, tuple(part.get_shape()), part.get_dtype()) for name, part in parts.items()}
     except (SafetensorError, OSError) as error:
-        raise tensor_faults.load_error(file.parent, f"cannot read {file.name}: {error}", WHOLE) from error
+        raise tensor_faults.load_error(file.parent, f"cannot read {file.name}: {error}") from error
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -141,7 +140,7 @@ def weight_files(folder: Path) -> list[Path]:
     if (folder / INDEX).is_file():
         return [folder / name for name in files_in_index(folder)]
     if next(folder.glob("*-of-*.safetensors"), None):
-        raise tensor_faults.load_error(folder, f"it holds parts and no {INDEX}", WHOLE)
+        raise tensor_faults.load_error(folder, f"it holds parts and no {INDEX}")
     raise tensor_faults.load_error(folder, f"it holds no {SINGLE}", "save the model with save_pretrained first")
 
 
@@ -150,7 +149,7 @@ def files_in_index(folder: Path) -> list[str]:
     try:
         return sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise tensor_faults.load_error(folder, f"{INDEX} is corrupt ({error!r})", WHOLE) from error
+        raise tensor_faults.load_error(folder, f"{INDEX} is corrupt ({error!r})") from error
 
 
 def unused_weights_warning(folder: Path) -> str | None:

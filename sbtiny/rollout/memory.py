@@ -6,27 +6,22 @@
 import ctypes
 import os
 import sys
-from pathlib import Path
 
+import psutil
 import torch
 
 from sbtiny.errors import InputError
 from sbtiny.progress import console
 
 FREE_MEMORY_SHARE = 0.8  # of the free memory; the rest is for activations
-MEMINFO = Path("/proc/meminfo")
 M_MMAP_THRESHOLD = -3  # of malloc.h
 
 
-def free_bytes(device: torch.device) -> int | None:
-    """Free memory of this device; None where the system does not say."""
+def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
-    if not MEMINFO.is_file():
-        return None
-    line = next(line for line in MEMINFO.read_text().splitlines() if line.startswith("MemAvailable"))
-    return int(line.split()[1]) * 1024
+    return psutil.virtual_memory().available
 
 
 def peak_bytes(device: torch.device) -> int:
@@ -36,8 +31,6 @@ def peak_bytes(device: torch.device) -> int:
     try:
         import resource
     except ImportError:  # Windows
-        import psutil
-
         info = psutil.Process().memory_info()
         return getattr(info, "peak_wset", info.rss)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -60,10 +53,9 @@ def fit_slots(slot: int, wanted: int, limit: float | None, device: torch.device)
 
     Raises InputError when not one fits.
     """
-    free = free_bytes(device)
-    room = limit * 2**30 if limit is not None else None if free is None else free * FREE_MEMORY_SHARE
-    fitting = wanted if room is None else min(wanted, int(room // slot))
-    reason = "" if room is None else f"one needs {slot / 2**30:.3g} GiB of KV cache, {room / 2**30:.3g} GiB is available"
+    room = limit * 2**30 if limit is not None else free_bytes(device) * FREE_MEMORY_SHARE
+    fitting = min(wanted, int(room // slot))
+    reason = f"one needs {slot / 2**30:.3g} GiB of KV cache, {room / 2**30:.3g} GiB is available"
     if fitting < 1:
         raise InputError(f"no room for an answer: {reason}: lower max_tokens, or raise --kv-memory")
     if fitting < wanted:

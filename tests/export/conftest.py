@@ -110,7 +110,7 @@ def written(base: Path, kind: str, file: Path) -> Path:
     """A GGUF file of a model folder."""
     config, tokenizer = AutoConfig.from_pretrained(base), load_tokenizer(str(base))
     merged = Merged(base, None, tied=config.tie_word_embeddings)
-    vocabulary = read_vocabulary(tokenizer, merged.shapes["model.embed_tokens.weight"][0])
+    vocabulary = read_vocabulary(tokenizer, merged.tensors["model.embed_tokens.weight"].shape[0])
     list(gguf.write_gguf(file, kind, merged, config, tokenizer, vocabulary, [2], "x"))
     return file
 

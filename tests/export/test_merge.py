@@ -48,7 +48,7 @@ def test_a_base_in_parts_is_merged_into_parts_with_their_index(
     assert len(parts) > 2
     stored = {name: part for part in parts for name in names_in(folder / part)}
     assert index["weight_map"] == stored
-    assert set(stored) == set(Merged(sharded, None).files)
+    assert set(stored) == set(Merged(sharded, None).tensors)
     assert index["metadata"]["total_size"] == 4 * sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(folder).parameters())
     assert kl(logits(load_model(str(sharded), adapter=run / "adapter")[0]), logits(load_model(str(folder))[0])) < 1e-9
 

@@ -3,14 +3,13 @@
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 
-from sbtiny.budget.protocol import SOLUTION
 from sbtiny.cli.main import app
-from sbtiny.config import EvalSettings
-from sbtiny.export.modelfile import go_template, readme
+from sbtiny.export.modelfile import go_template
 from sbtiny.models.load import load_tokenizer
 
 PROMPT = "<|im_start|>user\n...<|im_end|>\n<|im_start|>assistant\n"
@@ -72,9 +71,10 @@ def test_the_readme_has_a_line_for_every_program(out: Path) -> None:
     assert body == {"model": "r", "raw": True, "prompt": PROMPT + "<budget>200</budget><solution>", "stream": False}
 
 
-def test_the_commands_of_a_run_with_a_space_in_its_name_can_be_copied(tiny) -> None:
-    about = dict.fromkeys(("name", "base", "run", "merge"), "my run")
-    text = readme(about, tiny[1], "my run-q8_0.gguf", SOLUTION, EvalSettings(), False)
+def test_the_commands_of_a_run_with_a_space_in_its_name_can_be_copied(run: Path, tmp_path: Path) -> None:
+    spaced = shutil.copytree(run, tmp_path / "my run")
+    app(["export", str(spaced), "--gguf", "q8_0", "--no-check"], standalone_mode=False)
+    text = (spaced / "export" / "README.md").read_text()
     assert "    ollama create 'my run' -f Modelfile" in text
     assert text.count(" -m 'my run-q8_0.gguf' --jinja") == 2
 

@@ -14,7 +14,7 @@ def answered(within: int, of: int) -> verdict.ExportEval:
 
 def reasons(kind: str, trained: verdict.ExportEval, file: verdict.ExportEval) -> list[str]:
     same = {"clear_agreement": 1.0, "strings_same": 50, "prompts_same": 4}
-    return verdict.failures(kind, same | {"falls": verdict.rate_drops(trained, file, kind)}, 4, 0)
+    return list(verdict.find_failures(kind, same | {"falls": verdict.rate_drops(trained, file, kind)}, 4, 0))
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_differences_both_ways_are_noise_and_a_gain_is_no_fault() -> None:
 
 def test_each_fault_is_a_reason_of_its_own() -> None:
     found = {"clear_agreement": 0.5, "strings_same": 49, "prompts_same": 4, "chats": 20, "chats_ended": 3}
-    assert verdict.failures("q8_0", found, 4, 18.0) == [
+    assert list(verdict.find_failures("q8_0", found, 4, 18.0)) == [
         "first choices agree at 50.00% of the positions where they are clear, 99.0% is the least",
         "1 of 50 strings become other tokens",
         "17 of 20 chats did not stop",

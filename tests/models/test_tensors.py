@@ -173,7 +173,7 @@ def test_harmless_oddities_load_and_are_the_same_base(tmp_path: Path) -> None:
     for i, weights in enumerate((WEIGHTS | {HEAD: beyond(1509)}, WEIGHTS | inv_freq, wide)):
         folder = changed(tmp_path / str(i), weights)
         assert load_model(str(folder))[0].base_fingerprint == read_base("tiny").fingerprint()
-        assert set(Merged(folder, None, tied=True).files) == set(WEIGHTS)
+        assert set(Merged(folder, None, tied=True).tensors) == set(WEIGHTS)
 
 
 def test_a_gguf_file_without_a_tensor_is_refused(tmp_path: Path) -> None:
@@ -182,8 +182,8 @@ def test_a_gguf_file_without_a_tensor_is_refused(tmp_path: Path) -> None:
     from sbtiny.models.load import load_tokenizer
 
     merged, config, tokenizer = Merged(BUNDLED, None, tied=True), read_base("tiny").config, load_tokenizer("tiny")
-    del merged.files[Q]
-    vocabulary = read_vocabulary(tokenizer, merged.shapes[TABLE][0])
+    del merged.tensors[Q]
+    vocabulary = read_vocabulary(tokenizer, merged.tensors[TABLE].shape[0])
     list(gguf.write_gguf(tmp_path / "m.gguf", "f16", merged, config, tokenizer, vocabulary, [2], "m"))
     with pytest.raises(InputError, match=r"cannot load .*m\.gguf: .*q_proj.weight is missing"):
         read_gguf(tmp_path / "m.gguf")
