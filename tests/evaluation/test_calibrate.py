@@ -13,7 +13,7 @@ from sbtiny import locks, runs
 from sbtiny.budget.calibration import CalibrationAnswer, calibrate
 from sbtiny.budget.calibration_record import from_record, to_record
 from sbtiny.budget.coverage import kept_coverage
-from sbtiny.cli.app import run as call
+from sbtiny.cli.main import run as call
 from sbtiny.config import EvalSettings, Settings
 from sbtiny.evaluation import calibrate as module
 from sbtiny.evaluation.calibration_file import calibration_path, load_calibration

@@ -1,7 +1,8 @@
 """The Python API on a real run: budgets are kept, an answer comes when it is asked for, turns go on."""
 
-from collections.abc import Iterator
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -24,7 +25,7 @@ def assistant(started) -> Assistant:
 
 
 @pytest.fixture
-def plain(tiny) -> Iterator[Assistant]:
+def plain(tiny) -> Assistant:
     """Of the bundled model, which states no budget and reckons at length."""
     return Assistant(build_policy(*tiny, slots=3, states_budget=False), ServeSettings(temperature=0.0, context=512))
 
@@ -168,3 +169,12 @@ def test_the_base_model_answers_without_a_budget_and_the_run_comes_back(assistan
 def test_an_engine_that_cannot_stream_is_refused(tiny) -> None:
     with pytest.raises(InputError, match="cannot stream"):
         Assistant(build_policy(*tiny, slots=2, engine="generate"), ServeSettings())
+
+
+def test_the_python_of_the_readme_runs(started, capsys) -> None:
+    code = re.search(r"```python\n(.*?)```", (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8"), re.DOTALL)[1]
+    names: dict = {}
+    exec(code.replace("runs/demo", str(started)), names)
+    assert names["reply"].answer.source == "scaled"
+    assert len(names["answers"]) == 2
+    assert str(names["answer"].stated) in capsys.readouterr().out

@@ -9,7 +9,7 @@ import pytest
 from sbtiny.config import EvalSettings, Settings
 from sbtiny.errors import InputError
 from sbtiny.tasks import arithmetic
-from sbtiny.tasks.leaks import drop_eval_questions, hash_question, without_heldout
+from sbtiny.tasks.leaks import drop_eval_questions, hash_question, leave_out
 from sbtiny.tasks.sources import Question
 
 ASKED = "Tom has 3 coins, and finds 1,000 more.\nHow many coins?"
@@ -48,16 +48,18 @@ def test_other_numbers_words_and_signs_are_another_question(other: str) -> None:
 
 def test_what_is_evaluated_is_taken_out_and_told_with_its_place(capsys: pytest.CaptureFixture[str]) -> None:
     asked = [replace(q(ASKED), where=f"mine.jsonl, line {n}") for n in range(1, 8)]
-    kept = without_heldout([q("one"), asked[0], q("two")], [q(ASKED.upper())], "held.jsonl")
+    kept = leave_out(
+        [q("one"), asked[0], q("two")], [q(ASKED.upper())], "an evaluation question of held.jsonl", "evaluation questions of held.jsonl"
+    )
     assert [item.question for item in kept] == ["one", "two"]
-    assert without_heldout([q("one")], [q(ASKED)], "held.jsonl") == [q("one")]
+    assert leave_out([q("one")], [q(ASKED)], "an evaluation question of held.jsonl", "evaluation questions of held.jsonl") == [q("one")]
     assert said(capsys) == "evaluation questions of held.jsonl left out: 1; mine.jsonl, line 1"
-    without_heldout([q("one"), *asked], [q(ASKED)], "held.jsonl")
+    leave_out([q("one"), *asked], [q(ASKED)], "an evaluation question of held.jsonl", "evaluation questions of held.jsonl")
     report = said(capsys)
     assert report.startswith("evaluation questions of held.jsonl left out: 7; mine.jsonl, line 1; ")
     assert report.endswith("mine.jsonl, line 5; ...")
     with pytest.raises(InputError, match=r"every question is an evaluation question of held\.jsonl"):
-        without_heldout([q(ASKED)], [q(ASKED)], "held.jsonl")
+        leave_out([q(ASKED)], [q(ASKED)], "an evaluation question of held.jsonl", "evaluation questions of held.jsonl")
 
 
 def test_a_set_of_the_hub_that_is_not_at_hand_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
