@@ -1,5 +1,6 @@
 """The Python API on a real run: budgets are kept, an answer comes when it is asked for, turns go on."""
 
+import copy
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import sbtiny
+from sbtiny.budget.protocol import THINK
 from sbtiny.budget.seconds import Rate
 from sbtiny.config import ServeSettings, Settings
 from sbtiny.errors import InputError
@@ -178,3 +180,35 @@ def test_the_python_of_the_readme_runs(started, capsys) -> None:
     assert names["reply"].answer.source == "scaled"
     assert len(names["answers"]) == 2
     assert str(names["answer"].stated) in capsys.readouterr().out
+
+
+@pytest.fixture
+def thinking(tiny) -> Assistant:
+    """The bundled model in the think format, which it was not trained in: with a given budget all it writes is thoughts."""
+    return Assistant(build_policy(*tiny, slots=2, form=THINK), ServeSettings(temperature=0.0, context=512, reserve=40))
+
+
+def test_thoughts_that_reach_their_budget_are_closed_and_an_answer_follows(thinking: Assistant) -> None:
+    reply = thinking.stream(LONG, budget=30)
+    kinds = [part.kind for part in reply]
+    answer = reply.answer
+    assert kinds == sorted(kinds, reverse=True)  # thoughts, then the answer
+    assert (answer.stop_reason, answer.given, answer.allowed) == ("ceiling", 30, 33)
+    assert answer.thoughts.endswith("Time is up.")
+    assert answer.text
+    assert "think>" not in answer.text + answer.thoughts
+    assert answer.used <= 33 + 40
+
+
+def test_a_template_that_opens_the_thoughts_itself(tiny) -> None:
+    model, tokenizer = tiny
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template += "{% if add_generation_prompt %}<think>\n{% endif %}"
+    plain = Assistant(build_policy(model, tokenizer, slots=2, states_budget=False), ServeSettings(temperature=0.0, context=512, reserve=60))
+    reply = plain.stream(LONG)
+    for count, _ in enumerate(reply):
+        if count == 9:
+            reply.press()
+    assert reply.answer.thoughts.endswith("Time is up.")
+    assert reply.answer.text
+    assert reply.answer.stop_reason == "interrupted"
