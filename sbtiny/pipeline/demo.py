@@ -1,14 +1,16 @@
-"""`sbtiny demo`: base, cold start and GRPO of the bundled model, each evaluated on the same held-out questions, and the report."""
+"""`sbtiny demo`: base, cold start and GRPO of the bundled model, each evaluated on the same held-out questions, a calibration, the report."""
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sbtiny import runs
 from sbtiny.coldstart.run import run_sft
 from sbtiny.config import Settings
+from sbtiny.evaluation.calibrate import calibration_settings, run_calibration
 from sbtiny.evaluation.run import run_eval
 from sbtiny.evaluation.write_report import write_report
 from sbtiny.grpo.run import run_grpo
@@ -40,6 +42,8 @@ def run_stages(settings: Settings, folder: Path) -> dict[str, Any]:
         run_eval(str(start), settings, start)
     with timed("grpo"):
         run_grpo(settings, start, folder, force=True)
+    with timed("calibrate"):
+        run_calibration(str(folder), calibration_settings(replace(settings, eval=replace(settings.eval, split="val"))), None)
     with timed("eval_grpo"):
         run_eval(str(folder), settings, folder, sweep=True)
     return write_report(folder, seconds)

@@ -28,13 +28,13 @@ def test_the_demo_evaluates_each_stage_and_reports(
     folder = tmp_path / "runs" / "demo"
     assert told == read_json(folder / "report.json") | {"page": "runs/demo/report.html"}
     assert [told[stage]["questions"] for stage in ("base", "sft", "grpo")] == [8] * 3
-    assert told["seconds"].keys() == {"eval_base", "sft", "eval_sft", "grpo", "eval_grpo"}
+    assert told["seconds"].keys() == {"eval_base", "sft", "eval_sft", "grpo", "calibrate", "eval_grpo"}
     assert [each["budget"] for each in told["sweep"]] == list(SWEEP)
     ids = [[row["id"] for row in read_rows(str(place / "eval_samples.jsonl"))] for place in (folder / "base", folder / "sft", folder)]
     assert ids[0] == ids[1] == ids[2]  # so that the change can be paired
     assert told["accuracy_change_ci95"] is not None
     assert (read_json(folder / "run.json")["kind"], read_json(folder / "sft" / "run.json")["kind"]) == ("grpo", "sft")
-    for name in ("report.html", "README.md", "adapter", "sft/adapter", "sft/data.jsonl", "preflight.json", "plots/accuracy_tokens.png"):
+    for name in ("report.html", "README.md", "adapter", "sft/adapter", "sft/data.jsonl", "preflight.json", "calibration.json", "plots/accuracy_tokens.png"):
         assert (folder / name).exists(), name
 
 
