@@ -20,7 +20,7 @@ from sbtiny.bench.machine import describe_machine, largest_peak, read_peak_mb, r
 from sbtiny.errors import Failed
 from sbtiny.models.prompt import prompt_ids
 from sbtiny.progress import bar, console, format_duration, print_line
-from sbtiny.rollout.decoder import OnEpisode
+from sbtiny.rollout.decode_engine import OnEpisode
 from sbtiny.rollout.engine import Engine
 from sbtiny.rollout.engines.generate import left_pad
 from sbtiny.rollout.episode import Episode, Request
