@@ -1,4 +1,4 @@
-"""`sbtiny demo`: base, cold start and GRPO of the bundled model, each evaluated on the same held-out questions, a calibration, the report."""
+"""`sbtiny demo`: base, cold start and GRPO of the bundled model, each evaluated on the same questions, a calibration, the report."""
 
 import time
 from collections.abc import Iterator

@@ -159,6 +159,12 @@ class EngineSession(Session):
     def drop(self, ticket: Ticket) -> None:
         self.scheduler.drop(ticket)
 
+    def hold(self, ticket: Ticket) -> int:
+        return self.scheduler.hold(ticket)
+
+    def resume(self, ticket: Ticket) -> None:
+        self.scheduler.resume(ticket)
+
     @property
     def is_busy(self) -> bool:
         return bool(self.scheduler.slots or self.scheduler.queue)

@@ -31,6 +31,7 @@ class Scheduler:
         self.waiting: Counter[Tokens] = Counter()  # queued tickets by prompt
         self.prefilled: dict[Tokens, Tensor] = {}
         self.kept: OrderedDict[Tokens, Tensor] = OrderedDict()
+        self.held: dict[Ticket, Tensor] = {}  # states of answers that wait to go on
         rows = cache.shape[2]
         self.tokens, self.positions, self.counts = (np.zeros(rows, dtype=np.int64) for _ in range(3))
         self.seeds = np.zeros(rows, dtype=np.uint64)
@@ -40,24 +41,41 @@ class Scheduler:
         self.waiting[ticket.request.prompt_ids] += 1
 
     def drop(self, ticket: Ticket) -> None:
-        """Forget a ticket, queued or active."""
+        """Forget a ticket, queued, active or held."""
+        held = self.held.pop(ticket, None) is not None
         if ticket in self.slots:
             self._compact(self.slots.index(ticket))
         elif ticket in self.queue:
             self.queue.remove(ticket)
-            self._forget(ticket.request.prompt_ids)
+            if not held:
+                self._forget(ticket.request.prompt_ids)
+
+    def hold(self, ticket: Ticket) -> int:
+        """Move an active ticket's state aside. Returns its bytes."""
+        slot = self.slots.index(ticket)
+        state = self.held[ticket] = self.cache[:, :, slot, :, : self.positions[slot]].clone()
+        self._compact(slot)
+        return state.numel() * state.element_size()
+
+    def resume(self, ticket: Ticket) -> None:
+        """Queue a held ticket again."""
+        if ticket not in self.held:
+            raise ValueError("this answer is not held")
+        self.queue.append(ticket)
 
     def refill(self) -> list[Ticket]:
         """Fill free slots from the queue. Returns the tickets that the user stopped before they began."""
         stopped = []
         while self.queue and len(self.slots) < self.cache.shape[2]:
             ticket = self.queue.popleft()
-            if ticket.is_stopped:
+            if (state := self.held.pop(ticket, None)) is not None:
+                self._admit(ticket, state)
+            elif ticket.is_stopped:
                 self._forget(ticket.request.prompt_ids)
                 ticket.finish("interrupted")
                 stopped.append(ticket)
             else:
-                self._admit(ticket)
+                self._admit(ticket, self._prompt_state(ticket.request.prompt_ids))
         return stopped
 
     def _forget(self, prompt: Tokens) -> None:
@@ -67,16 +85,22 @@ class Scheduler:
             self.prefilled.pop(prompt, None)
             del self.waiting[prompt]
 
-    def _admit(self, ticket: Ticket) -> None:
-        prompt, slot = ticket.request.prompt_ids, len(self.slots)
+    def _prompt_state(self, prompt: Tokens) -> Tensor:
+        """The state of a prompt, for one of the tickets that wait for it."""
         if prompt not in self.prefilled:
             self._prefill_ahead(prompt)
-        last = len(prompt) - 1
-        cache = self.cache[:, :, slot]
-        cache[..., last:, :] = 0  # masked positions are read too, and 0 x NaN of an earlier request would be NaN
-        cache[..., :last, :] = self.prefilled[prompt]
+        state = self.prefilled[prompt]
         self._forget(prompt)
-        self.tokens[slot], self.positions[slot], self.counts[slot] = prompt[-1], last, 0
+        return state
+
+    def _admit(self, ticket: Ticket, state: Tensor) -> None:
+        """Put a ticket into the first free slot; `state` is that of all its tokens but the last."""
+        slot, fed = len(self.slots), state.shape[-2]
+        cache = self.cache[:, :, slot]
+        cache[..., fed:, :] = 0  # masked positions are read too, and 0 x NaN of an earlier request would be NaN
+        cache[..., :fed, :] = state
+        last = ticket.written[-1] if ticket.written else ticket.request.prompt_ids[-1]
+        self.tokens[slot], self.positions[slot], self.counts[slot] = last, fed, len(ticket.written)
         self.seeds[slot] = ticket.request.seed % 2**64
         self.slots.append(ticket)
 
@@ -85,7 +109,7 @@ class Scheduler:
         if self.kept_prefixes and (state := self._find_beginning(prompt)) is not None:
             self.prefilled[prompt] = self.prefill([prompt], state)[0]
             return
-        coming = [t.request.prompt_ids for t in islice(self.queue, 4 * PREFILL_BATCH)]
+        coming = [t.request.prompt_ids for t in islice(self.queue, 4 * PREFILL_BATCH) if t not in self.held]
         fresh = list(dict.fromkeys([prompt, *(p for p in coming if p not in self.prefilled)]))[:PREFILL_BATCH]
         self.prefilled.update(zip(fresh, self.prefill(fresh, None), strict=True))
 

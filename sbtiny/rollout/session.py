@@ -62,12 +62,20 @@ class Session(ABC):
 
     @abstractmethod
     def drop(self, ticket: Ticket) -> None:
-        """Forget a request, queued or running, without an episode; its slot is free for the next step. One that ended is ignored."""
+        """Forget a request, queued, running or held, without an episode; its slot is free for the next step. One that ended is ignored."""
+
+    @abstractmethod
+    def hold(self, ticket: Ticket) -> int:
+        """Take a running answer out of its slot and keep its keys and values. Returns their bytes."""
+
+    @abstractmethod
+    def resume(self, ticket: Ticket) -> None:
+        """Let a held answer go on, in the next free slot."""
 
     @property
     @abstractmethod
     def is_busy(self) -> bool:
-        """Whether a request is queued or running."""
+        """Whether a request is queued or running; held ones do not count."""
 
 
 class BatchSession(Session):
@@ -93,6 +101,12 @@ class BatchSession(Session):
     def drop(self, ticket: Ticket) -> None:
         if ticket in self.queue:
             self.queue.remove(ticket)
+
+    def hold(self, ticket: Ticket) -> int:
+        raise InputError("this engine decodes whole batches and cannot hold an answer: use --engine ours")
+
+    def resume(self, ticket: Ticket) -> None:
+        raise InputError("this engine decodes whole batches and holds no answer: use --engine ours")
 
     @property
     def is_busy(self) -> bool:

@@ -34,7 +34,16 @@ def test_the_demo_evaluates_each_stage_and_reports(
     assert ids[0] == ids[1] == ids[2]  # so that the change can be paired
     assert told["accuracy_change_ci95"] is not None
     assert (read_json(folder / "run.json")["kind"], read_json(folder / "sft" / "run.json")["kind"]) == ("grpo", "sft")
-    for name in ("report.html", "README.md", "adapter", "sft/adapter", "sft/data.jsonl", "preflight.json", "calibration.json", "plots/accuracy_tokens.png"):
+    for name in (
+        "report.html",
+        "README.md",
+        "adapter",
+        "sft/adapter",
+        "sft/data.jsonl",
+        "preflight.json",
+        "calibration.json",
+        "plots/accuracy_tokens.png",
+    ):
         assert (folder / name).exists(), name
 
 

@@ -158,3 +158,31 @@ def test_generate_decodes_batches_and_says_that_it_does_not_stream(tiny, policy)
     assert [len(session.step()) for _ in range(3)] == [5, 1, 0]
     for ticket, sampling in zip(tickets[:6], [GREEDY, Sampling(1.0)] * 3, strict=True):
         assert ticket.episode.completion_ids == policy.sample([ticket.request], sampling)[0].completion_ids
+
+
+@pytest.mark.parametrize("kept_prefixes", [0, 2])
+def test_answers_that_are_held_and_go_on_are_as_if_they_had_not_been(tiny, poisoned, kept_prefixes: int) -> None:
+    policy, rng = build_policy(*tiny, slots=4), np.random.default_rng(2)
+    requests = asked(policy, 24)
+    expected = [e.completion_ids for e in policy.sample(requests, Sampling(1.0))]
+    session = policy.engine.open_session(256, kept_prefixes)
+    tickets, held = [session.add(r, Sampling(1.0)) for r in requests], []
+    while session.is_busy or held:
+        running = list(session.scheduler.slots)
+        if running and rng.random() < 0.3:
+            ticket = running[rng.integers(len(running))]
+            before = session.hold(ticket)
+            assert before == session.scheduler.held[ticket].numel() * 4
+            held.append(ticket)
+        if held and rng.random() < 0.3:
+            session.resume(held.pop(rng.integers(len(held))))
+        session.step()
+    assert [t.episode.completion_ids for t in tickets] == expected
+    dropped = session.add(requests[0], GREEDY)
+    session.step()
+    session.hold(dropped)
+    session.drop(dropped)
+    assert not session.scheduler.held
+    assert not session.is_busy
+    with pytest.raises(ValueError, match="not held"):
+        session.resume(dropped)

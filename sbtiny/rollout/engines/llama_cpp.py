@@ -86,6 +86,16 @@ class LlamaCppEngine(DecodeEngine):
         self.session = LlamaCppSession(self, keep=kept_prefixes > 0)
         return self.session
 
+    def copy_state(self, slot: int) -> bytes:
+        """A sequence's keys and values, as llama.cpp writes them."""
+        buffer = (ctypes.c_uint8 * self.lib.llama_state_seq_get_size(self.context, slot))()
+        return bytes(buffer[: self.lib.llama_state_seq_get_data(self.context, buffer, len(buffer), slot)])
+
+    def restore_state(self, slot: int, state: bytes) -> None:
+        buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
+        if not self.lib.llama_state_seq_set_data(self.context, buffer, len(state), slot):
+            raise RuntimeError(f"llama.cpp does not take {len(state)} bytes of state back")
+
     def forget(self, slot: int, start: int = 0) -> None:
         """Drop a sequence's keys and values from token `start` on."""
         self.lib.llama_memory_seq_rm(self.lib.llama_get_memory(self.context), slot, start, -1)
@@ -146,6 +156,7 @@ class LlamaCppSession(Session):
         self.running: dict[int, Ticket] = {}  # by slot
         self.fed: list[list[int]] = [[] for _ in range(engine.rows)]  # tokens in the cache
         self.coming: dict[int, list[int]] = {}  # tokens that go in with the next steps
+        self.held: dict[Ticket, tuple[bytes, list[int], list[int]]] = {}  # state, tokens in it, tokens that come
 
     def add(self, request: Request, sampling: Sampling) -> Ticket:
         ticket = self.engine.make_ticket(request, sampling)
@@ -156,8 +167,21 @@ class LlamaCppSession(Session):
     def drop(self, ticket: Ticket) -> None:
         if ticket in self.queue:
             self.queue.remove(ticket)
+        self.held.pop(ticket, None)
         for slot in [s for s, running in self.running.items() if running is ticket]:
             self._free(slot)
+
+    def hold(self, ticket: Ticket) -> int:
+        slot = next(s for s, running in self.running.items() if running is ticket)
+        state = self.engine.copy_state(slot)
+        self.held[ticket] = state, list(self.fed[slot]), self.coming[slot]
+        self._free(slot)
+        return len(state)
+
+    def resume(self, ticket: Ticket) -> None:
+        if ticket not in self.held:
+            raise ValueError("this answer is not held")
+        self.queue.append(ticket)
 
     @property
     def is_busy(self) -> bool:
@@ -188,7 +212,9 @@ class LlamaCppSession(Session):
         stopped = []
         while self.queue and len(self.running) < self.engine.rows:
             ticket = self.queue.popleft()
-            if ticket.is_stopped:
+            if ticket in self.held:
+                self._go_on(ticket)
+            elif ticket.is_stopped:
                 ticket.finish("interrupted")
                 stopped.append(ticket)
             else:
@@ -204,6 +230,14 @@ class LlamaCppSession(Session):
         self.engine.forget(slot, common[slot])
         self.fed[slot] = self.fed[slot][: common[slot]]
         self.running[slot], self.coming[slot] = ticket, list(prompt[common[slot] :])
+
+    def _go_on(self, ticket: Ticket) -> None:
+        """Put a held ticket into a free slot."""
+        slot = next(slot for slot in range(self.engine.rows) if slot not in self.running)
+        state, self.fed[slot], self.coming[slot] = self.held.pop(ticket)
+        self.engine.forget(slot)
+        self.engine.restore_state(slot, state)
+        self.running[slot] = ticket
 
     def _free(self, slot: int) -> None:
         del self.running[slot], self.coming[slot]
