@@ -71,7 +71,7 @@ def plain_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def started_gguf(started: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run `started` as a GGUF file; skips where llama.cpp is not installed."""
     skip_without_llama_cpp()
-    return write_gguf(BUNDLED, "q8_0", tmp_path_factory.mktemp("gguf") / "started.gguf", started / "adapter")
+    return write_gguf(BUNDLED, "f32", tmp_path_factory.mktemp("gguf") / "started.gguf", started / "adapter")
 
 
 def skip_without_llama_cpp() -> None:
