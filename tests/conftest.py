@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
-from support import settings_of
+from support import settings_of, write_gguf
 
 from sbtiny.config import DataSettings, Settings, SftSettings
+from sbtiny.models.aliases import BUNDLED
 from sbtiny.models.load import load_model
+from sbtiny.rollout.engines import llama_cpp
 from sbtiny.rollout.load_policy import build_policy
 from sbtiny.rollout.policy import Policy
 from sbtiny.tasks import arithmetic
@@ -56,6 +58,26 @@ def started(tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     chosen = Settings(sft=SftSettings(rows=str(data), steps=100, learning_rate=3e-3), data=DataSettings(max_num_seqs=8))
     return run_sft(chosen, folder / "sft")
+
+
+@pytest.fixture(scope="session")
+def plain_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundled model as a GGUF file that llama.cpp decodes; skips where it is not installed."""
+    skip_without_llama_cpp()
+    return write_gguf(BUNDLED, "f32", tmp_path_factory.mktemp("gguf") / "plain.gguf")
+
+
+@pytest.fixture(scope="session")
+def started_gguf(started: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run `started` as a GGUF file; skips where llama.cpp is not installed."""
+    skip_without_llama_cpp()
+    return write_gguf(BUNDLED, "f32", tmp_path_factory.mktemp("gguf") / "started.gguf", started / "adapter")
+
+
+def skip_without_llama_cpp() -> None:
+    pytest.importorskip("gguf")
+    if not llama_cpp.is_available():
+        pytest.skip("needs llama-cpp-python")
 
 
 @pytest.fixture(scope="session")

@@ -9,9 +9,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import typer
+from transformers import AutoConfig
 
+from sbtiny.budget.protocol import SOLUTION
 from sbtiny.cli import main as cli
 from sbtiny.config import GrpoSettings, Settings
+from sbtiny.export import gguf
+from sbtiny.export.base import load_export_tokenizer
+from sbtiny.export.gguf_tokenizer import read_vocabulary
+from sbtiny.export.merge import Merged
+from sbtiny.models.load import load_tokenizer
 
 ROOM = 100  # bytes a file may have on the full disk
 GRPO = GrpoSettings(
@@ -71,3 +78,13 @@ def settings_of(g: GrpoSettings = GRPO) -> Settings:
 def rows_of(file: Path) -> list[dict]:
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     return [{key: value for key, value in row.items() if not key.startswith(TIMES)} for row in rows]
+
+
+def write_gguf(base: Path, kind: str, file: Path, adapter: Path | None = None) -> Path:
+    """A GGUF file of a model folder. With an adapter its template asks for a budget, as that of an exported run."""
+    config = AutoConfig.from_pretrained(base)
+    tokenizer = load_export_tokenizer(base, SOLUTION) if adapter else load_tokenizer(str(base))
+    merged = Merged(base, adapter, tied=config.tie_word_embeddings)
+    vocabulary = read_vocabulary(tokenizer, merged.tensors["model.embed_tokens.weight"].shape[0])
+    list(gguf.write_gguf(file, kind, merged, config, tokenizer, vocabulary, [2], "x"))
+    return file

@@ -4,11 +4,16 @@ import math
 from collections import deque
 from dataclasses import dataclass
 
+import numpy as np
+
 from sbtiny.budget.remaining import Remaining
 
-KEPT_SECONDS = 30  # of whose rates the spread is measured
+KEPT_SECONDS = 30  # of decoding, by which the rate's errors are measured
+GRAIN = 0.02  # seconds between two marks of them
+FEWEST_STARTS = 20  # moments of them to foretell from
 LEAST_SPREAD = 0.02  # with the length known, times are foretold within about 2 %
-NORMAL_Q90 = 1.2816  # standard deviations from the mean to the 90 % quantile
+UNMEASURED = (0.85, 1.15)  # the band before there are so many moments
+ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,53 +26,65 @@ class SecondsLeft:
 
 
 class Rate:
-    """Tokens per second over about the last `window` seconds."""
+    """Tokens per second over about the last `window` seconds of decoding, and how far off it was lately.
+
+    Pauses do not count: the rate of the seconds before one holds after it.
+    """
 
     def __init__(self, window: float = 1.0) -> None:
-        self.window, self.total = window, 0
-        self.marks: deque[tuple[float, int]] = deque()  # (time, tokens until then)
-        self.earlier: deque[float] = deque(maxlen=KEPT_SECONDS)  # rates of whole windows
-        self._window_start: tuple[float, int] | None = None
-        self._before_pause: float | None = None
+        self.window, self.total, self.paused = window, 0, 0.0  # seconds of all pauses
+        self.marks: deque[tuple[float, int]] = deque()  # (seconds of decoding, tokens until then) of the window
+        self.history: deque[tuple[float, int]] = deque(maxlen=round(KEPT_SECONDS / GRAIN))  # every GRAIN seconds
+        self.is_paused = True
 
     def record(self, tokens: int, now: float) -> None:
-        """Count tokens that came at `now`. The first call starts the clock: its tokens took an unknown time."""
-        if self.marks and now < self.marks[-1][0]:
-            raise ValueError(f"the clock went back from {self.marks[-1][0]} to {now}")
+        """Count tokens that came at `now`. The first after a pause start the clock: they took an unknown time, and do not count."""
+        last = self.marks[-1][0] if self.marks else 0.0
+        if self.is_paused:
+            self.is_paused, self.paused = False, now - last
+            tokens = 0
+        if now - self.paused < last - ROUNDING:
+            raise ValueError(f"the clock went back from {last + self.paused} to {now}")
         self.total += tokens
-        self.marks.append((now, self.total))
-        self._drop_old(now)
-        start = self._window_start = self._window_start or self.marks[0]
-        if now - start[0] >= self.window:
-            self.earlier.append((self.total - start[1]) / (now - start[0]))
-            self._window_start = self.marks[-1]
+        self.marks.append((now - self.paused, self.total))
+        self._drop_old(now - self.paused)
+        if not self.history or self.marks[-1][0] - self.history[-1][0] >= GRAIN:
+            self.history.append(self.marks[-1])
 
-    def pause(self, now: float) -> None:
-        """Stop the clock while nothing is to come: the rate stands until two more records."""
-        self._before_pause = self.per_second(now)
-        self.marks.clear()
-        self._window_start = None
+    def pause(self) -> None:
+        """Stop the clock until the next record: nothing is to come, or a prompt is computed."""
+        self.is_paused = True
 
     def per_second(self, now: float) -> float | None:
-        """Compute the rate; None before two records. It falls while nothing comes."""
-        self._drop_old(now)
-        if len(self.marks) < 2:
-            return self._before_pause
-        (first, before), (last, total) = self.marks[0], self.marks[-1]
-        end = now if now - last > self.window else last
+        """Compute the rate; None before two records. It falls while nothing comes, but in a pause."""
+        if not self.marks:
+            return None
+        last, total = self.marks[-1]
+        at = last if self.is_paused else now - self.paused
+        self._drop_old(at)
+        first, before = self.marks[0]
+        end = at if at - last > self.window else last
         return (total - before) / (end - first) if end > first else None
 
-    def spread(self) -> float:
-        """Compute the share by which the rate of one window in ten lies above the mean, at least LEAST_SPREAD."""
-        if len(self.earlier) < 3:
-            return LEAST_SPREAD
-        mean = sum(self.earlier) / len(self.earlier)
-        variance = sum((rate - mean) ** 2 for rate in self.earlier) / (len(self.earlier) - 1)
-        return max(LEAST_SPREAD, NORMAL_Q90 * math.sqrt(variance) / mean) if mean else LEAST_SPREAD
+    def errors(self, seconds: float) -> tuple[float, float]:
+        """Compute the 10 and 90 % quantiles of time taken / time foretold, had this rate foretold times of about `seconds` lately."""
+        if len(self.history) < 2:
+            return UNMEASURED
+        times, totals = np.array(self.history).T
+        ahead = min(max(seconds, GRAIN), KEPT_SECONDS / 3)
+        starts = times[(times > times[0]) & (times + ahead <= times[-1])]
+        if len(starts) < FEWEST_STARTS:
+            return UNMEASURED
+        before = np.maximum(starts - self.window, times[0])
+        total = np.interp(starts, times, totals)
+        foretold = (total - np.interp(before, times, totals)) / (starts - before) * ahead
+        came = np.interp(starts + ahead, times, totals) - total
+        low, high = np.quantile(foretold / np.maximum(came, 0.1), (0.1, 0.9))
+        return min(float(low), 1 - LEAST_SPREAD), max(float(high), 1 + LEAST_SPREAD)
 
-    def _drop_old(self, now: float) -> None:
+    def _drop_old(self, at: float) -> None:
         """Drop marks that the window does not reach; two stay, so that a slow model has a rate too."""
-        while len(self.marks) > 2 and self.marks[1][0] <= now - self.window:
+        while len(self.marks) > 2 and self.marks[1][0] <= at - self.window:
             self.marks.popleft()
 
 
@@ -78,9 +95,9 @@ def seconds_left(
     wait: float = 0.0,
     prompt_tokens: int = 0,
     prompt_rate: float | None = None,
-    spread: float = LEAST_SPREAD,
+    errors: tuple[float, float] = UNMEASURED,
 ) -> SecondsLeft | None:
-    """Compute wait + prompt tokens / prompt rate + tokens left / decode rate, with the band of the tokens and of the rate.
+    """Compute wait + prompt tokens / prompt rate + tokens left / decode rate, with the band of the tokens and of the rate (`errors`, see Rate).
 
     `decode_rate`: tokens per second of this one answer, beside the others. None where a rate or the tokens left are not known.
     """
@@ -88,8 +105,8 @@ def seconds_left(
         return None
     before = wait + (prompt_tokens / prompt_rate if prompt_tokens else 0.0)
     least = remaining.tokens if remaining.low is None else remaining.low
-    low = before + least / (decode_rate * (1 + spread))
-    high = None if remaining.high is None else before + remaining.high / (decode_rate * max(1 - spread, 0.1))
+    low = before + least / decode_rate * errors[0]
+    high = None if remaining.high is None else before + remaining.high / decode_rate * errors[1]
     return SecondsLeft(before + remaining.tokens / decode_rate, low, high)
 
 

@@ -108,8 +108,13 @@ class Assistant:
 
     def step(self) -> list[Reply]:
         """Decode one token of each running answer. Returns the answers that ended."""
+        tickets = [ticket for reply in self.running if (ticket := reply.body or reply.head)]
+        before = sum(len(ticket.written) for ticket in tickets)
         self.session.step()
-        self.rate.record(1, time.perf_counter())
+        if not tickets or sum(len(ticket.written) for ticket in tickets) > before:
+            self.rate.record(1, time.perf_counter())
+        else:  # a part of a prompt
+            self.rate.pause()
         for reply in self.running:
             if reply.head is not None and reply.head.episode is not None:
                 self._follow_head(reply)
@@ -118,7 +123,7 @@ class Assistant:
         ended = [reply for reply in self.running if reply.is_done]
         self.running = [reply for reply in self.running if not reply.is_done]
         if not self.session.is_busy:
-            self.rate.pause(time.perf_counter())
+            self.rate.pause()
         return ended
 
     def drop(self, reply: Reply) -> None:
@@ -179,7 +184,7 @@ class Assistant:
         limits, max_tokens = self._limits(reply, budget, prefilled)
         request = self.policy.request(reply.messages, max_tokens, ask.seed, prefilled, limits=limits, interrupt=reply.interrupt)
         shown = request.prefill or (THINK.opening if self._opens_thoughts(reply.prompt) else "")
-        reply.begin_body(self.session.add(request, ask.sampling()), shown, self.policy.tokenizer.backend_tokenizer)
+        reply.begin_body(self.session.add(request, ask.sampling()), shown, self.policy.tokenizer.backend_tokenizer, self.policy.form)
 
     def _limits(self, reply: Reply, budget: int | None, prefilled: int | None) -> tuple[Limits, int]:
         """The limits of an answer and its most tokens: a wrap-up comes before those end."""

@@ -7,6 +7,7 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
 from sbtiny.budget.calibration import Calibration
+from sbtiny.budget.protocol import Format
 from sbtiny.budget.remaining import Remaining, estimate_remaining
 from sbtiny.budget.seconds import Rate, SecondsLeft, seconds_left
 from sbtiny.budget.stream import AnswerSplitter, Part
@@ -69,8 +70,9 @@ class Reply:
 
     # ---- called by the assistant ---------------------------------------------------------------------------------------------------
 
-    def begin_body(self, ticket: Ticket, shown_prefill: str, tokenizer: Tokenizer) -> None:
+    def begin_body(self, ticket: Ticket, shown_prefill: str, tokenizer: Tokenizer, form: Format) -> None:
         """The answer itself begins; `shown_prefill` is the text at the end of its prompt that belongs to it."""
+        self.tag_tokens = [len(tokenizer.encode(tag, add_special_tokens=False)) for tag in (form.opening, form.closing)]
         self.body, self.read, self.splitter = ticket, 0, AnswerSplitter(shown_prefill)
         self.decoder, self.tokenizer = DecodeStream(skip_special_tokens=False), tokenizer
 
@@ -133,7 +135,7 @@ class Reply:
     def progress(self) -> Progress:
         """Where it stands now. Once the user asked for the answer, the reserve is what is left."""
         tracker = self.body.enforcer.tracker if self.body else None
-        used = tracker.used + tracker.pending if tracker and self.splitter.section != "head" else 0
+        used = tracker.used if tracker and self.splitter.section != "head" else 0
         if tracker and tracker.wrapped_at is not None:
             reserve = max(0, tracker.wrapped_at + tracker.limits.reserve - used)
             return Progress(self.budget, used, None, 0.0, self._seconds(Remaining(reserve or None, 0, reserve)))
@@ -143,7 +145,20 @@ class Reply:
             left = self.calibration.remaining(self.stated, used)
         else:
             left = estimate_remaining(self.budget, used)
-        return Progress(self.budget, used, left.tokens, left.over, self._seconds(left))
+        return Progress(self.budget, used, left.tokens, left.over, self._seconds(left, self._tags_left()))
 
-    def _seconds(self, left: Remaining) -> SecondsLeft | None:
-        return seconds_left(left, self.rate.per_second(time.perf_counter()), spread=self.rate.spread())
+    def _seconds(self, left: Remaining, tags: int = 0) -> SecondsLeft | None:
+        """The seconds of the tokens left, and of `tags` more."""
+        rate = self.rate.per_second(time.perf_counter())
+        if left.tokens is None or not rate:
+            return None
+        low, high = (None if bound is None else bound + tags for bound in (left.low, left.high))
+        steps = Remaining(left.tokens + tags, low, high)
+        return seconds_left(steps, rate, errors=self.rate.errors(steps.tokens / rate))
+
+    def _tags_left(self) -> int:
+        """The tokens of the tags to come, and the stop token: steps that are no part of the body."""
+        if not self.body or self.splitter.section == "after":
+            return 1
+        head = self.tag_tokens[0] if self.splitter.section == "head" else 0
+        return head + max(0, self.tag_tokens[1] - self.body.enforcer.tracker.pending) + 1

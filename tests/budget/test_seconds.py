@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sbtiny.budget.remaining import Remaining
-from sbtiny.budget.seconds import LEAST_SPREAD, Rate, SecondsLeft, seconds_left, tokens_in
+from sbtiny.budget.seconds import LEAST_SPREAD, UNMEASURED, Rate, SecondsLeft, seconds_left, tokens_in
 
 
 def test_a_rate_is_the_mean_over_the_last_second() -> None:
@@ -46,27 +46,31 @@ def test_a_steady_rate_is_found(per_second: float, steps: int) -> None:
     for step in range(steps):
         rate.record(1, step / per_second)
     assert rate.per_second((steps - 1) / per_second) == pytest.approx(per_second, rel=1e-6)
-    assert LEAST_SPREAD <= rate.spread() < 0.7  # whole windows are counted in whole tokens
+    low, high = rate.errors(20 / per_second)
+    assert UNMEASURED[0] <= low <= 1 - LEAST_SPREAD < 1 + LEAST_SPREAD <= high <= UNMEASURED[1] + 0.2
     assert len(rate.marks) <= per_second + 3
 
 
-def test_the_spread_is_of_whole_seconds() -> None:
+def test_the_errors_are_those_of_times_of_this_length() -> None:
+    """Of a rate that halves every other half second, short times are foretold badly and those of whole seconds well."""
     rate, now = Rate(), 0.0
-    rate.record(0, now)
-    for second in range(20):
-        for _ in range(8):
-            now += 0.125
-            rate.record(8 if second % 2 else 12, now)  # 64 or 96 a second
-    assert rate.spread() == pytest.approx(1.28 * 0.2, rel=0.25)
-    assert Rate().spread() == LEAST_SPREAD
+    for half in range(60):
+        for _ in range(50):
+            now += 0.01
+            rate.record(1 if half % 2 else 2, now)
+    low, high = rate.errors(0.1)
+    assert (low, high) == (pytest.approx(0.75, abs=0.05), pytest.approx(1.5, abs=0.1))
+    low, high = rate.errors(4.0)
+    assert (low, high) == (pytest.approx(1 - LEAST_SPREAD, abs=0.03), pytest.approx(1 + LEAST_SPREAD, abs=0.03))
+    assert Rate().errors(1.0) == UNMEASURED
 
 
 def test_seconds_are_wait_prompt_and_decoding() -> None:
-    left = seconds_left(Remaining(100, 50, 200), 20.0, wait=3.0, prompt_tokens=400, prompt_rate=200.0, spread=0.0)
+    left = seconds_left(Remaining(100, 50, 200), 20.0, wait=3.0, prompt_tokens=400, prompt_rate=200.0, errors=(1.0, 1.0))
     assert left == SecondsLeft(10.0, 7.5, 15.0)
-    wider = seconds_left(Remaining(100, 100, 100), 20.0, spread=0.25)
-    assert wider == SecondsLeft(5.0, 4.0, pytest.approx(100 / 15))
-    assert seconds_left(Remaining(100, None, None), 20.0, spread=0.0) == SecondsLeft(5.0, 5.0, None)
+    wider = seconds_left(Remaining(100, 100, 100), 20.0, errors=(0.8, 1.5))
+    assert wider == SecondsLeft(5.0, 4.0, 7.5)
+    assert seconds_left(Remaining(100, None, None), 20.0, errors=(1.0, 1.0)) == SecondsLeft(5.0, 5.0, None)
 
 
 @pytest.mark.parametrize(
@@ -89,10 +93,12 @@ def test_a_pause_keeps_the_rate_and_does_not_count_as_waiting() -> None:
     rate = Rate()
     for i in range(11):
         rate.record(1, i / 10)
-    rate.pause(1.0)
+    rate.pause()
     assert rate.per_second(60.0) == pytest.approx(10)
     rate.record(1, 60.0)
     assert rate.per_second(60.0) == pytest.approx(10)
-    for i in range(1, 11):
+    for i in range(1, 41):
         rate.record(1, 60 + i / 20)
-    assert rate.per_second(60.5) == pytest.approx(20)
+        if i == 10:  # half of the last second was before the pause
+            assert rate.per_second(60.5) == pytest.approx(15)
+    assert rate.per_second(62.0) == pytest.approx(20)

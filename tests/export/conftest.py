@@ -4,14 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from support import write_gguf
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from sbtiny import runs
 from sbtiny.config import Settings
-from sbtiny.export import gguf
-from sbtiny.export.gguf_tokenizer import read_vocabulary
-from sbtiny.export.merge import Merged
 from sbtiny.export.strings import STRINGS
 from sbtiny.models.aliases import BUNDLED
 from sbtiny.models.gguf import pre_tokenizer
@@ -103,16 +101,7 @@ def byte_pair_tokenizer(split: object = None, normalizer: object = None) -> PreT
 
 @pytest.fixture(scope="session")
 def write():
-    return written
-
-
-def written(base: Path, kind: str, file: Path) -> Path:
-    """A GGUF file of a model folder."""
-    config, tokenizer = AutoConfig.from_pretrained(base), load_tokenizer(str(base))
-    merged = Merged(base, None, tied=config.tie_word_embeddings)
-    vocabulary = read_vocabulary(tokenizer, merged.tensors["model.embed_tokens.weight"].shape[0])
-    list(gguf.write_gguf(file, kind, merged, config, tokenizer, vocabulary, [2], "x"))
-    return file
+    return write_gguf
 
 
 @pytest.fixture(scope="session")

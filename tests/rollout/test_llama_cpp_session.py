@@ -1,0 +1,197 @@
+"""The open loop over llama.cpp: requests that come and go give the tokens that they give alone."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sbtiny.errors import InputError
+from sbtiny.rollout.episode import Request
+from sbtiny.rollout.limit_enforcer import Interrupt
+from sbtiny.rollout.limits import Limits
+from sbtiny.rollout.load_policy import build_gguf_policy
+from sbtiny.rollout.policy import Policy
+from sbtiny.rollout.sampling import Sampling
+from sbtiny.rollout.session import Session, Ticket
+from sbtiny.tasks import arithmetic
+
+GREEDY = Sampling(temperature=0)
+
+
+@pytest.fixture(scope="module")
+def policy(plain_gguf: Path) -> Iterator[Policy]:
+    policy = build_gguf_policy(plain_gguf, slots=5)
+    yield policy
+    policy.engine.close()
+
+
+@pytest.fixture
+def fed(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of tokens of each batch that llama.cpp decodes."""
+    sizes, feed = [], policy.engine.feed
+
+    def counted(entries: list) -> list[np.ndarray]:
+        sizes.append(len(entries))
+        return feed(entries)
+
+    monkeypatch.setattr(policy.engine, "feed", counted)
+    return sizes
+
+
+def asked(policy: Policy, count: int) -> list[Request]:
+    rng = np.random.default_rng(0)
+    questions = arithmetic.generate_questions("val", count)
+    return [policy.request(q.question, int(rng.integers(1, 100)), seed=i) for i, q in enumerate(questions)]
+
+
+def finish(session: Session) -> None:
+    while session.is_busy:
+        session.step()
+
+
+def play(session: Session, requests: list[Request], sampling: Sampling, rng: np.random.Generator) -> tuple[list[Ticket], set[Ticket]]:
+    """Add each request at a random step, and drop a tenth of them, queued or running, some steps later: (tickets, dropped)."""
+    coming, tickets, dropped = list(requests), [], set()
+    while coming or session.is_busy:
+        while coming and rng.random() < 0.3:
+            tickets.append(session.add(coming.pop(0), sampling))
+        if tickets and rng.random() < 0.1 and len(dropped) < len(requests) // 10:
+            ticket = tickets[rng.integers(len(tickets))]
+            session.drop(ticket)
+            dropped |= {ticket} if ticket.episode is None else set()
+        session.step()
+    return tickets, dropped
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(1.0, logprobs=True)])
+@pytest.mark.parametrize("kept_prefixes", [0, 3])
+def test_requests_that_come_and_go_give_what_they_give_alone(policy: Policy, kept_prefixes: int, sampling: Sampling) -> None:
+    requests = asked(policy, 40)
+    alone = [policy.sample([request], sampling)[0] for request in requests]
+    session = policy.engine.open_session(256, kept_prefixes)
+    tickets, dropped = play(session, requests, sampling, np.random.default_rng(1))
+    assert len(dropped) == 4
+    for ticket, expected in zip(tickets, alone, strict=True):
+        assert ticket.written == expected.completion_ids[: len(ticket.written)]
+        assert (ticket.episode is None) == (ticket in dropped)
+        if ticket.episode:
+            assert (len(ticket.written), ticket.episode.stop_reason) == (len(expected.completion_ids), expected.stop_reason)
+            assert np.allclose(ticket.episode.logprobs, expected.logprobs, atol=0.01)  # keys and values have 16 bits
+
+
+def test_each_request_has_its_own_sampling(policy: Policy) -> None:
+    requests = asked(policy, 9)
+    samplings = [GREEDY, Sampling(0.7, top_p=0.9, logprobs=True), Sampling(1.3, top_k=9, min_p=0.05)] * 3
+    session = policy.engine.open_session(256)
+    tickets = [session.add(r, s) for r, s in zip(requests, samplings, strict=True)]
+    finish(session)
+    for ticket, request, sampling in zip(tickets, requests, samplings, strict=True):
+        assert ticket.episode.completion_ids == policy.sample([request], sampling)[0].completion_ids
+        assert bool(ticket.episode.logprobs) == sampling.logprobs
+
+
+def test_a_prompt_that_goes_on_from_an_answer_is_not_fed_again(policy: Policy, fed: list[int]) -> None:
+    first = replace(asked(policy, 1)[0], max_tokens=40)
+    answer = policy.sample([first], GREEDY)[0].completion_ids
+    later = Request((*first.prompt_ids, *answer[:25], *asked(policy, 2)[1].prompt_ids), 30)
+    expected = policy.sample([later], GREEDY)[0].completion_ids
+    for kept_prefixes, again in ((0, len(later.prompt_ids)), (1, len(later.prompt_ids) - len(first.prompt_ids) - 25)):
+        session = policy.engine.open_session(256, kept_prefixes)
+        session.add(first, GREEDY)
+        finish(session)
+        fed.clear()
+        ticket = session.add(later, GREEDY)
+        finish(session)
+        assert ticket.episode.completion_ids == expected
+        assert fed == [again] + [1] * (len(expected) - 1)
+
+
+def test_the_same_prompt_again_computes_its_last_token_alone(policy: Policy, fed: list[int]) -> None:
+    request = asked(policy, 1)[0]
+    session = policy.engine.open_session(256, kept_prefixes=1)
+    first, second = session.add(request, GREEDY), None
+    finish(session)
+    fed.clear()
+    second = session.add(request, GREEDY)
+    finish(session)
+    assert second.written == first.written
+    assert set(fed) == {1}
+
+
+def test_a_dropped_request_leaves_its_slot_at_once(policy: Policy, fed: list[int]) -> None:
+    session = policy.engine.open_session(256)
+    tickets = [session.add(replace(r, max_tokens=50), GREEDY) for r in asked(policy, 7)]  # two more than there are slots
+    session.step()
+    for ticket in (tickets[0], tickets[3], tickets[5]):  # two that run, one in the queue
+        session.drop(ticket)
+    session.step()
+    assert [len(t.written) for t in tickets] == [1, 2, 2, 1, 2, 0, 1]
+    session.drop(tickets[6])
+    fed.clear()
+    session.step()
+    assert fed == [3]
+    finish(session)
+    session.drop(tickets[1])  # it has ended
+    assert [t.episode is None for t in tickets] == [True, False, False, True, False, True, True]
+
+
+def test_a_prompt_longer_than_a_batch_is_fed_beside_running_answers(policy: Policy, fed: list[int]) -> None:
+    short, words = replace(asked(policy, 1)[0], max_tokens=30), asked(policy, 12)
+    long = Request(tuple(token for r in words for token in r.prompt_ids)[:460], 10)
+    expected = [policy.sample([r], GREEDY)[0].completion_ids for r in (short, long)]
+    session = policy.engine.open_session(512)
+    fed.clear()
+    tickets = [session.add(short, GREEDY)]
+    session.step()
+    tickets.append(session.add(long, GREEDY))
+    finish(session)
+    assert [t.written for t in tickets] == expected
+    assert max(fed) <= policy.engine.width < 460
+    assert fed[1] == policy.engine.width  # the running answer's token, and as much of the prompt as fits
+
+
+@pytest.mark.parametrize("at", [1, 5, 20])
+def test_answer_now_wraps_up_at_the_next_safe_point_and_a_second_press_ends_it(policy: Policy, at: int) -> None:
+    wrap_up = tuple(policy.encode("\nTime is up. \\boxed{"))
+    question = next(q.question for q in arithmetic.generate_questions("val", 99) if q.level >= 4)
+    request = policy.request(question, 200, seed=0, limits=Limits(None, None, wrap_up, 64), interrupt=Interrupt())
+    plain = policy.sample([replace(request, limits=None, interrupt=None)], GREEDY)[0].completion_ids
+    beside = [replace(r, max_tokens=60) for r in asked(policy, 3)]
+    alone = [policy.sample([r], GREEDY)[0].completion_ids for r in beside]
+    session = policy.engine.open_session(512)
+    pressed, *others = [session.add(r, GREEDY) for r in (request, *beside)]
+    while len(pressed.written) < at:
+        session.step()
+    request.interrupt.press()
+    finish(session)
+    start = pressed.episode.injected.index(True)
+    assert tuple(pressed.written[start : start + len(wrap_up)]) == wrap_up
+    assert pressed.written[:start] == plain[:start]
+    assert at <= start <= at + 17
+    assert (pressed.episode.stop_reason, pressed.episode.ended) == ("interrupted", True)
+    assert [t.written for t in others] == alone
+    again = session.add(replace(request, interrupt=Interrupt()), GREEDY)
+    for _ in range(at):
+        session.step()
+    again.request.interrupt.press()
+    again.request.interrupt.press()
+    assert session.step() == [again]
+    assert (len(again.written), again.episode.stop_reason, again.episode.ended) == (at, "interrupted", False)
+
+
+def test_what_a_session_cannot_decode_is_refused_and_the_rest_goes_on(policy: Policy) -> None:
+    session = policy.engine.open_session(64)
+    ticket = session.add(policy.request("1+1", 8, seed=0), GREEDY)
+    stopped = session.add(policy.request("1+1", 8, seed=0, interrupt=Interrupt()), GREEDY)
+    stopped.request.interrupt.stop()
+    with pytest.raises(InputError, match="exceed"):
+        session.add(policy.request("1+1", 4096, seed=0), GREEDY)
+    with pytest.raises(InputError, match="empty prompt"):
+        session.add(Request((), 4), GREEDY)
+    assert session.step() == [stopped]
+    policy.engine.open_session(64)
+    with pytest.raises(RuntimeError, match="another session"):
+        session.step()
+    assert (len(ticket.written), stopped.written) == (1, [])
