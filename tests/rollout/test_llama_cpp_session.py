@@ -195,3 +195,27 @@ def test_what_a_session_cannot_decode_is_refused_and_the_rest_goes_on(policy: Po
     with pytest.raises(RuntimeError, match="another session"):
         session.step()
     assert (len(ticket.written), stopped.written) == (1, [])
+
+
+@pytest.mark.parametrize("kept_prefixes", [0, 3])
+def test_answers_that_are_held_and_go_on_are_as_if_they_had_not_been(policy: Policy, kept_prefixes: int) -> None:
+    rng, requests = np.random.default_rng(3), asked(policy, 16)
+    expected = [policy.sample([request], GREEDY)[0].completion_ids for request in requests]
+    session = policy.engine.open_session(256, kept_prefixes)
+    tickets, held = [session.add(r, GREEDY) for r in requests], []
+    while session.is_busy or held:
+        running = list(session.running.values())
+        if running and rng.random() < 0.3:
+            held.append(running[rng.integers(len(running))])
+            assert session.hold(held[-1]) > 1000
+        if held and rng.random() < 0.3:
+            session.resume(held.pop(rng.integers(len(held))))
+        session.step()
+    assert [t.written for t in tickets] == expected
+    dropped = session.add(requests[0], GREEDY)
+    session.step()
+    session.hold(dropped)
+    session.drop(dropped)
+    assert not session.is_busy
+    with pytest.raises(ValueError, match="not held"):
+        session.resume(dropped)
