@@ -97,7 +97,7 @@ def seconds_left(
     prompt_rate: float | None = None,
     errors: tuple[float, float] = UNMEASURED,
 ) -> SecondsLeft | None:
-    """Compute wait + prompt tokens / prompt rate + tokens left / decode rate, with the band of the tokens and of the rate (`errors`, see Rate).
+    """Compute wait + prompt tokens / prompt rate + tokens left / decode rate, with the band of tokens and rate (`errors`, see Rate).
 
     `decode_rate`: tokens per second of this one answer, beside the others. None where a rate or the tokens left are not known.
     """
