@@ -1,13 +1,14 @@
 """The bodies that wait for a slot: who is next, how much is ahead, and when the queue is full. Pure Python; the caller gives the clock.
 
 Order: `priority`, then stated tokens - c x seconds waited. All age at the same rate, so two that wait never change places: each is filed
-once under stated + the credit that had been given out when it came. The credit grows by c tokens a second, whatever c is at the time;
-so c may follow what is measured, and nothing is sorted again. One that waits stays behind later ones only while their stated tokens +
-credit are smaller: it goes before all that come once the credit has grown by its own stated tokens, however many they are.
+once, under stated + the credit at its arrival. The credit grows by c tokens a second, whatever c is at the time, so c may follow what is
+measured and nothing is sorted again. No body starves: it goes before all of its priority that come once the credit has grown by its own
+stated tokens.
 """
 
 import heapq
 import math
+from collections import deque
 from collections.abc import Hashable, Iterable
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from sbtiny.errors import InputError
 SERVICES_TO_AGE = 10  # mean services after which a mean body has aged by its own size
 MEAN_DECAY = 0.99  # of the running means, each body: about the last hundred count
 MAX_WAITING = 256
+RECENT = 200  # arrivals by which the coming ones are foreseen
 MIB = 2**20
 
 
@@ -28,7 +30,7 @@ class QueueFull(Exception):
 
 
 class WaitingBody(NamedTuple):
-    """Sorts by its first three fields; `sequence` is of one body only."""
+    """Sorts by its first three fields; no two have the same `sequence`."""
 
     priority: int
     rank: float  # stated + the credit at its arrival, tokens
@@ -36,6 +38,14 @@ class WaitingBody(NamedTuple):
     stated: float
     kept_bytes: int
     item: Hashable
+
+
+class Overtaker(NamedTuple):
+    """A kind of newcomer: its tokens, how many come a second, and the seconds until one goes before a waiting body no longer."""
+
+    tokens: float
+    per_second: float
+    until: float
 
 
 def rank_first_come(stated: float, length: float, arrival: float) -> float:
@@ -67,6 +77,7 @@ class BodyQueue:
         self._heap: list[WaitingBody] = []
         self._waiting: dict[Hashable, WaitingBody] = {}
         self._standing: dict[Hashable, tuple[int, float]] | None = None  # place and tokens ahead; None after a change
+        self._recent: deque[tuple[float, int, float]] = deque(maxlen=RECENT)  # arrival, priority, stated
         self._now: float | None = None
         self._credit, self._sequence = 0.0, 0
         self._ageing = ageing or 0.0
@@ -108,6 +119,7 @@ class BodyQueue:
         self._sequence += 1
         heapq.heappush(self._heap, body)
         self._waiting[item] = body
+        self._recent.append((now, priority, size))
         self.kept_bytes += kept_bytes
         self._standing = None
 
@@ -149,8 +161,23 @@ class BodyQueue:
         place = self.position(item, now)
         return [body.stated for body in heapq.nsmallest(place - 1, self._heap)]
 
+    def overtakers(self, item: Hashable, now: float) -> list[Overtaker]:
+        """Those of the last arrivals whose like would go before it if they came now. Raises KeyError if it does not wait.
+
+        A like of size s comes as often as it did, and overtakes until the credit has grown by what separates the two.
+        """
+        self._advance(now)
+        body, since = self._waiting[item], now - self._recent[0][0]
+        found = []
+        for _, priority, size in self._recent if since > 0 else ():
+            ahead = body.rank - self._credit - size
+            if priority < body.priority or (priority == body.priority and ahead > 0):
+                is_endless = priority < body.priority or not self._ageing
+                found.append(Overtaker(size, 1 / since, math.inf if is_endless else ahead / self._ageing))
+        return found
+
     def check_room(self, kept_bytes: int = 0, bodies: int = 1) -> None:
-        """Raise QueueFull unless so many more bodies fit; InputError if they would not fit an empty queue.
+        """Raise QueueFull unless so many more bodies fit; InputError if one alone would not fit an empty queue.
 
         The server asks before it decodes a head, and counts in those that are being decoded.
         """
