@@ -1,4 +1,4 @@
-"""The server's queue, simulated: what its order wins over first come first served on the same arrivals, for loads that no machine here holds.
+"""The server's queue, simulated for loads that no machine here holds: its order, first come first served and an oracle, same arrivals.
 
 Times are in mean services: a body of mean length takes 1 in its slot, whatever runs beside it. Slots are not preempted.
 """

@@ -152,7 +152,9 @@ def serve(
     burst: Annotated[bool, typer.Option("--burst", help="All requests at once.")] = False,
     overload: Annotated[bool, typer.Option("--overload", help="A while at a load of 1.2.")] = False,
     sigma: Annotated[float, typer.Option(min=0, help="Standard deviation of the log of the answers' lengths.")] = 1.0,
-    ageing: Annotated[float | None, typer.Option(min=0, help="Mean lengths that a wait of a mean service is worth (default: ours).")] = None,
+    ageing: Annotated[
+        float | None, typer.Option(min=0, help="Mean lengths that a wait of a mean service is worth (default: ours).")
+    ] = None,
     requests: Annotated[int | None, typer.Option(min=1, help="How many come (default: 60000; --burst 400, --overload 2000).")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Repetitions, a seed each.")] = 5,
     seed: SeedOf = 0,
