@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from sbtiny.budget.seconds import LEAST_SPREAD, NORMAL_Q90, SecondsLeft
 from sbtiny.serving.queue import Overtaker
 
+MOST_LONGER = 5.0  # times that newcomers are taken to lengthen a wait at most: a rate of arrivals that high seldom lasts
 LENGTH_NOISE = 0.3  # standard deviation of an answer's length, as a share of what was stated
 
 
@@ -20,13 +21,14 @@ def estimate_start(
     spread: float = LEAST_SPREAD,
     noise: float = LENGTH_NOISE,
 ) -> SecondsLeft:
-    """Estimate the seconds until a body gets a slot, with a band of about 80 %; `high` is None where newcomers leave it no turn.
+    """Estimate the seconds until a body gets a slot, with a band that holds for about three in four.
 
     `ahead`: tokens of each body before it, in their order. `running`: tokens left of each answer in a slot. `decode_rate`: tokens per
     second of one answer while that many slots decode; `spread`: the share by which it varies. `noise`: of the lengths.
 
     1. Each body ahead goes into the slot that is free first; this one gets the slot that is free first after them: T0 seconds.
-    2. Newcomers go before it: T = T0 + sum of per_second x min(T, until) x tokens / (slots x decode_rate).
+    2. Newcomers go before it: T = T0 + sum of per_second x min(T, until) x tokens / (slots x decode_rate), at most MOST_LONGER x T0;
+       there `high` is None.
     3. The band is that of a gamma distribution around T. Its relative variance is r^2 / (1 + bodies ahead), r = noise x sqrt(slots), at
        most 1 (the ends of many slots come like a Poisson process), and that of the Poisson number of newcomers.
 
@@ -39,8 +41,8 @@ def estimate_start(
         return SecondsLeft(0.0, 0.0, 0.0)
     together = slots * decode_rate
     start = add_overtakers(known, [(body.per_second * body.tokens / together, body.until) for body in overtakers])
-    if start is None:
-        return SecondsLeft(math.inf, known / (1 + spread), None)
+    if start is None or start > MOST_LONGER * known:
+        return SecondsLeft(MOST_LONGER * known, known / (1 + spread), None)
     coming = sum(body.per_second * min(start, body.until) * (body.tokens / together) ** 2 for body in overtakers)
     variance = min(1.0, noise**2 * slots) / (1 + len(ahead)) + coming / known**2
     low, high = gamma_band(start, variance)

@@ -18,6 +18,7 @@ SERVICES_TO_AGE = 10  # mean services after which a mean body has aged by its ow
 MEAN_DECAY = 0.99  # of the running means, each body: about the last hundred count
 MAX_WAITING = 256
 RECENT = 200  # arrivals by which the coming ones are foreseen
+PAUSE = 3  # mean gaps without an arrival after which they come more seldom: one gap in twenty is longer by chance
 MIB = 2**20
 
 
@@ -164,10 +165,12 @@ class BodyQueue:
     def overtakers(self, item: Hashable, now: float) -> list[Overtaker]:
         """Those of the last arrivals whose like would go before it if they came now. Raises KeyError if it does not wait.
 
-        A like of size s comes as often as it did, and overtakes until the credit has grown by what separates the two.
+        A like of size s comes as often as it did, and overtakes until the credit has grown by what separates the two. After a burst the
+        rate falls with the time that nobody comes. Every body must be pushed, also one that finds a slot free.
         """
         self._advance(now)
-        body, since = self._waiting[item], now - self._recent[0][0]
+        body, first, last = self._waiting[item], self._recent[0][0], self._recent[-1][0]
+        since = max(now - first, (now - last) * len(self._recent) / PAUSE)
         found = []
         for _, priority, size in self._recent if since > 0 else ():
             ahead = body.rank - self._credit - size

@@ -141,6 +141,15 @@ def test_those_that_may_still_overtake() -> None:
     assert queue.overtakers("mine", 20.0) == [Overtaker(10, 0.05, 10.0), Overtaker(90, 0.05, math.inf)]
 
 
+def test_after_a_burst_fewer_newcomers_are_foreseen() -> None:
+    queue = BodyQueue(max_waiting=None)
+    for item in range(100):
+        queue.push(item, 10 + item, now=item / 1000)
+    assert queue.overtakers(99, 0.1)[0].per_second == pytest.approx(10)
+    after = queue.overtakers(99, 5.0)
+    assert sum(one.per_second for one in after) == pytest.approx(0.6, rel=0.1)  # nobody came for five seconds
+
+
 @given(Steps, st.sampled_from([0.0, 0.25, 1.0, 16.0]))  # sums without rounding: equals stay equals
 def test_it_is_a_sort_by_stated_less_age(steps: list, ageing: float) -> None:
     """Any mix of comings, goings and clock ticks: the places are those of a plain sort, and stay so."""
