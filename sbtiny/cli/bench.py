@@ -1,12 +1,12 @@
-"""Verbs that measure speed: bench rollout, bench grpo."""
+"""Verbs that measure speed: bench rollout, bench grpo, bench serve."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from sbtiny.cli.app import app
-from sbtiny.cli.options import USE, AsJson, FourBit, KvMemory, print_result, start_work
+from sbtiny.cli.options import USE, AsJson, FourBit, KvMemory, console, print_result, start_work
 from sbtiny.config import Settings
 from sbtiny.errors import InputError
 
@@ -116,3 +116,60 @@ def grpo(
 
     plan = BenchConfig(model, dtype, bool(four_bit), prompts, group, micro_batch, work, steps, seed)
     print_result(compare_trainers(plan, rounds), as_json)
+
+
+STEADY, BURST, OVERLOAD = 60_000, 400, 2_000  # requests of the three kinds of arrivals
+
+
+def choose_arrivals(load: float | None, burst: bool, overload: bool) -> tuple[float | None, int]:
+    """The load (None: all at once) and how many requests. Raises InputError for two that exclude each other."""
+    if burst + overload + (load is not None) > 1:
+        raise InputError("--load, --burst and --overload exclude each other: give one")
+    if burst:
+        return None, BURST
+    return (1.2, OVERLOAD) if overload else (0.9 if load is None else load, STEADY)
+
+
+def show_orders(result: dict[str, Any]) -> None:
+    """One line of figures for each order."""
+    from rich.table import Table
+
+    come = "all at once" if result["load"] is None else f"load {result['load']:g}"
+    title = f"{result['requests']} requests, {come}, sigma {result['sigma']:g}, slots {result['slots']}: times in mean services"
+    table = Table("order", "mean", "p50", "p99", "longest", "longest wait", "mean over fcfs", "p99 over fcfs", title=title)
+    for name, figures in result["orders"].items():
+        times = [f"{figures[key]:.2f}" for key in ("mean", "p50", "p99", "longest", "longest_wait")]
+        ratios = [figures["over_fcfs"][key] for key in ("mean", "p99")] if "over_fcfs" in figures else []
+        table.add_row(name, *times, *(f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})" for ratio in ratios))
+    console().print(table)
+
+
+@bench.command()
+def serve(
+    simulate: Annotated[bool, typer.Option("--simulate", help="The queue alone, without a model: millions of requests.")] = False,
+    slots: Annotated[int, typer.Option(min=1, help="Answers decoded at a time.")] = 16,
+    load: Annotated[float | None, typer.Option(min=0.01, help="Arrivals over what the slots can do (default: 0.9).")] = None,
+    burst: Annotated[bool, typer.Option("--burst", help="All requests at once.")] = False,
+    overload: Annotated[bool, typer.Option("--overload", help="A while at a load of 1.2.")] = False,
+    sigma: Annotated[float, typer.Option(min=0, help="Standard deviation of the log of the answers' lengths.")] = 1.0,
+    ageing: Annotated[
+        float | None, typer.Option(min=0, help="Mean lengths that a wait of a mean service is worth (default: ours).")
+    ] = None,
+    requests: Annotated[int | None, typer.Option(min=1, help="How many come (default: 60000; --burst 400, --overload 2000).")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Repetitions, a seed each.")] = 5,
+    seed: SeedOf = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Time in the server's queue: our order, first come first served, and an oracle, on the same arrivals.
+
+    Example: sbtiny bench serve --simulate --slots 4 --load 0.9 --sigma 1
+    """
+    if not simulate:
+        raise InputError("the bench of a running server is not there yet: give --simulate for its queue")
+    offered, count = choose_arrivals(load, burst, overload)
+    from sbtiny.bench.serve_simulation import ServeLoad, compare_orders
+    from sbtiny.progress import bar
+
+    with bar("simulating", rounds) as advance:
+        result = compare_orders(ServeLoad(slots, offered, sigma, requests or count, seed, ageing), rounds, advance)
+    print_result(result, as_json, show_orders)

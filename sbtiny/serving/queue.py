@@ -1,0 +1,234 @@
+"""The bodies that wait for a slot: who is next, how much is ahead, and when the queue is full. Pure Python; the caller gives the clock.
+
+Order: `priority`, then stated tokens - c x seconds waited. All age at the same rate, so two that wait never change places: each is filed
+once, under stated + the credit at its arrival. The credit grows by c tokens a second, whatever c is at the time, so c may follow what is
+measured and nothing is sorted again. No body starves: it goes before all of its priority that come once the credit has grown by its own
+stated tokens.
+"""
+
+import heapq
+import math
+from collections import deque
+from collections.abc import Hashable, Iterable
+from typing import NamedTuple
+
+from sbtiny.errors import InputError
+
+SERVICES_TO_AGE = 10  # mean services after which a mean body has aged by its own size
+MEAN_DECAY = 0.99  # of the running means, each body: about the last hundred count
+MAX_WAITING = 256
+RECENT = 200  # arrivals by which the coming ones are foreseen
+PAUSE = 3  # mean gaps without an arrival after which they come more seldom: one gap in twenty is longer by chance
+MIB = 2**20
+
+
+class QueueFull(Exception):
+    """No room for one more body. `retry_after`: whole seconds until there should be some, for the header of the 429."""
+
+    def __init__(self, message: str, retry_after: int) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class WaitingBody(NamedTuple):
+    """Sorts by its first three fields; no two have the same `sequence`."""
+
+    priority: int
+    rank: float  # stated + the credit at its arrival, tokens
+    sequence: int
+    stated: float
+    kept_bytes: int
+    item: Hashable
+
+
+class Overtaker(NamedTuple):
+    """A kind of newcomer: its tokens, how many come a second, and the seconds until one goes before a waiting body no longer."""
+
+    tokens: float
+    per_second: float
+    until: float
+
+
+def rank_first_come(stated: float, length: float, arrival: float) -> float:
+    """Rank for first come first served: what the bench compares with."""
+    return arrival
+
+
+def rank_shortest_stated(stated: float, length: float, arrival: float) -> float:
+    return stated
+
+
+def rank_oracle(stated: float, length: float, arrival: float) -> float:
+    """Rank by the true length, which nobody has before the end: the most that an order can win in the mean."""
+    return length
+
+
+class BodyQueue:
+    """A queue of bodies for `slots` slots. Belongs to one thread. Every `now` is in seconds, and none is before an earlier one.
+
+    `ageing`: c in tokens a second; None takes what makes a mean body age by its size in ten mean services, from the bodies recorded.
+    `max_waiting` and `max_bytes` bound the bodies and the keys and values kept for them; None is no bound.
+    """
+
+    def __init__(
+        self, slots: int = 1, max_waiting: int | None = MAX_WAITING, max_bytes: int | None = None, ageing: float | None = None
+    ) -> None:
+        self.slots, self.max_waiting, self.max_bytes, self.fixed_ageing = slots, max_waiting, max_bytes, ageing
+        self.kept_bytes = 0
+        self._heap: list[WaitingBody] = []
+        self._waiting: dict[Hashable, WaitingBody] = {}
+        self._standing: dict[Hashable, tuple[int, float]] | None = None  # place and tokens ahead; None after a change
+        self._recent: deque[tuple[float, int, float]] = deque(maxlen=RECENT)  # arrival, priority, stated
+        self._now: float | None = None
+        self._credit, self._sequence = 0.0, 0
+        self._ageing = ageing or 0.0
+        self._bodies = self._stated = self._seconds = 0.0  # decayed sums over the bodies recorded
+
+    def __len__(self) -> int:
+        return len(self._heap)
+
+    def __contains__(self, item: Hashable) -> bool:
+        return item in self._waiting
+
+    @property
+    def ageing(self) -> float:
+        """c, in tokens a second; 0 before the first body is recorded."""
+        return self._ageing
+
+    @property
+    def mean_stated(self) -> float:
+        return self._stated / self._bodies if self._bodies else 0.0
+
+    @property
+    def mean_seconds(self) -> float | None:
+        """Seconds that a body takes in its slot; None before the first is recorded."""
+        return self._seconds / self._bodies if self._bodies else None
+
+    # ---- in and out ----------------------------------------------------------------------------------------------------------------
+
+    def push(self, item: Hashable, stated: float | None, now: float, priority: int = 0, kept_bytes: int = 0) -> None:
+        """File a body. Raises QueueFull over a bound; InputError if its head alone is over max_bytes.
+
+        `stated` None, of a head without a budget, counts as the mean. A lower `priority` goes first, as in vLLM.
+        """
+        self._advance(now)
+        if item in self._waiting:
+            raise ValueError(f"{item!r} waits already")
+        self.check_room(kept_bytes)
+        size = self.mean_stated if stated is None else stated
+        body = WaitingBody(priority, size + self._credit, self._sequence, size, kept_bytes, item)
+        self._sequence += 1
+        heapq.heappush(self._heap, body)
+        self._waiting[item] = body
+        self._recent.append((now, priority, size))
+        self.kept_bytes += kept_bytes
+        self._standing = None
+
+    def pop(self, now: float) -> Hashable:
+        """Take out the next body. Raises IndexError if none waits."""
+        self._advance(now)
+        body = heapq.heappop(self._heap)
+        self._forget(body)
+        return body.item
+
+    def remove(self, item: Hashable) -> None:
+        """Take out a body whose client is gone. Raises KeyError if it does not wait. Its head is referred to no longer."""
+        body = self._waiting[item]
+        self._heap.remove(body)
+        heapq.heapify(self._heap)
+        self._forget(body)
+
+    def record_service(self, stated: float, seconds: float, now: float) -> None:
+        """Count a body that ended after so many seconds in its slot, for the means and c."""
+        self._advance(now)
+        self._bodies = self._bodies * MEAN_DECAY + 1
+        self._stated = self._stated * MEAN_DECAY + stated
+        self._seconds = self._seconds * MEAN_DECAY + seconds
+        if self.fixed_ageing is None and self._seconds > 0:
+            self._ageing = self._stated / (SERVICES_TO_AGE * self._seconds)
+
+    # ---- where one stands ----------------------------------------------------------------------------------------------------------
+
+    def position(self, item: Hashable, now: float) -> int:
+        """Place in the queue; 1 is next. Raises KeyError if it does not wait."""
+        return self._stand(item, now)[0]
+
+    def work_ahead(self, item: Hashable, now: float) -> float:
+        """Stated tokens of all that go before it. Raises KeyError if it does not wait."""
+        return self._stand(item, now)[1]
+
+    def sizes_ahead(self, item: Hashable, now: float) -> list[float]:
+        """Stated tokens of each that goes before it, the next one first: what `estimate_start` wants."""
+        place = self.position(item, now)
+        return [body.stated for body in heapq.nsmallest(place - 1, self._heap)]
+
+    def overtakers(self, item: Hashable, now: float) -> list[Overtaker]:
+        """Those of the last arrivals whose like would go before it if they came now. Raises KeyError if it does not wait.
+
+        A like of size s comes as often as it did, and overtakes until the credit has grown by what separates the two. After a burst the
+        rate falls with the time that nobody comes. Every body must be pushed, also one that finds a slot free.
+        """
+        self._advance(now)
+        body, first, last = self._waiting[item], self._recent[0][0], self._recent[-1][0]
+        since = max(now - first, (now - last) * len(self._recent) / PAUSE)
+        found = []
+        for _, priority, size in self._recent if since > 0 else ():
+            ahead = body.rank - self._credit - size
+            if priority < body.priority or (priority == body.priority and ahead > 0):
+                is_endless = priority < body.priority or not self._ageing
+                found.append(Overtaker(size, 1 / since, math.inf if is_endless else ahead / self._ageing))
+        return found
+
+    def check_room(self, kept_bytes: int = 0, bodies: int = 1) -> None:
+        """Raise QueueFull unless so many more bodies fit; InputError if one alone would not fit an empty queue.
+
+        The server asks before it decodes a head, and counts in those that are being decoded.
+        """
+        if self.max_bytes is not None and kept_bytes > self.max_bytes and bodies == 1:
+            raise InputError(f"a prompt of {kept_bytes / MIB:.1f} MiB is over the {self.max_bytes / MIB:.1f} MiB of the queue: shorten it")
+        surplus = 0 if self.max_waiting is None else len(self._heap) + bodies - self.max_waiting
+        too_much = 0 if self.max_bytes is None else self.kept_bytes + kept_bytes - self.max_bytes
+        if surplus > 0 or too_much > 0:
+            what = f"{len(self._heap)} requests wait" if surplus > 0 else f"the requests that wait keep {self.kept_bytes / MIB:.0f} MiB"
+            raise QueueFull(f"the queue is full: {what}", self._seconds_until_room(surplus, too_much))
+
+    # ---- inside --------------------------------------------------------------------------------------------------------------------
+
+    def _advance(self, now: float) -> None:
+        """Move the clock on, and give out the credit of the time since."""
+        since = 0.0 if self._now is None else now - self._now
+        if since < 0:
+            raise ValueError(f"the clock went back from {self._now} to {now}")
+        self._credit += self._ageing * since
+        self._now = now
+
+    def _forget(self, body: WaitingBody) -> None:
+        del self._waiting[body.item]
+        self.kept_bytes -= body.kept_bytes
+        self._standing = None
+
+    def _stand(self, item: Hashable, now: float) -> tuple[int, float]:
+        """Place and tokens ahead; those of all are computed once after a change."""
+        self._advance(now)
+        if self._standing is None:
+            self._standing = rank_all(self._heap)
+        return self._standing[item]
+
+    def _seconds_until_room(self, surplus: int, too_much: int) -> int:
+        """Seconds until so many bodies, and so many bytes, have left for a slot: one leaves each mean service / slots."""
+        leaving = max(surplus, 0)
+        for left, body in enumerate(sorted(self._heap) if too_much > 0 else (), 1):
+            too_much -= body.kept_bytes
+            if too_much <= 0:
+                leaving = max(leaving, left)
+                break
+        return max(1, math.ceil(leaving * (self.mean_seconds or 1.0) / self.slots))
+
+
+def rank_all(bodies: Iterable[WaitingBody]) -> dict[Hashable, tuple[int, float]]:
+    """The place of each, from 1, and the stated tokens ahead of it."""
+    standing, ahead = {}, 0.0
+    for place, body in enumerate(sorted(bodies), 1):
+        standing[body.item] = (place, ahead)
+        ahead += body.stated
+    return standing
