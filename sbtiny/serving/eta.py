@@ -4,9 +4,10 @@ import heapq
 import math
 from collections.abc import Sequence
 
-from sbtiny.budget.seconds import LEAST_SPREAD, NORMAL_Q90, SecondsLeft
+from sbtiny.budget.seconds import LEAST_SPREAD, SecondsLeft
 from sbtiny.serving.queue import Overtaker
 
+NORMAL_Q90 = 1.2816  # standard deviations from the mean to the 90 % quantile
 MOST_LONGER = 5.0  # times that newcomers are taken to lengthen a wait at most: a rate of arrivals that high seldom lasts
 LENGTH_NOISE = 0.3  # standard deviation of an answer's length, as a share of what was stated
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from sbtiny.errors import InputError
 
-SERVICES_TO_AGE = 10  # mean services after which a mean body has aged by its own size
+SERVICES_TO_AGE = 50  # mean services after which a mean body has aged by its own size; 10 cost a third of the gain at one slot (LOG 30)
 MEAN_DECAY = 0.99  # of the running means, each body: about the last hundred count
 MAX_WAITING = 256
 RECENT = 200  # arrivals by which the coming ones are foreseen
@@ -66,7 +66,7 @@ def rank_oracle(stated: float, length: float, arrival: float) -> float:
 class BodyQueue:
     """A queue of bodies for `slots` slots. Belongs to one thread. Every `now` is in seconds, and none is before an earlier one.
 
-    `ageing`: c in tokens a second; None takes what makes a mean body age by its size in ten mean services, from the bodies recorded.
+    `ageing`: c in tokens a second; None takes what makes a mean body age by its size in SERVICES_TO_AGE mean services, from the bodies recorded.
     `max_waiting` and `max_bytes` bound the bodies and the keys and values kept for them; None is no bound.
     """
 

@@ -101,8 +101,8 @@ def test_ageing_costs_part_of_the_gain_and_takes_from_the_longest_wait() -> None
     arrivals = draw_arrivals(load := ServeLoad(1, 0.9, requests=60_000, seed=100, ageing=0.05))
     default, aged = (measure(arrivals, ServeLoad(1, 0.9, ageing=c)) for c in (None, load.ageing))
     free, fcfs = aged["ours_without_ageing"], aged["fcfs"]
-    assert fcfs["mean"] > default["ours"]["mean"] > aged["ours"]["mean"] > free["mean"] > aged["oracle"]["mean"]
-    assert default["ours"]["longest_wait"] < aged["ours"]["longest_wait"] < 0.8 * free["longest_wait"]
+    assert fcfs["mean"] > aged["ours"]["mean"] > default["ours"]["mean"] > free["mean"] > aged["oracle"]["mean"]
+    assert aged["ours"]["longest_wait"] < default["ours"]["longest_wait"] < free["longest_wait"]
     assert fcfs["mean"] - aged["ours"]["mean"] > 0.85 * (fcfs["mean"] - free["mean"])
 
 
