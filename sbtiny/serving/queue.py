@@ -66,7 +66,7 @@ def rank_oracle(stated: float, length: float, arrival: float) -> float:
 class BodyQueue:
     """A queue of bodies for `slots` slots. Belongs to one thread. Every `now` is in seconds, and none is before an earlier one.
 
-    `ageing`: c in tokens a second; None takes what makes a mean body age by its size in SERVICES_TO_AGE mean services, from the bodies recorded.
+    `ageing`: c in tokens a second; None: a mean body ages by its size in SERVICES_TO_AGE mean services, by the bodies recorded.
     `max_waiting` and `max_bytes` bound the bodies and the keys and values kept for them; None is no bound.
     """
 
