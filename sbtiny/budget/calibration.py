@@ -4,7 +4,7 @@ The score of an answer is used / stated. An answer that was cut or malformed has
 promise at a coverage is a factor x the stated budget, and the factor one of the sorted scores (`conformal.py`).
 
 One factor for all budgets may keep large ones less often than small ones. Where every bin of stated budgets has BIN_LEAST answers,
-each bin has factors of its own.
+each bin has factors of its own. Where one bin has no finite factor at a coverage, all go by the factor of all there.
 """
 
 import math
@@ -108,9 +108,14 @@ class Calibration:
         index = self.bin_of(stated)
         return self.bins[index].scores if index is not None and self.bins[index].own else self.scores
 
+    def factor(self, stated: int, coverage: float) -> float | None:
+        """Return the factor of a budget: its bin's own, unless a bin has none at this coverage, else that of all."""
+        own = [b.scores.factor(coverage) for b in self.bins if b.own]
+        return own[self.bin_of(stated)] if own and None not in own else self.scores.factor(coverage)
+
     def promise(self, stated: int, coverage: float) -> int | None:
         """Compute the tokens that an answer of this stated budget stays within, rounded up; None without a finite promise."""
-        factor = self.scores_of(stated).factor(coverage)
+        factor = self.factor(stated, coverage)
         return None if factor is None else scale_up(stated, factor)
 
     def remaining(self, stated: int, used: int) -> Remaining:

@@ -3,9 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from sbtiny.budget.calibration import CalibrationAnswer
 from sbtiny.budget.coverage import kept_coverage
 from sbtiny.budget.metrics import Sample
@@ -36,15 +33,3 @@ def measure_coverage(policy: Policy, name: str, settings: EvalSettings, samples:
         return {}
     answers = [CalibrationAnswer(s.budget, s.length if s.ok else None) for s in samples]
     return {"coverage": kept_coverage(found, answers)}
-
-
-def print_coverage_table(coverage: dict[str, dict[str, Any]]) -> None:
-    """Print promised and kept coverage to stdout."""
-    table = Table("promised", "kept", "mean promise", "kept by stated budget", box=None, header_style="bold")
-    for key, row in coverage.items():
-        if row["kept"] is None:
-            table.add_row(f"{float(key):.0%}", "no finite promise", "–", "–")
-            continue
-        bins = [f"{b['from']}-{b['to']}: {b['kept']:.1%}" for b in row["by_bin"] if b["kept"] is not None]
-        table.add_row(f"{float(key):.0%}", f"{row['kept']:.1%}", f"{row['mean_promise']:.1f} tokens", ", ".join(bins))
-    Console().print(table)

@@ -104,7 +104,18 @@ def test_equal_budgets_share_a_bin_and_answers_without_one_count_in_each() -> No
     c = made([*two, *[MALFORMED] * 15])
     assert [(b.low, b.high, b.scores.questions, b.own) for b in c.bins] == [(10, 10, 158, True), (50, 50, 158, True)]
     assert [c.promise(stated, 0.9) for stated in (10, 50)] == [10, 100]
-    assert c.promise(10, 0.95) is None  # 8 of 158 are infinite, and 152 is the rank
+    assert c.bins[0].scores.factor(0.95) is None  # 8 of 158 are infinite, and 152 is the rank
+    assert c.promise(10, 0.95) is None  # nor has the factor of all: 15 of 315, and 301 is the rank
+
+
+def test_where_one_bin_has_no_factor_all_go_by_the_factor_of_all() -> None:
+    small, large = answers_of([1.0] * 150, stated=10), answers_of([2.0] * 142, stated=50)
+    c = made([*small, *large, *[CalibrationAnswer(50, None)] * 8])
+    assert [b.scores.factor(0.95) for b in c.bins] == [1.0, None]
+    assert [c.promise(stated, 0.9) for stated in (10, 50)] == [10, 100]
+    assert [c.promise(stated, 0.95) for stated in (10, 50)] == [20, 100]
+    found = kept_coverage(c, [*small, *large])["0.95"]
+    assert (found["promised"], found["kept"]) == (0.95, 1.0)
 
 
 @pytest.mark.parametrize("steep", [False, True])
