@@ -84,7 +84,7 @@ def calibrate(
     Example: sbtiny calibrate runs/demo --confidence 0.95
     """
     from sbtiny import runs
-    from sbtiny.budget.conformal import check_share
+    from sbtiny.budget.calibration import check_share
     from sbtiny.models.aliases import resolve
     from sbtiny.tasks.load import load_questions
     from sbtiny.tasks.sources import HUB_TASKS, SPLITS
@@ -102,13 +102,14 @@ def calibrate(
     if run:
         runs.check_finished(run)
     start_work(settings, note)
-    from sbtiny.evaluation.calibrate import calibration_settings, output_path, run_calibration
+    from sbtiny.evaluation.calibrate import run_calibration
+    from sbtiny.evaluation.calibration_file import calibration_path
     from sbtiny.evaluation.calibration_table import print_calibration
 
-    file = output_path(name, flags.output)
+    file = calibration_path(name, flags.output)
     runs.check_unclaimed(file.parent)
     runs.check_writable(file)
-    record = run_calibration(name, calibration_settings(settings), confidence, flags.output)
+    record = run_calibration(name, settings, confidence, flags.output)
     if flags.as_json:
         return print_result(record | {"file": str(file)}, True)
     print_calibration(record)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from sbtiny.budget.conformal import COVERAGES, promise_rank
+from sbtiny.budget.calibration import COVERAGES, promise_rank
 from sbtiny.evaluation.report import NO_VALUE, Eval, Grid, Row, percent, rich_table, tokens
 
 KEYS = tuple(map(str, COVERAGES))

@@ -9,7 +9,7 @@ from sbtiny.budget.metrics import Sample
 from sbtiny.budget.protocol import parse_budget_option
 from sbtiny.config import Settings
 from sbtiny.evaluation import evaluate
-from sbtiny.evaluation.coverage import measure_coverage
+from sbtiny.evaluation.calibration_file import measure_coverage
 from sbtiny.evaluation.cuts import evaluate_cuts
 from sbtiny.models.prompt import check_texts
 from sbtiny.rollout.episode import Episode

@@ -12,9 +12,8 @@ import pytest
 from sbtiny import locks, runs
 from sbtiny.budget.calibration import CalibrationAnswer, calibrate
 from sbtiny.budget.calibration_record import from_record
-from sbtiny.budget.coverage import kept_coverage
 from sbtiny.cli.main import run as call
-from sbtiny.config import EvalSettings, Settings
+from sbtiny.config import Settings
 from sbtiny.evaluation import calibrate as module
 from sbtiny.evaluation import trained_questions
 from sbtiny.evaluation.calibration_file import calibration_path, load_calibration
@@ -204,7 +203,7 @@ def test_where_the_file_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     assert calibration_path(str(calibrated)) == calibrated / "calibration.json"
     assert calibration_path("some/x-q8_0.gguf") == Path("some/x-q8_0.calibration.json")
     assert calibration_path("owner/name") == Path("runs/calibrate-name/calibration.json")
-    assert module.output_path("some/x.gguf", Path("out")) == Path("out/x.calibration.json")
+    assert calibration_path("some/x.gguf", Path("out")) == Path("out/x.calibration.json")
     assert module.exported_run("some/x.gguf") is None
     (tmp_path / "export.json").write_text(json.dumps({"run": str(calibrated)}))
     assert module.exported_run("x.gguf") == calibrated
@@ -293,7 +292,7 @@ def noisy(n: int, seed: int) -> list[CalibrationAnswer]:
 def test_the_plots_are_drawn() -> None:
     found, few = calibrate(noisy(500, 0), **ABOUT), calibrate(noisy(30, 0), **ABOUT)  # few: no promise at 95 %
     rows = [{"budget": a.stated, "length": a.used, "ok": True} for a in noisy(300, 1)] + [{"budget": None, "length": 9, "ok": False}]
-    evaluation = {"coverage": kept_coverage(found, noisy(300, 1))}
+    evaluation = {"coverage": found.kept_coverage(noisy(300, 1))}
     figure = draw_calibration(found, evaluation, rows, COLOURS["grpo"])
     assert [ax.get_xlabel() for ax in figure.axes] == ["promised coverage", "stated budget, tokens"]
     assert "promise at 90 %" in [text.get_text() for text in figure.axes[1].get_legend().texts]
@@ -301,7 +300,7 @@ def test_the_plots_are_drawn() -> None:
     assert to_svg(figure, "x").startswith("<svg")
     assert draw_calibration(None, evaluation, rows, COLOURS["grpo"]) is draw_calibration(found, {}, rows, COLOURS["grpo"]) is None
     for samples in (rows[:1], []):
-        assert to_png(draw_calibration(few, {"coverage": kept_coverage(few, noisy(50, 1))}, samples, COLOURS["sft"]))
+        assert to_png(draw_calibration(few, {"coverage": few.kept_coverage(noisy(50, 1))}, samples, COLOURS["sft"]))
 
 
 def test_a_report_shows_promised_and_kept_and_answers_stopped_early(mine: Path, capsys: pytest.CaptureFixture) -> None:
@@ -336,8 +335,3 @@ def test_500_questions_are_asked_unless_told(started: Path, monkeypatch: pytest.
     for more in ([], ["--preset", "t4", "--task", "arithmetic"], ["--set", "eval.limit=44"], ["--limit", "55"], ["-c", str(file)]):
         assert call(["calibrate", str(started), "--json", *more, "-o", str(tmp_path)], False) == 0
     assert asked == [500, 500, 44, 55, 33]
-
-
-def test_settings_that_would_cut_are_put_aside() -> None:
-    found = module.calibration_settings(Settings(eval=EvalSettings(budget="0.5x", cut_at=0.5, ceiling=9))).eval
-    assert (found.budget, found.cut_at, found.ceiling) == ("auto", 0.0, 0)
