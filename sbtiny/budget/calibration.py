@@ -123,13 +123,13 @@ class Calibration:
         cut = round(infinite * self.cut / (self.cut + self.malformed)) if infinite else 0
         return estimate_remaining(stated, used, scores.ratios, cut)
 
-    def check_matches(self, **used: Any) -> None:
-        """Raise InputError if it was made with another fingerprint, format, task, temperature or top_p; None is not compared."""
+    def check_matches(self, where: str, **used: Any) -> None:
+        """Raise InputError, with `where`, if it was made with another fingerprint, format, task, temperature or top_p than `used`."""
         names = {"model_fingerprint": "of another model", "format": "of another format", "task": "for another task"}
         for key, value in used.items():
-            if value is not None and value != (own := getattr(self, key)):
+            if value != (own := getattr(self, key)):
                 kind = names.get(key, f"at another {key}")
-                raise InputError(f"the calibration is {kind} ({key} {own}, here {value}): run sbtiny calibrate again")
+                raise InputError(f"{where}: the calibration is {kind} ({key} {own}, here {value}): run sbtiny calibrate again")
 
     def kept_coverage(self, answers: Sequence[CalibrationAnswer]) -> dict[str, dict[str, Any]]:
         """Compute the `coverage` of eval.json: the share of all answers that kept their promise, by bin too. An infinite one keeps none.
@@ -143,12 +143,15 @@ class Calibration:
                 found[str(c)] = {"promised": None, "kept": None, "mean_promise": None, "by_bin": []}
                 continue
             kept = [a.used is not None and a.used <= p for a, p in zip(stated, promises, strict=True)]
-            parts = [(b, [ok for ok, a in zip(kept, stated, strict=True) if self.bin_of(a.stated) == i]) for i, b in enumerate(self.bins)]
-            by_bin = [
-                {"from": b.low, "to": b.high, "questions": len(oks), "kept": sum(oks) / len(oks) if oks else None} for b, oks in parts
-            ]
-            mean = sum(promises) / len(promises)
-            found[str(c)] = {"promised": c, "kept": sum(kept) / len(answers), "mean_promise": mean, "by_bin": by_bin}
+            parts = [[ok for ok, a in zip(kept, stated, strict=True) if self.bin_of(a.stated) == i] for i in range(len(self.bins))]
+            found[str(c)] = {
+                "promised": c,
+                "kept": sum(kept) / len(answers),
+                "mean_promise": sum(promises) / len(promises),
+                "by_bin": [
+                    {"from": b.low, "to": b.high, "questions": len(k), "kept": share(k)} for b, k in zip(self.bins, parts, strict=True)
+                ],
+            }
         return found
 
 
@@ -183,7 +186,10 @@ def make_bins(answers: Sequence[CalibrationAnswer], scores: Scores) -> tuple[Bin
     bins = []
     for part in own or splits[0]:
         unstated = math.ceil((len(answers) - len(stated)) * len(part) / len(stated))
-        kept = {key: None if f is None else kept_share(part, f) for key, f in scores.factors().items()}
+        kept = {
+            key: None if f is None else share([a.used is not None and a.used <= scale_up(a.stated, f) for a in part])
+            for key, f in scores.factors().items()
+        }
         low, high = min(a.stated for a in part), max(a.stated for a in part)
         bins.append(Bin(low, high, scores_of(part, len(part) + unstated, scores.confidence), own is not None, kept))
     return tuple(bins)
@@ -203,9 +209,8 @@ def scale_up(stated: int, factor: float) -> int:
     return math.ceil(stated * factor - ROUNDING)
 
 
-def kept_share(answers: Sequence[CalibrationAnswer], factor: float) -> float:
-    """Compute the share of answers within factor x their stated budget."""
-    return sum(a.used is not None and a.used <= scale_up(a.stated, factor) for a in answers) / len(answers)
+def share(flags: Sequence[bool]) -> float | None:
+    return sum(flags) / len(flags) if flags else None
 
 
 # ---- ranks and ranges --------------------------------------------------------------------------------------------------

@@ -22,10 +22,11 @@ class OnlineCalibration:
     """Promises that adapt. Starts from the scores of a calibration, which the newest answers push out one by one."""
 
     def __init__(self, calibration: Calibration, coverages: tuple[float, ...] = COVERAGES) -> None:
-        infinite = [math.inf] * (calibration.questions - len(calibration.ratios))
+        scores = [*calibration.ratios, *[math.inf] * (calibration.questions - len(calibration.ratios))]
+        golden = (math.sqrt(5) - 1) / 2  # its multiples mix small and large scores, so that the window drops both alike
         self.fingerprint = calibration.model_fingerprint
         self.miss_levels = {c: 1 - c for c in coverages}
-        self.window = deque(spread_order([*calibration.ratios, *infinite]), WINDOW)
+        self.window = deque((scores[i] for i in sorted(range(len(scores)), key=lambda i: i * golden % 1)), WINDOW)
 
     def promise(self, stated: int, coverage: float) -> int | None:
         """Compute the tokens that an answer of this stated budget stays within; None without a finite promise."""
@@ -62,9 +63,3 @@ class OnlineCalibration:
         check_fields(record, fields, where)
         self.miss_levels = {float(c): level for c, level in record["miss_levels"].items()}
         self.window = deque((math.inf if score is None else score for score in record["window"]), WINDOW)
-
-
-def spread_order(scores: list[float]) -> list[float]:
-    """Reorder sorted scores so that small and large alternate: the window then drops both alike. Multiplying by the golden ratio does."""
-    golden = (math.sqrt(5) - 1) / 2
-    return [scores[i] for i in sorted(range(len(scores)), key=lambda i: i * golden % 1)]

@@ -54,16 +54,8 @@ def load_calibration(policy: Policy, name: str, *, temperature: float, top_p: fl
         return None
     found = from_record(runs.read_json(path), str(path))
     same_kind = task is None or (task not in TASKS and found.task not in TASKS)
-    try:
-        found.check_matches(
-            model_fingerprint=answering_fingerprint(policy, name),
-            format=policy.form.name,
-            temperature=temperature,
-            top_p=top_p,
-            task=None if same_kind else task,
-        )
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
+    sampling = {"temperature": temperature, "top_p": top_p, **({} if same_kind else {"task": task})}
+    found.check_matches(str(path), model_fingerprint=answering_fingerprint(policy, name), format=policy.form.name, **sampling)
     return found
 
 

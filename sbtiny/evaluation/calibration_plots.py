@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, PercentFormatter
 
 from sbtiny.budget.calibration import Calibration
-from sbtiny.evaluation.plots import COLOURS, INK, MUTED, STYLE, add_legend, plot_answers, set_log_ticks
+from sbtiny.evaluation.plots import COLOURS, INK, MUTED, STYLE, add_legend, plot_answers, plot_bands
 from sbtiny.evaluation.report import Eval, ReportData, Row
 
 DRAWN_COVERAGE = 0.9  # of the line of promises
@@ -58,7 +58,7 @@ def plot_promise(calibration: Calibration, rows: Sequence[Row], colour: str, ax:
     """Plot tokens used against stated budgets, and the promise as a line: below it the promise was kept."""
     sizes = [size for row in rows for size in (row["budget"], max(1, row["length"]))] or [1, 1000]
     low, high = min(sizes) / 1.3, max(sizes) * 1.3
-    ax.plot((low, high), (low, high), color=MUTED, linewidth=0.8)
+    plot_bands(low, high, ax)
     if rows:
         plot_answers(rows, None, colour, ax)
     stated = sorted({round(x) for x in np.geomspace(max(1.0, low), high, 400)})
@@ -66,10 +66,6 @@ def plot_promise(calibration: Calibration, rows: Sequence[Row], colour: str, ax:
     if None not in promises:
         ax.plot(stated, promises, color=INK, linewidth=1.4, label=f"promise at {100 * DRAWN_COVERAGE:.0f} %")
         ax.legend(loc="lower right")
-    ax.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), aspect="equal")
-    ax.set(xlabel="stated budget, tokens", ylabel="tokens used")
-    for axis in (ax.xaxis, ax.yaxis):
-        set_log_ticks(axis, (1, 2, 5))
 
 
 def draw_interruption(cuts: Sequence[Eval], colour: str) -> Figure | None:

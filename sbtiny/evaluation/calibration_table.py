@@ -15,7 +15,7 @@ def print_calibration(record: Row) -> None:
     out = Console()
     out.print(rich_table(promise_grid(record)))
     if record["by_bin"]:
-        out.print("\nkept within the one factor, by stated budget:", highlight=False)
+        out.print("\nkept within the one factor, %, by stated budget:", highlight=False)
         out.print(rich_table(bin_grid(record)))
     for line in shortfalls(record):
         out.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -23,37 +23,24 @@ def print_calibration(record: Row) -> None:
 
 def promise_grid(record: Row) -> Grid:
     """Build one row a coverage. The promise is for the median stated budget, by the factor of its bin where bins have their own."""
-    median, own, promises = record["median_stated"], has_own_factors(record), record["promises"] or {}
-    promise = "promise" if median is None else f"promise for {median} stated"
-    headers = [
-        "asked",
-        "factor of all" if own else "factor",
-        f"{promise},\nby its own factor" if own else promise,
-        "true coverage,\n5 to 95 %",
-    ]
+    headers = ["asked", "factor of all", f"promise for {record['median_stated'] or 'any'} stated", "true coverage,\n5 to 95 %"]
     rows = []
     for key in KEYS:
-        low_high = record["true_coverage_range"][key]
-        limit = "none" if promises.get(key) is None else f"{promises[key]} tokens"
+        low_high, limit = record["true_coverage_range"][key], (record["promises"] or {}).get(key)
         chance = f"{percent(low_high[0])} to {percent(low_high[1])} %" if low_high else NO_VALUE
-        rows.append([f"{float(key):.0%}", format_factor(record["factors"][key]), limit, chance])
+        rows.append([f"{float(key):.0%}", format_factor(record["factors"][key]), "none" if limit is None else f"{limit} tokens", chance])
     return headers, rows
 
 
 def bin_grid(record: Row) -> Grid:
     """Build one row a bin: the share that the one factor keeps (does the bin need its own?), and its own, where each has one."""
-    own = KEYS if has_own_factors(record) else ()
+    own = KEYS if record["by_bin"][0]["factors"] else ()
     headers = ["stated", "answers", *(f"{float(key):.0%}" for key in KEYS), *(f"own,\n{float(key):.0%}" for key in own)]
     rows = []
     for row in record["by_bin"]:
-        kept = [NO_VALUE if row["kept"][key] is None else f"{percent(row['kept'][key])} %" for key in KEYS]
-        factors = [format_factor(row["factors"][key]) for key in own]
-        rows.append([f"{row['from']} to {row['to']}", str(row["questions"]), *kept, *factors])
+        cells = [percent(row["kept"][key]) for key in KEYS] + [format_factor(row["factors"][key]) for key in own]
+        rows.append([f"{row['from']} to {row['to']}", str(row["questions"]), *cells])
     return headers, rows
-
-
-def has_own_factors(record: Row) -> bool:
-    return any(row["factors"] is not None for row in record["by_bin"])
 
 
 def format_factor(factor: float | None) -> str:

@@ -192,10 +192,9 @@ def test_what_is_no_object_is_no_calibration(value: Any) -> None:
 )
 def test_a_mismatch_is_refused_by_name(used: dict[str, Any], message: str) -> None:
     c = made(noisy(100, 0))
-    c.check_matches(**{key: ABOUT[key] for key in ("model_fingerprint", "format", "task", "temperature", "top_p")})
-    c.check_matches(task=None)
+    c.check_matches("c", **{key: ABOUT[key] for key in ("model_fingerprint", "format", "task", "temperature", "top_p")})
     with pytest.raises(InputError) as error:
-        c.check_matches(**used)
+        c.check_matches("c", **used)
     assert message in str(error.value)
 
 

@@ -146,7 +146,7 @@ def test_another_model_is_refused_by_its_fingerprint(mine: Path) -> None:
     with pytest.raises(runs.InputError, match="is not valid JSON"):
         load_calibration(policy, str(mine), **sampling)
     (mine / "calibration.json").write_text('{"ratios": [1.0]}')
-    with pytest.raises(runs.InputError, match="is broken: it has no questions: run sbtiny calibrate again"):
+    with pytest.raises(runs.InputError, match="is broken: it has no model_fingerprint: run sbtiny calibrate again"):
         load_calibration(policy, str(mine), **sampling)
 
 
@@ -294,7 +294,7 @@ def test_the_plots_are_drawn() -> None:
     rows = [{"budget": a.stated, "length": a.used, "ok": True} for a in noisy(300, 1)] + [{"budget": None, "length": 9, "ok": False}]
     evaluation = {"coverage": found.kept_coverage(noisy(300, 1))}
     figure = draw_calibration(found, evaluation, rows, COLOURS["grpo"])
-    assert [ax.get_xlabel() for ax in figure.axes] == ["promised coverage", "stated budget, tokens"]
+    assert [ax.get_xlabel() for ax in figure.axes] == ["promised coverage", "budget, tokens"]
     assert "promise at 90 %" in [text.get_text() for text in figure.axes[1].get_legend().texts]
     assert to_png(figure).startswith(b"\x89PNG")
     assert to_svg(figure, "x").startswith("<svg")
