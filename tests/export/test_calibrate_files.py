@@ -7,7 +7,7 @@ import pytest
 
 from sbtiny import runs
 from sbtiny.budget.calibration_record import from_record
-from sbtiny.cli.app import run as call
+from sbtiny.cli.main import run as call
 from sbtiny.export import calibrate
 from sbtiny.models.fingerprint import file_fingerprint
 from sbtiny.rollout.engines import llama_cpp
