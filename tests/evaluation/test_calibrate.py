@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from test_report import put_evaluation, put_run
 
 from sbtiny import locks, runs
 from sbtiny.budget.calibration import CalibrationAnswer, calibrate
 from sbtiny.budget.calibration_record import from_record
+from sbtiny.budget.metrics import Sample
 from sbtiny.cli.main import run as call
 from sbtiny.config import Settings
 from sbtiny.evaluation import calibrate as module
@@ -20,6 +22,7 @@ from sbtiny.evaluation.calibration_file import calibration_path, load_calibratio
 from sbtiny.evaluation.calibration_plots import draw_calibration
 from sbtiny.evaluation.plots import COLOURS, to_png, to_svg
 from sbtiny.evaluation.trained_questions import without_known_questions
+from sbtiny.evaluation.write_report import write_report
 from sbtiny.rollout.load_policy import load_policy
 from sbtiny.tasks import arithmetic, leaks
 from sbtiny.tasks.sources import Question
@@ -301,6 +304,22 @@ def test_the_plots_are_drawn() -> None:
     assert draw_calibration(None, evaluation, rows, COLOURS["grpo"]) is draw_calibration(found, {}, rows, COLOURS["grpo"]) is None
     for samples in (rows[:1], []):
         assert to_png(draw_calibration(few, {"coverage": few.kept_coverage(noisy(50, 1))}, samples, COLOURS["sft"]))
+
+
+def test_a_report_with_finite_promises_draws_them(tmp_path: Path) -> None:
+    folder, found = put_run(tmp_path / "run"), calibrate(noisy(500, 0), **ABOUT)
+    evaluation = put_evaluation(folder, [Sample(True, True, a.stated, a.used) for a in noisy(60, 1)])
+    runs.write_json(folder / "eval.json", evaluation | {"coverage": found.kept_coverage(noisy(60, 1))})
+    runs.write_json(folder / "calibration.json", to_record(found))
+    result = write_report(folder)
+    assert result["calibration"]["factors"] == found.scores.factors()
+    assert (folder / "plots" / "calibration.png").is_file()
+    page = (folder / "report.html").read_text()
+    assert 'aria-label="What is a budget worth?"' in page
+    assert "by chance %" in page
+    (folder / "calibration.json").unlink()
+    assert write_report(folder)["calibration"] is None
+    assert not (folder / "plots" / "calibration.png").exists()
 
 
 def test_a_report_shows_promised_and_kept_and_answers_stopped_early(mine: Path, capsys: pytest.CaptureFixture) -> None:
