@@ -12,7 +12,7 @@ from test_report import put_evaluation, put_run
 
 from sbtiny import locks, runs
 from sbtiny.budget.calibration import CalibrationAnswer, calibrate
-from sbtiny.budget.calibration_record import from_record
+from sbtiny.budget.calibration_record import from_record, to_record
 from sbtiny.budget.metrics import Sample
 from sbtiny.cli.main import run as call
 from sbtiny.config import Settings
