@@ -1,7 +1,9 @@
 """What a stated budget is worth: the promise that an answer keeps with a stated chance (one-sided split conformal prediction).
 
 The score of an answer is used / stated. An answer that was cut or malformed has an infinite score, not the length it was cut at. The
-promise at a coverage is a factor x the stated budget, and the factor one of the sorted scores (`conformal.py`).
+promise at a coverage is a factor x the stated budget, and the factor one of the n sorted scores. The k-th smallest of them covers the
+next one with a probability of at least k / (n + 1). Given the n scores, the share that it covers follows Beta(k, n + 1 - k), so
+P(share > c) = P(Binomial(n, c) < k). Ties only raise the share.
 
 One factor for all budgets may keep large ones less often than small ones. Where every bin of stated budgets has BIN_LEAST answers,
 each bin has factors of its own. Where one bin has no finite factor at a coverage, all go by the factor of all there.
@@ -9,17 +11,19 @@ each bin has factors of its own. Where one bin has no finite factor at a coverag
 
 import math
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache
 from typing import Any
 
 import numpy as np
 
-from sbtiny.budget.conformal import COVERAGES, promise_rank, true_coverage_range
 from sbtiny.budget.remaining import ROUNDING, Remaining, estimate_remaining
 from sbtiny.errors import InputError
 
+COVERAGES = (0.8, 0.9, 0.95)  # what is promised in a file
+FEW, FEW_COVERAGE = 100, 0.9  # below so many answers nothing above this coverage is promised
+RANGE = (0.05, 0.95)  # quantiles of the true coverage that are told
 BIN_LEAST = 100  # answers of a bin with factors of its own
 MOST_BINS = 4
 
@@ -45,20 +49,22 @@ class Scores:
     ratios: tuple[float, ...]
     confidence: float | None = None
 
+    def rank(self, coverage: float) -> int | None:
+        """Return the rank of the score that covers; None where it is infinite or there are too few."""
+        rank = promise_rank(self.questions, coverage, self.confidence)
+        return rank if rank is not None and rank <= len(self.ratios) else None
+
     def factor(self, coverage: float) -> float | None:
         """Return what to multiply a stated budget by; None where no finite factor has this coverage."""
-        rank = promise_rank(self.questions, coverage, self.confidence)
-        return self.ratios[rank - 1] if rank is not None and rank <= len(self.ratios) else None
+        return None if (rank := self.rank(coverage)) is None else self.ratios[rank - 1]
 
     def factors(self) -> dict[str, float | None]:
         return {str(c): self.factor(c) for c in COVERAGES}
 
     def ranges(self) -> dict[str, list[float] | None]:
         """Compute the 5 to 95 % range of the true coverage; None where there is no factor."""
-        return {str(c): None if self.factor(c) is None else self._range(c) for c in COVERAGES}
-
-    def _range(self, coverage: float) -> list[float]:
-        return list(true_coverage_range(self.questions, promise_rank(self.questions, coverage, self.confidence)))
+        ranks = {str(c): self.rank(c) for c in COVERAGES}
+        return {key: None if rank is None else list(true_coverage_range(self.questions, rank)) for key, rank in ranks.items()}
 
 
 @dataclass(frozen=True)
@@ -82,31 +88,22 @@ class Calibration:
     split: str
     temperature: float
     top_p: float
-    confidence: float | None
     questions: int
     malformed: int
     cut: int
-    ratios: tuple[float, ...]
-    bins: tuple[Bin, ...]
+    confidence: float | None
     median_stated: int | None
+    bins: tuple[Bin, ...]
     date: str
+    ratios: tuple[float, ...]
 
-    @cached_property
+    @property
     def scores(self) -> Scores:
         return Scores(self.questions, self.ratios, self.confidence)
 
-    @cached_property
-    def _highs(self) -> list[int]:
-        return [b.high for b in self.bins]
-
     def bin_of(self, stated: int) -> int | None:
         """Return the index of a budget's bin; the first and the last are open. None where there are no bins."""
-        return min(bisect_left(self._highs, stated), len(self.bins) - 1) if self.bins else None
-
-    def scores_of(self, stated: int) -> Scores:
-        """Return the scores that a budget goes by: its bin's, where bins have their own, else those of all."""
-        index = self.bin_of(stated)
-        return self.bins[index].scores if index is not None and self.bins[index].own else self.scores
+        return min(bisect_left([b.high for b in self.bins], stated), len(self.bins) - 1) if self.bins else None
 
     def factor(self, stated: int, coverage: float) -> float | None:
         """Return the factor of a budget: its bin's own, unless a bin has none at this coverage, else that of all."""
@@ -119,35 +116,63 @@ class Calibration:
         return None if factor is None else scale_up(stated, factor)
 
     def remaining(self, stated: int, used: int) -> Remaining:
-        """Estimate the tokens left of a running answer."""
-        scores = self.scores_of(stated)
+        """Estimate the tokens left of a running answer, by its bin where bins have factors of their own."""
+        index = self.bin_of(stated)
+        scores = self.bins[index].scores if index is not None and self.bins[index].own else self.scores
         infinite = scores.questions - len(scores.ratios)
         cut = round(infinite * self.cut / (self.cut + self.malformed)) if infinite else 0
         return estimate_remaining(stated, used, scores.ratios, cut)
 
-    def check_matches(self, **used: Any) -> None:
-        """Raise InputError if it was made with another fingerprint, format, task, temperature or top_p; None is not compared."""
+    def check_matches(self, where: str, **used: Any) -> None:
+        """Raise InputError, with `where`, if it was made with another fingerprint, format, task, temperature or top_p than `used`."""
         names = {"model_fingerprint": "of another model", "format": "of another format", "task": "for another task"}
         for key, value in used.items():
-            if value is not None and value != (own := getattr(self, key)):
+            if value != (own := getattr(self, key)):
                 kind = names.get(key, f"at another {key}")
-                raise InputError(f"the calibration is {kind} ({key} {own}, here {value}): run sbtiny calibrate again")
+                raise InputError(f"{where}: the calibration is {kind} ({key} {own}, here {value}): run sbtiny calibrate again")
+
+    def kept_coverage(self, answers: Sequence[CalibrationAnswer]) -> dict[str, dict[str, Any]]:
+        """Compute the `coverage` of eval.json: the share of all answers that kept their promise, by bin too. An infinite one keeps none.
+
+        `mean_promise`: in tokens. All are None where there is no finite promise.
+        """
+        stated, found = [a for a in answers if a.stated is not None], {}
+        for c in COVERAGES:
+            promises = [self.promise(a.stated, c) for a in stated]
+            if not stated or None in promises:
+                found[str(c)] = {"promised": None, "kept": None, "mean_promise": None, "by_bin": []}
+                continue
+            kept = [a.used is not None and a.used <= p for a, p in zip(stated, promises, strict=True)]
+            parts = [[ok for ok, a in zip(kept, stated, strict=True) if self.bin_of(a.stated) == i] for i in range(len(self.bins))]
+            found[str(c)] = {
+                "promised": c,
+                "kept": sum(kept) / len(answers),
+                "mean_promise": sum(promises) / len(promises),
+                "by_bin": [
+                    {"from": b.low, "to": b.high, "questions": len(k), "kept": share(k)} for b, k in zip(self.bins, parts, strict=True)
+                ],
+            }
+        return found
 
 
 def calibrate(answers: Sequence[CalibrationAnswer], confidence: float | None = None, **about: Any) -> Calibration:
     """Calibrate on one answer to each question. `about`: fingerprint, format, task, split, sampling and date."""
-    scores = Scores(len(answers), finite_ratios(answers), confidence)
+    scores = scores_of(answers, len(answers), confidence)
     stated = sorted(a.stated for a in answers if a.stated is not None)
     return Calibration(
         **about,
-        confidence=confidence,
         questions=len(answers),
         malformed=sum(a.ratio == math.inf and not a.cut for a in answers),
         cut=sum(a.cut for a in answers),
-        ratios=scores.ratios,
-        bins=make_bins(answers, scores),
+        confidence=confidence,
         median_stated=stated[len(stated) // 2] if stated else None,
+        bins=make_bins(answers, scores),
+        ratios=scores.ratios,
     )
+
+
+def scores_of(answers: Sequence[CalibrationAnswer], questions: int, confidence: float | None) -> Scores:
+    return Scores(questions, tuple(sorted(a.ratio for a in answers if a.ratio < math.inf)), confidence)
 
 
 def make_bins(answers: Sequence[CalibrationAnswer], scores: Scores) -> tuple[Bin, ...]:
@@ -156,21 +181,22 @@ def make_bins(answers: Sequence[CalibrationAnswer], scores: Scores) -> tuple[Bin
     Answers that state no budget count in every bin, as infinite scores in proportion to its size.
     """
     stated = [a for a in answers if a.stated is not None]
-    splits = [split_by_stated(stated, count) for count in range(MOST_BINS, 1, -1)]
+    splits = [split_by_stated(stated, count) for count in range(MOST_BINS, 1, -1)] if stated else [[]]
     own = next((parts for parts in splits if len(parts) > 1 and min(map(len, parts)) >= BIN_LEAST), None)
     bins = []
-    for part in own or (split_by_stated(stated, MOST_BINS) if stated else []):
+    for part in own or splits[0]:
         unstated = math.ceil((len(answers) - len(stated)) * len(part) / len(stated))
-        kept = {str(c): kept_share(part, scores.factor(c)) for c in COVERAGES}
+        kept = {
+            key: None if f is None else share([a.used is not None and a.used <= scale_up(a.stated, f) for a in part])
+            for key, f in scores.factors().items()
+        }
         low, high = min(a.stated for a in part), max(a.stated for a in part)
-        bins.append(Bin(low, high, Scores(len(part) + unstated, finite_ratios(part), scores.confidence), own is not None, kept))
+        bins.append(Bin(low, high, scores_of(part, len(part) + unstated, scores.confidence), own is not None, kept))
     return tuple(bins)
 
 
 def split_by_stated(answers: Sequence[CalibrationAnswer], count: int) -> list[list[CalibrationAnswer]]:
     """Split into at most `count` parts of about equal size; equal budgets stay together."""
-    if not answers:
-        return []
     edges = sorted({int(edge) for edge in np.quantile([a.stated for a in answers], np.arange(1, count + 1) / count, method="lower")})
     parts: list[list[CalibrationAnswer]] = [[] for _ in edges]
     for answer in answers:
@@ -183,14 +209,60 @@ def scale_up(stated: int, factor: float) -> int:
     return math.ceil(stated * factor - ROUNDING)
 
 
-def kept_share(answers: Sequence[CalibrationAnswer], factor: float | None) -> float | None:
-    """Compute the share of answers within factor x their stated budget; None without a factor."""
-    return None if factor is None else share([a.used is not None and a.used <= scale_up(a.stated, factor) for a in answers])
-
-
 def share(flags: Sequence[bool]) -> float | None:
     return sum(flags) / len(flags) if flags else None
 
 
-def finite_ratios(answers: Iterable[CalibrationAnswer]) -> tuple[float, ...]:
-    return tuple(sorted(a.ratio for a in answers if a.ratio < math.inf))
+# ---- ranks and ranges --------------------------------------------------------------------------------------------------
+
+
+def promise_rank(questions: int, coverage: float, confidence: float | None = None) -> int | None:
+    """Choose the rank k, from 1, of the score that covers; None where `questions` are too few.
+
+    Without `confidence`: k = ceil((n + 1) c), right on average over calibrations. With it: the least k whose calibration covers at least
+    c with that probability. Raises InputError for a coverage or confidence that is no share between 0 and 1.
+    """
+    check_share("coverage", coverage)
+    if questions < FEW and coverage > FEW_COVERAGE + ROUNDING:
+        return None
+    rank = math.ceil((questions + 1) * coverage - ROUNDING)
+    if confidence is not None:
+        check_share("confidence", confidence)
+        rank = max(rank, confident_rank(questions, coverage, confidence))
+    return rank if rank <= questions else None
+
+
+@cache
+def confident_rank(questions: int, coverage: float, confidence: float) -> int:
+    """Compute the least k with P(Beta(k, n + 1 - k) >= c) >= confidence; n + 1 where no k has it."""
+    below = np.cumsum(binomial_probabilities(questions, coverage))  # below[i] = P(Binomial <= i)
+    return int(np.searchsorted(below[:questions], confidence - 1e-12)) + 1
+
+
+def true_coverage_range(questions: int, rank: int) -> tuple[float, float]:
+    """Compute the 5 and 95 % quantiles of Beta(k, n + 1 - k): where the true coverage of one calibration lies."""
+    low, high = (beta_quantile(rank, questions + 1 - rank, level) for level in RANGE)
+    return low, high
+
+
+def beta_quantile(a: int, b: int, level: float) -> float:
+    """Find a quantile of Beta(a, b), with whole a and b from 1, by bisection. P(Beta <= x) = P(Binomial(a + b - 1, x) >= a)."""
+    low, high = 0.0, 1.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        below = binomial_probabilities(a + b - 1, middle)[a:].sum() > level
+        low, high = (low, middle) if below else (middle, high)
+    return (low + high) / 2
+
+
+def binomial_probabilities(n: int, p: float) -> np.ndarray:
+    """Compute P(Binomial(n, p) = i) for i = 0 to n, (n + 1,), for 0 < p < 1."""
+    log_factorial = np.concatenate(([0.0], np.cumsum(np.log(np.arange(1, n + 1)))))
+    i = np.arange(n + 1)
+    logs = log_factorial[n] - log_factorial - log_factorial[::-1] + i * math.log(p) + (n - i) * math.log1p(-p)
+    return np.exp(logs)
+
+
+def check_share(name: str, value: float) -> None:
+    if not (isinstance(value, int | float) and 0 < value < 1):
+        raise InputError(f"{name} {value} is no share between 0 and 1: 0.9 is 90 %")

@@ -6,13 +6,12 @@ calibration.json, never in it.
 """
 
 import math
-from bisect import bisect_left, insort
 from collections import deque
 from typing import Any
 
-from sbtiny.budget.calibration import Calibration, CalibrationAnswer, scale_up
-from sbtiny.budget.calibration_record import Reader, is_number
-from sbtiny.budget.conformal import COVERAGES, ROUNDING
+from sbtiny.budget.calibration import COVERAGES, Calibration, CalibrationAnswer, scale_up
+from sbtiny.budget.calibration_record import check_fields, is_number
+from sbtiny.budget.remaining import ROUNDING
 from sbtiny.errors import InputError
 
 WINDOW = 500
@@ -23,14 +22,18 @@ class OnlineCalibration:
     """Promises that adapt. Starts from the scores of a calibration, which the newest answers push out one by one."""
 
     def __init__(self, calibration: Calibration, coverages: tuple[float, ...] = COVERAGES) -> None:
-        infinite = [math.inf] * (calibration.questions - len(calibration.ratios))
+        scores = [*calibration.ratios, *[math.inf] * (calibration.questions - len(calibration.ratios))]
+        golden = (math.sqrt(5) - 1) / 2  # its multiples mix small and large scores, so that the window drops both alike
         self.fingerprint = calibration.model_fingerprint
         self.miss_levels = {c: 1 - c for c in coverages}
-        self._set_window(spread_order([*calibration.ratios, *infinite])[-WINDOW:])
+        self.window = deque((scores[i] for i in sorted(range(len(scores)), key=lambda i: i * golden % 1)), WINDOW)
 
     def promise(self, stated: int, coverage: float) -> int | None:
         """Compute the tokens that an answer of this stated budget stays within; None without a finite promise."""
-        factor = self._factor(coverage)
+        if coverage not in self.miss_levels:
+            raise InputError(f"coverage {coverage} is not followed: choose from {', '.join(map(str, self.miss_levels))}")
+        rank = math.ceil((len(self.window) + 1) * (1 - self.miss_levels[coverage]) - ROUNDING)
+        factor = sorted(self.window)[max(1, rank) - 1] if rank <= len(self.window) else math.inf
         return scale_up(stated, factor) if factor < math.inf else None
 
     def observe(self, answer: CalibrationAnswer) -> None:
@@ -41,20 +44,7 @@ class OnlineCalibration:
             promised = self.promise(answer.stated, coverage)
             missed = promised is not None and (answer.used is None or answer.used > promised)
             self.miss_levels[coverage] = min(1.0, max(0.0, level + STEP * (1 - coverage - missed)))
-        if len(self.window) == WINDOW:
-            del self._sorted[bisect_left(self._sorted, self.window.popleft())]
         self.window.append(answer.ratio)
-        insort(self._sorted, answer.ratio)
-
-    def _factor(self, coverage: float) -> float:
-        if coverage not in self.miss_levels:
-            raise InputError(f"coverage {coverage} is not followed: choose from {', '.join(map(str, self.miss_levels))}")
-        rank = math.ceil((len(self._sorted) + 1) * (1 - self.miss_levels[coverage]) - ROUNDING)
-        return self._sorted[max(1, rank) - 1] if rank <= len(self._sorted) else math.inf
-
-    def _set_window(self, scores: list[float]) -> None:
-        self.window = deque(scores)
-        self._sorted = sorted(scores)
 
     def to_record(self) -> dict[str, Any]:
         """Its state as JSON; an infinite score is null."""
@@ -64,18 +54,12 @@ class OnlineCalibration:
 
     def restore(self, record: Any, where: str) -> None:
         """Go on from a record. Raises InputError for a broken one, or one of another model."""
-        reader = Reader(record, where)
-        levels, window = reader.get("miss_levels"), reader.get("window")
-        reader.require(reader.text("model_fingerprint") == self.fingerprint, "model_fingerprint")
-        same = isinstance(levels, dict) and list(levels) == [str(c) for c in self.miss_levels]
-        reader.require(same and all(is_number(a) and 0 <= a <= 1 for a in levels.values()), "miss_levels")
-        short = isinstance(window, list) and 0 < len(window) <= WINDOW
-        reader.require(short and all(s is None or (is_number(s) and s >= 0) for s in window), "window")
-        self.miss_levels = {float(c): level for c, level in levels.items()}
-        self._set_window([math.inf if score is None else score for score in window])
-
-
-def spread_order(scores: list[float]) -> list[float]:
-    """Reorder sorted scores so that small and large alternate: the window then drops both alike. Multiplying by the golden ratio does."""
-    golden = (math.sqrt(5) - 1) / 2
-    return [scores[i] for i in sorted(range(len(scores)), key=lambda i: i * golden % 1)]
+        keys = [str(c) for c in self.miss_levels]
+        fields = {
+            "model_fingerprint": lambda v: v == self.fingerprint,
+            "miss_levels": lambda v: isinstance(v, dict) and list(v) == keys and all(is_number(a) and 0 <= a <= 1 for a in v.values()),
+            "window": lambda v: isinstance(v, list) and 0 < len(v) <= WINDOW and all(s is None or (is_number(s) and s >= 0) for s in v),
+        }
+        check_fields(record, fields, where)
+        self.miss_levels = {float(c): level for c, level in record["miss_levels"].items()}
+        self.window = deque((math.inf if score is None else score for score in record["window"]), WINDOW)

@@ -20,12 +20,6 @@ class Remaining:
     high: int | None
     over: float = 0.0
 
-    def describe(self) -> str:
-        """`36 left`; past the budget `over by 12 %`."""
-        if self.over > 0:
-            return f"over by {math.ceil(100 * self.over - ROUNDING)} %"
-        return f"{self.tokens} left"
-
 
 def estimate_remaining(stated: int, used: int, ratios: Sequence[float] = (), cut: int = 0) -> Remaining:
     """Estimate what is left after `used` tokens of a budget. `ratios`: sorted, used / stated of whole answers. `cut`: further ones.

@@ -30,7 +30,7 @@ def evaluate(
     task: Annotated[str | None, typer.Option(help="arithmetic, gsm8k, math, math500, aime25, or a JSONL file of questions.")] = None,
     budget: Annotated[str | None, typer.Option(help="auto (stated by the model), N tokens, or 0.5x the stated budget.")] = None,
     sweep: Annotated[bool, typer.Option("--sweep", help="Also at 0.5x, 1x, 2x and 4x of the stated budget.")] = False,
-    cuts: Annotated[bool, typer.Option("--cuts", help="Also cut at 75, 50 and 25 % of the stated budget (cuts.json).")] = False,
+    cuts: Annotated[bool, typer.Option("--cuts", help="Also cut at 100, 75, 50 and 25 % of the stated budget (cuts.json).")] = False,
     *,
     flags: Flags,
 ) -> None:
@@ -52,9 +52,7 @@ def evaluate(
     runs.check_unclaimed(folder)
     runs.check_writable(folder / "eval.json")
     start_work(settings, note)
-    from sbtiny.evaluation import report
-    from sbtiny.evaluation.coverage import print_coverage_table
-    from sbtiny.evaluation.cuts import print_cuts_table
+    from sbtiny.evaluation import calibration_table, report
     from sbtiny.evaluation.run import run_eval
 
     result = run_eval(name, settings, folder, sweep, cuts)
@@ -63,10 +61,10 @@ def evaluate(
     report.print_eval_table(result)
     if "coverage" in result:
         console().print()
-        print_coverage_table(result["coverage"])
+        console().print(report.rich_table(calibration_table.coverage_grid(result["coverage"])))
     if cuts:
         console().print()
-        print_cuts_table(runs.read_json(folder / "cuts.json"))
+        console().print(report.rich_table(calibration_table.cuts_grid(runs.read_json(folder / "cuts.json"))))
 
 
 @app.command(rich_help_panel=USE)
@@ -86,7 +84,7 @@ def calibrate(
     Example: sbtiny calibrate runs/demo --confidence 0.95
     """
     from sbtiny import runs
-    from sbtiny.budget.conformal import check_share
+    from sbtiny.budget.calibration import check_share
     from sbtiny.models.aliases import resolve
     from sbtiny.tasks.load import load_questions
     from sbtiny.tasks.sources import HUB_TASKS, SPLITS
@@ -104,13 +102,14 @@ def calibrate(
     if run:
         runs.check_finished(run)
     start_work(settings, note)
-    from sbtiny.evaluation.calibrate import calibration_settings, output_path, run_calibration
+    from sbtiny.evaluation.calibrate import run_calibration
+    from sbtiny.evaluation.calibration_file import calibration_path
     from sbtiny.evaluation.calibration_table import print_calibration
 
-    file = output_path(name, flags.output)
+    file = calibration_path(name, flags.output)
     runs.check_unclaimed(file.parent)
     runs.check_writable(file)
-    record = run_calibration(name, calibration_settings(settings), confidence, flags.output)
+    record = run_calibration(name, settings, confidence, flags.output)
     if flags.as_json:
         return print_result(record | {"file": str(file)}, True)
     print_calibration(record)

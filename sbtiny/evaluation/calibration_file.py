@@ -1,13 +1,18 @@
-"""Where a calibration lies, and whether it fits what answers now. Chat, server and evaluation read it here."""
+"""Where a calibration lies, whether it fits what answers now, and how its promises were kept. Chat, server and evaluation read it here."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from sbtiny import runs
-from sbtiny.budget.calibration import Calibration
+from sbtiny.budget.calibration import Calibration, CalibrationAnswer
 from sbtiny.budget.calibration_record import from_record
+from sbtiny.budget.metrics import Sample
+from sbtiny.config import EvalSettings
 from sbtiny.errors import InputError
 from sbtiny.models.aliases import resolve
 from sbtiny.models.fingerprint import file_fingerprint, policy_fingerprint
+from sbtiny.progress import console
 from sbtiny.rollout.load_policy import base_info
 from sbtiny.rollout.policy import Policy
 from sbtiny.tasks.sources import TASKS
@@ -15,13 +20,18 @@ from sbtiny.tasks.sources import TASKS
 NAME = "calibration.json"
 
 
-def calibration_path(name: str) -> Path:
-    """The file of a run (in its folder), of `x.gguf` (`x.calibration.json` beside it) or of a model (in runs/calibrate-NAME)."""
+def calibration_path(name: str, output: Path | None = None) -> Path:
+    """The file of a run (in its folder), of `x.gguf` (`x.calibration.json` beside it) or of a model (in runs/calibrate-NAME).
+
+    `output`: the folder to have it in instead.
+    """
     if run := runs.find_run(name):
-        return run / NAME
-    if name.endswith(".gguf"):
-        return Path(name).with_suffix(f".{NAME}")
-    return runs.ROOT / f"calibrate-{Path(name).name}" / NAME
+        path = run / NAME
+    elif name.endswith(".gguf"):
+        path = Path(name).with_suffix(f".{NAME}")
+    else:
+        path = runs.ROOT / f"calibrate-{Path(name).name}" / NAME
+    return output / path.name if output else path
 
 
 def answering_fingerprint(policy: Policy, name: str) -> str:
@@ -33,27 +43,36 @@ def answering_fingerprint(policy: Policy, name: str) -> str:
     return policy_fingerprint(info["base"], info["four_bit"], run / "adapter" if run else None)
 
 
-def load_calibration(
-    policy: Policy, name: str, *, temperature: float, top_p: float, task: str | None = None, path: Path | None = None
-) -> Calibration | None:
-    """Read the calibration of what `policy`, loaded by `name`, answers; None where there is no file. `path`: of a file elsewhere.
+def load_calibration(policy: Policy, name: str, *, temperature: float, top_p: float, task: str | None = None) -> Calibration | None:
+    """Read the calibration of what `policy`, loaded by `name`, answers; None where there is no file.
 
     Raises InputError for a broken file, and by name for one made with other weights, format, sampling or task. `task` None, of free
     questions, is not compared; one file of questions may calibrate another.
     """
-    path = path or calibration_path(name)
+    path = calibration_path(name)
     if not path.is_file():
         return None
     found = from_record(runs.read_json(path), str(path))
     same_kind = task is None or (task not in TASKS and found.task not in TASKS)
-    try:
-        found.check_matches(
-            model_fingerprint=answering_fingerprint(policy, name),
-            format=policy.form.name,
-            temperature=temperature,
-            top_p=top_p,
-            task=None if same_kind else task,
-        )
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
+    sampling = {"temperature": temperature, "top_p": top_p, **({} if same_kind else {"task": task})}
+    found.check_matches(str(path), model_fingerprint=answering_fingerprint(policy, name), format=policy.form.name, **sampling)
     return found
+
+
+def measure_coverage(policy: Policy, name: str, settings: EvalSettings, samples: Sequence[Sample]) -> dict[str, Any]:
+    """Compute {"coverage": ...} for eval.json, empty where the model is not calibrated.
+
+    A calibration that does not fit is named on stderr and not used: the rest of the evaluation does not need it.
+    """
+    if settings.budget != "auto" or settings.cut_at or settings.ceiling:
+        return {}  # the promise is of answers that state their own budget and end by themselves
+    try:
+        found = load_calibration(policy, name, temperature=settings.temperature, top_p=settings.top_p, task=settings.task)
+        if found and found.task == settings.task and (found.split == settings.split or found.task not in TASKS):  # a file has no splits
+            where = f"{found.task}, split {found.split}" if found.task in TASKS else found.task
+            raise InputError(f"the calibration is on {where}, as this evaluation: evaluate on other questions")
+    except InputError as error:
+        console.print(f"no coverage: {error}", markup=False, style="yellow", soft_wrap=True)
+        return {}
+    answers = [CalibrationAnswer(s.budget, s.length if s.ok else None) for s in samples]
+    return {"coverage": found.kept_coverage(answers)} if found else {}

@@ -1,78 +1,94 @@
-"""The plots of a calibration: promised against kept coverage, and tokens used against the stated budget with the promise as a line.
+"""The plots of what a budget is worth: coverage promised and kept, tokens against the promise, accuracy of interrupted answers."""
 
-`calibration_panels` builds them for a report; a panel is drawn by `plots.to_png` and `plots.to_svg` as any other.
-"""
-
-from collections import Counter
 from collections.abc import Sequence
-from functools import partial
-from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, PercentFormatter
 
 from sbtiny.budget.calibration import Calibration
-from sbtiny.evaluation.plots import COLOURS, INK, MOST_MARKS, MUTED, TICKS, Panel, short_name
+from sbtiny.evaluation.plots import COLOURS, INK, MUTED, STYLE, add_legend, plot_answers, plot_bands
+from sbtiny.evaluation.report import Eval, ReportData, Row
 
-Row = dict[str, Any]
 DRAWN_COVERAGE = 0.9  # of the line of promises
-SHADE = 0.1
-LEAST_AREA, MOST_AREA = 5.0, 200.0  # of a mark, whose area is its number of answers; square points
 
 
-def calibration_panels(calibration: Calibration, evaluation: Row, samples: Sequence[Row], stage: str = "grpo") -> list[Panel]:
-    """Build the panels of one calibrated stage; none where its eval.json has no coverage.
-
-    `evaluation`: the content of eval.json. `samples`: the rows of eval_samples.jsonl. `stage`: a key of COLOURS.
-    """
-    coverage = {key: row for key, row in (evaluation.get("coverage") or {}).items() if row.get("kept") is not None}
-    if not coverage:
-        return []
-    budgeted = [row for row in samples if row.get("budget") and row.get("ok")]
-    reliability = partial(draw_reliability, coverage, calibration.scores.ranges(), COLOURS[stage])
-    panels = [Panel("promised and kept", (4.2, 4.4), reliability)]
-    if budgeted:
-        panels.append(Panel("stated, used and promised", (4.2, 4.4), partial(draw_promise, calibration, budgeted, COLOURS[stage])))
-    return panels
+@matplotlib.rc_context(STYLE)
+def draw_promise_figures(evidence: ReportData) -> dict[str, Figure | None]:
+    """Draw the calibration and the interruption curve of a run, by name; None where the run lacks the data."""
+    stage = evidence.last_stage
+    return {
+        "calibration": draw_calibration(evidence.calibration, evidence.evals[stage], evidence.samples[stage], COLOURS[stage]),
+        "interruption": draw_interruption(evidence.cuts, COLOURS[stage]),
+    }
 
 
-def draw_reliability(coverage: dict[str, Row], ranges: dict[str, list[float] | None], colour: str, ax: Axes) -> None:
+def draw_calibration(calibration: Calibration | None, evaluation: Eval, samples: Sequence[Row], colour: str) -> Figure | None:
+    """Draw kept against promised coverage, and tokens used against stated budgets; None where nothing is promised."""
+    coverage = {float(key): row for key, row in evaluation.get("coverage", {}).items() if row["kept"] is not None}
+    if calibration is None or not coverage:
+        return None
+    figure = Figure((8.4, 4))
+    left, right = figure.subplots(1, 2)
+    plot_reliability(coverage, calibration.scores.ranges(), colour, left)
+    plot_promise(calibration, [row for row in samples if row["budget"] and row["ok"]], colour, right)
+    return figure
+
+
+def plot_reliability(coverage: dict[float, Row], ranges: dict[str, list[float] | None], colour: str, ax: Axes) -> None:
     """Plot kept against promised coverage: of all answers, and hollow by bin. Bars: the 5 to 95 % range that chance allows."""
-    low = min([0.7, *(b["kept"] for row in coverage.values() for b in row["by_bin"] if b["kept"] is not None)])
-    edges = (max(0.0, low - 0.02), 1.01)
-    ax.plot(edges, edges, color=MUTED, linewidth=0.8)
-    for key, row in coverage.items():
-        promised = float(key)
-        if ranges.get(key):
-            ax.plot([promised] * 2, ranges[key], color=INK, alpha=0.25, linewidth=7, solid_capstyle="butt")
-        by_bin = [b["kept"] for b in row["by_bin"] if b["kept"] is not None]
-        ax.plot([promised] * len(by_bin), by_bin, "o", color=colour, markerfacecolor="none", markersize=5, alpha=0.8)
+    by_bin = [(promised, b["kept"]) for promised, row in coverage.items() for b in row["by_bin"] if b["kept"] is not None]
+    low = max(0.0, min([0.7, *(row["kept"] for row in coverage.values()), *(kept for _, kept in by_bin)]) - 0.02)
+    ax.plot((low, 1.01), (low, 1.01), color=MUTED, linewidth=0.8)
+    for promised, row in coverage.items():
+        if ranges[str(promised)]:
+            ax.plot([promised] * 2, ranges[str(promised)], color=INK, alpha=0.25, linewidth=7, solid_capstyle="butt")
         ax.plot(promised, row["kept"], "o", color=colour, markersize=7)
-    ax.text(0.98, 0.02, "bar: range by chance\nhollow: by stated budget", color=MUTED, size=8, ha="right", transform=ax.transAxes)
-    ax.set(xlim=(0.74, 1.01), ylim=edges, xlabel="promised coverage", ylabel="kept coverage")
-    ax.set_xticks([float(key) for key in coverage])
+    ax.plot(*zip(*by_bin, strict=True) if by_bin else ([], []), "o", color=colour, markerfacecolor="none", markersize=5, alpha=0.8)
+    ax.set(xlim=(0.74, 1.01), ylim=(low, 1.01), xlabel="promised coverage", ylabel="kept coverage")
+    ax.set_xticks(list(coverage))
     for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
+        set_percent_ticks(axis)
 
 
-def draw_promise(calibration: Calibration, rows: Sequence[Row], colour: str, ax: Axes) -> None:
-    """Plot tokens used against the stated budget, logarithmic. Below the line: the promise was kept."""
-    budgets, lengths = [row["budget"] for row in rows], [max(1, row["length"]) for row in rows]
-    low, high = min(*budgets, *lengths) / 1.3, max(*budgets, *lengths) * 1.3
-    counts = Counter(zip(budgets, lengths, strict=True))
-    ax.plot((low, high), (low, high), color=MUTED, linewidth=0.8)
-    marks, area = list(counts), min(9.0, MOST_AREA / max(counts.values()))
-    sizes = [max(LEAST_AREA, area * counts[mark]) for mark in marks]
-    ax.scatter(*zip(*marks, strict=True), sizes, colour, alpha=0.55, linewidths=0, rasterized=len(marks) > MOST_MARKS)
+def plot_promise(calibration: Calibration, rows: Sequence[Row], colour: str, ax: Axes) -> None:
+    """Plot tokens used against stated budgets, and the promise as a line: below it the promise was kept."""
+    sizes = [size for row in rows for size in (row["budget"], max(1, row["length"]))] or [1, 1000]
+    low, high = min(sizes) / 1.3, max(sizes) * 1.3
+    plot_bands(low, high, ax)
+    if rows:
+        plot_answers(rows, None, colour, ax)
     stated = sorted({round(x) for x in np.geomspace(max(1.0, low), high, 400)})
     promises = [calibration.promise(x, DRAWN_COVERAGE) for x in stated]
     if None not in promises:
-        ax.plot(stated, promises, color=INK, linewidth=1.4)
-        ax.fill_between(stated, low, promises, color=INK, alpha=SHADE, linewidth=0)
-        note = f"line: promise at {DRAWN_COVERAGE:.0%}".replace("%", " %")
-        ax.text(0.98, 0.02, note, color=MUTED, size=8, ha="right", transform=ax.transAxes)
-    ax.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), aspect="equal")
-    ax.set(xlabel="stated budget, tokens", ylabel="tokens used")
+        ax.plot(stated, promises, color=INK, linewidth=1.4, label=f"promise at {100 * DRAWN_COVERAGE:.0f} %")
+        ax.legend(loc="lower right")
+
+
+def draw_interruption(cuts: Sequence[Eval], colour: str) -> Figure | None:
+    """Draw accuracy against the share of its budget at which an answer is stopped: by a plain cut, and by a wrap-up."""
+    stopped = sorted((e for e in cuts if e["cut"]), key=lambda e: e["cut"])
+    if not stopped:
+        return None
+    shares = [e["cut"] for e in stopped]
+    figure = Figure((6.4, 3.4))
+    ax = figure.subplots()
+    for e in cuts:
+        if not e["cut"]:
+            ax.axhline(e["accuracy"], color=MUTED, linewidth=1, linestyle="--", label="not stopped")
+    for name, tint, evals in (("wrapped up", colour, stopped), ("plain cut", INK, [e["plain"] for e in stopped])):
+        ax.vlines(shares, *zip(*(e["accuracy_ci95"] for e in evals), strict=True), color=tint, alpha=0.4)
+        ax.plot(shares, [e["accuracy"] for e in evals], "o-", color=tint, label=name)
+    ax.set(xlabel="stopped at this share of its own budget", ylabel="accuracy", xlim=(0, 1.05), ylim=(-0.02, 1.02))
+    ax.xaxis.set_major_locator(FixedLocator(shares))
     for axis in (ax.xaxis, ax.yaxis):
-        axis.set(major_locator=FixedLocator(TICKS), minor_locator=NullLocator(), major_formatter=FuncFormatter(short_name))
+        set_percent_ticks(axis)
+    add_legend(ax)
+    return figure
+
+
+def set_percent_ticks(axis: Axis) -> None:
+    axis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))

@@ -1,39 +1,38 @@
-"""Accuracy of answers that are cut below their budget, wrapped up, and finished in a few more tokens."""
+"""The interruption curve: accuracy of answers stopped at shares of their stated budget, by a plain cut and by a wrap-up.
+
+A plain cut ends the answer, and what is there is judged. A wrap-up injects a text and leaves a few tokens for an answer. What training
+with `grpo.cut_share` is worth shows when the curves of two runs are compared.
+"""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
+from sbtiny.budget.metrics import Sample, summarise
 from sbtiny.rollout.episode import Episode
+from sbtiny.tasks.sources import Question
+from sbtiny.tasks.verify import Verifier
 
-CUT_SHARES = (0.75, 0.5, 0.25)  # shares of the stated budget
+CUT_SHARES = (1.0, 0.75, 0.5, 0.25)  # of the stated budget
 UNCUT_BUDGET = "1x"  # the stated budget, prefilled as in cut answers, so that uncut answers are the same but for the cut
-EvaluateCut = Callable[[float], tuple[dict[str, Any], Sequence[Episode]]]  # share, 0 for no cut -> evaluation and its episodes
+PLAIN = {"wrap_up": "", "reserve": 1}  # the least reserve; only an answer after </think> has it
+Evaluated = tuple[dict[str, Any], Sequence[Episode], Sequence[Sample]]
 
 
-def evaluate_cuts(one: EvaluateCut) -> list[dict[str, Any]]:
-    """Compute the content of cuts.json: uncut first, then each share. `cut_rate` is the share of answers that were cut."""
-    rows = []
-    for share in (0.0, *CUT_SHARES):
-        result, episodes = one(share)
-        cut = sum(True in e.injected for e in episodes) / len(episodes)
-        rows.append(result | {"cut_rate": cut})
+def evaluate_cuts(one: Callable[..., Evaluated], questions: Sequence[Question], verify: Verifier) -> list[dict[str, Any]]:
+    """Compute the content of cuts.json: uncut first, then each share, the figures of the wrap-up with those of the plain cut in `plain`.
+
+    `one` evaluates with changed settings. `cut_rate` is the share of answers that were cut.
+    """
+    result, episodes, _ = one(budget=UNCUT_BUDGET, cut_at=0.0)
+    rows = [with_cut_rate(result, episodes) | {"plain": None}]
+    for share in CUT_SHARES:
+        wrapped, of_wrapped, _ = one(budget=UNCUT_BUDGET, cut_at=share)
+        plain, of_plain, samples = one(budget=UNCUT_BUDGET, cut_at=share, **PLAIN)
+        judged = [replace(s, correct=verify(e.solution, q)) for q, e, s in zip(questions, of_plain, samples, strict=True)]
+        rows.append(with_cut_rate(wrapped, of_wrapped) | {"plain": with_cut_rate(plain | summarise(judged), of_plain)})
     return rows
 
 
-def print_cuts_table(rows: Sequence[dict[str, Any]]) -> None:
-    """Print the rows of `evaluate_cuts` to stdout."""
-    table = Table("cut at", "accuracy", "95 %", "tokens", "answers cut", "well formed", box=None, header_style="bold")
-    for row in rows:
-        low, high = row["accuracy_ci95"]
-        table.add_row(
-            f"{row['cut']:.0%} of its budget" if row["cut"] else "not at all",
-            f"{row['accuracy']:.1%}",
-            f"{low:.1%} to {high:.1%}",
-            f"{row['mean_tokens']:.1f}",
-            f"{row['cut_rate']:.0%}",
-            f"{row['format_rate']:.1%}",
-        )
-    Console().print(table)
+def with_cut_rate(result: dict[str, Any], episodes: Sequence[Episode]) -> dict[str, Any]:
+    return result | {"cut_rate": sum(e.stop_reason == "ceiling" for e in episodes) / len(episodes)}

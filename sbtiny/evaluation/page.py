@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template, select_autoescape
 
+from sbtiny.evaluation.calibration_table import coverage_grid, cuts_grid
 from sbtiny.evaluation.report import (
     STAGES,
     ReportData,
@@ -57,6 +58,10 @@ def render_page(evidence: ReportData, result: dict[str, Any], svgs: dict[str, st
         "last": [e for e in evidence.evals.values() if e][-1],
         "start": evidence.start,
         "sweep": comparison_grid(name_budgets(evidence.sweep), "given budget"),
+        "cuts": cuts_grid(evidence.cuts),
+        "coverage": coverage_grid(result["calibration"]["coverage"], result["calibration"]["true_coverage_range"])
+        if result["calibration"]
+        else None,
         "levels": level_grid(name_stages(evidence.evals)),
         "pairs": pairs,
         "examples": pick_examples(pairs),

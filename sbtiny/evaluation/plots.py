@@ -53,6 +53,7 @@ STYLE = {
 # Blue to amber, of medium lightness: the ends of the usual maps vanish on a dark or a light page.
 LEVELS = LinearSegmentedColormap.from_list("levels", ["#5266d9", "#1f9e96", "#cf9d0c"])
 MARKS = "vo^Ds"  # one for each budget of a sweep
+MOST_AREA = 200.0  # of a mark, in square points
 MOST_MARKS = 3000  # above this a scatter becomes an image inside the SVG
 TRAINING = {
     "reward": ["reward"],
@@ -174,12 +175,13 @@ def plot_bands(low: float, high: float, ax: Axes) -> None:
 
 
 def plot_answers(rows: Sequence[Row], scale: ScalarMappable | None, colour: str, ax: Axes) -> None:
-    """Plot answers in the colours of their levels, or in `colour`. The area of a mark is its number of answers."""
+    """Plot answers in the colours of their levels, or in `colour`. The area of a mark is its number of answers, the largest MOST_AREA."""
     counts = Counter((row["budget"], max(1, row["length"]), row.get("level")) for row in rows)
+    area = min(9.0, MOST_AREA / max(counts.values()))
     for count in sorted(set(counts.values()), reverse=True):  # marks of one size share their outline in an SVG
         budgets, lengths, levels = zip(*(mark for mark, n in counts.items() if n == count), strict=True)
         colours = [scale.to_rgba(level) if scale and isinstance(level, int) else colour for level in levels]
-        ax.scatter(budgets, lengths, 9 * count, colours, alpha=0.55, linewidths=0, rasterized=len(counts) > MOST_MARKS)
+        ax.scatter(budgets, lengths, max(5.0, area * count), colours, alpha=0.55, linewidths=0, rasterized=len(counts) > MOST_MARKS)
 
 
 def draw_tokens_by_level(evals: dict[str, Eval]) -> Figure | None:

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from sbtiny.budget.calibration import Calibration
+from sbtiny.budget.calibration_record import from_record, to_record
 from sbtiny.budget.metrics import compression, paired_difference
 from sbtiny.errors import InputError
 from sbtiny.load_settings import parse_yaml
@@ -39,8 +41,15 @@ class ReportData:
     evals: dict[str, Eval | None]
     samples: dict[str, list[Row]]
     sweep: list[Eval]
+    cuts: list[Eval]
+    calibration: Calibration | None
     metrics: list[Row]
     settings: Row
+
+    @property
+    def last_stage(self) -> str:
+        """The stage of the folder's own evaluation."""
+        return "grpo" if self.evals["grpo"] else "sft"
 
 
 def read_report_data(folder: Path) -> ReportData:
@@ -49,7 +58,7 @@ def read_report_data(folder: Path) -> ReportData:
         raise InputError(f"no eval.json in {folder}: run `sbtiny eval {quote(str(folder))}` first")
     run = read_json(folder / "run.json")
     places = stage_folders(folder, run)
-    sweep, config = folder / "sweep.json", folder / "config.yaml"
+    sweep, cuts, calibration, config = (folder / name for name in ("sweep.json", "cuts.json", "calibration.json", "config.yaml"))
     start = next((f for f in list_cold_start_folders(folder, run) if (f / "run.json").is_file()), None)
     settings = read_settings(config)
     if start:
@@ -61,6 +70,8 @@ def read_report_data(folder: Path) -> ReportData:
         evals={stage: read_eval(place / "eval.json") if place else None for stage, place in places.items()},
         samples={stage: read_optional_rows(place / "eval_samples.jsonl") if place else [] for stage, place in places.items()},
         sweep=[validate_eval(e, sweep) for e in read_json(sweep)] if sweep.is_file() else [],
+        cuts=[validate_eval(e, cuts, ("cut_rate", "plain")) for e in read_json(cuts)] if cuts.is_file() else [],
+        calibration=from_record(read_json(calibration), str(calibration)) if calibration.is_file() else None,
         metrics=[row for row in read_optional_rows(folder / "metrics.jsonl") if row.get("stage") == "grpo"],
         settings=settings,
     )
@@ -91,8 +102,8 @@ def read_eval(path: Path) -> Eval:
     return validate_eval(read_json(path), path)
 
 
-def validate_eval(record: Any, path: Path) -> Eval:
-    missing = [key for key in REQUIRED_EVAL_KEYS if not isinstance(record, dict) or key not in record]
+def validate_eval(record: Any, path: Path, more: Sequence[str] = ()) -> Eval:
+    missing = [key for key in (*REQUIRED_EVAL_KEYS, *more) if not isinstance(record, dict) or key not in record]
     if missing:
         raise InputError(f"{path} lacks {', '.join(missing)}: it is no evaluation of this version; run `sbtiny eval` again")
     return record
@@ -111,16 +122,26 @@ def build_report(evidence: ReportData, seconds: dict[str, float] | None) -> dict
     """Build the content of report.json (design.md section 5)."""
     file = evidence.folder / "report.json"
     earlier = read_json(file) if file.is_file() else {}
-    last = evidence.evals["grpo"] or evidence.evals["sft"] or {}
+    last = evidence.evals[evidence.last_stage] or {}
     return {
         **evidence.evals,
         **compare_to_base(evidence),
         "spearman_budget_level": last.get("spearman_budget_level"),
         "slope": last.get("slope"),
         "sweep": evidence.sweep or None,
+        "cuts": evidence.cuts or None,
+        "calibration": describe_calibration(evidence.calibration, last),
         "seconds": earlier.get("seconds") if seconds is None else seconds,
         "export": earlier.get("export"),
     }
+
+
+def describe_calibration(calibration: Calibration | None, last: Eval) -> dict[str, Any] | None:
+    """Collect the promises of a calibration and how they were kept. None where the run is not calibrated, or not evaluated since."""
+    if calibration is None or "coverage" not in last:
+        return None
+    record = to_record(calibration)
+    return {key: value for key, value in record.items() if key not in ("ratios", "by_bin")} | {"coverage": last["coverage"]}
 
 
 def compare_to_base(evidence: ReportData) -> dict[str, Any]:

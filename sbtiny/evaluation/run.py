@@ -8,9 +8,9 @@ from sbtiny import runs
 from sbtiny.budget.metrics import Sample
 from sbtiny.budget.protocol import parse_budget_option
 from sbtiny.config import Settings
-from sbtiny.evaluation import cuts as cutting
 from sbtiny.evaluation import evaluate
-from sbtiny.evaluation.coverage import measure_coverage
+from sbtiny.evaluation.calibration_file import measure_coverage
+from sbtiny.evaluation.cuts import evaluate_cuts
 from sbtiny.models.prompt import check_texts
 from sbtiny.rollout.episode import Episode
 from sbtiny.rollout.load_policy import load_policy
@@ -40,7 +40,8 @@ def evaluate_into(folder: Path, name: str, settings: Settings, sweep: bool, cuts
 
     def one(**changed: Any) -> tuple[dict[str, Any], list[Episode], list[Sample]]:
         eval_settings = replace(e, **changed)
-        title = f"evaluating ({eval_settings.budget}{f', cut at {eval_settings.cut_at:.0%}' if eval_settings.cut_at else ''})"
+        cut = f", {'cut' if eval_settings.wrap_up else 'plain cut'} at {eval_settings.cut_at:.0%}" if eval_settings.cut_at else ""
+        title = f"evaluating ({eval_settings.budget}{cut})"
         choice = parse_budget_option(eval_settings.budget)
         episodes, samples = evaluate.evaluate(policy, questions, verify, choice, eval_settings, settings.seed, title)
         return evaluate.eval_record(samples, name, eval_settings, settings.seed), episodes, samples
@@ -56,6 +57,5 @@ def evaluate_into(folder: Path, name: str, settings: Settings, sweep: bool, cuts
     if sweep:
         runs.write_json(folder / "sweep.json", [one(budget=text)[0] for text in SWEEP])
     if cuts:
-        rows = cutting.evaluate_cuts(lambda share: one(budget=cutting.UNCUT_BUDGET, cut_at=share)[:2])
-        runs.write_json(folder / "cuts.json", rows)
+        runs.write_json(folder / "cuts.json", evaluate_cuts(one, questions, verify))
     return result

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from sbtiny.evaluation import page, plots
+from sbtiny.evaluation.calibration_plots import draw_promise_figures
 from sbtiny.evaluation.report import build_report, read_report_data
 from sbtiny.runs import write_bytes, write_json, write_text
 
@@ -15,7 +16,7 @@ def write_report(folder: Path, seconds: dict[str, float] | None = None) -> dict[
     """
     evidence = read_report_data(folder)
     result = build_report(evidence, seconds)
-    figures = plots.draw_figures(evidence)
+    figures = plots.draw_figures(evidence) | draw_promise_figures(evidence)
     for name, figure in figures.items():
         file = folder / "plots" / f"{name}.png"
         if figure:

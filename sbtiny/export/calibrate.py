@@ -4,7 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sbtiny.evaluation.calibrate import calibration_settings, output_path, run_calibration
+from sbtiny.evaluation.calibrate import run_calibration
+from sbtiny.evaluation.calibration_file import calibration_path
 from sbtiny.export.config import ExportConfig
 from sbtiny.progress import console
 from sbtiny.rollout.engines import llama_cpp
@@ -25,7 +26,7 @@ def calibrate_files(plan: ExportConfig, folder: Path) -> dict[str, Any]:
     settings = replace(plan.settings, engine="ours", eval=replace(plan.settings.eval, split="val", limit=QUESTIONS))
     found = {}
     for file in files:
-        record = run_calibration(str(file), calibration_settings(settings), None, run=plan.run)
-        console.print(f"wrote {output_path(str(file), None)}", soft_wrap=True, highlight=False)
+        record = run_calibration(str(file), settings, None, run=plan.run)
+        console.print(f"wrote {calibration_path(str(file))}", soft_wrap=True, highlight=False)
         found[file.name] = record["factors"]
     return found

@@ -10,7 +10,7 @@ from typing import Any
 from sbtiny import runs
 from sbtiny.coldstart.run import run_sft
 from sbtiny.config import Settings
-from sbtiny.evaluation.calibrate import calibration_settings, run_calibration
+from sbtiny.evaluation.calibrate import run_calibration
 from sbtiny.evaluation.run import run_eval
 from sbtiny.evaluation.write_report import write_report
 from sbtiny.grpo.run import run_grpo
@@ -43,7 +43,7 @@ def run_stages(settings: Settings, folder: Path) -> dict[str, Any]:
     with timed("grpo"):
         run_grpo(settings, start, folder, force=True)
     with timed("calibrate"):
-        run_calibration(str(folder), calibration_settings(replace(settings, eval=replace(settings.eval, split="val"))), None)
+        run_calibration(str(folder), replace(settings, eval=replace(settings.eval, split="val")), None)
     with timed("eval_grpo"):
         run_eval(str(folder), settings, folder, sweep=True)
     return write_report(folder, seconds)

@@ -11,10 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sbtiny.budget.calibration import Calibration, CalibrationAnswer, calibrate
+from sbtiny.budget.calibration import Calibration, CalibrationAnswer, calibrate, promise_rank
 from sbtiny.budget.calibration_record import from_record, to_record
-from sbtiny.budget.conformal import promise_rank
-from sbtiny.budget.coverage import kept_coverage
 from sbtiny.budget.online_calibration import WINDOW, OnlineCalibration
 from sbtiny.errors import InputError
 
@@ -70,7 +68,7 @@ def test_where_nothing_can_be_promised_everything_is_none(answers: list[Calibrat
     c = made(answers)
     assert set(c.scores.factors().values()) == {None}
     assert c.promise(100, 0.8) is None
-    assert all(found["promised"] is found["kept"] is None for found in kept_coverage(c, answers).values())
+    assert all(found["promised"] is found["kept"] is None for found in c.kept_coverage(answers).values())
     assert from_record(json.loads(json.dumps(to_record(c))), "f") == c
 
 
@@ -114,7 +112,7 @@ def test_where_one_bin_has_no_factor_all_go_by_the_factor_of_all() -> None:
     assert [b.scores.factor(0.95) for b in c.bins] == [1.0, None]
     assert [c.promise(stated, 0.9) for stated in (10, 50)] == [10, 100]
     assert [c.promise(stated, 0.95) for stated in (10, 50)] == [20, 100]
-    found = kept_coverage(c, [*small, *large])["0.95"]
+    found = c.kept_coverage([*small, *large])["0.95"]
     assert (found["promised"], found["kept"]) == (0.95, 1.0)
 
 
@@ -122,7 +120,7 @@ def test_where_one_bin_has_no_factor_all_go_by_the_factor_of_all() -> None:
 def test_coverage_on_new_answers_is_as_promised(steep: bool) -> None:
     for seed in range(5):
         c = made(noisy(500, seed, steep=steep))
-        found = kept_coverage(c, noisy(5000, 100 + seed, steep=steep))
+        found = c.kept_coverage(noisy(5000, 100 + seed, steep=steep))
         for text, row in found.items():
             assert row["promised"] == float(text)
             assert abs(row["kept"] - float(text)) < 0.05
@@ -132,7 +130,7 @@ def test_coverage_on_new_answers_is_as_promised(steep: bool) -> None:
 
 def test_an_infinite_answer_keeps_no_promise() -> None:
     c = made(answers_of([1.0] * 500))
-    found = kept_coverage(c, [*answers_of([1.0] * 8), CUT, MALFORMED])["0.9"]
+    found = c.kept_coverage([*answers_of([1.0] * 8), CUT, MALFORMED])["0.9"]
     assert (found["promised"], found["kept"], found["mean_promise"]) == (0.9, 0.8, pytest.approx((8 * 1000 + 40) / 9))
 
 
@@ -164,17 +162,15 @@ def test_a_broken_record_is_one_line_that_names_the_field(key: str, value: Any) 
 @pytest.mark.parametrize("key", sorted(GOOD.keys() - {"promises", "true_coverage_range"}))
 def test_a_missing_field_is_named(key: str) -> None:
     record = {name: value for name, value in GOOD.items() if name != key}
-    with pytest.raises(InputError, match=f"{key} .*run sbtiny calibrate again" if key == "factors" else f"it has no {key}"):
+    with pytest.raises(InputError, match=f"it has no {key}"):
         from_record(record, "c")
 
 
-@pytest.mark.parametrize(
-    ("key", "value"), [("from", 0), ("to", 1), ("questions", 3), ("ratios", [3.0, 1.0]), ("kept", {"0.8": 2}), ("factors", {"0.8": 1})]
-)
-def test_a_broken_bin_is_named_by_its_number(key: str, value: Any) -> None:
+@pytest.mark.parametrize(("key", "value"), [("from", 0), ("to", 1), ("questions", 3), ("ratios", [3.0, 1.0]), ("factors", {"0.8": 1})])
+def test_a_broken_bin_is_refused(key: str, value: Any) -> None:
     record = copy.deepcopy(GOOD)
     record["by_bin"][1][key] = value
-    with pytest.raises(InputError, match=r"c, bin 2 is broken: "):
+    with pytest.raises(InputError, match=r"c is broken: by_bin "):
         from_record(record, "c")
 
 
@@ -196,10 +192,9 @@ def test_what_is_no_object_is_no_calibration(value: Any) -> None:
 )
 def test_a_mismatch_is_refused_by_name(used: dict[str, Any], message: str) -> None:
     c = made(noisy(100, 0))
-    c.check_matches(**{key: ABOUT[key] for key in ("model_fingerprint", "format", "task", "temperature", "top_p")})
-    c.check_matches(task=None)
+    c.check_matches("c", **{key: ABOUT[key] for key in ("model_fingerprint", "format", "task", "temperature", "top_p")})
     with pytest.raises(InputError) as error:
-        c.check_matches(**used)
+        c.check_matches("c", **used)
     assert message in str(error.value)
 
 
@@ -207,7 +202,7 @@ def test_remaining_goes_by_the_ratios() -> None:
     c = made([*answers_of([0.5, 1.0, 1.5]), CUT])
     assert c.remaining(100, 0).tokens == 150
     assert c.remaining(100, 120).high is None
-    assert c.remaining(10, 20).describe() == "over by 100 %"
+    assert c.remaining(10, 20).over == 1.0
 
 
 # ---- online ------------------------------------------------------------------------------------------------------------
@@ -221,7 +216,7 @@ def test_online_follows_a_shift_that_a_fixed_promise_does_not() -> None:
         promised = online.promise(answer.stated, 0.9)
         missed.append(promised is not None and answer.used > promised)
         online.observe(answer)
-    fixed = kept_coverage(c, shifted)["0.9"]["kept"]
+    fixed = c.kept_coverage(shifted)["0.9"]["kept"]
     assert fixed < 0.7
     assert np.mean(missed[500:]) == pytest.approx(0.1, abs=0.02)
 
@@ -232,8 +227,7 @@ def test_online_starts_as_the_calibration_and_keeps_a_window() -> None:
     assert online.promise(100, 0.9) == math.ceil(100 * sorted(a.ratio for a in noisy(490, 0))[promise_rank(500, 0.9) - 1])
     for answer in [*noisy(700, 3), CUT, MALFORMED]:
         online.observe(answer)
-    assert len(online.window) == len(online._sorted) == WINDOW
-    assert sorted(online.window) == online._sorted
+    assert len(online.window) == WINDOW
     with pytest.raises(InputError, match=r"coverage 0.5 is not followed: choose from 0.8, 0.9, 0.95"):
         online.promise(100, 0.5)
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sbtiny.budget.conformal import COVERAGES, beta_quantile, binomial_probabilities, promise_rank, true_coverage_range
+from sbtiny.budget.calibration import COVERAGES, beta_quantile, binomial_probabilities, promise_rank, true_coverage_range
 from sbtiny.errors import InputError
 
 

@@ -19,10 +19,8 @@ def test_within_the_budget_it_is_what_the_budget_leaves() -> None:
 
 
 def test_beyond_it_is_the_median_of_the_answers_that_went_further() -> None:
-    left = estimate_remaining(100, 112, RATIOS)
-    assert left == Remaining(88, 8, 188, pytest.approx(0.12))
-    assert left.describe() == "over by 12 %"
-    assert estimate_remaining(100, 64, RATIOS).describe() == "46 left"
+    assert estimate_remaining(100, 112, RATIOS) == Remaining(88, 8, 188, pytest.approx(0.12))
+    assert estimate_remaining(100, 64, RATIOS).tokens == 46
 
 
 def test_what_no_answer_reached_is_not_known() -> None:
@@ -54,7 +52,6 @@ def test_against_the_definition(stated: int, used: int, fractions: list, cut: in
             assert left.high is None or left.high >= left.tokens
     assert all(value is None or value >= 0 for value in (left.tokens, left.low, left.high))
     assert left.over == max(0, used / stated - 1)
-    assert "-" not in left.describe()
 
 
 def test_it_is_cheap_enough_for_every_token() -> None:

@@ -8,20 +8,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+from test_report import put_evaluation, put_run
 
 from sbtiny import locks, runs
 from sbtiny.budget.calibration import CalibrationAnswer, calibrate
 from sbtiny.budget.calibration_record import from_record, to_record
-from sbtiny.budget.coverage import kept_coverage
+from sbtiny.budget.metrics import Sample
 from sbtiny.cli.main import run as call
-from sbtiny.config import EvalSettings, Settings
+from sbtiny.config import Settings
 from sbtiny.evaluation import calibrate as module
+from sbtiny.evaluation import trained_questions
 from sbtiny.evaluation.calibration_file import calibration_path, load_calibration
-from sbtiny.evaluation.calibration_plots import calibration_panels
-from sbtiny.evaluation.plots import to_png, to_svg
+from sbtiny.evaluation.calibration_plots import draw_calibration
+from sbtiny.evaluation.plots import COLOURS, to_png, to_svg
 from sbtiny.evaluation.trained_questions import without_known_questions
+from sbtiny.evaluation.write_report import write_report
 from sbtiny.rollout.load_policy import load_policy
-from sbtiny.tasks import arithmetic
+from sbtiny.tasks import arithmetic, leaks
 from sbtiny.tasks.sources import Question
 
 LIMIT, TOKENS = 40, 60
@@ -146,7 +149,7 @@ def test_another_model_is_refused_by_its_fingerprint(mine: Path) -> None:
     with pytest.raises(runs.InputError, match="is not valid JSON"):
         load_calibration(policy, str(mine), **sampling)
     (mine / "calibration.json").write_text('{"ratios": [1.0]}')
-    with pytest.raises(runs.InputError, match="is broken: it has no questions: run sbtiny calibrate again"):
+    with pytest.raises(runs.InputError, match="is broken: it has no model_fingerprint: run sbtiny calibrate again"):
         load_calibration(policy, str(mine), **sampling)
 
 
@@ -163,7 +166,7 @@ def test_refusals_are_one_line(calibrated: Path, tmp_path: Path, capsys: pytest.
     asked = arithmetic.generate_questions("train", 400, seed=5)
     trained = tmp_path / "trained.jsonl"
     trained.write_text("".join(json.dumps({"question": q.question, "answer": q.answer}) + "\n" for q in asked if q.level <= 2))
-    assert "every question was in the training of" in error_of(["calibrate", name, "--task", f"{trained}", "--limit", "64"], capsys)
+    assert "every question is in the training of" in error_of(["calibrate", name, "--task", f"{trained}", "--limit", "64"], capsys)
     tested = tmp_path / "tested.jsonl"
     test_rows = arithmetic.generate_questions("test", 5)
     tested.write_text("".join(json.dumps({"question": q.question, "answer": q.answer}) + "\n" for q in test_rows))
@@ -203,7 +206,7 @@ def test_where_the_file_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     assert calibration_path(str(calibrated)) == calibrated / "calibration.json"
     assert calibration_path("some/x-q8_0.gguf") == Path("some/x-q8_0.calibration.json")
     assert calibration_path("owner/name") == Path("runs/calibrate-name/calibration.json")
-    assert module.output_path("some/x.gguf", Path("out")) == Path("out/x.calibration.json")
+    assert calibration_path("some/x.gguf", Path("out")) == Path("out/x.calibration.json")
     assert module.exported_run("some/x.gguf") is None
     (tmp_path / "export.json").write_text(json.dumps({"run": str(calibrated)}))
     assert module.exported_run("x.gguf") == calibrated
@@ -214,7 +217,7 @@ def test_where_the_file_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
 
 def write_run(folder: Path, kind: str, config: dict[str, Any], **more: str) -> Path:
     folder.mkdir(parents=True)
-    runs.write_json(folder / "run.json", {"kind": kind, "model": "tiny", **more})
+    runs.write_json(folder / "run.json", {"kind": kind, "model": "tiny", "format": "solution", **more})
     runs.write_json(folder / "config.yaml", config)  # JSON is YAML
     return folder
 
@@ -224,42 +227,51 @@ def questions() -> Callable[..., list[Question]]:
     return lambda *texts: [Question(text, text, "7") for text in texts]
 
 
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The lines on stderr about questions left out or not compared."""
+    lines: list[str] = []
+    monkeypatch.setattr(leaks, "warn", lines.append)
+    monkeypatch.setattr(trained_questions, "warn", lines.append)
+    return lines
+
+
 def rows_file(path: Path, *texts: str) -> str:
     path.write_text("".join(json.dumps({"question": text, "answer": "7"}) + "\n" for text in texts))
     return str(path)
 
 
-def test_questions_of_the_run_and_its_parents_are_left_out_and_told(tmp_path: Path, questions: Callable[..., list[Question]]) -> None:
+def test_questions_of_the_run_and_its_parents_are_left_out_and_told(
+    tmp_path: Path, questions: Callable[..., list[Question]], said: list[str]
+) -> None:
     rows = rows_file(tmp_path / "rows.jsonl", "Row one?", "Row two?")
     asked = rows_file(tmp_path / "asked.jsonl", "Asked one?")
     held = rows_file(tmp_path / "held.jsonl", "Held one?")
     start = write_run(tmp_path / "start", "sft", {"sft": {"rows": rows}})
     run = write_run(tmp_path / "run", "grpo", {"grpo": {"questions": asked}, "eval": {"task": held}}, parent=str(start))
-    said: list[str] = []
     given = questions("row ONE", "New?", "asked one", "held one?", "Other?")
-    found = without_known_questions(given, "mine.jsonl", run, said.append)
+    found = without_known_questions(given, "mine.jsonl", run)
     assert [q.question for q in found] == ["New?", "Other?"]
-    lines = [line for line in said if "left out" in line]
-    assert lines == [
+    assert said == [
         f"questions that {asked} was trained on left out: 1",
         f"questions that {rows} was trained on left out: 1",
         f"evaluation questions of {held} left out: 1",
     ]
 
 
-def test_named_splits_are_disjoint_and_need_no_comparison(tmp_path: Path, questions: Callable[..., list[Question]]) -> None:
+def test_named_splits_are_disjoint_and_need_no_comparison(
+    tmp_path: Path, questions: Callable[..., list[Question]], said: list[str]
+) -> None:
     run = write_run(tmp_path / "run", "grpo", {"grpo": {"task": "arithmetic"}, "eval": {"task": "arithmetic"}}, parent="gone")
-    said: list[str] = []
     given = questions("one", "two")
-    assert without_known_questions(given, "arithmetic", run, said.append) == given
+    assert without_known_questions(given, "arithmetic", run) == given
     assert said == ["not compared with the training of gone: it is not there"]
 
 
-def test_what_cannot_be_compared_is_told(tmp_path: Path, questions: Callable[..., list[Question]]) -> None:
+def test_what_cannot_be_compared_is_told(tmp_path: Path, questions: Callable[..., list[Question]], said: list[str]) -> None:
     start = write_run(tmp_path / "start", "sft", {"sft": {"rows": str(tmp_path / "gone.jsonl")}})
     run = write_run(tmp_path / "run", "grpo", {"grpo": {"questions": "gone.jsonl"}}, parent=str(start))
-    said: list[str] = []
-    without_known_questions(questions("one"), "mine.jsonl", run, said.append)
+    without_known_questions(questions("one"), "mine.jsonl", run)
     assert any(line.startswith(f"not compared with the questions of {run}: no file gone.jsonl") for line in said)
     assert any(line.startswith(f"not compared with the rows of {start}: ") for line in said)
 
@@ -280,18 +292,58 @@ def noisy(n: int, seed: int) -> list[CalibrationAnswer]:
     return [CalibrationAnswer(int(b), max(1, int(u))) for b, u in zip(stated, used, strict=True)]
 
 
-def test_the_plots_are_drawn(tmp_path: Path) -> None:
-    found = calibrate(noisy(500, 0), **ABOUT)
-    rows = [{"budget": a.stated, "length": a.used, "ok": True} for a in noisy(300, 1)]
-    evaluation = {"coverage": kept_coverage(found, noisy(300, 1))}
-    panels = calibration_panels(found, evaluation, [*rows, {"budget": None, "length": 9, "ok": False}])
-    assert [panel.title for panel in panels] == ["promised and kept", "stated, used and promised"]
-    assert to_png(panels).startswith(b"\x89PNG")
-    assert all(to_svg(panel, "x").startswith("<svg") for panel in panels)
-    assert calibration_panels(found, {}, rows) == []
-    few = calibrate(noisy(30, 0), **ABOUT)  # no promise at 95 %
-    assert len(to_png(calibration_panels(few, {"coverage": kept_coverage(few, noisy(50, 1))}, rows[:1], "sft"))) > 1000
-    assert from_record(json.loads(json.dumps(to_record(few))), "c") == few
+def test_the_plots_are_drawn() -> None:
+    found, few = calibrate(noisy(500, 0), **ABOUT), calibrate(noisy(30, 0), **ABOUT)  # few: no promise at 95 %
+    rows = [{"budget": a.stated, "length": a.used, "ok": True} for a in noisy(300, 1)] + [{"budget": None, "length": 9, "ok": False}]
+    evaluation = {"coverage": found.kept_coverage(noisy(300, 1))}
+    figure = draw_calibration(found, evaluation, rows, COLOURS["grpo"])
+    assert [ax.get_xlabel() for ax in figure.axes] == ["promised coverage", "budget, tokens"]
+    assert "promise at 90 %" in [text.get_text() for text in figure.axes[1].get_legend().texts]
+    assert to_png(figure).startswith(b"\x89PNG")
+    assert to_svg(figure, "x").startswith("<svg")
+    assert draw_calibration(None, evaluation, rows, COLOURS["grpo"]) is draw_calibration(found, {}, rows, COLOURS["grpo"]) is None
+    for samples in (rows[:1], []):
+        assert to_png(draw_calibration(few, {"coverage": few.kept_coverage(noisy(50, 1))}, samples, COLOURS["sft"]))
+
+
+def test_a_report_with_finite_promises_draws_them(tmp_path: Path) -> None:
+    folder, found = put_run(tmp_path / "run"), calibrate(noisy(500, 0), **ABOUT)
+    evaluation = put_evaluation(folder, [Sample(True, True, a.stated, a.used) for a in noisy(60, 1)])
+    runs.write_json(folder / "eval.json", evaluation | {"coverage": found.kept_coverage(noisy(60, 1))})
+    runs.write_json(folder / "calibration.json", to_record(found))
+    result = write_report(folder)
+    assert result["calibration"]["factors"] == found.scores.factors()
+    assert (folder / "plots" / "calibration.png").is_file()
+    page = (folder / "report.html").read_text()
+    assert 'aria-label="What is a budget worth?"' in page
+    assert "by chance %" in page
+    (folder / "calibration.json").unlink()
+    assert write_report(folder)["calibration"] is None
+    assert not (folder / "plots" / "calibration.png").exists()
+
+
+def test_a_report_shows_promised_and_kept_and_answers_stopped_early(mine: Path, capsys: pytest.CaptureFixture) -> None:
+    write_report_of = ["report", str(mine), "--json"]
+    line = ["eval", str(mine), "--limit", "12", "--set", f"eval.max_tokens={TOKENS}", "--json"]
+    (calibration := mine / "calibration.json").rename(mine / "aside.json")
+    assert call(line, False) == call(write_report_of, False) == 0
+    page = (mine / "report.html").read_text()
+    assert "sbtiny calibrate makes one" in page
+    assert " --cuts adds it" in page
+    (mine / "aside.json").rename(calibration)
+    assert call([*line, "--cuts"], False) == 0
+    capsys.readouterr()
+    assert call(write_report_of, False) == 0
+    result, record = json.loads(capsys.readouterr().out), runs.read_json(calibration)
+    assert result["calibration"]["coverage"] == runs.read_json(mine / "eval.json")["coverage"]
+    assert all(result["calibration"][key] == record[key] for key in ("questions", "factors", "promises", "true_coverage_range", "date"))
+    assert result["cuts"] == runs.read_json(mine / "cuts.json")
+    page = (mine / "report.html").read_text()
+    drawn = {file.stem for file in (mine / "plots").iterdir()}
+    assert 'aria-label="Stopped early"' in page
+    assert "interruption" in drawn
+    assert ("calibration" in drawn) is (result["calibration"]["factors"]["0.8"] is not None)
+    assert "no finite promise" in page  # at 95 %, of 40 answers
 
 
 def test_500_questions_are_asked_unless_told(started: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -302,8 +354,3 @@ def test_500_questions_are_asked_unless_told(started: Path, monkeypatch: pytest.
     for more in ([], ["--preset", "t4", "--task", "arithmetic"], ["--set", "eval.limit=44"], ["--limit", "55"], ["-c", str(file)]):
         assert call(["calibrate", str(started), "--json", *more, "-o", str(tmp_path)], False) == 0
     assert asked == [500, 500, 44, 55, 33]
-
-
-def test_settings_that_would_cut_are_put_aside() -> None:
-    found = module.calibration_settings(Settings(eval=EvalSettings(budget="0.5x", cut_at=0.5, ceiling=9))).eval
-    assert (found.budget, found.cut_at, found.ceiling) == ("auto", 0.0, 0)

@@ -5,16 +5,20 @@ import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from sbtiny.budget.metrics import Sample
 from sbtiny.budget.protocol import BudgetChoice
 from sbtiny.cli import main as cli
 from sbtiny.config import EvalSettings
 from sbtiny.evaluation import cuts
-from sbtiny.evaluation.evaluate import evaluate, limits_for
+from sbtiny.evaluation.evaluate import evaluate, limits_for, score_answer
+from sbtiny.rollout.episode import Episode, Request, read_episode
 from sbtiny.rollout.policy import Policy
 from sbtiny.tasks import arithmetic
+from sbtiny.tasks.sources import Question
 from sbtiny.tasks.verify import auto
 
 E = EvalSettings(max_tokens=120, reserve=32)
@@ -46,18 +50,37 @@ def test_a_share_of_a_given_budget_and_a_ceiling_cut_where_they_say(policy: Poli
         assert all(s.length <= 20 + E.reserve for s in samples)
 
 
-def test_the_uncut_answers_come_first_and_the_cut_ones_are_counted(policy: Policy) -> None:
-    asked: list[float] = []
+def test_uncut_answers_come_first_then_each_share_in_both_ways(policy: Policy) -> None:
+    asked: list[tuple[float, bool]] = []
 
-    def one(share: float) -> tuple[dict, list]:
-        asked.append(share)
-        settings = replace(E, cut_at=share)
-        return {"cut": share}, evaluate(policy, ASKED, auto, BudgetChoice("fixed", 40.0), settings, seed=0)[0]
+    def one(**changed: Any) -> tuple[dict, list[Episode], list[Sample]]:
+        settings = replace(E, **changed)
+        asked.append((settings.cut_at, bool(settings.wrap_up)))
+        episodes, samples = evaluate(policy, ASKED, auto, BudgetChoice("fixed", 40.0), settings, seed=0)
+        if not settings.wrap_up:
+            assert all(len(e.completion_ids) == 40 * settings.cut_at and not any(e.injected) for e in episodes if not e.ended)
+        return {"cut": settings.cut_at}, episodes, samples
 
-    rates = [row["cut_rate"] for row in cuts.evaluate_cuts(one)]
+    rows = cuts.evaluate_cuts(one, ASKED, auto)
+    rates = [row["cut_rate"] for row in rows]
     assert rates == sorted(rates)
-    assert [rates[0], *rates[2:]] == [0, 1, 1]
-    assert asked == [0.0, 0.75, 0.5, 0.25]
+    assert [rates[0], *rates[3:]] == [0, 1, 1]
+    assert [row["plain"]["cut_rate"] for row in rows[1:]] == rates[1:]
+    assert rows[0]["plain"] is None
+    assert asked == [(0.0, True), *((share, kind) for share in (1.0, 0.75, 0.5, 0.25) for kind in (True, False))]
+
+
+def test_a_plain_cut_is_judged_by_what_is_there() -> None:
+    """An answer that stands in its box when it is cut is right, though it never ended."""
+    asked = [Question("0", "3 + 4?", "7"), Question("1", "3 + 5?", "8")]
+    text = "<budget>20</budget><solution>3 + 4 = \\boxed{7}, so"
+    cut = [read_episode(Request((1,), 9, prefill=text), [0], ["."], "ceiling")] * 2
+
+    def one(**changed: Any) -> tuple[dict, list[Episode], list[Sample]]:
+        return {}, cut, [score_answer(q, e, auto) for q, e in zip(asked, cut, strict=True)]
+
+    rows = cuts.evaluate_cuts(one, asked, auto)
+    assert [row["plain"]["accuracy"] for row in rows[1:]] == [0.5] * 4
 
 
 def test_one_command_for_all_of_it(
@@ -70,8 +93,9 @@ def test_one_command_for_all_of_it(
         cli.main()
     assert stop.value.code == 0
     found = json.loads((tmp_path / "run" / "cuts.json").read_text())
-    assert [(row["budget"], row["cut"]) for row in found] == [("1x", 0.0), ("1x", 0.75), ("1x", 0.5), ("1x", 0.25)]
-    assert found[0]["cut_rate"] == 0 < found[3]["cut_rate"]
+    assert [(row["budget"], row["cut"]) for row in found] == [("1x", share) for share in (0.0, 1.0, 0.75, 0.5, 0.25)]
+    assert found[0]["cut_rate"] == 0 < found[4]["cut_rate"] == found[4]["plain"]["cut_rate"]
+    assert all(row["plain"]["accuracy"] <= found[0]["accuracy"] for row in found[1:])  # the same answers, ended earlier
     shown = capsys.readouterr().out
-    assert all(f"{cut:.0%} of its budget" in shown for cut in cuts.CUT_SHARES)
-    assert f"{found[3]['accuracy']:.1%}" in shown
+    assert all(f"\n{100 * cut:.0f} % " in shown for cut in cuts.CUT_SHARES)
+    assert all(f"{100 * row['accuracy']:.1f}" in shown for row in (found[4], found[4]["plain"]) if row["accuracy"])

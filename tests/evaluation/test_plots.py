@@ -20,7 +20,7 @@ def shown(samples: list, mean_tokens: float, budget: str = "auto") -> Eval:
 def drawn(name: str, tokens: tuple[float, float, float], swept: tuple[float, ...] = ()) -> Figure:
     evals = dict(zip(("base", "sft", "grpo"), map(shown, (BASE, SFT, GRPO), tokens), strict=True))
     sweep = [shown(GRPO, length, f"{2**i}x") for i, length in enumerate(swept)]
-    evidence = ReportData(Path(), {}, None, evals, {stage: [] for stage in evals}, sweep, [], {})
+    evidence = ReportData(Path(), {}, None, evals, {stage: [] for stage in evals}, sweep, [], None, [], {})
     return plots.draw_figures(evidence)[name]
 
 

@@ -148,7 +148,7 @@ def test_commands_of_a_folder_with_a_space_can_be_copied(tmp_path: Path) -> None
     write_report(folder)
     texts = [line for line, _ in commands((folder / "README.md").read_text())]
     texts += re.findall(r"sbtiny (eval .+?)(?:\.$| adds it)", Page(folder / "report.html").text, re.MULTILINE)
-    assert len(texts) == 4
+    assert len(texts) == 5
     for line in texts:
         parse(line)
 
