@@ -42,7 +42,7 @@ class CalibrationAnswer:
 
 
 @dataclass(frozen=True)
-class Scores:
+class NonconformityScores:
     """The scores of `questions` answers: the finite ones sorted; the others are infinite."""
 
     questions: int
@@ -73,7 +73,7 @@ class Bin:
 
     low: int
     high: int
-    scores: Scores
+    scores: NonconformityScores
     own: bool
     kept: dict[str, float | None]
 
@@ -98,8 +98,8 @@ class Calibration:
     ratios: tuple[float, ...]
 
     @property
-    def scores(self) -> Scores:
-        return Scores(self.questions, self.ratios, self.confidence)
+    def scores(self) -> NonconformityScores:
+        return NonconformityScores(self.questions, self.ratios, self.confidence)
 
     def bin_of(self, stated: int) -> int | None:
         """Return the index of a budget's bin; the first and the last are open. None where there are no bins."""
@@ -171,11 +171,11 @@ def calibrate(answers: Sequence[CalibrationAnswer], confidence: float | None = N
     )
 
 
-def scores_of(answers: Sequence[CalibrationAnswer], questions: int, confidence: float | None) -> Scores:
-    return Scores(questions, tuple(sorted(a.ratio for a in answers if a.ratio < math.inf)), confidence)
+def scores_of(answers: Sequence[CalibrationAnswer], questions: int, confidence: float | None) -> NonconformityScores:
+    return NonconformityScores(questions, tuple(sorted(a.ratio for a in answers if a.ratio < math.inf)), confidence)
 
 
-def make_bins(answers: Sequence[CalibrationAnswer], scores: Scores) -> tuple[Bin, ...]:
+def make_bins(answers: Sequence[CalibrationAnswer], scores: NonconformityScores) -> tuple[Bin, ...]:
     """Split by stated budget into the most bins, up to MOST_BINS, that all have BIN_LEAST answers, else into MOST_BINS without factors.
 
     Answers that state no budget count in every bin, as infinite scores in proportion to its size.

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sbtiny.budget.calibration import COVERAGES, Bin, Calibration, Scores
+from sbtiny.budget.calibration import COVERAGES, Bin, Calibration, NonconformityScores
 from sbtiny.errors import InputError
 
 Fields = Mapping[str, Callable[[Any], bool]]  # key -> whether a value can be
@@ -32,7 +32,13 @@ def from_record(record: Any, where: str) -> Calibration:
     check_fields(record, FIELDS, where)
     finite = record["questions"] - record["malformed"] - record["cut"]
     bins = [
-        Bin(b["from"], b["to"], Scores(b["questions"], tuple(b["ratios"]), record["confidence"]), b["factors"] is not None, b["kept"])
+        Bin(
+            b["from"],
+            b["to"],
+            NonconformityScores(b["questions"], tuple(b["ratios"]), record["confidence"]),
+            b["factors"] is not None,
+            b["kept"],
+        )
         for b in record["by_bin"]
     ]
     found = Calibration(**{key: record[key] for key in SCALARS}, ratios=tuple(record["ratios"]), bins=tuple(bins))

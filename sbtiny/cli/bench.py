@@ -38,7 +38,7 @@ def bench_lengths(file: Path | None, count: int, mean: int, longest: int, seed: 
     return read_lengths(file, count) if file else draw_lengths(count, mean, longest, seed)
 
 
-def job_sizes(requests: int | None, rounds: int | None) -> list[tuple[int, int]]:
+def list_candidate_sizes(requests: int | None, rounds: int | None) -> list[tuple[int, int]]:
     """(Requests, rounds) to choose from, the largest first; a value given by the user is in all."""
     return list(dict.fromkeys((requests or count, rounds or times) for count, times in SIZES))
 
@@ -77,7 +77,7 @@ def rollout(
     Example: sbtiny bench rollout --model smollm2-135m --dtype bfloat16
     """
     names = parse_engines(engine)
-    works = [(bench_lengths(lengths, count, mean, longest, seed), times) for count, times in job_sizes(requests, rounds)]
+    works = [(bench_lengths(lengths, count, mean, longest, seed), times) for count, times in list_candidate_sizes(requests, rounds)]
     start_bench(dtype, threads)
     from sbtiny.bench.rollout import build_job, compare_engines
     from sbtiny.models.load import load_model

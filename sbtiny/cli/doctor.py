@@ -30,7 +30,7 @@ OPTIONAL = {"math-verify", "sympy", "gguf", "llama-cpp-python", "unsloth", "unsl
 
 
 @dataclass(frozen=True, slots=True)
-class DoctorResult:
+class CheckResult:
     """One line of the report. `bad` keeps sbtiny from working, `note` is worth knowing."""
 
     section: str
@@ -40,7 +40,7 @@ class DoctorResult:
     mend: str = ""
 
 
-def run_checks(folder: Path = Path()) -> list[DoctorResult]:
+def run_checks(folder: Path = Path()) -> list[CheckResult]:
     """Run all checks for runs/ in `folder`. Imports no heavy library but torch, to ask for CUDA."""
     device = probe_device()
     return [
@@ -53,10 +53,10 @@ def run_checks(folder: Path = Path()) -> list[DoctorResult]:
     ]
 
 
-def check_python() -> DoctorResult:
+def check_python() -> CheckResult:
     found = f"{platform.python_version()} on {platform.system()} {platform.machine()}, sbtiny {__version__}"
     old = sys.version_info < (3, 11)
-    return DoctorResult("versions", "python", "bad" if old else "ok", found, "install Python 3.11 or newer" if old else "")
+    return CheckResult("versions", "python", "bad" if old else "ok", found, "install Python 3.11 or newer" if old else "")
 
 
 def installed_version(package: str) -> str | None:
@@ -71,72 +71,72 @@ def read_tested_versions() -> dict[str, str]:
     return dict(re.findall(r"^([\w-]+)==(\S+)$", files("sbtiny").joinpath("constraints.txt").read_text(encoding="utf-8"), re.MULTILINE))
 
 
-def check_versions() -> list[DoctorResult]:
+def check_versions() -> list[CheckResult]:
     return [compare_version(package, tested, installed_version(package)) for package, tested in read_tested_versions().items()]
 
 
-def compare_version(package: str, tested: str, found: str | None) -> DoctorResult:
+def compare_version(package: str, tested: str, found: str | None) -> CheckResult:
     """Compare without local suffixes such as +cpu. Another patch version is ok."""
     install = f"pip install '{package}=={tested}'"
     if found is None:
         missing = package not in OPTIONAL
-        return DoctorResult("versions", package, "bad" if missing else "note", "not installed", install if missing else "")
+        return CheckResult("versions", package, "bad" if missing else "note", "not installed", install if missing else "")
     plain = found.partition("+")[0]
     if plain == tested:
-        return DoctorResult("versions", package, "ok", found)
+        return CheckResult("versions", package, "ok", found)
     same = plain.split(".")[:2] == tested.split(".")[:2]
-    return DoctorResult("versions", package, "ok" if same else "note", f"{found} (tested: {tested})", "" if same else install)
+    return CheckResult("versions", package, "ok" if same else "note", f"{found} (tested: {tested})", "" if same else install)
 
 
-def check_device(device: DeviceInfo) -> list[DoctorResult]:
+def check_device(device: DeviceInfo) -> list[CheckResult]:
     dtype = pick_dtype(device.device, None, device.capability, device.cpu_bf16)
     more = f", driver {device.driver}, capability {'.'.join(map(str, device.capability))}" if device.device == "cuda" else ""
     free = f"{device.free_gb} of {device.memory_gb} GiB free"
     results = [
-        DoctorResult("device", device.device, "ok", f"{device.name}{more}"),
-        DoctorResult("device", "memory", "ok", free),
-        DoctorResult("device", "numbers", "ok", f"{dtype} (large models)"),
-        DoctorResult("device", "preset", "ok", f"auto is {pick_preset(device)}"),
+        CheckResult("device", device.device, "ok", f"{device.name}{more}"),
+        CheckResult("device", "memory", "ok", free),
+        CheckResult("device", "numbers", "ok", f"{dtype} (large models)"),
+        CheckResult("device", "preset", "ok", f"auto is {pick_preset(device)}"),
     ]
     if device.nvidia_smi_error:
         hint = "run nvidia-smi to see; until it answers, sbtiny plans for the CPU"
-        results.append(DoctorResult("device", "nvidia-smi", "note", device.nvidia_smi_error, hint))
+        results.append(CheckResult("device", "nvidia-smi", "note", device.nvidia_smi_error, hint))
     return [*results, *check_cuda(device)] if device.device == "cuda" else results
 
 
-def check_cuda(device: DeviceInfo) -> list[DoctorResult]:
+def check_cuda(device: DeviceInfo) -> list[CheckResult]:
     """Whether torch can use the GPU that the driver sees."""
     if installed_version("torch") is None:
         return []
     import torch
 
     if torch.cuda.is_available():
-        return [DoctorResult("device", "cuda", "ok", f"torch was built for CUDA {torch.version.cuda}")]
+        return [CheckResult("device", "cuda", "ok", f"torch was built for CUDA {torch.version.cuda}")]
     hint = "install a CUDA build of torch, or a newer driver"
-    return [DoctorResult("device", "cuda", "bad", f"torch {torch.__version__} cannot use {device.name}", hint)]
+    return [CheckResult("device", "cuda", "bad", f"torch {torch.__version__} cannot use {device.name}", hint)]
 
 
-def check_extras(device: DeviceInfo) -> list[DoctorResult]:
+def check_extras(device: DeviceInfo) -> list[CheckResult]:
     results = []
     for name, (module, brings, install) in EXTRAS.items():
         if find_spec(module) is not None:
-            results.append(DoctorResult("extras", name, "ok", brings))
+            results.append(CheckResult("extras", name, "ok", brings))
         else:
             useless = name == "unsloth" and device.device == "cpu"
             hint = "of no use without an NVIDIA GPU" if useless else install
-            results.append(DoctorResult("extras", name, "note", f"missing: {brings}", hint))
+            results.append(CheckResult("extras", name, "note", f"missing: {brings}", hint))
     return results
 
 
-def check_folder_writable(name: str, folder: Path) -> DoctorResult:
+def check_folder_writable(name: str, folder: Path) -> CheckResult:
     try:
         runs.check_writable(folder / "probe")
     except InputError as error:
-        return DoctorResult("folders", name, "bad", " ".join(str(error).split()), "stand in a folder of your own, or give --output")
-    return DoctorResult("folders", name, "ok", f"{folder.absolute()} can be written")
+        return CheckResult("folders", name, "bad", " ".join(str(error).split()), "stand in a folder of your own, or give --output")
+    return CheckResult("folders", name, "ok", f"{folder.absolute()} can be written")
 
 
-def check_disk(folder: Path) -> list[DoctorResult]:
+def check_disk(folder: Path) -> list[CheckResult]:
     """Check free space for runs, unpacked models and downloads."""
     hub = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
     results = []
@@ -145,11 +145,11 @@ def check_disk(folder: Path) -> list[DoctorResult]:
         free = shutil.disk_usage(existing).free / 2**30
         low = free < MIN_FREE_GIB
         hint = f"free some space: a 1.5B model and its run take {MIN_FREE_GIB} GiB" if low else ""
-        results.append(DoctorResult("disk", name, "note" if low else "ok", f"{free:.1f} GiB free at {existing}", hint))
+        results.append(CheckResult("disk", name, "note" if low else "ok", f"{free:.1f} GiB free at {existing}", hint))
     return results
 
 
-def to_record(findings: list[DoctorResult]) -> dict[str, Any]:
+def to_record(findings: list[CheckResult]) -> dict[str, Any]:
     """JSON of the results: `ok`, and for each section name -> state, found and mend."""
     sections: dict[str, Any] = {}
     for f in findings:

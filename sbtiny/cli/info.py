@@ -55,10 +55,10 @@ def plan(
         speed = benchmark_device(shape)
         stages = {p.stage: stages[p.stage] | {"hours_at_least": round(estimate_hours(p, shape, speed), 3)} for p in plans}
     report = {"model": settings.model, "shape": asdict(shape), "stages": stages}
-    print_result(report, flags.as_json, lambda _: console().print(plan_table(settings.model, stages)))
+    print_result(report, flags.as_json, lambda _: console().print(memory_plan_table(settings.model, stages)))
 
 
-def plan_table(model: str, stages: dict[str, dict[str, Any]]) -> Any:
+def memory_plan_table(model: str, stages: dict[str, dict[str, Any]]) -> Any:
     """Table of the stages: GiB by part, then totals."""
     from rich.table import Table
 

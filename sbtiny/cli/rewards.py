@@ -9,7 +9,7 @@ from rich.table import Table
 from sbtiny.budget.reward import compute_reward
 from sbtiny.errors import InputError
 from sbtiny.tasks.fields import is_number, wrong_value
-from sbtiny.tasks.row_files import Row, locate
+from sbtiny.tasks.row_files import Row, format_row_location
 from sbtiny.tasks.sources import numbered_rows
 
 MAX_TOKENS = 10**9  # tokens; far above anything real, far below what overflows
@@ -25,7 +25,9 @@ def reward_rows(file: str, alpha: float) -> list[dict[str, Any]]:
     """
     if not (math.isfinite(alpha) and alpha > 0):
         raise InputError(f"--alpha {alpha}: give a width above 0, such as 6.0 (start of training) or 0.1 (its end)")
-    return [row | asdict(compute_reward(**parse_reward_row(row, locate(file, n)), alpha=alpha)) for n, row in numbered_rows(file)]
+    return [
+        row | asdict(compute_reward(**parse_reward_row(row, format_row_location(file, n)), alpha=alpha)) for n, row in numbered_rows(file)
+    ]
 
 
 def parse_reward_row(row: Row, where: str) -> dict[str, Any]:

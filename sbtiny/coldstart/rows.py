@@ -6,7 +6,7 @@ from typing import Any
 from sbtiny.budget.protocol import Format, render_budget, split_response
 from sbtiny.errors import InputError
 from sbtiny.tasks.fields import preview_value, read_text, wrong_value
-from sbtiny.tasks.row_files import locate
+from sbtiny.tasks.row_files import format_row_location
 from sbtiny.tasks.sources import numbered_rows
 
 Encode = Callable[[str], list[int]]  # token ids of a text, without special tokens
@@ -40,7 +40,7 @@ def row_location(row: dict[str, Any]) -> str:
 
 def read_labelled(path: str) -> list[LabelledRow]:
     """Rows made by `sbtiny data build`. Raises InputError with file and line for a row that cannot be trained on."""
-    return [validate_row(row, locate(path, number)) for number, row in numbered_rows(path)]
+    return [validate_row(row, format_row_location(path, number)) for number, row in numbered_rows(path)]
 
 
 def validate_row(row: dict[str, Any], where: str) -> LabelledRow:

@@ -66,7 +66,7 @@ TRAINING = {
 
 
 @matplotlib.rc_context(STYLE)
-def draw_figures(evidence: ReportData) -> dict[str, Figure | None]:
+def build_figures(evidence: ReportData) -> dict[str, Figure | None]:
     """Draw each figure by name; None where the run lacks the data."""
     evals = {stage: e for stage, e in evidence.evals.items() if e}
     budgeted = {stage: [row for row in evidence.samples[stage] if row["budget"]] for stage in ("sft", "grpo")}

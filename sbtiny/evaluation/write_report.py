@@ -16,7 +16,7 @@ def write_report(folder: Path, seconds: dict[str, float] | None = None) -> dict[
     """
     evidence = read_report_data(folder)
     result = build_report(evidence, seconds)
-    figures = plots.draw_figures(evidence) | draw_promise_figures(evidence)
+    figures = plots.build_figures(evidence) | draw_promise_figures(evidence)
     for name, figure in figures.items():
         file = folder / "plots" / f"{name}.png"
         if figure:

@@ -20,7 +20,7 @@ from sbtiny.export.compare import answer_logits, comparison_texts, distance, in_
 from sbtiny.export.config import ExportConfig
 from sbtiny.export.strings import STRINGS
 from sbtiny.models.chat_template import render_chat
-from sbtiny.models.gguf import dropped_features, read_gguf
+from sbtiny.models.gguf import find_dropped_feature, read_gguf
 from sbtiny.models.load import load_model
 from sbtiny.models.prompt import prompt_ids, rendered, to_messages
 from sbtiny.rollout.engines import llama_cpp
@@ -106,7 +106,7 @@ class Check:
 
         report: dict[str, Any] = {"kind": kind, "bytes": file.stat().st_size}
         self.result.setdefault("files", {})[file.name] = report
-        dropped = dropped_features(GGUFReader(file))
+        dropped = find_dropped_feature(GGUFReader(file))
         report["transformers"] = None if dropped else self._through_transformers(file, kind)
         report["llama_cpp"] = self._through_llama_cpp(file, kind) if llama_cpp.is_available() else None
         report["checked"] = bool(report["transformers"] or report["llama_cpp"])

@@ -202,12 +202,12 @@ def to_trl(answers: Sequence[Answer]) -> dict[str, Any]:
         "prompt_ids": [list(a.episode.request.prompt_ids) for a in answers],
         "completion_ids": [a.episode.completion_ids for a in answers],
         "logprobs": None,
-        "env_mask": [loss_mask(a.episode.injected) for a in answers],
+        "env_mask": [mask_through_last_injected(a.episode.injected) for a in answers],
         "reward": [a.reward.total for a in answers],
     }
 
 
-def loss_mask(injected: Sequence[bool]) -> list[int]:
+def mask_through_last_injected(injected: Sequence[bool]) -> list[int]:
     """1 for each completion token that is trained on: of an answer that was cut only those after the wrap-up.
 
     None before could know of the cut.

@@ -81,7 +81,7 @@ def detect_device(parameters: int | None = None) -> Hardware:
         found = torch.cuda.get_device_properties(0)
         dtype = pick_dtype("cuda", parameters, capability=(found.major, found.minor))
         return Hardware("cuda", found.name, round(found.total_memory / 2**30, 1), dtype, threads)
-    name, bf16 = probe_cpu()
+    name, bf16 = read_cpu_name_and_bf16()
     return Hardware("cpu", name, round(psutil.virtual_memory().total / 2**30, 1), pick_dtype("cpu", parameters, cpu_bf16=bf16), threads)
 
 
@@ -90,12 +90,12 @@ def probe_device() -> DeviceInfo:
     answer, smi_error = query_nvidia_smi()
     if gpu := parse_nvidia_smi(answer):
         return gpu
-    name, bf16 = probe_cpu()
+    name, bf16 = read_cpu_name_and_bf16()
     total, free = (round(size / 2**30, 1) for size in psutil.virtual_memory()[:2])
     return DeviceInfo("cpu", name, total, free, cpu_bf16=bf16, nvidia_smi_error=smi_error)
 
 
-def probe_cpu() -> tuple[str, bool]:
+def read_cpu_name_and_bf16() -> tuple[str, bool]:
     """The processor's name, and whether it computes in bfloat16."""
     cpuinfo = CPUINFO.read_text() if CPUINFO.is_file() else ""
     return cpu_name(cpuinfo), bool(CPU_BF16 & cpu_flags(cpuinfo))

@@ -82,7 +82,7 @@ def read_gguf(file: Path) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]
         reader = GGUFReader(file)
     except (ValueError, IndexError, OSError) as error:
         raise InputError(f"{file} is not a readable GGUF file: {error}") from error
-    if dropped := dropped_features(reader):
+    if dropped := find_dropped_feature(reader):
         raise InputError(f"{file} has {dropped}, which transformers drops from a GGUF: {ORIGINAL}")
     tokenizer = tokenizer_from_gguf(reader, file)
     model = _read_model(reader, file)
@@ -97,7 +97,7 @@ def read_field(reader: "GGUFReader", key: str) -> Any:
     return None if field is None else field.contents()
 
 
-def dropped_features(reader: "GGUFReader") -> str | None:
+def find_dropped_feature(reader: "GGUFReader") -> str | None:
     """A part of this model that transformers drops without an error; None if there is none."""
     architecture, names = read_field(reader, "general.architecture"), {tensor.name for tensor in reader.tensors}
     if read_field(reader, f"{architecture}.rope.scaling.type") not in (None, "none") or "rope_freqs.weight" in names:

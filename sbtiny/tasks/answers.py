@@ -122,14 +122,14 @@ def unwrap_reference(text: str) -> str:
         text = boxed
     elif (stated := STATED.search(text)) and ("\n" in text or stated.start() <= BEFORE_STATED):
         text = stated_answer(text) or text
-    return strip_delimiters(text.strip())
+    return strip_math_delimiters(text.strip())
 
 
-def strip_delimiters(text: str) -> str:
+def strip_math_delimiters(text: str) -> str:
     """Strip the inline or display delimiters from LaTeX."""
     for left, right in WRAPPERS:
         bare = text.rstrip(". ") if text.startswith(left) else text
         inside = bare.removeprefix(left).removesuffix(right)
         if len(inside) == len(bare) - len(left + right) and left not in inside and right not in inside:
-            return strip_delimiters(inside.strip())
+            return strip_math_delimiters(inside.strip())
     return text

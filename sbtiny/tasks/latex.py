@@ -164,7 +164,7 @@ class MathProcess:
         return reply == "true"
 
     def start(self) -> subprocess.Popen[str]:
-        code = "from sbtiny.tasks.latex import compare_math; compare_math()"
+        code = "from sbtiny.tasks.latex import run_math_worker; run_math_worker()"
         self.process = subprocess.Popen(
             [sys.executable, "-W", "ignore", "-c", code],
             stdin=subprocess.PIPE,
@@ -200,7 +200,7 @@ def math_process(pid: int) -> MathProcess:
     return MathProcess()
 
 
-def compare_math() -> None:
+def run_math_worker() -> None:
     """Run the comparing process: read pairs of reference and answer from stdin, write `true` or `false` to stdout."""
     reply, sys.stdout = sys.stdout, sys.stderr  # libraries print to stdout
     logging.disable()

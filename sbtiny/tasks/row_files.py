@@ -18,7 +18,7 @@ LONGEST_FIELD = 1 << 30  # bytes of a CSV field; the csv module's 128 KiB is les
 
 
 def read_file(file: Path) -> list[tuple[int, Row]]:
-    """Read (number, row) of each object; see `locate`. Raises InputError with the place of the fault."""
+    """Read (number, row) of each object; see `format_row_location`. Raises InputError with the place of the fault."""
     try:
         content = file.read_bytes()
         content = gzip.decompress(content) if file.suffix.lower() == ".gz" else content
@@ -34,7 +34,7 @@ def file_format(name: str) -> str:
     return Path(name.lower().removesuffix(".gz")).suffix
 
 
-def locate(path: str, number: int) -> str:
+def format_row_location(path: str, number: int) -> str:
     """Write the place of a row: the line of a text file, the row of any other."""
     counted = "row" if file_format(re.sub("#[0-9]+$", "", path)) in KINDS else "line"
     return f"{path}, {counted} {number}"

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from sbtiny.errors import InputError
 from sbtiny.tasks.answers import marked_answer, unwrap_reference
 from sbtiny.tasks.fields import find_key, is_number, preview_value, read_text, suggestion, wrong_value
-from sbtiny.tasks.row_files import ENDINGS, Row, locate, read_file
+from sbtiny.tasks.row_files import ENDINGS, Row, format_row_location, read_file
 from sbtiny.tasks.row_shapes import Example, read_row
 
 SPLITS = ("train", "val", "test")
@@ -50,7 +50,7 @@ def read_questions(path: str, limit: int | None = None) -> list[Question]:
     """
     questions: dict[str, Question] = {}
     for number, row in numbered_rows(path)[:limit]:
-        where = locate(path, number)
+        where = format_row_location(path, number)
         question = parse_question(row, where, f"{file_stem(path)}-{number:05d}")
         if question.id in questions:
             raise InputError(f"{where}: an earlier row has the id {question.id!r} too: give each row its own")
@@ -64,7 +64,7 @@ def read_rows(path: str) -> list[Row]:
 
 
 def numbered_rows(path: str) -> list[tuple[int, Row]]:
-    """Read (number, row), without blank lines; see `row_files.locate`."""
+    """Read (number, row), without blank lines; see `row_files.format_row_location`."""
     file, size = Path(path).expanduser(), None
     if "#" in path and not file.exists():
         head, _, count = path.rpartition("#")

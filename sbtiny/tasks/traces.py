@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from sbtiny.errors import InputError
 from sbtiny.tasks.answers import marked_answer, without_turn_end
 from sbtiny.tasks.fields import read_flag, read_text
-from sbtiny.tasks.row_files import Row, locate
+from sbtiny.tasks.row_files import Row, format_row_location
 from sbtiny.tasks.row_shapes import read_row
 from sbtiny.tasks.sources import Question, build_question, file_stem, numbered_rows
 
@@ -35,7 +35,7 @@ def read_traces(path: str) -> list[Trace]:
     By default `correct` is unknown and `finished` true. Rows of other shapes (`row_shapes.py`) are examples to learn from:
     without an `answer`, their own is the reference and correct by default.
     """
-    traces = [to_trace(row, locate(path, number), f"{file_stem(path)}-{number:05d}") for number, row in numbered_rows(path)]
+    traces = [to_trace(row, format_row_location(path, number), f"{file_stem(path)}-{number:05d}") for number, row in numbered_rows(path)]
     question_by_id: dict[str, str] = {}
     for trace in traces:
         if question_by_id.setdefault(trace.id, trace.question) != trace.question:

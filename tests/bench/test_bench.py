@@ -44,7 +44,7 @@ def test_work_is_foreseen_from_a_first_look() -> None:
 
 
 def test_work_of_our_own_choosing_is_as_much_as_five_minutes_allow(capsys: pytest.CaptureFixture[str]) -> None:
-    choices = [(job_of(count), times) for count, times in benching.job_sizes(None, None)]
+    choices = [(job_of(count), times) for count, times in benching.list_candidate_sizes(None, None)]
     for a_pass, chosen in ((0.1, (128, 3)), (3.0, (128, 2)), (3.7, (64, 2)), (9.0, (32, 1))):
         work, rounds = rollout.choose_job(choices, {"ours": rollout.EngineTimeEstimate("ours", 0.0, a_pass)})
         assert (len(work.lengths), rounds) == chosen
@@ -52,10 +52,10 @@ def test_work_of_our_own_choosing_is_as_much_as_five_minutes_allow(capsys: pytes
 
 
 def test_what_the_user_asked_for_is_never_changed() -> None:
-    assert benching.job_sizes(None, None)[0] == (128, 3)
-    assert benching.job_sizes(500, 7) == [(500, 7)]
-    assert {requests for requests, _ in benching.job_sizes(500, None)} == {500}
-    assert {rounds for _, rounds in benching.job_sizes(None, 7)} == {7}
+    assert benching.list_candidate_sizes(None, None)[0] == (128, 3)
+    assert benching.list_candidate_sizes(500, 7) == [(500, 7)]
+    assert {requests for requests, _ in benching.list_candidate_sizes(500, None)} == {500}
+    assert {rounds for _, rounds in benching.list_candidate_sizes(None, 7)} == {7}
     work, rounds = rollout.choose_job([(job_of(500), 7)], {"ours": rollout.EngineTimeEstimate("ours", 0.0, 99.0)})
     assert (len(work.lengths), rounds) == (500, 7)
 

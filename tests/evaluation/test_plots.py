@@ -21,7 +21,7 @@ def drawn(name: str, tokens: tuple[float, float, float], swept: tuple[float, ...
     evals = dict(zip(("base", "sft", "grpo"), map(shown, (BASE, SFT, GRPO), tokens), strict=True))
     sweep = [shown(GRPO, length, f"{2**i}x") for i, length in enumerate(swept)]
     evidence = ReportData(Path(), {}, None, evals, {stage: [] for stage in evals}, sweep, [], None, [], {})
-    return plots.draw_figures(evidence)[name]
+    return plots.build_figures(evidence)[name]
 
 
 def seen_texts(figure: Figure) -> list[Text]:

@@ -14,7 +14,7 @@ from sbtiny.config import EvalSettings, GrpoSettings, Settings
 from sbtiny.evaluation.evaluate import evaluate
 from sbtiny.grpo.groups import Answer, Group, step_metrics
 from sbtiny.grpo.relabel import best_budget
-from sbtiny.grpo.rollouts import Rollouts, alpha_at_step, loss_mask, sample_b_max
+from sbtiny.grpo.rollouts import Rollouts, alpha_at_step, mask_through_last_injected, sample_b_max
 from sbtiny.models.prompt import prompt_ids
 from sbtiny.rollout.episode import read_episode
 from sbtiny.rollout.sampling import Sampling
@@ -145,7 +145,7 @@ def test_a_cut_answer_learns_only_what_follows_the_wrap_up(policy, tmp_path: Pat
     injected = len(rollouts.wrap_up)
     assert episode.stop_reason == "ceiling"
     assert episode.injected[6 : 6 + injected] == [True] * injected
-    assert loss_mask(episode.injected) == [0] * (6 + injected) + [1] * (len(episode.completion_ids) - 6 - injected)
+    assert mask_through_last_injected(episode.injected) == [0] * (6 + injected) + [1] * (len(episode.completion_ids) - 6 - injected)
     assert scored.reward.total == (float(scored.correct) if episode.ended and episode.budget else -1)
 
 

@@ -88,7 +88,7 @@ print(math_process(os.getpid()).process.pid)
 
 
 def test_a_failing_comparison_is_told_and_is_not_the_end_of_the_process() -> None:
-    code = "import sbtiny.tasks.latex as a; a.compare_pair = lambda one, other: one == other or 1 / 0; a.compare_math()"
+    code = "import sbtiny.tasks.latex as a; a.compare_pair = lambda one, other: one == other or 1 / 0; a.run_math_worker()"
     lines = '["1", "2"]\n["1", "1"]\n'
     told = subprocess.run([sys.executable, "-c", code], input=lines, capture_output=True, text=True, check=True)
     assert told.stdout == "failed: ZeroDivisionError: division by zero\ntrue\n"
