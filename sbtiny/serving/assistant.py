@@ -7,12 +7,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from sbtiny.budget.calibration import Calibration
-from sbtiny.budget.protocol import MAX_BUDGET, THINK
+from sbtiny.budget.protocol import MAX_BUDGET, THINK, render_budget
 from sbtiny.budget.seconds import Rate, tokens_in
 from sbtiny.config import WRAP_UP, EngineName, ServeSettings, Settings
 from sbtiny.errors import InputError
 from sbtiny.evaluation.calibration_file import load_calibration
 from sbtiny.models.prompt import Message, prompt_ids, to_messages
+from sbtiny.rollout.episode import Request
 from sbtiny.rollout.limits import Limits
 from sbtiny.rollout.load_policy import load_policy
 from sbtiny.rollout.policy import Policy
@@ -22,6 +23,7 @@ from sbtiny.serving.reply import Reply
 
 THINK_WRAP_UP = "\n\nTime is up.\n</think>\n\n"
 SHORT_RESERVE, LONG_RESERVE = 64, 512  # tokens for the wrap-up and an answer in a box; and an answer after the thoughts
+LEAST_ANSWER = 8  # tokens after a wrap-up, at the least
 HEAD_TOKENS = 24  # room for the budget and the tags around the body
 KEPT_PREFIXES = 4  # answers whose keys and values are kept for the next turn
 WARM_UP_TOKENS = 24  # decoded once to measure the rate, where a budget in seconds needs it first
@@ -88,15 +90,26 @@ class Assistant:
         if not messages or messages[-1]["role"] != "user" or not messages[-1]["content"].strip():
             raise InputError("no question: the last turn must be the user's, with a text")
         messages = clean_history(list(messages))
-        prompt = prompt_ids(self.policy.tokenizer, messages)
+        return self._begin(messages, prompt_ids(self.policy.tokenizer, messages), ask)
+
+    def begin_text(self, text: str, ask: Ask) -> Reply:
+        """Begin what follows a raw text, without a chat template; its special tokens are special. Raises InputError as `begin` does."""
+        if not text.strip():
+            raise InputError("no prompt: give a text")
+        tokenizer = self.policy.tokenizer
+        has_start = bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
+        return self._begin([], tokenizer.encode(text, add_special_tokens=not has_start), ask)
+
+    def _begin(self, messages: Sequence[Message], prompt: list[int], ask: Ask) -> Reply:
         self._check_room(len(prompt))
         reply = Reply(messages, prompt, ask, self.step, self.rate, self._fitting_calibration(ask), self.settings.coverage)
         if ask.coverage is not None and reply.calibration is None:
             raise InputError("no promise without a calibration that fits: sbtiny calibrate makes one, at the temperature of the answers")
         mode = ask.choice.mode if self.policy.states_budget or ask.choice.mode != "scaled" else "auto"
-        if mode == "scaled" or ask.coverage is not None:
-            request = self.policy.budget_request(messages, ask.seed)
-            reply.head = self.session.add(request, ask.sampling())
+        if self._room(reply) < self._least_room(reply):
+            self._begin_bare(reply)
+        elif mode == "scaled" or ask.coverage is not None:
+            reply.head = self.session.add(self.policy.budget_request(reply.prompt, ask.seed), ask.sampling())
         elif mode == "fixed":
             self._begin_body(reply, int(ask.choice.value), "given")
         elif mode == "seconds":
@@ -107,12 +120,22 @@ class Assistant:
         return reply
 
     def step(self) -> list[Reply]:
-        """Decode one token of each running answer. Returns the answers that ended."""
+        """Decode one token of each running answer. Returns the answers that ended. Raises InputError for one that cannot go on."""
+        ended = self.step_each()
+        if refusals := [reply.refusal for reply in ended if reply.refusal is not None]:
+            raise refusals[0]
+        return ended
+
+    def step_each(self) -> list[Reply]:
+        """Decode as `step` does; an answer that cannot go on ends with its `refusal`, and the others go on."""
         self.session.step()
         self.rate.record(1, time.perf_counter())
         for reply in self.running:
             if reply.head is not None and reply.head.episode is not None:
-                self._follow_head(reply)
+                try:
+                    self._follow_head(reply)
+                except InputError as error:
+                    reply.refusal = error
             if reply.body is not None:
                 reply.advance()
         ended = [reply for reply in self.running if reply.is_done]
@@ -127,6 +150,17 @@ class Assistant:
             if ticket is not None:
                 self.session.drop(ticket)
         self.running = [other for other in self.running if other is not reply]
+
+    def extend(self, reply: Reply, tokens: int) -> None:
+        """Let a running answer take so many tokens more before it is wrapped up. Raises InputError where it cannot."""
+        tracker = reply.body.enforcer.tracker if reply.body else None
+        if tracker is None or tracker.allowed is None or tracker.wrapped_at is not None:
+            raise InputError("not supported now: the answer has no limit yet, or is being wrapped up already")
+        room = reply.body.request.max_tokens - tracker.limits.reserve - HEAD_TOKENS
+        most = min(n for n in (room, reply.ask.ceiling) if n is not None)
+        if tracker.allowed >= most:
+            raise InputError(f"not supported: the answer may take {tracker.allowed} tokens already, which is the most here")
+        tracker.limits = replace(tracker.limits, ceiling=min(tracker.allowed + tokens, most), tolerance=None)
 
     def measured_rate(self) -> float:
         """Tokens per second of one answer; decodes a few tokens where nothing was measured yet."""
@@ -177,7 +211,7 @@ class Assistant:
         prefilled = budget if self.policy.states_budget else None  # an untrained model makes nothing of it: it is a ceiling alone
         reply.given = budget if source != "coverage" else None
         limits, max_tokens = self._limits(reply, budget, prefilled)
-        request = self.policy.request(reply.messages, max_tokens, ask.seed, prefilled, limits=limits, interrupt=reply.interrupt)
+        request = self.policy.request(reply.prompt, max_tokens, ask.seed, prefilled, limits=limits, interrupt=reply.interrupt)
         shown = request.prefill or (THINK.opening if self._opens_thoughts(reply.prompt) else "")
         reply.begin_body(self.session.add(request, ask.sampling()), shown, self.policy.tokenizer.backend_tokenizer)
 
@@ -185,8 +219,8 @@ class Assistant:
         """The limits of an answer and its most tokens: a wrap-up comes before those end."""
         ask, s = reply.ask, self.settings
         wrap_up, reserve = self._wrap_up(reply.prompt)
-        room = min(ask.max_tokens, self.context - len(reply.prompt) - HEAD_TOKENS)
-        reserve = min(reserve, max(len(wrap_up) + 8, room // 4))
+        room = self._room(reply)
+        reserve = min(reserve, max(len(wrap_up) + LEAST_ANSWER, room // 4))
         ceilings = [max(0, room - reserve - HEAD_TOKENS), ask.ceiling]
         if reply.source == "coverage":
             ceilings.append(self._promised(reply))
@@ -196,6 +230,26 @@ class Assistant:
         if len(wrap_up) >= reserve:
             raise InputError(f"max_tokens of {ask.max_tokens} leaves no room for an answer: raise it")
         return Limits(min(c for c in ceilings if c is not None), tolerance, wrap_up, reserve), room
+
+    def _room(self, reply: Reply) -> int:
+        """The most tokens of an answer."""
+        return min(reply.ask.max_tokens, self.context - len(reply.prompt) - HEAD_TOKENS)
+
+    def _least_room(self, reply: Reply) -> int:
+        """The tokens that a head, a wrap-up and an answer after it take."""
+        return HEAD_TOKENS + len(self._wrap_up(reply.prompt)[0]) + LEAST_ANSWER
+
+    def _begin_bare(self, reply: Reply) -> None:
+        """Begin an answer of a few tokens: they go to the answer alone, without a head, thoughts or a wrap-up."""
+        opened = self._opens_thoughts(reply.prompt)
+        head = render_budget(self._room(reply), self.policy.form) if self.policy.states_budget else ""
+        thinks = self.policy.form.answered if self.policy.states_budget else opened
+        prefill = head + (f"{THINK.closing}\n\n" if thinks else "")
+        shown = prefill if self.policy.states_budget or not opened else THINK.opening + prefill
+        reply.source, reply.given = "given", self._room(reply)
+        ids = (*reply.prompt, *(self.policy.encode(prefill) if prefill else ()))
+        request = Request(ids, self._room(reply), reply.ask.seed, shown, reply.given, None, reply.interrupt)
+        reply.begin_body(self.session.add(request, reply.ask.sampling()), shown, self.policy.tokenizer.backend_tokenizer)
 
     def _promised(self, reply: Reply) -> int:
         promise = reply.calibration.promise(reply.stated, reply.ask.coverage)

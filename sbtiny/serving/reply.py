@@ -10,6 +10,7 @@ from sbtiny.budget.calibration import Calibration
 from sbtiny.budget.remaining import Remaining, estimate_remaining
 from sbtiny.budget.seconds import Rate, SecondsLeft, seconds_left
 from sbtiny.budget.stream import AnswerSplitter, Part
+from sbtiny.errors import InputError
 from sbtiny.models.prompt import Message
 from sbtiny.rollout.limit_enforcer import Interrupt
 from sbtiny.rollout.session import Ticket
@@ -42,6 +43,9 @@ class Reply:
         self.given: int | None = None
         self.source: BudgetSource = "none"
         self.parts: list[Part] = []  # of the whole answer
+        self.pieces: list[str] = []  # its whole text, tags included
+        self.thought_tokens = 0
+        self.refusal: InputError | None = None  # why it cannot go on
         self.first_at: float | None = None
         self.answer: Answer | None = None
 
@@ -50,7 +54,7 @@ class Reply:
 
     @property
     def is_done(self) -> bool:
-        return self.answer is not None
+        return self.answer is not None or self.refusal is not None
 
     def __iter__(self) -> Iterator[Part]:
         """Decode to the end and yield the parts as they come; other answers of the assistant go on beside it."""
@@ -79,7 +83,9 @@ class Reply:
         ticket = self.body
         end = len(ticket.written) - (ticket.episode is not None and ticket.episode.ended)  # a stop token has no text
         for token in ticket.written[self.read : end]:
+            self.thought_tokens += self.splitter.kind == "thoughts"
             if text := self.decoder.step(self.tokenizer, token):
+                self.pieces.append(text)
                 self.parts += self.splitter.feed(text)
         if self.first_at is None and ticket.written:
             self.first_at = time.perf_counter()
