@@ -168,7 +168,7 @@ class Assistant:
             request = self.policy.request("1 + 1?", WARM_UP_TOKENS, seed=0)
             ticket = self.session.add(request, Sampling(0))
             while ticket.episode is None:
-                self.step()
+                self.step_each()
             rate = self.rate.per_second(time.perf_counter())
         return rate or 1.0
 
