@@ -2,16 +2,19 @@
 
 import json
 import secrets
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers
-from starlette.requests import Request
-from starlette.types import ASGIApp, Receive, Scope, Send
+from fastapi import Request
+from fastapi.datastructures import Headers
 
 from sbtiny.serving.request_body import MOST_BYTES
 from sbtiny.serving.request_error import RequestError, error_body
 
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+ASGIApp = Callable[[dict[str, Any], Receive, Send], Awaitable[None]]
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 OPEN_ROUTES = ("/health",)
 MOST_DISCARDED = 256_000_000  # bytes of a body that is too large, read before it is refused: many clients listen only then
@@ -27,7 +30,7 @@ class Guard:
     def __init__(self, app: ASGIApp, api_key: str | None, cors: Sequence[str], is_local: bool) -> None:
         self.app, self.api_key, self.cors, self.is_local = app, api_key, tuple(cors), is_local
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return

@@ -6,11 +6,11 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request
+from fastapi.exceptions import StarletteHTTPException
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from sse_starlette import EventSourceResponse
 from sse_starlette.sse import AppStatus
-from starlette.exceptions import HTTPException
-from starlette.middleware.cors import CORSMiddleware
 
 from sbtiny import __version__
 from sbtiny.budget.stream import Part
@@ -29,7 +29,7 @@ RETRY_SECONDS = "2"
 POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; base-uri 'none'; form-action 'none'"
 )
-PAGE = "<!doctype html><html lang=en><meta charset=utf-8><title>sbtiny</title><p>sbtiny serves here: POST /v1/chat/completions</html>"
+PAGE = "<!doctype html><html lang=en><meta charset=utf-8><title>sbtiny</title><p>This server answers at POST /v1/chat/completions</html>"
 BODY = {"requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}}
 
 
@@ -202,7 +202,7 @@ async def read_to_end(job: Job) -> tuple[list[Part], Update]:
 
 async def show_error(request: Request, error: Exception) -> Response:
     """Every refusal in OpenAI's shape."""
-    if isinstance(error, HTTPException):
+    if isinstance(error, StarletteHTTPException):
         return JSONResponse(error_body(f"{request.method} here: {error.detail}", error.status_code), error.status_code, error.headers)
     if isinstance(error, RequestError):
         headers = {"Retry-After": RETRY_SECONDS} if error.status in (429, 503) else None
@@ -241,7 +241,7 @@ def create_app(worker: Worker, name: str, api_key: str | None = None, cors: Sequ
         ("/", server.page),
     ):
         app.add_api_route(path, route, methods=["GET"], response_model=None)
-    for kind in (HTTPException, InputError, Exception):
+    for kind in (StarletteHTTPException, InputError, Exception):
         app.add_exception_handler(kind, show_error)
     if cors:
         app.add_middleware(CORSMiddleware, allow_origins=list(cors), allow_methods=["GET", "POST"], allow_headers=["*"])
