@@ -73,7 +73,8 @@ class Job:
         kind = "chatcmpl" if self.request.prompt is None else "cmpl"
         self.id = f"{kind}-{uuid.uuid4().hex}"
         self.stops = StopText(self.request.stop)
-        self.sent, self.flushed, self.has_begun, self.told_forced, self.has_answer = 0, 0.0, False, False, False
+        self.sent, self.flushed, self.has_begun, self.has_answer = 0, 0.0, False, False
+        self.told = (False, 0)  # whether it is forced and its position, as its reader knows them
 
     # ---- the worker's --------------------------------------------------------------------------------------------------------------
 

@@ -76,15 +76,20 @@ class Reply:
     def begin_body(self, ticket: Ticket, shown_prefill: str, tokenizer: Tokenizer) -> None:
         """The answer itself begins; `shown_prefill` is the text at the end of its prompt that belongs to it."""
         self.body, self.read, self.splitter = ticket, 0, AnswerSplitter(shown_prefill)
-        self.decoder, self.tokenizer = DecodeStream(skip_special_tokens=False), tokenizer
+        self.decoder, self.tokenizer, self.is_half = DecodeStream(skip_special_tokens=False), tokenizer, False
 
     def advance(self) -> None:
         """Read the tokens written since the last call."""
         ticket = self.body
         end = len(ticket.written) - (ticket.episode is not None and ticket.episode.ended)  # a stop token has no text
-        for token in ticket.written[self.read : end]:
+        for at in range(self.read, end):
+            token, is_forced = ticket.written[at], ticket.enforcer.injected[at]
+            if is_forced and self.is_half and not ticket.enforcer.injected[at - 1]:  # cut inside a character, which is left out
+                self.decoder = DecodeStream(skip_special_tokens=False)
             self.thought_tokens += self.splitter.kind == "thoughts"
-            if text := self.decoder.step(self.tokenizer, token):
+            text = self.decoder.step(self.tokenizer, token)
+            self.is_half = not text
+            if text:
                 self.pieces.append(text)
                 self.parts += self.splitter.feed(text)
         if self.first_at is None and ticket.written:

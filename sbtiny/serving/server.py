@@ -106,7 +106,7 @@ class Server:
                     error = update.error
                     events.append(encode_event(error_body(str(error), error.status, error.param, error.code)))
                 events += [encode_event(chunk) for chunk in shape.chunks(update)]
-                if update.position and not update.budget:
+                if update.position:
                     events.append(encode_queued(update))
                 if is_over := update.is_last:
                     self.metrics.record(update)

@@ -201,7 +201,7 @@ class Worker(threading.Thread):
         self.waiting = sum(job.position > 0 for job in self.jobs)
 
     def _tell(self, job: Job, now: float, tick: bool) -> None:
-        """Tell the text, and the budget when it stands, when a cut comes, about once a second and at the end."""
+        """Tell the text, and the budget when it stands, when a cut comes, when its place changes, about once a second and at the end."""
         reply = job.reply
         if reply.refusal is not None:
             self.outbox.append((job, Update(error=RequestError(str(reply.refusal)))))
@@ -210,10 +210,10 @@ class Worker(threading.Thread):
         if job.stops.is_hit and not reply.is_done:
             reply.interrupt.stop()
         stands = not job.has_begun and (reply.budget is not None or bool(parts) or reply.is_done)
-        due = stands or tick or reply.is_done or job.is_forced != job.told_forced
+        due = stands or tick or reply.is_done or job.told != (job.is_forced, job.position)
         if not parts and not due:
             return
-        job.has_begun, job.told_forced = job.has_begun or stands, job.is_forced
+        job.has_begun, job.told = job.has_begun or stands, (job.is_forced, job.position)
         tokens = reply.answer.tokens if reply.answer else len(reply.body.written) if reply.body else 0
         self.outbox.append(
             (

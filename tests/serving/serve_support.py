@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import uvicorn
 
+from sbtiny.rollout.session import Ticket
 from sbtiny.serving.assistant import Assistant
 from sbtiny.serving.server import create_app
 from sbtiny.serving.worker import Worker
@@ -84,3 +85,27 @@ def wait_for(holds: Callable[[], bool], seconds: float = 60) -> None:
     while not holds():
         assert time.monotonic() < end, "it did not come"
         time.sleep(0.01)
+
+
+def write_script(monkeypatch: Any, served: Served, text: str) -> list[int]:
+    """Make every answer of the server begin with the tokens of a text, until it is cut, as if they had been sampled. Returns them."""
+    script, append = served.worker.assistant.policy.encode(text), Ticket.append
+
+    def append_scripted(ticket: Ticket, token: int, logprob: float | None, stops: Any) -> Any:
+        at = len(script) if any(ticket.enforcer.injected) else len(ticket.written)
+        return append(ticket, script[at] if at < len(script) else token, logprob, stops)
+
+    monkeypatch.setattr(Ticket, "append", append_scripted)
+    return script
+
+
+def slow_down(monkeypatch: Any, served: Served, seconds: float) -> None:
+    """Let every step of the server take longer."""
+    session = served.worker.assistant.session
+    step = session.step
+
+    def slow_step() -> Any:
+        time.sleep(seconds)
+        return step()
+
+    monkeypatch.setattr(session, "step", slow_step)
