@@ -21,9 +21,9 @@ class Metrics:
         self.first = Histogram("sbtiny_time_to_first_token_seconds", "From acceptance", buckets=SECONDS, registry=self.registry)
         self.queued = Histogram("sbtiny_queue_time_seconds", "From acceptance to a slot", buckets=SECONDS, registry=self.registry)
         for name, about, read in (
-            ("sbtiny_queue_length", "Requests that wait for a slot", lambda: worker.waiting),
+            ("sbtiny_queue_length", "Requests that wait for a slot", lambda: worker.decoder.waiting if worker.decoder else 0),
             ("sbtiny_requests_open", "Requests that wait or are decoded", lambda: worker.accepted),
-            ("sbtiny_slots", "Answers decoded at once, at most", lambda: worker.slots),
+            ("sbtiny_slots", "Answers decoded at once, at most", lambda: worker.decoder.slots if worker.decoder else 0),
         ):
             Gauge(name, about, registry=self.registry).set_function(read)
 

@@ -28,10 +28,10 @@ def run_server(name: str, settings: Settings, listener: socket.socket, api_key: 
     url = url_of(listener)
 
     def greet() -> None:
-        if worker.assistant is None:
+        if worker.decoder is None:
             server.should_exit = True
         else:
-            print(greeting(name, url, worker.assistant, worker.slots, api_key), file=sys.stderr, flush=True)
+            print(greeting(name, url, worker.decoder.assistant, worker.decoder.slots, api_key), file=sys.stderr, flush=True)
 
     worker.on_ready = greet
     server.run(sockets=[listener])

@@ -52,7 +52,7 @@ class Server:
         try:
             body = parse_body(await read_bounded(request))
             self.worker.check_ready()
-            asked: ServeRequest = read(body, self.worker.assistant.defaults)
+            asked: ServeRequest = read(body, self.worker.decoder.assistant.defaults)
             job = Job(asked)
             self.worker.submit(job)
         except RequestError as error:
@@ -136,7 +136,7 @@ class Server:
         if job.reply is None or job.reply.is_done:
             raise RequestError("no answer of this id is being written", "id", "not_found", 404)
         if action == "extend":
-            self.worker.assistant.extend(job.reply, tokens)
+            self.worker.decoder.assistant.extend(job.reply, tokens)
         elif action == "stop":
             job.reply.interrupt.stop()
         elif not job.reply.interrupt.presses:  # asked for twice it is no stop
@@ -146,7 +146,7 @@ class Server:
 
     async def models(self) -> Response:
         self.worker.check_ready()
-        assistant = self.worker.assistant
+        assistant = self.worker.decoder.assistant
         about = {
             "max_model_len": assistant.context,
             "states_budget": assistant.policy.states_budget,
@@ -161,7 +161,7 @@ class Server:
 
     async def slots(self) -> Response:
         """What is decoded and what waits, without its texts."""
-        return JSONResponse(await self.worker.call(self.worker.describe_slots))
+        return JSONResponse(await self.worker.call(self.worker.decoder.describe_slots))
 
     async def show_metrics(self) -> Response:
         return Response(self.metrics.render(), media_type="text/plain; version=0.0.4")
@@ -221,7 +221,7 @@ def create_app(worker: Worker, name: str, api_key: str | None = None, cors: Sequ
         worker.start()
         yield
         worker.stop()
-        await asyncio.to_thread(worker.join, 30)
+        await asyncio.to_thread(worker.thread.join, 30)
 
     AppStatus.disable_automatic_graceful_drain()  # at SIGTERM what runs is finished; every stream of ours ends by itself
     server = Server(worker, name)

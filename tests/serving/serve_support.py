@@ -89,7 +89,7 @@ def wait_for(holds: Callable[[], bool], seconds: float = 60) -> None:
 
 def write_script(monkeypatch: Any, served: Served, text: str) -> list[int]:
     """Make every answer of the server begin with the tokens of a text, until it is cut, as if they had been sampled. Returns them."""
-    script, append = served.worker.assistant.policy.encode(text), Ticket.append
+    script, append = served.worker.decoder.assistant.policy.encode(text), Ticket.append
 
     def append_scripted(ticket: Ticket, token: int, logprob: float | None, stops: Any) -> Any:
         at = len(script) if any(ticket.enforcer.injected) else len(ticket.written)
@@ -101,7 +101,7 @@ def write_script(monkeypatch: Any, served: Served, text: str) -> list[int]:
 
 def slow_down(monkeypatch: Any, served: Served, seconds: float) -> None:
     """Let every step of the server take longer."""
-    session = served.worker.assistant.session
+    session = served.worker.decoder.assistant.session
     step = session.step
 
     def slow_step() -> Any:

@@ -59,7 +59,7 @@ def test_a_client_that_times_out_frees_its_slot(plain: Served, monkeypatch: pyte
     slow_down(monkeypatch, plain, 0.02)
     with pytest.raises(openai.APITimeoutError):
         client_of(plain, timeout=0.3).chat.completions.create(model="small", messages=MESSAGES)
-    wait_for(lambda: plain.worker.accepted == 0 and not plain.worker.assistant.session.is_busy, 2)
+    wait_for(lambda: plain.worker.accepted == 0 and not plain.worker.decoder.assistant.session.is_busy, 2)
 
 
 def test_a_stream_that_is_closed_frees_its_slot(plain: Served, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,4 +67,4 @@ def test_a_stream_that_is_closed_frees_its_slot(plain: Served, monkeypatch: pyte
     stream = client_of(plain).chat.completions.create(model="small", messages=MESSAGES, stream=True)
     next(iter(stream))
     stream.close()
-    wait_for(lambda: plain.worker.accepted == 0 and not plain.worker.assistant.session.is_busy, 2)
+    wait_for(lambda: plain.worker.accepted == 0 and not plain.worker.decoder.assistant.session.is_busy, 2)

@@ -173,7 +173,7 @@ def test_a_closing_tag_in_the_code_of_an_answer_is_text(thinking: Served, monkey
 
 def test_there_is_no_second_close_after_a_cut(thinking: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """The model would close again at every step: it does not know that it was cut."""
-    closing, apply = thinking.worker.assistant.policy.encode("</think>"), TagMask.apply
+    closing, apply = thinking.worker.decoder.assistant.policy.encode("</think>"), TagMask.apply
 
     def apply_after_closing(mask: TagMask, logits, enforcers) -> None:
         for row, enforcer in enumerate(enforcers):
@@ -197,7 +197,7 @@ def test_a_stop_text_ends_the_answer_before_it(plain: Served) -> None:
 
 
 def test_a_completion_goes_on_from_a_raw_text(served: Served) -> None:
-    tokenizer = served.worker.assistant.policy.tokenizer
+    tokenizer = served.worker.decoder.assistant.policy.tokenizer
     prompt = tokenizer.apply_chat_template([{"role": "user", "content": SHORT}], tokenize=False, add_generation_prompt=True)
     answer = served.client.post("/v1/completions", json={"prompt": prompt}).json()
     said = served.chat(SHORT).json()
@@ -222,7 +222,7 @@ def test_answer_now_and_stop_reach_the_engine(plain: Served, monkeypatch: pytest
         assert (last["choices"][0]["finish_reason"], last["choices"][0]["stop_reason"]) == (ended, "interrupted")
         assert last["timings"]["predicted_n"] < 100  # of 113
         assert last["budget"]["forced"] == (action == "reasoning_end")
-        assert plain.worker.assistant.session.is_busy is False
+        assert plain.worker.decoder.assistant.session.is_busy is False
         again = plain.client.post("/v1/chat/completions/control", json={"id": first["id"], "action": action})
         assert again.status_code == 404
 
@@ -245,7 +245,7 @@ def test_who_waits_is_told_its_place(plain: Served, monkeypatch: pytest.MonkeyPa
     for stream in running:
         next(stream.chunks)
     waits = [plain.stream(LONG, max_tokens=60), plain.stream(LONG, max_tokens=60)]
-    wait_for(lambda: plain.worker.waiting == 2)
+    wait_for(lambda: plain.worker.decoder.waiting == 2)
     slots = plain.client.get("/slots").json()
     assert [s["budget"]["queue_position"] for s in slots] == [0] * SLOTS + [1, 2]
     for stream in running:

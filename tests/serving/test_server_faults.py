@@ -25,8 +25,8 @@ BODY = {"messages": [{"role": "user", "content": LONG}]}
 def counted(plain: Served, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, int]]:
     """Steps of the server, and at which of them a request was last cancelled and dropped."""
     counts = {"steps": 0, "cancelled": 0, "dropped": 0, "drops": 0}
-    worker, session = plain.worker, plain.worker.assistant.session
-    step, cancel, drop = session.step, worker.cancel, worker._drop
+    worker, session = plain.worker, plain.worker.decoder.assistant.session
+    step, cancel, drop = session.step, worker.cancel, worker.decoder.drop
 
     def counted_step():
         counts["steps"] += 1
@@ -45,13 +45,13 @@ def counted(plain: Served, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str
 
     monkeypatch.setattr(session, "step", counted_step)
     monkeypatch.setattr(worker, "cancel", counted_cancel)
-    monkeypatch.setattr(worker, "_drop", counted_drop)
+    monkeypatch.setattr(worker.decoder, "drop", counted_drop)
     yield counts
-    wait_for(lambda: not worker.jobs and not session.is_busy)
+    wait_for(lambda: not worker.decoder.jobs and not session.is_busy)
 
 
 def is_idle(served: Served) -> bool:
-    return not served.worker.jobs and not served.worker.assistant.session.is_busy and served.worker.accepted == 0
+    return not served.worker.decoder.jobs and not served.worker.decoder.assistant.session.is_busy and served.worker.accepted == 0
 
 
 def test_a_client_that_goes_in_decode_frees_its_slot(plain: Served, counted: dict[str, int]) -> None:
@@ -66,16 +66,16 @@ def test_a_client_that_goes_in_decode_frees_its_slot(plain: Served, counted: dic
 def test_a_client_that_goes_while_it_waits_leaves_the_queue(plain: Served, counted: dict[str, int]) -> None:
     running = [plain.stream(LONG) for _ in range(SLOTS)]
     waiting = plain.stream(LONG)
-    wait_for(lambda: plain.worker.waiting == 1)
+    wait_for(lambda: plain.worker.decoder.waiting == 1)
     waiting.close()
     wait_for(lambda: counted["drops"] == 1, 5)
     assert counted["dropped"] - counted["cancelled"] <= 2
-    assert plain.worker.waiting == 0 or wait_for(lambda: plain.worker.waiting == 0) is None
+    assert plain.worker.decoder.waiting == 0 or wait_for(lambda: plain.worker.decoder.waiting == 0) is None
     assert all(text_of(stream.all()) for stream in running)
 
 
 def test_a_client_that_goes_in_prefill_frees_its_slot(plain: Served, counted: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    scheduler = plain.worker.assistant.session.scheduler
+    scheduler = plain.worker.decoder.assistant.session.scheduler
     prefill, begun = scheduler.prefill, threading.Event()
 
     def slow_prefill(prompts, beginning):
@@ -176,7 +176,7 @@ def test_while_it_loads_and_after_a_crash_it_says_so() -> None:
 
     stream, waiting = served.stream(LONG), served.stream(LONG)
     next(stream.chunks)
-    served.worker.assistant.session.step = crash
+    served.worker.decoder.assistant.session.step = crash
     for one in (stream, waiting):
         assert one.all()[-1]["error"]["type"] == "server_error"
         assert one.is_done
@@ -268,5 +268,5 @@ def test_nobody_is_left_waiting_when_a_worker_stops(plain: Served) -> None:
     assert isinstance(plain.worker, Worker)
     served = Served(load_tiny()).wait_ready()
     served.close()
-    assert not served.worker.is_alive()
+    assert not served.worker.thread.is_alive()
     assert served.worker.state == "stopped"
