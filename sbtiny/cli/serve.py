@@ -55,7 +55,7 @@ def serve(
     from sbtiny.serving.run_server import run_server
 
     print(f"loading {name} ...", file=sys.stderr, flush=True)
-    run_server(name, settings, listener, None if no_auth else api_key, cors or (), host in LOOPBACK)
+    run_server(name, settings, listener, api_key, cors or (), host in LOOPBACK)
 
 
 def check_exposure(host: str, api_key: str | None, no_auth: bool) -> None:

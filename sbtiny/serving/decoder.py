@@ -11,6 +11,9 @@ from sbtiny.serving.job import Job, Update
 from sbtiny.serving.request_error import RequestError
 
 TICK = 1.0  # seconds between two updates of a count-down
+# Text of one answer is sent every 30 ms at most, and of all answers in 250 events a second: an event costs as much as many tokens of a
+# small model, and its thread waits for the same interpreter.
+FLUSH_SECONDS, EVENT_SECONDS = 0.03, 0.004
 log = logging.getLogger(__name__)
 
 
@@ -99,7 +102,7 @@ class Decoder:
         if reply.refusal is not None:
             self.news.append((job, Update(error=RequestError(str(reply.refusal)))))
             return
-        parts = job.take_parts(now)
+        parts = job.take_parts(now, max(FLUSH_SECONDS, EVENT_SECONDS * min(len(self.jobs), self.slots)))
         if job.stops.is_hit and not reply.is_done:
             reply.interrupt.stop()
         stands = not job.has_begun and (reply.budget is not None or bool(parts) or reply.is_done)

@@ -13,7 +13,6 @@ from sbtiny.serving.request_error import RequestError
 from sbtiny.serving.requests import ServeRequest
 from sbtiny.serving.stop_text import StopText
 
-FLUSH_SECONDS = 0.03  # text is sent so often at most: an event a token would cost more than the token of a small model
 NO_ANSWER = "(no answer: it was cut before one was written)"
 ServeStop = Literal["end", "ceiling", "interrupted", "length", "deadline"]
 
@@ -60,6 +59,7 @@ class Job:
 
     request: ServeRequest
     updates: asyncio.Queue[Update] = field(default_factory=asyncio.Queue)
+    begun: "asyncio.Future[Update]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())  # its first update
     is_open: bool = True
     accepted: float = field(default_factory=time.perf_counter)
     created: int = field(default_factory=lambda: int(time.time()))
@@ -89,13 +89,13 @@ class Job:
         """Whether a wrap-up was put into it."""
         return self.reply.body is not None and self.reply.body.enforcer.tracker.wrapped_at is not None
 
-    def take_parts(self, now: float) -> tuple[Part, ...]:
-        """The text that is new, where it is time to send it."""
+    def take_parts(self, now: float, interval: float) -> tuple[Part, ...]:
+        """The text that is new, where `interval` seconds have passed since the last or the answer is done."""
         if self.request.prompt is None:
             fresh = self.reply.parts[self.sent :]
         else:
             fresh = [Part("answer", piece) for piece in self.reply.pieces[self.sent :]]
-        if not self.reply.is_done and (not fresh or now - self.flushed < FLUSH_SECONDS):
+        if not self.reply.is_done and (not fresh or now - self.flushed < interval):
             return ()
         self.sent, self.flushed = self.sent + len(fresh), now
         parts = [Part(part.kind, self.stops.feed(part.text) if part.kind == "answer" else part.text) for part in join_parts(fresh)]

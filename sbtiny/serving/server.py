@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -16,6 +17,7 @@ from sbtiny import __version__
 from sbtiny.budget.stream import Part
 from sbtiny.errors import InputError
 from sbtiny.serving.answers import DONE, Shape, encode_event, encode_queued
+from sbtiny.serving.assistant import Assistant
 from sbtiny.serving.guard import Guard, read_bounded
 from sbtiny.serving.job import Job, Update
 from sbtiny.serving.metrics import Metrics
@@ -25,7 +27,9 @@ from sbtiny.serving.requests import ServeRequest, read_chat, read_completion
 from sbtiny.serving.worker import Worker
 
 PING_SECONDS = 5  # proxies close what is silent for a minute
+HEADER_SECONDS = 1.0  # a request is read so long before its stream begins: what is refused until then has a status of its own
 RETRY_SECONDS = "2"
+MOST_CHARACTERS = 64  # of a token: a longer text is refused before it is tokenised, which would hold up the others
 POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; base-uri 'none'; form-action 'none'"
 )
@@ -52,7 +56,7 @@ class Server:
         try:
             body = parse_body(await read_bounded(request))
             self.worker.check_ready()
-            asked: ServeRequest = read(body, self.worker.decoder.assistant.defaults)
+            asked = check_for(self.worker.decoder.assistant, read(body, self.worker.decoder.assistant.defaults))
             job = Job(asked)
             self.worker.submit(job)
         except RequestError as error:
@@ -65,11 +69,11 @@ class Server:
             finally:
                 self.release(job)
         try:
-            first = await job.updates.get()
+            begun, _ = await asyncio.wait({job.begun}, timeout=HEADER_SECONDS)
         except BaseException:
             self.release(job)
             raise
-        if first.error is not None:
+        if begun and (first := job.begun.result()).error is not None:
             self.release(job)
             self.metrics.record(first)
             raise first.error
@@ -184,6 +188,18 @@ class JobStream(EventSourceResponse):
             if self.job.is_open:
                 self.server.metrics.record_gone()
             self.server.release(self.job)
+
+
+def check_for(assistant: Assistant, asked: ServeRequest) -> ServeRequest:
+    """The request with the warnings of this model. Raises RequestError for a text that cannot fit."""
+    characters = len(asked.prompt or "") + sum(len(message["content"]) for message in asked.messages)
+    if characters > MOST_CHARACTERS * assistant.context:
+        raise RequestError(
+            f"{characters} characters do not fit into a context of {assistant.context} tokens", code="context_length_exceeded"
+        )
+    if asked.ask.choice.mode == "scaled" and not assistant.policy.states_budget:
+        return replace(asked, warnings=(*asked.warnings, f"this model states no budget that {asked.source} could scale: it had no effect"))
+    return asked
 
 
 async def wait_until_gone(request: Request) -> None:

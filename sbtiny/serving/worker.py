@@ -104,6 +104,8 @@ class Worker:
             if update.is_last:
                 self._close(job)
             job.updates.put_nowait(update)
+            if not job.begun.done():
+                job.begun.set_result(update)
 
     # ---- the worker's thread -------------------------------------------------------------------------------------------------------
 

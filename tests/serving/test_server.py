@@ -1,11 +1,13 @@
 """Answers of a real server: their shape, their budget, and what others got wrong (each complaint of the field, one test)."""
 
+import math
 import time
 
 import pytest
 from conftest import SLOTS
 from serve_support import Served, slow_down, text_of, wait_for, write_script
 
+from sbtiny.budget.calibration import Calibration, CalibrationAnswer, calibrate
 from sbtiny.rollout.limit_enforcer import TagMask
 from sbtiny.serving import server as server_file
 from sbtiny.tasks import arithmetic
@@ -16,6 +18,11 @@ FIELDS = {
     "predicted", "requested", "source", "allowed", "used", "remaining", "coverage", "promise", "eta_seconds", "eta_low", "eta_high",
     "queue_position", "forced",
 }  # fmt: skip
+
+
+def calibrated(answers: list[CalibrationAnswer]) -> Calibration:
+    about = {"model_fingerprint": "x", "format": "solution", "task": "arithmetic", "split": "val", "date": "today"}
+    return calibrate(answers, **about, temperature=0.0, top_p=0.95)
 
 
 # ---- the shape of an answer ------------------------------------------------------------------------------------------------------------
@@ -108,6 +115,36 @@ def test_an_effort_scales_the_models_own_budget(served: Served) -> None:
     answer = served.chat(SHORT, reasoning_effort="high").json()
     assert answer["budget"]["predicted"] == own
     assert answer["budget"]["allowed"] == int(1.1 * 2 * own)
+
+
+def test_an_effort_without_a_budget_to_scale_is_told(plain: Served) -> None:
+    assert "no effect" in plain.chat(LONG, reasoning_effort="low", max_tokens=2).json()["warnings"][0]
+    assert "warnings" not in plain.chat(LONG, reasoning_effort="medium", max_tokens=2).json()
+
+
+def test_a_calibrated_model_promises_and_keeps_to_a_coverage(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(served.worker.decoder.assistant, "calibration", calibrated([CalibrationAnswer(10, n) for n in range(6, 16)] * 20))
+    budget = served.stream(SHORT).all()[0]["budget"]
+    assert budget["coverage"] == 0.9
+    assert budget["promise"] == math.ceil(1.4 * budget["predicted"])
+    assert budget["eta_low"] <= budget["eta_seconds"] <= budget["eta_high"]
+    kept = served.chat(SHORT, budget={"coverage": 0.5}).json()["budget"]
+    assert (kept["source"], kept["coverage"], kept["allowed"]) == ("budget", 0.5, kept["promise"])
+
+
+def test_a_promise_that_cannot_be_made_ends_one_answer_and_no_other(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is known only once the budget stands."""
+    cut = [CalibrationAnswer(10, None, cut=True)] * 200
+    monkeypatch.setattr(served.worker.decoder.assistant, "calibration", calibrated(cut))
+    slow_down(monkeypatch, served, 0.01)
+    other = served.stream(SHORT)
+    refused = served.chat(SHORT, budget="90%")
+    assert refused.status_code == 400
+    assert "no finite promise" in refused.json()["error"]["message"]
+    events = served.stream(SHORT, budget="90%").all()
+    assert "no finite promise" in events[-1]["error"]["message"]
+    assert text_of(other.all())
+    assert not served.worker.decoder.assistant.session.is_busy
 
 
 def test_max_tokens_below_the_budget_leave_room_for_an_answer(plain: Served, thinking: Served) -> None:

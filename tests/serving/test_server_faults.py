@@ -116,7 +116,7 @@ def test_clients_that_go_at_random_leave_nothing_behind(plain: Served) -> None:
         for thread in threads:
             thread.join(30)
     wait_for(lambda: is_idle(plain), 10)
-    assert plain.app.state.server.jobs == {}
+    wait_for(lambda: plain.app.state.server.jobs == {}, 5)
     assert plain.chat(LONG).status_code == 200
 
 
@@ -209,6 +209,11 @@ def test_what_the_model_refuses_is_a_400_and_the_others_go_on(plain: Served) -> 
         assert refused.status_code == 400
         assert refused.json()["error"]["type"] == "invalid_request_error"
     assert text_of(stream.all())
+
+
+def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenised(plain: Served) -> None:
+    refused = plain.chat("word " * 100_000)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "context_length_exceeded")
 
 
 def test_garbage_is_refused_in_openais_shape(plain: Served) -> None:
