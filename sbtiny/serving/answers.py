@@ -32,7 +32,8 @@ class Shape:
     def chunks(self, update: Update) -> list[dict[str, Any]]:
         """The chunks of an update. The first has the role, the last the reason, times and figures; the usage comes after it."""
         made = []
-        if not self.opened and (update.budget is not None or update.parts):
+        opens = not self.opened and (update.budget is not None or bool(update.parts))
+        if opens:
             self.opened = True
             warnings = {"warnings": list(self.job.request.warnings)} if self.job.request.warnings else {}
             made.append(self._chunk({"role": "assistant", "content": ""}, update, **warnings))
@@ -41,9 +42,10 @@ class Shape:
             made.append(self._chunk({}, update, update.outcome, **figures(update.outcome)))
         elif not made and update.budget is not None:
             made.append(self._chunk({}, update))
-        if update.budget is not None and made:
-            made[-1]["budget"] = update.budget
-            made[0]["budget"] = update.budget
+        if update.budget is not None:
+            made[0 if opens else -1]["budget"] = update.budget
+            if update.outcome is not None:
+                made[-1]["budget"] = update.budget
         if update.outcome is not None and self.job.request.include_usage:
             made.append(self.head | {"object": self._kind("chunk"), "choices": [], "usage": usage(update)})
         return made

@@ -11,8 +11,8 @@ import uvicorn
 from sbtiny.config import Settings
 from sbtiny.errors import Failed, InputError
 from sbtiny.serving import assistant as assistants
+from sbtiny.serving.app import create_app
 from sbtiny.serving.assistant import Assistant
-from sbtiny.serving.server import create_app
 from sbtiny.serving.worker import Worker
 
 

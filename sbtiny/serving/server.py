@@ -1,24 +1,18 @@
 """The OpenAI-compatible server: routes, and the way from a request to an answer. The sockets are asyncio's, the decoding a Worker's."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
-from fastapi import FastAPI, Request
-from fastapi.exceptions import StarletteHTTPException
-from fastapi.middleware.cors import CORSMiddleware
+from fastapi import Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from sse_starlette import EventSourceResponse
-from sse_starlette.sse import AppStatus
 
-from sbtiny import __version__
 from sbtiny.budget.stream import Part
-from sbtiny.errors import InputError
 from sbtiny.serving.answers import DONE, Shape, encode_event, encode_queued
 from sbtiny.serving.assistant import Assistant
-from sbtiny.serving.guard import Guard, read_bounded
+from sbtiny.serving.guard import read_bounded
 from sbtiny.serving.job import Job, Update
 from sbtiny.serving.metrics import Metrics
 from sbtiny.serving.request_body import parse_body
@@ -28,13 +22,11 @@ from sbtiny.serving.worker import Worker
 
 PING_SECONDS = 5  # proxies close what is silent for a minute
 HEADER_SECONDS = 1.0  # a request is read so long before its stream begins: what is refused until then has a status of its own
-RETRY_SECONDS = "2"
 MOST_CHARACTERS = 64  # of a token: a longer text is refused before it is tokenised, which would hold up the others
 POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; base-uri 'none'; form-action 'none'"
 )
 PAGE = "<!doctype html><html lang=en><meta charset=utf-8><title>sbtiny</title><p>This server answers at POST /v1/chat/completions</html>"
-BODY = {"requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}}
 
 
 class Server:
@@ -214,52 +206,3 @@ async def read_to_end(job: Job) -> tuple[list[Part], Update]:
         parts += update.parts
         if update.is_last:
             return parts, update
-
-
-async def show_error(request: Request, error: Exception) -> Response:
-    """Every refusal in OpenAI's shape."""
-    if isinstance(error, StarletteHTTPException):
-        return JSONResponse(error_body(f"{request.method} here: {error.detail}", error.status_code), error.status_code, error.headers)
-    if isinstance(error, RequestError):
-        headers = {"Retry-After": RETRY_SECONDS} if error.status in (429, 503) else None
-        return JSONResponse(error_body(str(error), error.status, error.param, error.code), error.status, headers)
-    if isinstance(error, InputError):
-        return JSONResponse(error_body(str(error)), 400)
-    return JSONResponse(error_body("the server has failed at this request", 500), 500)
-
-
-def create_app(worker: Worker, name: str, api_key: str | None = None, cors: Sequence[str] = (), is_local: bool = True) -> FastAPI:
-    """Make the application. It starts the worker and stops it; `is_local`: it is bound to this machine alone."""
-
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        worker.loop = asyncio.get_running_loop()
-        worker.start()
-        yield
-        worker.stop()
-        await asyncio.to_thread(worker.thread.join, 30)
-
-    AppStatus.disable_automatic_graceful_drain()  # at SIGTERM what runs is finished; every stream of ours ends by itself
-    server = Server(worker, name)
-    app = FastAPI(title="sbtiny", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.state.server = server
-    for path, route, more in (
-        ("/v1/chat/completions", server.chat, BODY),
-        ("/v1/chat/completions/control", server.control, BODY),
-        ("/v1/completions", server.complete, BODY),
-    ):
-        app.add_api_route(path, route, methods=["POST"], response_model=None, openapi_extra=more)
-    for path, route in (
-        ("/v1/models", server.models),
-        ("/health", server.health),
-        ("/slots", server.slots),
-        ("/metrics", server.show_metrics),
-        ("/", server.page),
-    ):
-        app.add_api_route(path, route, methods=["GET"], response_model=None)
-    for kind in (StarletteHTTPException, InputError, Exception):
-        app.add_exception_handler(kind, show_error)
-    if cors:
-        app.add_middleware(CORSMiddleware, allow_origins=list(cors), allow_methods=["GET", "POST"], allow_headers=["*"])
-    app.add_middleware(Guard, api_key=api_key, cors=tuple(cors), is_local=is_local)
-    return app

@@ -11,8 +11,8 @@ import httpx
 import uvicorn
 
 from sbtiny.rollout.session import Ticket
+from sbtiny.serving.app import create_app
 from sbtiny.serving.assistant import Assistant
-from sbtiny.serving.server import create_app
 from sbtiny.serving.worker import Worker
 
 

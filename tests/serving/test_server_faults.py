@@ -10,7 +10,10 @@ from collections.abc import Iterator
 import httpx
 import pytest
 from conftest import SLOTS, load_tiny
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from serve_support import Served, slow_down, text_of, wait_for
+from test_requests import NAMES, VALUES
 
 from sbtiny.errors import InputError
 from sbtiny.serving.worker import Worker
@@ -234,6 +237,15 @@ def test_garbage_is_refused_in_openais_shape(plain: Served) -> None:
     assert plain.client.get("/nowhere").json()["error"]["type"] == "not_found_error"
     assert plain.client.get(CHAT).status_code == 405
     assert is_idle(plain)
+
+
+@settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.dictionaries(st.sampled_from(NAMES) | st.text(max_size=20), VALUES, max_size=5), st.sampled_from(["", "/control"]), st.booleans())
+def test_no_json_makes_it_fail(plain: Served, body: dict, where: str, is_chat: bool) -> None:
+    body = body | ({"max_tokens": 3} | BODY if is_chat else {})
+    answer = plain.client.post(CHAT + where, content=json.dumps(body))
+    assert answer.status_code < 500
+    assert answer.status_code == 200 or answer.json()["error"]["message"]
 
 
 def test_a_key_is_wanted_everywhere_but_for_health() -> None:
