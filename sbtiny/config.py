@@ -150,6 +150,8 @@ class ServeSettings:
     max_tokens: Count = 2048  # most tokens of an answer
     context: Count = 4096  # most tokens of a chat, the answer included
     max_num_seqs: Count = 16  # most sequences decoded at once
+    queue: Count = 256  # server: requests that may wait beside those that are decoded
+    seconds: AtLeast0 = 0.0  # server: an answer that takes longer is wrapped up; 0 is off
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,13 @@ from support import parse
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "sbtiny").rglob("*.py"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-PACKAGES = {"yaml": "pyyaml", "llama_cpp": "llama-cpp-python", "math_verify": "math-verify"}  # where the module has another name
+PACKAGES = {  # where the module has another name
+    "yaml": "pyyaml",
+    "llama_cpp": "llama-cpp-python",
+    "math_verify": "math-verify",
+    "sse_starlette": "sse-starlette",
+    "prometheus_client": "prometheus-client",
+}
 UNDECLARED = {"vllm"}  # the user's own: no extra, for it pins its own torch
 PROSE = {"again", "against", "from", "knows", "plans", "to"}  # words after a `sbtiny` that is no command
 

@@ -7,7 +7,7 @@ import sys
 import typer
 
 # isort: off
-from sbtiny.cli import train, data, evaluate, chat, export, bench, info  # noqa: F401  (this is the order of the help)
+from sbtiny.cli import train, data, evaluate, chat, serve, export, bench, info  # noqa: F401  (this is the order of the help)
 
 # isort: on
 from sbtiny.cli import streams

@@ -39,7 +39,7 @@ class Policy:
 
     def request(
         self,
-        question: str | Sequence[Message],
+        question: str | Sequence[Message] | Sequence[int],
         max_tokens: int,
         seed: int,
         budget: int | None = None,
@@ -48,15 +48,16 @@ class Policy:
         interrupt: Interrupt | None = None,
         system: str | None = None,
     ) -> Request:
-        """A request for one answer to a question or to the turns of a chat. A given `budget` is prefilled.
+        """A request for one answer to a question, to the turns of a chat, or to a prompt's token ids. A given `budget` is prefilled.
 
         The prefilled text is tokenised by itself, exactly as the cold start trains it.
         """
         prefill = "" if budget is None else render_budget(budget, self.form)
-        ids = (*prompt_ids(self.tokenizer, question, system), *self.encode(prefill))
+        is_prompt = not isinstance(question, str) and all(isinstance(item, int) for item in question)
+        ids = (*(question if is_prompt else prompt_ids(self.tokenizer, question, system)), *self.encode(prefill))
         return Request(ids, max_tokens, seed, prefill, expected or budget or 0, limits, interrupt)
 
-    def budget_request(self, question: str | Sequence[Message], seed: int, system: str | None = None) -> Request:
+    def budget_request(self, question: str | Sequence[Message] | Sequence[int], seed: int, system: str | None = None) -> Request:
         """A request for the stated budget alone: `max_tokens` holds a budget of six digits and no more."""
         return self.request(question, len(self.encode(render_budget(999_999, self.form))), seed, system=system)
 

@@ -1,28 +1,25 @@
 """A model that answers, with the budget in the user's hand: `sbtiny.load("runs/demo")`. Chat and server stand on it."""
 
-import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
 from sbtiny.budget.calibration import Calibration
-from sbtiny.budget.protocol import MAX_BUDGET, THINK
+from sbtiny.budget.protocol import MAX_BUDGET, THINK, render_budget
 from sbtiny.budget.seconds import Rate, tokens_in
-from sbtiny.config import WRAP_UP, EngineName, ServeSettings, Settings
+from sbtiny.config import EngineName, ServeSettings, Settings
 from sbtiny.errors import InputError
 from sbtiny.evaluation.calibration_file import load_calibration
 from sbtiny.models.prompt import Message, prompt_ids, to_messages
-from sbtiny.rollout.limits import Limits
+from sbtiny.rollout.episode import Request
 from sbtiny.rollout.load_policy import load_policy
 from sbtiny.rollout.policy import Policy
 from sbtiny.rollout.sampling import Sampling
+from sbtiny.serving.answer_limits import HEAD_TOKENS, SHORT_RESERVE, Limiter
 from sbtiny.serving.ask import Answer, Ask, choose_budget, clean_history, default_ask
 from sbtiny.serving.reply import Reply
 
-THINK_WRAP_UP = "\n\nTime is up.\n</think>\n\n"
-SHORT_RESERVE, LONG_RESERVE = 64, 512  # tokens for the wrap-up and an answer in a box; and an answer after the thoughts
-HEAD_TOKENS = 24  # room for the budget and the tags around the body
 KEPT_PREFIXES = 4  # answers whose keys and values are kept for the next turn
 WARM_UP_TOKENS = 24  # decoded once to measure the rate, where a budget in seconds needs it first
 
@@ -37,6 +34,7 @@ class Assistant:
         self.policy, self.settings, self.calibration = policy, settings, calibration
         self.defaults, self.count = default_ask(self.settings, seed), 0
         self.context = min(self.settings.context, policy.engine.max_positions or self.settings.context)
+        self.limiter = Limiter(policy, settings, self.context)
         self.session = policy.engine.open_session(self.context, KEPT_PREFIXES)
         if not self.session.streams:
             raise InputError("this engine decodes whole batches and cannot stream: use --engine ours")
@@ -88,15 +86,26 @@ class Assistant:
         if not messages or messages[-1]["role"] != "user" or not messages[-1]["content"].strip():
             raise InputError("no question: the last turn must be the user's, with a text")
         messages = clean_history(list(messages))
-        prompt = prompt_ids(self.policy.tokenizer, messages)
+        return self._begin(messages, prompt_ids(self.policy.tokenizer, messages), ask)
+
+    def begin_text(self, text: str, ask: Ask) -> Reply:
+        """Begin what follows a raw text, without a chat template; its special tokens are special. Raises InputError as `begin` does."""
+        if not text.strip():
+            raise InputError("no prompt: give a text")
+        tokenizer = self.policy.tokenizer
+        has_start = bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
+        return self._begin([], tokenizer.encode(text, add_special_tokens=not has_start), ask)
+
+    def _begin(self, messages: Sequence[Message], prompt: list[int], ask: Ask) -> Reply:
         self._check_room(len(prompt))
         reply = Reply(messages, prompt, ask, self.step, self.rate, self._fitting_calibration(ask), self.settings.coverage)
         if ask.coverage is not None and reply.calibration is None:
             raise InputError("no promise without a calibration that fits: sbtiny calibrate makes one, at the temperature of the answers")
         mode = ask.choice.mode if self.policy.states_budget or ask.choice.mode != "scaled" else "auto"
-        if mode == "scaled" or ask.coverage is not None:
-            request = self.policy.budget_request(messages, ask.seed)
-            reply.head = self.session.add(request, ask.sampling())
+        if self.limiter.room(reply) < self.limiter.least_room(reply):
+            self._begin_bare(reply)
+        elif mode == "scaled" or ask.coverage is not None:
+            reply.head = self.session.add(self.policy.budget_request(reply.prompt, ask.seed), ask.sampling())
         elif mode == "fixed":
             self._begin_body(reply, int(ask.choice.value), "given")
         elif mode == "seconds":
@@ -107,7 +116,14 @@ class Assistant:
         return reply
 
     def step(self) -> list[Reply]:
-        """Decode one token of each running answer. Returns the answers that ended."""
+        """Decode one token of each running answer. Returns the answers that ended. Raises InputError for one that cannot go on."""
+        ended = self.step_each()
+        if refusals := [reply.refusal for reply in ended if reply.refusal is not None]:
+            raise refusals[0]
+        return ended
+
+    def step_each(self) -> list[Reply]:
+        """Decode as `step` does; an answer that cannot go on ends with its `refusal`, and the others go on."""
         tickets = [ticket for reply in self.running if (ticket := reply.body or reply.head)]
         before = sum(len(ticket.written) for ticket in tickets)
         self.session.step()
@@ -117,7 +133,10 @@ class Assistant:
             self.rate.pause()
         for reply in self.running:
             if reply.head is not None and reply.head.episode is not None:
-                self._follow_head(reply)
+                try:
+                    self._follow_head(reply)
+                except InputError as error:
+                    reply.refusal = error
             if reply.body is not None:
                 reply.advance()
         ended = [reply for reply in self.running if reply.is_done]
@@ -133,13 +152,20 @@ class Assistant:
                 self.session.drop(ticket)
         self.running = [other for other in self.running if other is not reply]
 
+    def extend(self, reply: Reply, tokens: int) -> None:
+        """Let a running answer take so many tokens more before it is wrapped up. Raises InputError where it cannot."""
+        tracker = reply.body.enforcer.tracker if reply.body else None
+        if tracker is None or tracker.allowed is None or tracker.wrapped_at is not None:
+            raise InputError("not supported now: the answer has no limit yet, or is being wrapped up already")
+        tracker.limits = self.limiter.extended(reply, tokens)
+
     def measured_rate(self) -> float:
         """Tokens per second of one answer; decodes a few tokens where nothing was measured yet."""
         if (rate := self.rate.per_second(time.perf_counter())) is None:
             request = self.policy.request("1 + 1?", WARM_UP_TOKENS, seed=0)
             ticket = self.session.add(request, Sampling(0))
             while ticket.episode is None:
-                self.step()
+                self.step_each()
             rate = self.rate.per_second(time.perf_counter())
         return rate or 1.0
 
@@ -181,44 +207,22 @@ class Assistant:
         ask, reply.source = reply.ask, source
         prefilled = budget if self.policy.states_budget else None  # an untrained model makes nothing of it: it is a ceiling alone
         reply.given = budget if source != "coverage" else None
-        limits, max_tokens = self._limits(reply, budget, prefilled)
-        request = self.policy.request(reply.messages, max_tokens, ask.seed, prefilled, limits=limits, interrupt=reply.interrupt)
-        shown = request.prefill or (THINK.opening if self._opens_thoughts(reply.prompt) else "")
+        limits, max_tokens = self.limiter.limits(reply, budget, prefilled)
+        request = self.policy.request(reply.prompt, max_tokens, ask.seed, prefilled, limits=limits, interrupt=reply.interrupt)
+        shown = request.prefill or (THINK.opening if self.limiter.opens_thoughts(reply.prompt) else "")
         reply.begin_body(self.session.add(request, ask.sampling()), shown, self.policy.tokenizer.backend_tokenizer, self.policy.form)
 
-    def _limits(self, reply: Reply, budget: int | None, prefilled: int | None) -> tuple[Limits, int]:
-        """The limits of an answer and its most tokens: a wrap-up comes before those end."""
-        ask, s = reply.ask, self.settings
-        wrap_up, reserve = self._wrap_up(reply.prompt)
-        room = min(ask.max_tokens, self.context - len(reply.prompt) - HEAD_TOKENS)
-        reserve = min(reserve, max(len(wrap_up) + 8, room // 4))
-        ceilings = [max(0, room - reserve - HEAD_TOKENS), ask.ceiling]
-        if reply.source == "coverage":
-            ceilings.append(self._promised(reply))
-        elif budget is not None:
-            ceilings.append(math.floor(budget * (1 + s.given_tolerance)))
-        tolerance = s.tolerance if budget is None and self.policy.states_budget else None
-        if len(wrap_up) >= reserve:
-            raise InputError(f"max_tokens of {ask.max_tokens} leaves no room for an answer: raise it")
-        return Limits(min(c for c in ceilings if c is not None), tolerance, wrap_up, reserve), room
-
-    def _promised(self, reply: Reply) -> int:
-        promise = reply.calibration.promise(reply.stated, reply.ask.coverage)
-        if promise is None:
-            raise InputError(f"no finite promise at {reply.ask.coverage:.0%}: too many answers of the calibration were cut or malformed")
-        return promise
-
-    def _wrap_up(self, prompt: Sequence[int]) -> tuple[tuple[int, ...], int]:
-        """The tokens of the wrap-up, and the tokens kept for it and the answer."""
-        thinks = self.policy.form.answered or self._opens_thoughts(prompt)
-        by_form = THINK_WRAP_UP if thinks else WRAP_UP
-        text = by_form if self.settings.wrap_up is None else self.settings.wrap_up
-        reserve = LONG_RESERVE if thinks or not self.policy.states_budget else SHORT_RESERVE
-        return tuple(self.policy.encode(text)), self.settings.reserve or reserve
-
-    def _opens_thoughts(self, prompt: Sequence[int]) -> bool:
-        """Whether the prompt ends in `<think>`, as the templates of R1's distills do."""
-        return self.policy.tokenizer.decode(prompt[-8:]).rstrip().endswith(THINK.opening)
+    def _begin_bare(self, reply: Reply) -> None:
+        """Begin an answer of a few tokens: they go to the answer alone, without a head, thoughts or a wrap-up."""
+        opened = self.limiter.opens_thoughts(reply.prompt)
+        head = render_budget(self.limiter.room(reply), self.policy.form) if self.policy.states_budget else ""
+        thinks = self.policy.form.answered if self.policy.states_budget else opened
+        prefill = head + (f"{THINK.closing}\n\n" if thinks else "")
+        shown = prefill if self.policy.states_budget or not opened else THINK.opening + prefill
+        reply.source, reply.given = "given", self.limiter.room(reply)
+        ids = (*reply.prompt, *(self.policy.encode(prefill) if prefill else ()))
+        request = Request(ids, self.limiter.room(reply), reply.ask.seed, shown, reply.given, None, reply.interrupt)
+        reply.begin_body(self.session.add(request, reply.ask.sampling()), shown, self.policy.tokenizer.backend_tokenizer)
 
     def _fitting_calibration(self, ask: Ask) -> Calibration | None:
         """The calibration, where the answer is sampled as those that it was made of."""

@@ -11,6 +11,7 @@ from sbtiny.budget.protocol import Format
 from sbtiny.budget.remaining import Remaining, estimate_remaining
 from sbtiny.budget.seconds import Rate, SecondsLeft, seconds_left
 from sbtiny.budget.stream import AnswerSplitter, Part
+from sbtiny.errors import InputError
 from sbtiny.models.prompt import Message
 from sbtiny.rollout.limit_enforcer import Interrupt
 from sbtiny.rollout.session import Ticket
@@ -43,6 +44,9 @@ class Reply:
         self.given: int | None = None
         self.source: BudgetSource = "none"
         self.parts: list[Part] = []  # of the whole answer
+        self.pieces: list[str] = []  # its whole text, tags included
+        self.thought_tokens = 0
+        self.refusal: InputError | None = None  # why it cannot go on
         self.first_at: float | None = None
         self.answer: Answer | None = None
 
@@ -51,7 +55,7 @@ class Reply:
 
     @property
     def is_done(self) -> bool:
-        return self.answer is not None
+        return self.answer is not None or self.refusal is not None
 
     def __iter__(self) -> Iterator[Part]:
         """Decode to the end and yield the parts as they come; other answers of the assistant go on beside it."""
@@ -74,14 +78,21 @@ class Reply:
         """The answer itself begins; `shown_prefill` is the text at the end of its prompt that belongs to it."""
         self.tag_tokens = [len(tokenizer.encode(tag, add_special_tokens=False)) for tag in (form.opening, form.closing)]
         self.body, self.read, self.splitter = ticket, 0, AnswerSplitter(shown_prefill)
-        self.decoder, self.tokenizer = DecodeStream(skip_special_tokens=False), tokenizer
+        self.decoder, self.tokenizer, self.is_half = DecodeStream(skip_special_tokens=False), tokenizer, False
 
     def advance(self) -> None:
         """Read the tokens written since the last call."""
         ticket = self.body
         end = len(ticket.written) - (ticket.episode is not None and ticket.episode.ended)  # a stop token has no text
-        for token in ticket.written[self.read : end]:
-            if text := self.decoder.step(self.tokenizer, token):
+        for at in range(self.read, end):
+            token, is_forced = ticket.written[at], ticket.enforcer.injected[at]
+            if is_forced and self.is_half and not ticket.enforcer.injected[at - 1]:  # cut inside a character, which is left out
+                self.decoder = DecodeStream(skip_special_tokens=False)
+            self.thought_tokens += self.splitter.kind == "thoughts"
+            text = self.decoder.step(self.tokenizer, token)
+            self.is_half = not text
+            if text:
+                self.pieces.append(text)
                 self.parts += self.splitter.feed(text)
         if self.first_at is None and ticket.written:
             self.first_at = time.perf_counter()

@@ -1,0 +1,75 @@
+"""How far an answer may go: its room, its ceiling, the wrap-up, and what is kept back for it."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from sbtiny.budget.protocol import THINK
+from sbtiny.config import WRAP_UP, ServeSettings
+from sbtiny.errors import InputError
+from sbtiny.rollout.limits import Limits
+from sbtiny.rollout.policy import Policy
+from sbtiny.serving.reply import Reply
+
+THINK_WRAP_UP = "\n\nTime is up.\n</think>\n\n"
+SHORT_RESERVE, LONG_RESERVE = 64, 512  # tokens for the wrap-up and an answer in a box; and an answer after the thoughts
+LEAST_ANSWER = 8  # tokens after a wrap-up, at the least
+HEAD_TOKENS = 24  # room for the budget and the tags around the body
+
+
+class Limiter:
+    """Makes the limits of the answers of one policy, in a context of so many tokens."""
+
+    def __init__(self, policy: Policy, settings: ServeSettings, context: int) -> None:
+        self.policy, self.settings, self.context = policy, settings, context
+
+    def room(self, reply: Reply) -> int:
+        """The most tokens of an answer."""
+        return min(reply.ask.max_tokens, self.context - len(reply.prompt) - HEAD_TOKENS)
+
+    def least_room(self, reply: Reply) -> int:
+        """The tokens that a head, a wrap-up and an answer after it take."""
+        return HEAD_TOKENS + len(self._wrap_up(reply.prompt)[0]) + LEAST_ANSWER
+
+    def limits(self, reply: Reply, budget: int | None, prefilled: int | None) -> tuple[Limits, int]:
+        """The limits of an answer and its most tokens: a wrap-up comes before those end."""
+        ask, s = reply.ask, self.settings
+        wrap_up, reserve = self._wrap_up(reply.prompt)
+        room = self.room(reply)
+        reserve = min(reserve, max(len(wrap_up) + LEAST_ANSWER, room // 4))
+        ceilings = [max(0, room - reserve - HEAD_TOKENS), ask.ceiling]
+        if reply.source == "coverage":
+            ceilings.append(self._promised(reply))
+        elif budget is not None:
+            ceilings.append(math.floor(budget * (1 + s.given_tolerance)))
+        tolerance = s.tolerance if budget is None and self.policy.states_budget else None
+        if len(wrap_up) >= reserve:
+            raise InputError(f"max_tokens of {ask.max_tokens} leaves no room for an answer: raise it")
+        return Limits(min(c for c in ceilings if c is not None), tolerance, wrap_up, reserve), room
+
+    def extended(self, reply: Reply, tokens: int) -> Limits:
+        """The limits of a running answer with so many tokens more. Raises InputError where it has the most already."""
+        tracker = reply.body.enforcer.tracker
+        room = reply.body.request.max_tokens - tracker.limits.reserve - HEAD_TOKENS
+        most = min(n for n in (room, reply.ask.ceiling) if n is not None)
+        if tracker.allowed >= most:
+            raise InputError(f"not supported: the answer may take {tracker.allowed} tokens already, which is the most here")
+        return replace(tracker.limits, ceiling=min(tracker.allowed + tokens, most), tolerance=None)
+
+    def opens_thoughts(self, prompt: Sequence[int]) -> bool:
+        """Whether the prompt ends in `<think>`, as the templates of R1's distills do."""
+        return self.policy.tokenizer.decode(prompt[-8:]).rstrip().endswith(THINK.opening)
+
+    def _promised(self, reply: Reply) -> int:
+        promise = reply.calibration.promise(reply.stated, reply.ask.coverage)
+        if promise is None:
+            raise InputError(f"no finite promise at {reply.ask.coverage:.0%}: too many answers of the calibration were cut or malformed")
+        return promise
+
+    def _wrap_up(self, prompt: Sequence[int]) -> tuple[tuple[int, ...], int]:
+        """The tokens of the wrap-up, and the tokens kept for it and the answer."""
+        thinks = self.policy.form.answered or self.opens_thoughts(prompt)
+        by_form = THINK_WRAP_UP if thinks else WRAP_UP
+        text = by_form if self.settings.wrap_up is None else self.settings.wrap_up
+        reserve = LONG_RESERVE if thinks or not self.policy.states_budget else SHORT_RESERVE
+        return tuple(self.policy.encode(text)), self.settings.reserve or reserve

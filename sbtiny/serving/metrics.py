@@ -1,0 +1,52 @@
+"""Figures for Prometheus: requests, tokens, the queue, time to the first token, budgets kept."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from sbtiny.serving.job import Outcome, Update
+from sbtiny.serving.worker import Worker
+
+SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
+
+
+class Metrics:
+    """Of one server. Written by the loop's thread."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter("sbtiny_requests", "Requests by how they ended", ["outcome"], registry=self.registry)
+        self.tokens = Counter("sbtiny_tokens", "Tokens of finished answers", ["kind"], registry=self.registry)
+        self.budgets = Counter(
+            "sbtiny_budgets", "Finished answers with a budget: within it, or its promise, or not", ["kept"], registry=self.registry
+        )
+        self.first = Histogram("sbtiny_time_to_first_token_seconds", "From acceptance", buckets=SECONDS, registry=self.registry)
+        self.queued = Histogram("sbtiny_queue_time_seconds", "From acceptance to a slot", buckets=SECONDS, registry=self.registry)
+        for name, about, read in (
+            ("sbtiny_queue_length", "Requests that wait for a slot", lambda: worker.decoder.waiting if worker.decoder else 0),
+            ("sbtiny_requests_open", "Requests that wait or are decoded", lambda: worker.accepted),
+            ("sbtiny_slots", "Answers decoded at once, at most", lambda: worker.decoder.slots if worker.decoder else 0),
+        ):
+            Gauge(name, about, registry=self.registry).set_function(read)
+
+    def record(self, update: Update) -> None:
+        """Count the last update of a request."""
+        if update.outcome is None:
+            self.requests.labels("error").inc()
+            return
+        outcome: Outcome = update.outcome
+        answer = outcome.answer
+        self.requests.labels(outcome.stop_reason).inc()
+        self.tokens.labels("prompt").inc(outcome.prompt_tokens)
+        self.tokens.labels("completion").inc(answer.tokens)
+        self.first.observe(outcome.first)
+        self.queued.observe(outcome.queued)
+        if (budget := answer.promise or answer.given or answer.stated) is not None:
+            self.budgets.labels("yes" if answer.used <= budget else "no").inc()
+
+    def record_refusal(self, status: int) -> None:
+        self.requests.labels("queue_full" if status == 429 else "refused").inc()
+
+    def record_gone(self) -> None:
+        self.requests.labels("client_gone").inc()
+
+    def render(self) -> bytes:
+        return generate_latest(self.registry)

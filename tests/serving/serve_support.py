@@ -1,0 +1,111 @@
+"""A real server on a real run, in threads of the test's process."""
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import uvicorn
+
+from sbtiny.rollout.session import Ticket
+from sbtiny.serving.app import create_app
+from sbtiny.serving.assistant import Assistant
+from sbtiny.serving.worker import Worker
+
+
+class Served:
+    """A server while it runs: its address, its worker, a client."""
+
+    def __init__(self, load: Callable[[], Assistant], most_waiting: int = 64, seconds: float = 0.0, **options: Any) -> None:
+        self.worker = Worker(load, most_waiting, seconds)
+        self.app = create_app(self.worker, "small", **options)
+        listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        self.server = uvicorn.Server(uvicorn.Config(self.app, log_level="error", access_log=False, ws="none"))
+        self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [listener]}, daemon=True)
+        self.thread.start()
+        key = options.get("api_key")
+        self.client = httpx.Client(base_url=self.url, timeout=60, headers={"Authorization": f"Bearer {key}"} if key else {})
+
+    def wait_ready(self) -> "Served":
+        wait_for(lambda: self.server.started and self.client.get("/health").status_code == 200)
+        return self
+
+    def close(self) -> None:
+        self.server.should_exit = True
+        self.client.close()
+        self.thread.join(60)
+        assert not self.thread.is_alive()
+
+    def chat(self, question: str, **body: Any) -> httpx.Response:
+        return self.client.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": question}]} | body)
+
+    def stream(self, question: str, path: str = "/v1/chat/completions", **body: Any) -> "Stream":
+        asked = {"prompt": question} if path.endswith("/v1/completions") else {"messages": [{"role": "user", "content": question}]}
+        return Stream(self.client, path, asked | {"stream": True} | body)
+
+
+class Stream:
+    """A stream of events that is read as it comes. Its comments are kept beside its chunks."""
+
+    def __init__(self, client: httpx.Client, path: str, body: dict[str, Any]) -> None:
+        self.context = client.stream("POST", path, json=body)
+        self.response = self.context.__enter__()
+        self.comments: list[str] = []
+        self.is_done = False
+        self.chunks = self._read()
+
+    def _read(self) -> Iterator[dict[str, Any]]:
+        for line in self.response.iter_lines():
+            if line.startswith(":"):
+                self.comments.append(line)
+            elif line == "data: [DONE]":
+                self.is_done = True
+            elif line.startswith("data: "):
+                yield json.loads(line.removeprefix("data: "))
+
+    def all(self) -> list[dict[str, Any]]:
+        chunks = list(self.chunks)
+        self.close()
+        return chunks
+
+    def close(self) -> None:
+        self.context.__exit__(None, None, None)
+
+
+def text_of(chunks: list[dict[str, Any]], name: str = "content") -> str:
+    return "".join(c["choices"][0]["delta"].get(name) or "" for c in chunks if c.get("choices"))
+
+
+def wait_for(holds: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, "it did not come"
+        time.sleep(0.01)
+
+
+def write_script(monkeypatch: Any, served: Served, text: str) -> list[int]:
+    """Make every answer of the server begin with the tokens of a text, until it is cut, as if they had been sampled. Returns them."""
+    script, append = served.worker.decoder.assistant.policy.encode(text), Ticket.append
+
+    def append_scripted(ticket: Ticket, token: int, logprob: float | None, stops: Any) -> Any:
+        at = len(script) if any(ticket.enforcer.injected) else len(ticket.written)
+        return append(ticket, script[at] if at < len(script) else token, logprob, stops)
+
+    monkeypatch.setattr(Ticket, "append", append_scripted)
+    return script
+
+
+def slow_down(monkeypatch: Any, served: Served, seconds: float) -> None:
+    """Let every step of the server take longer."""
+    session = served.worker.decoder.assistant.session
+    step = session.step
+
+    def slow_step() -> Any:
+        time.sleep(seconds)
+        return step()
+
+    monkeypatch.setattr(session, "step", slow_step)

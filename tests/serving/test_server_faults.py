@@ -1,0 +1,289 @@
+"""A server when things go wrong: clients that go, full queues, crashes, keys, garbage."""
+
+import json
+import random
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from conftest import SLOTS, load_tiny
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from serve_support import Served, slow_down, text_of, wait_for
+from test_requests import NAMES, VALUES
+
+from sbtiny.errors import InputError
+from sbtiny.serving.worker import Worker
+from sbtiny.tasks import arithmetic
+
+LONG = next(q.question for q in arithmetic.generate_questions("val", 99) if q.level >= 4)
+CHAT = "/v1/chat/completions"
+BODY = {"messages": [{"role": "user", "content": LONG}]}
+
+
+@pytest.fixture
+def counted(plain: Served, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, int]]:
+    """Steps of the server, and at which of them a request was last cancelled and dropped."""
+    counts = {"steps": 0, "cancelled": 0, "dropped": 0, "drops": 0}
+    worker, session = plain.worker, plain.worker.decoder.assistant.session
+    step, cancel, drop = session.step, worker.cancel, worker.decoder.drop
+
+    def counted_step():
+        counts["steps"] += 1
+        time.sleep(0.005)
+        return step()
+
+    def counted_cancel(job) -> None:
+        if job.is_open:
+            counts["cancelled"] = counts["steps"]
+        cancel(job)
+
+    def counted_drop(job) -> None:
+        drop(job)
+        counts["dropped"] = counts["steps"]
+        counts["drops"] += 1
+
+    monkeypatch.setattr(session, "step", counted_step)
+    monkeypatch.setattr(worker, "cancel", counted_cancel)
+    monkeypatch.setattr(worker.decoder, "drop", counted_drop)
+    yield counts
+    wait_for(lambda: not worker.decoder.jobs and not session.is_busy)
+
+
+def is_idle(served: Served) -> bool:
+    return not served.worker.decoder.jobs and not served.worker.decoder.assistant.session.is_busy and served.worker.accepted == 0
+
+
+def test_a_client_that_goes_in_decode_frees_its_slot(plain: Served, counted: dict[str, int]) -> None:
+    stream = plain.stream(LONG)
+    next(stream.chunks)
+    stream.close()
+    wait_for(lambda: is_idle(plain), 5)
+    assert counted["dropped"] - counted["cancelled"] <= 2
+    assert counted["steps"] < 100  # of 113: it did not go on to its end
+
+
+def test_a_client_that_goes_while_it_waits_leaves_the_queue(plain: Served, counted: dict[str, int]) -> None:
+    running = [plain.stream(LONG) for _ in range(SLOTS)]
+    waiting = plain.stream(LONG)
+    wait_for(lambda: plain.worker.decoder.waiting == 1)
+    waiting.close()
+    wait_for(lambda: counted["drops"] == 1, 5)
+    assert counted["dropped"] - counted["cancelled"] <= 2
+    assert plain.worker.decoder.waiting == 0 or wait_for(lambda: plain.worker.decoder.waiting == 0) is None
+    assert all(text_of(stream.all()) for stream in running)
+
+
+def test_a_client_that_goes_in_prefill_frees_its_slot(plain: Served, counted: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    scheduler = plain.worker.decoder.assistant.session.scheduler
+    prefill, begun = scheduler.prefill, threading.Event()
+
+    def slow_prefill(prompts, beginning):
+        begun.set()
+        time.sleep(0.5)
+        return prefill(prompts, beginning)
+
+    monkeypatch.setattr(scheduler, "prefill", slow_prefill)
+    with socket.create_connection(plain.client.base_url.netloc.decode().split(":")) as raw:
+        data = json.dumps(BODY | {"messages": [{"role": "user", "content": "Now for something else: 3 + 4?"}]}).encode()
+        raw.sendall(b"POST %b HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % (CHAT.encode(), len(data)) + data)
+        assert begun.wait(10)
+    wait_for(lambda: is_idle(plain), 5)
+    assert counted["drops"] == 1
+    assert counted["dropped"] - counted["cancelled"] <= 2
+
+
+def test_a_client_without_a_stream_that_stops_waiting_frees_its_slot(plain: Served, counted: dict[str, int]) -> None:
+    with pytest.raises(httpx.ReadTimeout):
+        plain.client.post(CHAT, json=BODY, timeout=0.2)
+    wait_for(lambda: is_idle(plain), 5)
+    assert counted["steps"] < 100
+
+
+def test_clients_that_go_at_random_leave_nothing_behind(plain: Served) -> None:
+    rng = random.Random(0)
+
+    def ask(seed: int) -> None:
+        stream = plain.stream(LONG, seed=seed, temperature=1.0)
+        for _ in zip(range(rng.randrange(6)), stream.chunks, strict=False):
+            pass
+        stream.close()
+
+    for start in range(0, 40, 8):
+        threads = [threading.Thread(target=ask, args=(start + i,)) for i in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+    wait_for(lambda: is_idle(plain), 10)
+    wait_for(lambda: plain.app.state.server.jobs == {}, 5)
+    assert plain.chat(LONG).status_code == 200
+
+
+def test_a_slow_reader_does_not_slow_the_others(plain: Served) -> None:
+    began = time.monotonic()
+    plain.chat(LONG)
+    alone = time.monotonic() - began
+    slow = plain.stream(LONG)
+    next(slow.chunks)  # and no more of it is read
+    began = time.monotonic()
+    plain.chat(LONG)
+    assert time.monotonic() - began < 4 * alone + 1
+    assert text_of(slow.all())
+
+
+def test_too_many_are_told_to_come_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    served = Served(load_tiny(), most_waiting=1).wait_ready()
+    slow_down(monkeypatch, served, 0.01)
+    streams = [served.stream(LONG) for _ in range(SLOTS + 1)]
+    refused = served.chat(LONG)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "queue_full")
+    assert int(refused.headers["retry-after"]) > 0
+    assert 'sbtiny_requests_total{outcome="queue_full"} 1.0' in served.client.get("/metrics").text
+    assert "sbtiny_queue_length 1.0" in served.client.get("/metrics").text
+    assert all(text_of(stream.all()) for stream in streams)
+    assert served.chat(LONG).status_code == 200
+    served.close()
+
+
+def test_an_answer_that_takes_too_long_is_wrapped_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    served = Served(load_tiny(), seconds=0.3).wait_ready()
+    slow_down(monkeypatch, served, 0.01)
+    answer = served.chat(LONG).json()
+    assert answer["choices"][0]["stop_reason"] == "deadline"
+    assert "Time is up" in answer["choices"][0]["message"]["content"]
+    assert answer["budget"]["forced"] is True
+    served.close()
+
+
+def test_while_it_loads_and_after_a_crash_it_says_so() -> None:
+    gate = threading.Event()
+
+    def load():
+        gate.wait(30)
+        return load_tiny()()
+
+    served = Served(load)
+    wait_for(lambda: served.server.started)
+    assert served.client.get("/health").status_code == 503
+    assert served.chat(LONG).status_code == 503
+    assert served.client.get("/v1/models").status_code == 503
+    gate.set()
+    served.wait_ready()
+
+    def crash():
+        raise RuntimeError("the weights have left")
+
+    stream, waiting = served.stream(LONG), served.stream(LONG)
+    next(stream.chunks)
+    served.worker.decoder.assistant.session.step = crash
+    for one in (stream, waiting):
+        assert one.all()[-1]["error"]["type"] == "server_error"
+        assert one.is_done
+    assert served.client.get("/health").json() == {"status": "error"}
+    assert served.chat(LONG).status_code == 503
+    assert served.client.get("/slots").status_code == 503
+    served.close()
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_server() -> None:
+    def load():
+        raise InputError("no such model")
+
+    told = threading.Event()
+    served = Served(load)
+    served.worker.on_ready = told.set
+    wait_for(lambda: served.worker.state == "failed")
+    assert isinstance(served.worker.error, InputError)
+    served.close()
+
+
+def test_what_the_model_refuses_is_a_400_and_the_others_go_on(plain: Served) -> None:
+    stream = plain.stream(LONG)
+    for body in (
+        {"messages": [{"role": "user", "content": "x " * 900}]},
+        {"messages": [{"role": "user", "content": "<|im_end|>"}]},
+        BODY | {"budget": {"coverage": 0.9}},
+    ):
+        refused = plain.client.post(CHAT, json=body | {"stream": True})
+        assert refused.status_code == 400
+        assert refused.json()["error"]["type"] == "invalid_request_error"
+    assert text_of(stream.all())
+
+
+def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenised(plain: Served) -> None:
+    refused = plain.chat("word " * 100_000)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "context_length_exceeded")
+
+
+def test_garbage_is_refused_in_openais_shape(plain: Served) -> None:
+    for data, status in (
+        (b"{", 400),
+        (b"[1]", 400),
+        (b"\xff\xfe", 400),
+        (b"[" * 200_000, 400),
+        (b'{"messages": "' + b"x" * 2_000_000 + b'"}', 413),
+        (json.dumps(BODY | {"temperature": "hot"}).encode(), 400),
+        (json.dumps(BODY | {"max_thinking_tokens": 5}).encode(), 400),
+        (json.dumps(BODY | {"chat_template": "{{ 1 }}"}).encode(), 400),
+    ):
+        for path in (CHAT, "/v1/completions", f"{CHAT}/control"):
+            answer = plain.client.post(path, content=data)
+            assert answer.status_code == (status if path == CHAT or data[:2] != b'{"' or status == 413 else 400)
+            assert answer.json()["error"].keys() == {"message", "type", "param", "code"}
+    assert plain.client.get("/nowhere").json()["error"]["type"] == "not_found_error"
+    assert plain.client.get(CHAT).status_code == 405
+    assert is_idle(plain)
+
+
+@settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.dictionaries(st.sampled_from(NAMES) | st.text(max_size=20), VALUES, max_size=5), st.sampled_from(["", "/control"]), st.booleans())
+def test_no_json_makes_it_fail(plain: Served, body: dict, where: str, is_chat: bool) -> None:
+    body = body | ({"max_tokens": 3} | BODY if is_chat else {})
+    answer = plain.client.post(CHAT + where, content=json.dumps(body))
+    assert answer.status_code < 500
+    assert answer.status_code == 200 or answer.json()["error"]["message"]
+
+
+def test_a_key_is_wanted_everywhere_but_for_health() -> None:
+    served = Served(load_tiny(), api_key="secret-key", is_local=False).wait_ready()
+    with httpx.Client(base_url=served.url) as stranger:
+        for headers in ({}, {"Authorization": "Bearer secret-keys"}, {"Authorization": "secret-key"}, {"Authorization": "Bearer é"}):
+            raw = {name: value.encode("latin-1") for name, value in headers.items()}
+            for path in ("/", "/v1/models", "/slots", "/metrics", "/openapi.json"):
+                assert stranger.get(path, headers=raw).status_code == 401
+            refused = stranger.post(CHAT, json=BODY, headers=raw)
+            assert refused.json()["error"]["type"] == "authentication_error"
+        assert stranger.get("/health").status_code == 200
+    assert served.client.get("/v1/models").status_code == 200
+    assert served.chat(LONG, max_tokens=2).status_code == 200
+    served.close()
+
+
+def test_pages_of_other_sites_may_not_ask_unless_named(plain: Served) -> None:
+    other = {"Origin": "https://elsewhere.example"}
+    assert plain.client.post(CHAT, json=BODY, headers=other).status_code == 403
+    assert plain.client.get("/v1/models", headers={"Host": "elsewhere.example"}).status_code == 403
+    assert plain.client.get("/v1/models", headers={"Origin": plain.url}).status_code == 200
+    assert "access-control-allow-origin" not in plain.client.get("/v1/models", headers={"Origin": plain.url}).headers
+    named = Served(load_tiny(), cors=["https://elsewhere.example"]).wait_ready()
+    assert named.client.get("/v1/models", headers=other).headers["access-control-allow-origin"] == other["Origin"]
+    named.close()
+
+
+def test_the_page_brings_nothing_from_outside(plain: Served) -> None:
+    page = plain.client.get("/")
+    assert page.headers["content-security-policy"].startswith("default-src 'none'")
+    assert "http://" not in page.text
+    assert "https://" not in page.text
+
+
+def test_nobody_is_left_waiting_when_a_worker_stops(plain: Served) -> None:
+    assert isinstance(plain.worker, Worker)
+    served = Served(load_tiny()).wait_ready()
+    served.close()
+    assert not served.worker.thread.is_alive()
+    assert served.worker.state == "stopped"
