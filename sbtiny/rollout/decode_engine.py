@@ -39,6 +39,10 @@ class DecodeEngine(ABC):
         The keys and values of the last `kept_prefixes` answers are kept, so that a prompt that goes on from one is not computed again.
         """
 
+    def slot_bytes(self, capacity: int) -> int:
+        """Bytes of the keys and values of one sequence of `capacity` tokens; of engines that hold answers."""
+        raise NotImplementedError
+
     @abstractmethod
     def refresh(self) -> None:
         """Use the model's present weights, with its adapter unless that is disabled."""

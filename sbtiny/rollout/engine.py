@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sbtiny.models.shapes import slot_bytes
+from sbtiny.models import shapes
 from sbtiny.rollout.cuda_graph import CudaGraphs
 from sbtiny.rollout.decode_engine import DecodeEngine, stop_mask
 from sbtiny.rollout.episode import Request
@@ -56,12 +56,13 @@ class Engine(DecodeEngine):
 
     # ---- the model -----------------------------------------------------------------------------------------------------------------
 
-    def _slot_bytes(self, capacity: int) -> int:
+    def slot_bytes(self, capacity: int) -> int:
+        """Bytes of the keys and values of one sequence."""
         w = self.weights
-        return slot_bytes(len(w.layers), w.kv_heads * w.head_dim, capacity, w.embed.element_size())
+        return shapes.slot_bytes(len(w.layers), w.kv_heads * w.head_dim, capacity, w.embed.element_size())
 
     def check_room(self, tokens: int) -> None:
-        fit_slots(self._slot_bytes(tokens), 1, self.kv_cache_gib, self.weights.embed.device)
+        fit_slots(self.slot_bytes(tokens), 1, self.kv_cache_gib, self.weights.embed.device)
 
     def _reserve(self, capacity: int) -> None:
         """Allocate the cache (layers, 2, slots, kv heads, capacity, head_dim), in zeros because masked positions are read too."""
@@ -70,7 +71,7 @@ class Engine(DecodeEngine):
         w, self.capacity = self.weights, 0
         self.cache = self.graphs = None  # free the old memory before the new allocation
         capacity = math.ceil(capacity / 64) * 64
-        self.rows = fit_slots(self._slot_bytes(capacity), self.slots, self.kv_cache_gib, w.embed.device)
+        self.rows = fit_slots(self.slot_bytes(capacity), self.slots, self.kv_cache_gib, w.embed.device)
         shape = (len(w.layers), 2, self.rows, w.kv_heads, capacity, w.head_dim)
         self.cache = torch.zeros(shape, dtype=w.dtype, device=w.embed.device)
         self.cos, self.sin = w.rope(capacity)

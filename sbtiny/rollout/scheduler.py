@@ -58,10 +58,10 @@ class Scheduler:
         return state.numel() * state.element_size()
 
     def resume(self, ticket: Ticket) -> None:
-        """Queue a held ticket again."""
+        """Queue a held ticket again, before those that have not begun."""
         if ticket not in self.held:
             raise ValueError("this answer is not held")
-        self.queue.append(ticket)
+        self.queue.appendleft(ticket)
 
     def refill(self) -> list[Ticket]:
         """Fill free slots from the queue. Returns the tickets that the user stopped before they began."""

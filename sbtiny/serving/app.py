@@ -19,7 +19,6 @@ from sbtiny.serving.request_error import RequestError, error_body
 from sbtiny.serving.server import Server
 from sbtiny.serving.worker import Worker
 
-RETRY_SECONDS = "2"
 TEXTS = {"oneOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
 TURN = {"type": "object", "required": ["role", "content"], "properties": {"role": {"type": "string"}, "content": {"type": "string"}}}
 TOKENS = {"type": "integer", "minimum": -1}
@@ -60,7 +59,7 @@ async def show_error(request: Request, error: Exception) -> Response:
     if isinstance(error, StarletteHTTPException):
         return JSONResponse(error_body(f"{request.method} here: {error.detail}", error.status_code), error.status_code, error.headers)
     if isinstance(error, RequestError):
-        headers = {"Retry-After": RETRY_SECONDS} if error.status in (429, 503) else None
+        headers = {"Retry-After": str(error.retry)} if error.status in (429, 503) else None
         return JSONResponse(error_body(str(error), error.status, error.param, error.code), error.status, headers)
     if isinstance(error, InputError):
         return JSONResponse(error_body(str(error)), 400)

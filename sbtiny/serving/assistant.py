@@ -222,7 +222,7 @@ class Assistant:
         reply.source, reply.given = "given", self.limiter.room(reply)
         ids = (*reply.prompt, *(self.policy.encode(prefill) if prefill else ()))
         request = Request(ids, self.limiter.room(reply), reply.ask.seed, shown, reply.given, None, reply.interrupt)
-        reply.begin_body(self.session.add(request, reply.ask.sampling()), shown, self.policy.tokenizer.backend_tokenizer)
+        reply.begin_body(self.session.add(request, reply.ask.sampling()), shown, self.policy.tokenizer.backend_tokenizer, self.policy.form)
 
     def _fitting_calibration(self, ask: Ask) -> Calibration | None:
         """The calibration, where the answer is sampled as those that it was made of."""

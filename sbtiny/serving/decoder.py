@@ -7,34 +7,41 @@ from typing import Any
 
 from sbtiny.errors import InputError
 from sbtiny.serving.assistant import Assistant
+from sbtiny.serving.heads_first import HeadsFirst
 from sbtiny.serving.job import Job, Update
+from sbtiny.serving.queue import QueueFull
 from sbtiny.serving.request_error import RequestError
 
 TICK = 1.0  # seconds between two updates of a count-down
 # Text of one answer is sent every 30 ms at most, and of all answers in 250 events a second: an event costs as much as many tokens of a
 # small model, and its thread waits for the same interpreter.
 FLUSH_SECONDS, EVENT_SECONDS = 0.03, 0.004
+QUEUE_BYTES = 2**31  # of keys and values kept for bodies that wait
+PROMPT_TOKENS = 256  # a usual prompt, whose room is kept before it is read
 log = logging.getLogger(__name__)
 
 
 class Decoder:
     """Decodes jobs with an assistant. `news` are the updates that nobody has taken yet.
 
-    `seconds`: an answer that takes longer is wrapped up; 0 is off.
+    At most `most_waiting` bodies wait. `seconds`: an answer that takes longer in its slot is wrapped up; 0 is off.
     """
 
-    def __init__(self, assistant: Assistant, seconds: float = 0.0) -> None:
+    def __init__(self, assistant: Assistant, most_waiting: int, seconds: float = 0.0) -> None:
         self.assistant, self.seconds = assistant, seconds
-        self.slots = getattr(assistant.policy.engine, "rows", 0) or assistant.settings.max_num_seqs
+        engine = assistant.policy.engine
+        self.bodies = HeadsFirst(assistant.session, engine.rows, engine.slot_bytes(1024) // 1024, most_waiting, QUEUE_BYTES)
+        self.slots = self.bodies.slots
         self.jobs: list[Job] = []  # in the order of their arrival
         self.news: list[tuple[Job, Update]] = []
         self.count = self.waiting = 0
-        self.ticked, self.mean_tokens, self.has_begun = 0.0, 0.0, False
+        self.ticked, self.has_begun = 0.0, False
 
     def turn(self) -> None:
         """Decode one token of each answer and tell what is new."""
         started = time.perf_counter()
         self.assistant.step_each()
+        self.bodies.after_step(time.perf_counter())
         self._publish(started)
 
     def take_news(self) -> list[tuple[Job, Update]]:
@@ -42,21 +49,27 @@ class Decoder:
         return news
 
     def begin(self, job: Job) -> None:
-        """Let a request into the assistant, first come first served. The only place where one enters."""
+        """Let a request into the assistant: its head is decoded at once, its body when it is its turn. The only place where one enters."""
         if not job.is_open:
             return
         request = job.request
         self.count += 1
         ask = request.ask if request.seeded else replace(request.ask, seed=request.ask.seed + self.count)
         try:
+            self.bodies.check_room(PROMPT_TOKENS)
             begin = self.assistant.begin_text if request.prompt is not None else self.assistant.begin
             job.reply = begin(request.prompt if request.prompt is not None else list(request.messages), ask)
+        except QueueFull as full:
+            self.news.append(
+                (job, Update(error=RequestError(f"{full}: try again later", code="queue_full", status=429, retry=full.retry_after)))
+            )
         except InputError as error:
             self.news.append((job, Update(error=RequestError(str(error)))))
         except Exception:  # a template or a tokenizer that fails on one request must not end the others
             log.exception("a request could not begin")
             self.news.append((job, Update(error=RequestError("this request cannot be read by the model", status=500))))
         else:
+            self.bodies.add(job.reply, request.priority)
             self.jobs.append(job)
             self.has_begun = True
             self.news.append((job, Update()))
@@ -64,6 +77,7 @@ class Decoder:
     def drop(self, job: Job) -> None:
         if job in self.jobs:
             self.assistant.drop(job.reply)
+            self.bodies.drop(job.reply)
             self.jobs.remove(job)
 
     def describe_slots(self) -> list[dict[str, Any]]:
@@ -79,22 +93,16 @@ class Decoder:
         now = time.perf_counter()
         tick = now - self.ticked >= TICK
         if tick or self.has_begun:
-            self._estimate_waits()
+            self._foresee_waits(now)
         self.has_begun = False
         self.ticked = now if tick else self.ticked
         for job in self.jobs:
-            if job.admitted is None and not job.is_waiting:
+            if job.admitted is None and (job.reply in self.bodies.bodies or job.reply.is_done):
                 job.admitted = started
-            if not job.is_waiting:
-                job.position = 0
             self._enforce_time(job, now)
             self._tell(job, now, tick)
-        ended = [job for job in self.jobs if job.reply.is_done]
         self.jobs = [job for job in self.jobs if not job.reply.is_done]
-        for job in ended:
-            if job.reply.answer:
-                self.mean_tokens += (job.reply.answer.tokens - self.mean_tokens) * (0.1 if self.mean_tokens else 1.0)
-        self.waiting = sum(job.position > 0 for job in self.jobs)
+        self.waiting = len(self.bodies.queue)
 
     def _tell(self, job: Job, now: float, tick: bool) -> None:
         """Tell the text, and the budget when it stands, when a cut comes, when its place changes, about once a second and at the end."""
@@ -118,7 +126,7 @@ class Decoder:
                     parts=parts,
                     budget=job.budget_object() if due and job.has_begun else None,
                     position=job.position,
-                    eta=job.wait,
+                    eta=job.wait.seconds if job.wait else None,
                     prompt_tokens=len(reply.prompt),
                     tokens=tokens,
                     thought_tokens=reply.thought_tokens,
@@ -132,20 +140,13 @@ class Decoder:
         choice, tolerance = job.request.ask.choice, self.assistant.settings.given_tolerance
         given = choice.value * (1 + tolerance) if choice.mode == "seconds" else 0.0
         most = min((s for s in (given, self.seconds) if s), default=None)
-        if most is not None and job.reply.first_at is not None and not job.is_late and now - job.reply.first_at > most:
+        if most is not None and job.admitted is not None and not job.is_late and now - job.admitted > most:
             job.is_late = not job.is_forced and not job.reply.interrupt.presses and not job.reply.is_done
             if job.is_late:
                 job.reply.press()
 
-    def _estimate_waits(self) -> None:
-        """Give each waiting request its position and the seconds until its turn, from what is left of those before it."""
-        rate, ahead, position = self.assistant.rate.per_second(time.perf_counter()), 0.0, 0
+    def _foresee_waits(self, now: float) -> None:
+        """Give each request its position in the queue and the seconds until its turn."""
+        rate = self.assistant.rate.per_second(now)
         for job in self.jobs:
-            if job.is_waiting:
-                position += 1
-                full = len(self.jobs) > self.slots
-                job.position, job.wait = position if full else 0, ahead / (rate * self.slots) if rate and full else None
-                ahead += job.reply.budget or self.mean_tokens
-            else:
-                left = job.reply.progress().left
-                ahead += self.mean_tokens if left is None else left
+            job.position, job.wait = self.bodies.foresee(job.reply, rate, now)

@@ -6,6 +6,7 @@ import uuid
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from sbtiny.budget.seconds import SecondsLeft
 from sbtiny.budget.stream import Part
 from sbtiny.serving.ask import Answer
 from sbtiny.serving.reply import Reply
@@ -65,7 +66,7 @@ class Job:
     created: int = field(default_factory=lambda: int(time.time()))
     reply: Reply | None = None
     position: int = 0  # in the queue; 0 while it is decoded
-    wait: float | None = None  # seconds until its turn
+    wait: SecondsLeft | None = None  # until its turn
     admitted: float | None = None
     is_late: bool = False
 
@@ -77,12 +78,6 @@ class Job:
         self.told = (False, 0)  # whether it is forced and its position, as its reader knows them
 
     # ---- the worker's --------------------------------------------------------------------------------------------------------------
-
-    @property
-    def is_waiting(self) -> bool:
-        """Whether nothing of it is decoded now."""
-        ticket = self.reply.head or self.reply.body
-        return not self.reply.is_done and not (ticket and ticket.written)
 
     @property
     def is_forced(self) -> bool:
@@ -122,8 +117,9 @@ class Job:
         """What is known of its budget now, for its reader."""
         reply, at = self.reply, self.reply.progress()
         left = None if reply.is_done else at.seconds
-        wait = self.wait if self.position else 0.0
+        wait = self.wait if self.position else SecondsLeft(0.0, 0.0, 0.0)
         known = left is not None and wait is not None
+        high = wait.high + left.high if known and None not in (wait.high, left.high) else None
         return {
             "predicted": reply.stated,
             "requested": self.request.requested,
@@ -133,9 +129,9 @@ class Job:
             "remaining": 0 if reply.is_done else at.left,
             "coverage": reply.coverage if reply.promise is not None else None,
             "promise": reply.promise,
-            "eta_seconds": 0.0 if reply.is_done else round(wait + left.seconds, 3) if known else None,
-            "eta_low": 0.0 if reply.is_done else round(wait + left.low, 3) if known else None,
-            "eta_high": 0.0 if reply.is_done else round(wait + left.high, 3) if known and left.high is not None else None,
+            "eta_seconds": 0.0 if reply.is_done else round(wait.seconds + left.seconds, 3) if known else None,
+            "eta_low": 0.0 if reply.is_done else round(wait.low + left.low, 3) if known else None,
+            "eta_high": 0.0 if reply.is_done else None if high is None else round(high, 3),
             "queue_position": self.position,
             "forced": self.is_forced,
         }

@@ -9,7 +9,7 @@ stated tokens.
 import heapq
 import math
 from collections import deque
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Iterator
 from typing import NamedTuple
 
 from sbtiny.errors import InputError
@@ -89,6 +89,10 @@ class BodyQueue:
 
     def __contains__(self, item: Hashable) -> bool:
         return item in self._waiting
+
+    def __iter__(self) -> Iterator[Hashable]:
+        """The items, in no order."""
+        return iter(self._waiting)
 
     @property
     def ageing(self) -> float:

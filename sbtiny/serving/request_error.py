@@ -6,11 +6,11 @@ from sbtiny.errors import InputError
 
 
 class RequestError(InputError):
-    """A request that is refused. `param` names the field, `code` the reason for programs, `status` is HTTP's."""
+    """A request that is refused. `param` names the field, `code` the reason for programs, `status` is HTTP's, `retry` in seconds."""
 
-    def __init__(self, message: str, param: str | None = None, code: str | None = None, status: int = 400) -> None:
+    def __init__(self, message: str, param: str | None = None, code: str | None = None, status: int = 400, retry: int = 1) -> None:
         super().__init__(message)
-        self.param, self.code, self.status = param, code, status
+        self.param, self.code, self.status, self.retry = param, code, status, retry
 
 
 def error_body(message: str, status: int = 400, param: str | None = None, code: str | None = None) -> dict[str, Any]:

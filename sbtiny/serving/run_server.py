@@ -4,6 +4,7 @@ import json
 import socket
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import uvicorn
@@ -13,6 +14,7 @@ from sbtiny.errors import Failed, InputError
 from sbtiny.serving import assistant as assistants
 from sbtiny.serving.app import create_app
 from sbtiny.serving.assistant import Assistant
+from sbtiny.serving.heads_first import HEAD_ROWS
 from sbtiny.serving.worker import Worker
 
 
@@ -21,7 +23,9 @@ def run_server(name: str, settings: Settings, listener: socket.socket, api_key: 
 
     Raises InputError for a model that cannot be loaded, Failed where the decoder has crashed.
     """
-    worker = Worker(lambda: assistants.load(name, settings=settings), settings.serve.queue, settings.serve.seconds)
+    rows = settings.serve.max_num_seqs + HEAD_ROWS
+    with_heads = replace(settings, serve=replace(settings.serve, max_num_seqs=rows))
+    worker = Worker(lambda: assistants.load(name, settings=with_heads), settings.serve.queue, settings.serve.seconds)
     app = create_app(worker, Path(name).name, api_key, cors, is_local)
     config = uvicorn.Config(app, log_level="warning", access_log=False, ws="none", server_header=False, timeout_keep_alive=30)
     server = uvicorn.Server(config)

@@ -111,7 +111,7 @@ class Worker:
 
     def _run(self) -> None:
         try:
-            self.decoder = Decoder(self.load(), self.seconds)
+            self.decoder = Decoder(self.load(), self.most_waiting, self.seconds)
             self.state = "ready"
             self.on_ready()
             while self.state == "ready":

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from sbtiny.errors import InputError
-from sbtiny.models.shapes import slot_bytes
+from sbtiny.models import shapes
 from sbtiny.rollout.decode_engine import DecodeEngine
 from sbtiny.rollout.episode import Request
 from sbtiny.rollout.limit_enforcer import TagMask
@@ -77,7 +77,7 @@ class LlamaCppEngine(DecodeEngine):
         """Do nothing: a file's weights do not change."""
 
     def check_room(self, tokens: int) -> None:
-        fit_slots(self._slot_bytes(tokens), 1, self.kv_cache_gib, torch.device("cpu"))
+        fit_slots(self.slot_bytes(tokens), 1, self.kv_cache_gib, torch.device("cpu"))
 
     def open_session(self, capacity: int, kept_prefixes: int = 0) -> "LlamaCppSession":
         self._reserve(capacity)
@@ -123,7 +123,7 @@ class LlamaCppEngine(DecodeEngine):
             self.lib.llama_batch_free(self.batch)
             self.context = None
         self.capacity = -(-capacity // CACHE_ROUNDING) * CACHE_ROUNDING
-        self.rows = fit_slots(self._slot_bytes(self.capacity), self.slots, self.kv_cache_gib, torch.device("cpu"))
+        self.rows = fit_slots(self.slot_bytes(self.capacity), self.slots, self.kv_cache_gib, torch.device("cpu"))
         self.width = max(self.rows, 256)
         params = self.lib.llama_context_default_params()
         params.n_ctx, params.n_seq_max, params.kv_unified = self.capacity * self.rows, self.rows, False
@@ -134,14 +134,14 @@ class LlamaCppEngine(DecodeEngine):
             raise InputError(f"llama.cpp has no memory for {self.rows} answers of {capacity} tokens: lower eval.max_num_seqs")
         self.batch = self.lib.llama_batch_init(self.width, 0, 1)
 
-    def _slot_bytes(self, capacity: int) -> int:
+    def slot_bytes(self, capacity: int) -> int:
         """Bytes of a sequence's keys and values, in 16 bits."""
         lib, model = self.lib, self.model
         text = (ctypes.c_char * 64)()
         lib.llama_model_meta_val_str(model, b"general.architecture", text, len(text))
         known = lib.llama_model_meta_val_str(model, text.value + b".attention.key_length", text, len(text)) > 0
         head_dim = int(text.value) if known else lib.llama_model_n_embd(model) // lib.llama_model_n_head(model)
-        return slot_bytes(lib.llama_model_n_layer(model), lib.llama_model_n_head_kv(model) * head_dim, capacity, 2)
+        return shapes.slot_bytes(lib.llama_model_n_layer(model), lib.llama_model_n_head_kv(model) * head_dim, capacity, 2)
 
     def _clear(self) -> None:
         self.lib.llama_memory_clear(self.lib.llama_get_memory(self.context), True)
@@ -181,7 +181,7 @@ class LlamaCppSession(Session):
     def resume(self, ticket: Ticket) -> None:
         if ticket not in self.held:
             raise ValueError("this answer is not held")
-        self.queue.append(ticket)
+        self.queue.appendleft(ticket)
 
     @property
     def is_busy(self) -> bool:

@@ -1,0 +1,99 @@
+"""Heads first, bodies by their budget: every answer's stated budget is decoded at once, then its body waits for a slot in that order.
+
+A head is a prompt and some six tokens. Its keys and values are kept while its body waits, so that nothing is computed twice.
+"""
+
+from sbtiny.budget.seconds import SecondsLeft
+from sbtiny.rollout.session import Session
+from sbtiny.serving.eta import estimate_start
+from sbtiny.serving.queue import BodyQueue, QueueFull
+from sbtiny.serving.reply import Reply
+
+HEAD_ROWS = 4  # rows of the engine beyond the slots, so that a head does not wait for a body
+HEAD_LIMIT = 24  # tokens after which an answer without a budget counts as a body
+
+
+class HeadsFirst:
+    """Decides after each step which answers go on. `engine_rows` are all rows; bodies get all but HEAD_ROWS of them, and one at least.
+
+    `max_waiting` and `max_bytes` bound the bodies that wait and the keys and values that are kept for them; None is no bound.
+    """
+
+    def __init__(self, session: Session, engine_rows: int, bytes_per_token: int, max_waiting: int | None, max_bytes: int | None) -> None:
+        self.session, self.bytes_per_token = session, bytes_per_token
+        self.slots = max(1, engine_rows - HEAD_ROWS)
+        self.queue = BodyQueue(self.slots, max_waiting, max_bytes)
+        self.heads: dict[Reply, int] = {}  # being decoded, with their priority
+        self.bodies: dict[Reply, float] = {}  # being decoded, with the time they began
+
+    def check_room(self, prompt_tokens: int) -> None:
+        """Raise QueueFull where one more answer would have no room to wait."""
+        if len(self.bodies) + len(self.heads) >= self.slots:
+            heads = len(self.heads) + 1
+            self.queue.check_room((prompt_tokens + HEAD_LIMIT) * self.bytes_per_token * heads, bodies=heads)
+
+    def add(self, reply: Reply, priority: int = 0) -> None:
+        self.heads[reply] = priority
+
+    def drop(self, reply: Reply) -> None:
+        """Forget an answer, wherever it is; the session is told by others."""
+        self.heads.pop(reply, None)
+        self.bodies.pop(reply, None)
+        if reply in self.queue:
+            self.queue.remove(reply)
+
+    def after_step(self, now: float) -> None:
+        """File the heads that stand, count the bodies that ended, and let the next bodies into the free slots."""
+        for reply in [r for r in self.bodies if r.is_done]:
+            began = self.bodies.pop(reply)
+            if reply.answer is not None:
+                self.queue.record_service(reply.budget or reply.answer.tokens, now - began, now)
+        filed = [reply for reply in self.heads if reply.is_done or is_standing(reply)]
+        fresh = [reply for reply in filed if not reply.is_done and self._file(reply, self.heads[reply], now)]
+        for reply in filed:
+            del self.heads[reply]
+        for reply in self._next_bodies(now):
+            self.bodies[reply] = now
+            if reply in fresh:
+                fresh.remove(reply)
+            else:
+                self.session.resume(reply.body)
+        for reply in fresh:
+            self.session.hold(reply.body)
+
+    def _file(self, reply: Reply, priority: int, now: float) -> bool:
+        """Queue a body. Where the queue has become full since it was let in, it goes on at once: False."""
+        try:
+            tokens = len(reply.body.request.prompt_ids) + len(reply.body.written)
+            self.queue.push(reply, reply.budget, now, priority, tokens * self.bytes_per_token)
+        except QueueFull:
+            self.bodies[reply] = now
+            return False
+        return True
+
+    def _next_bodies(self, now: float) -> list[Reply]:
+        """Take out the bodies that go on: those whose reader wants the answer now, and the first ones while slots are free."""
+        pressed = [reply for reply in self.queue if reply.interrupt.presses]
+        for reply in pressed:
+            self.queue.remove(reply)
+        free = self.slots - len(self.bodies) - len(pressed)
+        return pressed + [self.queue.pop(now) for _ in range(min(free, len(self.queue)))]
+
+    def foresee(self, reply: Reply, rate: float | None, now: float) -> tuple[int, SecondsLeft | None]:
+        """Position in the queue and seconds until its body begins, with their band; (0, None) for one that does not wait."""
+        if reply not in self.queue:
+            return 0, None
+        position = self.queue.position(reply, now)
+        if not rate:
+            return position, None
+        running = [left for body in self.bodies if (left := body.progress().left) is not None]
+        running += [self.queue.mean_stated] * (len(self.bodies) - len(running))
+        ahead, overtakers = self.queue.sizes_ahead(reply, now), self.queue.overtakers(reply, now)
+        return position, estimate_start(ahead, running, self.slots, rate, overtakers)
+
+
+def is_standing(reply: Reply) -> bool:
+    """Whether a head is whole: its budget stands, or none comes."""
+    if reply.body is None or not reply.body.written:
+        return False
+    return reply.budget is not None or reply.source == "none" or len(reply.body.written) >= HEAD_LIMIT
