@@ -67,7 +67,7 @@ class Rate:
         return (total - before) / (end - first) if end > first else None
 
     def errors(self, seconds: float) -> tuple[float, float]:
-        """Compute the 10 and 90 % quantiles of time taken / time foretold, had this rate foretold times of about `seconds` lately."""
+        """Compute the 5 and 95 % quantiles of time taken / time foretold, had this rate foretold times of about `seconds` lately."""
         if len(self.history) < 2:
             return UNMEASURED
         times, totals = np.array(self.history).T
@@ -79,7 +79,7 @@ class Rate:
         total = np.interp(starts, times, totals)
         foretold = (total - np.interp(before, times, totals)) / (starts - before) * ahead
         came = np.interp(starts + ahead, times, totals) - total
-        low, high = np.quantile(foretold / np.maximum(came, 0.1), (0.1, 0.9))
+        low, high = np.quantile(foretold / np.maximum(came, 0.1), (0.05, 0.95))
         return min(float(low), 1 - LEAST_SPREAD), max(float(high), 1 + LEAST_SPREAD)
 
     def _drop_old(self, at: float) -> None:

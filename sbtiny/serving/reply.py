@@ -121,6 +121,11 @@ class Reply:
         return self.stated if self.given is None else self.given
 
     @property
+    def awaits_budget(self) -> bool:
+        """Whether the model may still state one."""
+        return self.body is None or (self.source == "stated" and self.splitter.section == "head")
+
+    @property
     def promise(self) -> int | None:
         """The tokens that hold with a chance of `coverage`, of a calibrated model and a stated budget."""
         if self.calibration is None or self.stated is None or self.given is not None:
