@@ -1,6 +1,9 @@
 """Hold a chat with a model in a real pseudo-terminal and draw it: python examples/chat_transcript.py runs/demo docs/chat.svg
 
-Two questions may follow, in place of those of the bundled model's task. Needs pexpect and pyte. The live line below an answer is redrawn in place and gone at the end; here its pictures stay, one below another.
+Two questions may follow, in place of those of the bundled model's task. Needs pexpect and pyte.
+
+The live line below an answer is redrawn in place and gone at the end; here some of its pictures stay, one
+below another.
 """
 
 import io
@@ -20,6 +23,7 @@ from rich.text import Text
 PROMPT = ">>>"
 LEFT_PROMPT = "\x1b[?2004l"  # prompt_toolkit ends bracketed paste as it leaves a prompt
 LIVE = re.compile(r"(?:stated \d+|given \d+|answering now|no budget(?: yet)?) · used \d+(?![^\x1b\r\n]*tok/s)[^\x1b\r\n]*")
+KEPT = 6  # pictures of an answer
 FIGURES = re.compile(r"tok/s(?: · |$)")
 QUESTIONS = (  # as the bundled model was trained on
     "Sam has 11 books.\na) finds 4\nb) gives 6\nc) drops 3\nd) wins 4\ne) loses 4\nf) gives 3\nHow many books?",
@@ -69,12 +73,13 @@ class Recorder:
             while self.written.count(LEFT_PROMPT) < count:
                 self.read()
         if press_after is not None:
-            while not any(used(picture) >= press_after for picture in LIVE.findall(self.written)) and not FIGURES.search(self.written):
+            while not any(used(picture) >= press_after for picture in LIVE.findall(self.written)) and "tok/s" not in self.written:
                 self.read()
             self.child.send("\x03")
         self.wait()
         if pictures := list(dict.fromkeys(LIVE.findall(self.written))):
-            self.pictures.append(pictures)
+            last = len(pictures) - 1
+            self.pictures.append([pictures[i] for i in sorted({part * last // (KEPT - 1) for part in range(KEPT)})])
 
 
 def used(picture: str) -> int:
@@ -91,7 +96,10 @@ def to_text(line: dict, columns: int) -> Text:
 
 
 def hold_chat(recorder: Recorder, questions: Sequence[str]) -> list[Text]:
-    """A question, again with twice the budget, again with an answer now, and a second turn. Returns the rows with the pictures among them."""
+    """A question, again with twice the budget, again with an answer now, and a second turn.
+
+    Returns the rows with the pictures among them.
+    """
     first, second = (f'"""{question}"""' if "\n" in question else question for question in questions)
     recorder.say(first)
     recorder.say("/budget 2x")

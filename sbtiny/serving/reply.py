@@ -74,14 +74,18 @@ class Reply:
         """The answer itself begins; `shown_prefill` is the text at the end of its prompt that belongs to it."""
         self.tag_tokens = [len(tokenizer.encode(tag, add_special_tokens=False)) for tag in (form.opening, form.closing)]
         self.body, self.read, self.splitter = ticket, 0, AnswerSplitter(shown_prefill)
-        self.decoder, self.tokenizer = DecodeStream(skip_special_tokens=False), tokenizer
+        self.decoder, self.tokenizer, self.is_inside_character = DecodeStream(skip_special_tokens=False), tokenizer, False
 
     def advance(self) -> None:
         """Read the tokens written since the last call."""
         ticket = self.body
         end = len(ticket.written) - (ticket.episode is not None and ticket.episode.ended)  # a stop token has no text
-        for token in ticket.written[self.read : end]:
-            if text := self.decoder.step(self.tokenizer, token):
+        for place in range(self.read, end):
+            if self.is_inside_character and ticket.enforcer.injected[place]:  # cut there by a ceiling: what was begun is left out
+                self.decoder = DecodeStream(skip_special_tokens=False)
+            text = self.decoder.step(self.tokenizer, ticket.written[place])
+            self.is_inside_character = not text and not ticket.enforcer.injected[place]
+            if text:
                 self.parts += self.splitter.feed(text)
         if self.first_at is None and ticket.written:
             self.first_at = time.perf_counter()
