@@ -75,7 +75,8 @@ class Recorder:
         if press_after is not None:
             while not any(used(picture) >= press_after for picture in LIVE.findall(self.written)) and "tok/s" not in self.written:
                 self.read()
-            self.child.send("\x03")
+            if "tok/s" not in self.written:  # else it was too late, and a press leaves the prompt
+                self.child.send("\x03")
         self.wait()
         if pictures := list(dict.fromkeys(LIVE.findall(self.written))):
             last = len(pictures) - 1
