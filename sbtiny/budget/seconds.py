@@ -10,6 +10,7 @@ from sbtiny.budget.remaining import Remaining
 
 KEPT_SECONDS = 30  # of decoding, by which the rate's errors are measured
 GRAIN = 0.02  # seconds between two marks of them
+FEWEST_MARKS = 8  # of a window
 FEWEST_STARTS = 20  # moments of them to foretell from
 LEAST_SPREAD = 0.02  # with the length known, times are foretold within about 2 %
 UNMEASURED = (0.85, 1.15)  # the band before there are so many moments
@@ -67,7 +68,7 @@ class Rate:
         return (total - before) / (end - first) if end > first else None
 
     def errors(self, seconds: float) -> tuple[float, float]:
-        """Compute the 10 and 90 % quantiles of time taken / time foretold, had this rate foretold times of about `seconds` lately."""
+        """Compute the 5 and 95 % quantiles of time taken / time foretold, had this rate foretold times of about `seconds` lately."""
         if len(self.history) < 2:
             return UNMEASURED
         times, totals = np.array(self.history).T
@@ -79,12 +80,12 @@ class Rate:
         total = np.interp(starts, times, totals)
         foretold = (total - np.interp(before, times, totals)) / (starts - before) * ahead
         came = np.interp(starts + ahead, times, totals) - total
-        low, high = np.quantile(foretold / np.maximum(came, 0.1), (0.1, 0.9))
+        low, high = np.quantile(foretold / np.maximum(came, 0.1), (0.05, 0.95))
         return min(float(low), 1 - LEAST_SPREAD), max(float(high), 1 + LEAST_SPREAD)
 
     def _drop_old(self, at: float) -> None:
-        """Drop marks that the window does not reach; two stay, so that a slow model has a rate too."""
-        while len(self.marks) > 2 and self.marks[1][0] <= at - self.window:
+        """Drop marks that the window does not reach. A few stay: the rate of a slow model is no matter of one step."""
+        while len(self.marks) > FEWEST_MARKS and self.marks[1][0] <= at - self.window:
             self.marks.popleft()
 
 
@@ -97,8 +98,9 @@ def seconds_left(
     prompt_rate: float | None = None,
     errors: tuple[float, float] = UNMEASURED,
 ) -> SecondsLeft | None:
-    """Compute wait + prompt tokens / prompt rate + tokens left / decode rate, with the band of tokens and rate (`errors`, see Rate).
+    """Compute wait + prompt tokens / prompt rate + tokens left / decode rate, with the band of the tokens and of `errors`.
 
+    `errors` are those of the rate, see Rate.errors.
     `decode_rate`: tokens per second of this one answer, beside the others. None where a rate or the tokens left are not known.
     """
     if remaining.tokens is None or not decode_rate or (prompt_tokens and not prompt_rate):

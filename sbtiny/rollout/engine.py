@@ -184,8 +184,3 @@ class EngineSession(Session):
         draws = counter_uniforms(scheduler.seeds[:n], scheduler.counts[:n].astype(np.uint64))
         tokens, logprobs = sample_rows(logits, [t.sampling for t in tickets], draws)
         return stopped + scheduler.postprocess(tokens, logprobs, engine.stops)
-
-
-def token_pieces(tokenizer: object, size: int) -> list[str]:
-    """The text of every token id below `size`, special tokens included; an incomplete character shows as U+FFFD."""
-    return [tokenizer.decode([i], skip_special_tokens=False, clean_up_tokenization_spaces=False) for i in range(size)]

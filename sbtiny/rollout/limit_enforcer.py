@@ -9,8 +9,10 @@ from torch import Tensor
 
 from sbtiny.budget.protocol import tag_prefix_length
 from sbtiny.rollout.limits import AnswerSection, Limits, LimitTracker, Verdict
+from sbtiny.rollout.token_pieces import FRAGMENT, TokenPieces, missing_bytes
 
 SAFE_POINT_SHARE, SAFE_POINT_TOKENS = 0.1, 16  # wait for a safe point: this share of the budget or so many tokens, whichever is more
+MOST_MISSING = 3  # bytes, so tokens, that a begun character may lack
 TAG_START = 3  # characters of a closing tag from which it is masked: "</" begins many other things
 
 
@@ -40,10 +42,12 @@ class LimitEnforcer:
 
     def __init__(self, limits: Limits, prefill: str, interrupt: Interrupt | None, pieces: Sequence[str]) -> None:
         self.tracker, self.interrupt, self.pieces = LimitTracker(limits, prefill), interrupt, pieces
+        self.fragments = pieces.fragments if isinstance(pieces, TokenPieces) else {}
         self.forced: deque[int] = deque()
         self.injected: list[bool] = []
         self.cause: Literal["ceiling", "interrupted"] | None = None
         self.text_end = ""  # the last characters written
+        self.missing = 0  # bytes that the last character lacks
         self.waited = 0  # tokens since the first press
         self.closed_by_force = False
         self.tag_matched = 0  # characters of a second closing tag at the end of the text
@@ -72,6 +76,8 @@ class LimitEnforcer:
             token = self.forced.popleft()
             self.tracker.check_token(self.pieces[token], forced=True)
         if not stop:
+            fragment = self.fragments.get(token)
+            self.missing = missing_bytes(fragment, self.missing) if fragment else 0
             self._note(self.pieces[token])
         return token
 
@@ -95,9 +101,14 @@ class LimitEnforcer:
         """
         tracker = self.tracker
         waited, self.waited = self.waited, self.waited + 1
-        if self.text_end.endswith("\ufffd") or tracker.pending or tag_prefix_length(piece, tracker.form.closing) == len(piece):
+        if tracker.pending or tag_prefix_length(piece, tracker.form.closing) == len(piece):
             return False
-        if waited >= max(SAFE_POINT_TOKENS, int(SAFE_POINT_SHARE * (tracker.budget or 0))):
+        longest = max(SAFE_POINT_TOKENS, int(SAFE_POINT_SHARE * (tracker.budget or 0)))
+        if waited >= longest:  # an open character here is a broken one: none is begun so late
+            return True
+        if self.missing:
+            return False
+        if waited >= longest - MOST_MISSING and piece.endswith(FRAGMENT):
             return True
         if tracker.section is AnswerSection.HEAD:
             return False

@@ -17,11 +17,12 @@ from sbtiny.models.gguf import tokenizer_from_gguf
 from sbtiny.models.load import add_lora, load_model, read_base
 from sbtiny.models.prompt import fit_template, stop_ids
 from sbtiny.rollout.decode_engine import DecodeEngine
-from sbtiny.rollout.engine import Engine, token_pieces
+from sbtiny.rollout.engine import Engine
 from sbtiny.rollout.engines import llama_cpp, vllm
 from sbtiny.rollout.engines.generate import GenerateEngine
 from sbtiny.rollout.memory import return_freed_memory
 from sbtiny.rollout.policy import Policy
+from sbtiny.rollout.token_pieces import token_pieces
 
 ENGINES: dict[EngineName, type[DecodeEngine]] = {"ours": Engine, "generate": GenerateEngine, "vllm": vllm.VllmEngine}
 

@@ -97,6 +97,8 @@ class Decoder:
         self.has_begun = False
         self.ticked = now if tick else self.ticked
         for job in self.jobs:
+            if job.filed is None and job.reply in self.bodies.queue:
+                job.filed = now
             if job.admitted is None and (job.reply in self.bodies.bodies or job.reply.is_done):
                 job.admitted = started
             self._enforce_time(job, now)

@@ -67,7 +67,8 @@ class Job:
     reply: Reply | None = None
     position: int = 0  # in the queue; 0 while it is decoded
     wait: SecondsLeft | None = None  # until its turn
-    admitted: float | None = None
+    filed: float | None = None  # when its body began to wait
+    admitted: float | None = None  # when its body got a slot
     is_late: bool = False
 
     def __post_init__(self) -> None:
@@ -109,9 +110,9 @@ class Job:
             reason = "end"
         elif self.is_late and reason == "interrupted":
             reason = "deadline"
-        admitted = self.admitted or end
+        queued = 0.0 if self.filed is None else (self.admitted or end) - self.filed
         first = self.reply.first_at or end
-        return Outcome(answer, reason, len(self.reply.prompt), admitted - self.accepted, first - self.accepted, end - self.accepted)
+        return Outcome(answer, reason, len(self.reply.prompt), queued, first - self.accepted, end - self.accepted)
 
     def budget_object(self) -> dict[str, Any]:
         """What is known of its budget now, for its reader."""

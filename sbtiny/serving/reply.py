@@ -78,7 +78,7 @@ class Reply:
         """The answer itself begins; `shown_prefill` is the text at the end of its prompt that belongs to it."""
         self.tag_tokens = [len(tokenizer.encode(tag, add_special_tokens=False)) for tag in (form.opening, form.closing)]
         self.body, self.read, self.splitter = ticket, 0, AnswerSplitter(shown_prefill)
-        self.decoder, self.tokenizer, self.is_half = DecodeStream(skip_special_tokens=False), tokenizer, False
+        self.decoder, self.tokenizer, self.is_inside_character = DecodeStream(skip_special_tokens=False), tokenizer, False
 
     def advance(self) -> None:
         """Read the tokens written since the last call."""
@@ -86,11 +86,11 @@ class Reply:
         end = len(ticket.written) - (ticket.episode is not None and ticket.episode.ended)  # a stop token has no text
         for at in range(self.read, end):
             token, is_forced = ticket.written[at], ticket.enforcer.injected[at]
-            if is_forced and self.is_half and not ticket.enforcer.injected[at - 1]:  # cut inside a character, which is left out
+            if is_forced and self.is_inside_character and not ticket.enforcer.injected[at - 1]:  # cut inside a character, which is left out
                 self.decoder = DecodeStream(skip_special_tokens=False)
             self.thought_tokens += self.splitter.kind == "thoughts"
             text = self.decoder.step(self.tokenizer, token)
-            self.is_half = not text
+            self.is_inside_character = not text
             if text:
                 self.pieces.append(text)
                 self.parts += self.splitter.feed(text)
@@ -130,6 +130,11 @@ class Reply:
     def budget(self) -> int | None:
         """The budget it goes by: the given one, else the stated one once it stands."""
         return self.stated if self.given is None else self.given
+
+    @property
+    def awaits_budget(self) -> bool:
+        """Whether the model may still state one."""
+        return self.body is None or (self.source == "stated" and self.splitter.section == "head")
 
     @property
     def promise(self) -> int | None:

@@ -45,7 +45,7 @@ def describe_progress(reply: Reply) -> str:
     at: Progress = reply.progress()
     if reply.interrupt.presses:
         return " · ".join(filter(None, ["answering now", f"used {at.used}", describe_seconds(at.seconds)]))
-    budget = f"{SOURCES[reply.source]} {at.budget}" if at.budget else "no budget yet" if reply.source != "none" else "no budget"
+    budget = f"{SOURCES[reply.source]} {at.budget}" if at.budget else "no budget yet" if reply.awaits_budget else "no budget"
     left = f"over by {100 * at.over:.0f} %" if at.over > 0 else describe_seconds(at.seconds)
     return " · ".join(filter(None, [budget, f"used {at.used}", left]))
 

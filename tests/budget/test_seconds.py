@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sbtiny.budget.remaining import Remaining
-from sbtiny.budget.seconds import LEAST_SPREAD, UNMEASURED, Rate, SecondsLeft, seconds_left, tokens_in
+from sbtiny.budget.seconds import FEWEST_MARKS, LEAST_SPREAD, UNMEASURED, Rate, SecondsLeft, seconds_left, tokens_in
 
 
 def test_a_rate_is_the_mean_over_the_last_second() -> None:
@@ -48,7 +48,7 @@ def test_a_steady_rate_is_found(per_second: float, steps: int) -> None:
     assert rate.per_second((steps - 1) / per_second) == pytest.approx(per_second, rel=1e-6)
     low, high = rate.errors(20 / per_second)
     assert UNMEASURED[0] <= low <= 1 - LEAST_SPREAD < 1 + LEAST_SPREAD <= high <= UNMEASURED[1] + 0.2
-    assert len(rate.marks) <= per_second + 3
+    assert len(rate.marks) <= max(per_second + 3, FEWEST_MARKS)
 
 
 def test_the_errors_are_those_of_times_of_this_length() -> None:

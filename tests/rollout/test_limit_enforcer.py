@@ -16,6 +16,7 @@ from sbtiny.rollout.limit_enforcer import SAFE_POINT_TOKENS, Interrupt, LimitEnf
 from sbtiny.rollout.limits import Limits
 from sbtiny.rollout.load_policy import build_policy
 from sbtiny.rollout.sampling import Sampling
+from sbtiny.rollout.token_pieces import TokenPieces
 from sbtiny.tasks import arithmetic
 
 WRAP_UP = "\nSo the answer is "
@@ -126,6 +127,7 @@ def test_a_stop_token_in_the_wrap_up_is_refused(policy):
 # ---- answer now: pure, by the texts of tokens -------------------------------------------------------------------------------------
 
 WORDS = ["a", "3", ".", " b", "\n", "x\ufffd", "<", "</", "think", "solution", ">", "</think>", "</solution>", "\ufffd"]
+FRAGMENTS = {5: b"x\xc3", 13: b"\xa9"}  # "xé" in two tokens
 FORMS = {"solution": ("\nSo: ", "2"), "think": ("\nNow.", "</think>", "\n")}
 
 
@@ -136,7 +138,7 @@ def simulate(form: str, prefilled: bool, ceiling: int | None, presses: list[int]
     """
     opening = f"<budget>40</budget><{form}>"
     wrap = FORMS[form]
-    pieces = [*WORDS, *(["<budget>", "40", "</budget>", f"<{form}>"]), *wrap]
+    pieces = TokenPieces([*WORDS, *(["<budget>", "40", "</budget>", f"<{form}>"]), *wrap], FRAGMENTS)
     limits = Limits(ceiling, None, tuple(range(len(WORDS) + 4, len(pieces))), reserve=12)
     interrupt, mask = Interrupt(), TagMask(pieces)
     enforcer = LimitEnforcer(limits, opening if prefilled else "", interrupt, pieces)
@@ -179,7 +181,8 @@ def check_any_order(form: str, prefilled: bool, ceiling: int | None, presses: li
         tag = 11  # tokens of the longest closing tag: an answer is not interrupted inside one, nor in a character of 4 bytes
         assert len(written) - presses[0] <= SAFE_POINT_TOKENS + 12 + tag + 4
     if forced and enforcer.cause == "interrupted":
-        assert not (forced[0] and written[forced[0] - 1].endswith("\ufffd"))
+        inside = forced[0] and written[forced[0] - 1] == "x\ufffd"
+        assert not inside or forced[0] - presses[0] >= SAFE_POINT_TOKENS  # a broken character: nothing completed it
     if forced and form == "think" and len(forced) == len(wrap):
         assert "</think>" not in "".join(written[forced[-1] + 1 :])
     splitter = AnswerSplitter(f"<budget>40</budget><{form}>" if prefilled else "")
@@ -212,7 +215,24 @@ def test_answer_now_waits_for_the_end_of_a_line_or_sentence_but_not_for_ever() -
     assert point(["a", "3", ".", "3", ".", " b", "a"], 1) == 5  # after the sentence, not within the decimal
     assert point(["a"] * 40, 2) == 2 + SAFE_POINT_TOKENS
     assert point([], 0) == 0  # nothing is written: at once
-    assert point(["a"] * 17 + ["x\ufffd", "\ufffd", "a"], 2) == 2 + SAFE_POINT_TOKENS + 2  # never inside a character
+    assert point(["a"] * 17 + ["x\ufffd", "\ufffd", "a"], 2) == 2 + SAFE_POINT_TOKENS - 1  # a character is not begun at the end
+
+
+@given(st.text("a漢é😀 ", min_size=60, max_size=90), st.integers(0, 20))
+def test_answer_now_is_never_inside_a_character_nor_later_where_every_byte_is_a_token(text: str, press: int) -> None:
+    fragments = {byte: bytes([byte]) for byte in range(128, 256)}
+    pieces = TokenPieces([chr(byte) if byte < 128 else "\ufffd" for byte in range(256)], fragments)
+    interrupt, data = Interrupt(), text.encode()
+    enforcer = LimitEnforcer(Limits(None, None, (10,), 9), "<budget>40</budget><solution>", interrupt, pieces)
+    for count, byte in enumerate(data):
+        if count == press:
+            interrupt.press()
+        assert isinstance(enforcer.check_token(byte, False), int)
+        if enforcer.injected[-1]:
+            assert data[:count].decode() == text[: len(data[:count].decode())]
+            assert press <= count <= press + SAFE_POINT_TOKENS
+            return
+    pytest.fail("it was never interrupted")
 
 
 def test_a_press_after_the_body_ends_an_answer_and_one_before_does_not() -> None:

@@ -135,6 +135,19 @@ def test_the_next_turn_goes_on_from_the_last(assistant: Assistant, monkeypatch) 
     assert computed[0] < len(second.prompt) / 1.5
 
 
+@pytest.mark.parametrize("kept", [1, 2, 3])
+def test_a_character_that_a_ceiling_cuts_is_left_out(plain: Assistant, kept: int) -> None:
+    reply = plain.stream(SHORT)
+    character, wrap_up = plain.policy.encode("😀"), plain.policy.encode("\n漢 \\boxed{")
+    written = [*plain.policy.encode("so "), *character[:kept], *wrap_up]
+    for token in written:
+        reply.body.written.append(token)
+        reply.body.enforcer.injected.append(len(reply.body.written) > len(written) - len(wrap_up))
+        reply.advance()
+    assert len(character) == 4
+    assert "".join(part.text for part in reply.parts) == "so \n漢 \\boxed{"
+
+
 def test_a_dropped_answer_leaves_room(plain: Assistant) -> None:
     replies = [plain.stream(LONG) for _ in range(4)]  # one more than there are slots
     plain.step()
