@@ -28,8 +28,13 @@ class Decoder:
         self.slots = getattr(assistant.policy.engine, "rows", 0) or assistant.settings.max_num_seqs
         self.jobs: list[Job] = []  # in the order of their arrival
         self.news: list[tuple[Job, Update]] = []
-        self.count = self.waiting = 0
+        self.count = 0
         self.ticked, self.mean_tokens, self.has_begun = 0.0, 0.0, False
+
+    @property
+    def waiting(self) -> int:
+        """The number of requests that wait for a slot; may be read from any thread."""
+        return sum(job.position > 0 for job in list(self.jobs))
 
     def turn(self) -> None:
         """Decode one token of each answer and tell what is new."""
@@ -94,7 +99,6 @@ class Decoder:
         for job in ended:
             if job.reply.answer:
                 self.mean_tokens += (job.reply.answer.tokens - self.mean_tokens) * (0.1 if self.mean_tokens else 1.0)
-        self.waiting = sum(job.position > 0 for job in self.jobs)
 
     def _tell(self, job: Job, now: float, tick: bool) -> None:
         """Tell the text, and the budget when it stands, when a cut comes, when its place changes, about once a second and at the end."""
