@@ -34,8 +34,13 @@ class Decoder:
         self.slots = self.bodies.slots
         self.jobs: list[Job] = []  # in the order of their arrival
         self.news: list[tuple[Job, Update]] = []
-        self.count = self.waiting = 0
+        self.count = 0
         self.ticked, self.has_begun = 0.0, False
+
+    @property
+    def waiting(self) -> int:
+        """The number of requests that wait for a slot; may be read from any thread."""
+        return len(self.bodies.queue)
 
     def turn(self) -> None:
         """Decode one token of each answer and tell what is new."""
@@ -104,7 +109,6 @@ class Decoder:
             self._enforce_time(job, now)
             self._tell(job, now, tick)
         self.jobs = [job for job in self.jobs if not job.reply.is_done]
-        self.waiting = len(self.bodies.queue)
 
     def _tell(self, job: Job, now: float, tick: bool) -> None:
         """Tell the text, and the budget when it stands, when a cut comes, when its place changes, about once a second and at the end."""
