@@ -65,26 +65,24 @@ class Recorder:
                 raise TimeoutError("no prompt came")
             self.read()
 
-    def say(self, text: str, press_after: int | None = None) -> None:
-        """Type the lines of a text; press Ctrl-C when the live line says that so many tokens are used."""
+    def say(self, text: str, press_after: float | None = None) -> None:
+        """Type the lines of a text; press Ctrl-C so many seconds after the live line came."""
         self.written = ""
         for count, line in enumerate(text.split("\n"), 1):
             self.child.send(line + "\r")
             while self.written.count(LEFT_PROMPT) < count:
                 self.read()
         if press_after is not None:
-            while not any(used(picture) >= press_after for picture in LIVE.findall(self.written)) and "tok/s" not in self.written:
+            while not LIVE.search(self.written):
                 self.read()
+            time.sleep(press_after)
+            self.read()
             if "tok/s" not in self.written:  # else it was too late, and a press leaves the prompt
                 self.child.send("\x03")
         self.wait()
         if pictures := list(dict.fromkeys(LIVE.findall(self.written))):
             last = len(pictures) - 1
             self.pictures.append([pictures[i] for i in sorted({part * last // (KEPT - 1) for part in range(KEPT)})])
-
-
-def used(picture: str) -> int:
-    return int(re.search(r"used (\d+)", picture)[1])
 
 
 def to_text(line: dict, columns: int) -> Text:
@@ -105,7 +103,7 @@ def hold_chat(recorder: Recorder, questions: Sequence[str]) -> list[Text]:
     recorder.say(first)
     recorder.say("/budget 2x")
     recorder.say("/regen")
-    recorder.say("/regen", press_after=10)
+    recorder.say("/regen", press_after=0.06)
     recorder.say("/budget auto")
     recorder.say(second)
     recorder.say("/stats")
