@@ -103,6 +103,7 @@ def hold_chat(recorder: Recorder, questions: Sequence[str]) -> list[Text]:
     recorder.say(first)
     recorder.say("/budget 2x")
     recorder.say("/regen")
+    recorder.say("/budget 4x")
     recorder.say("/regen", press_after=0.06)
     recorder.say("/budget auto")
     recorder.say(second)

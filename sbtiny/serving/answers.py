@@ -104,8 +104,8 @@ def usage(update: Update) -> dict[str, Any]:
 
 
 def figures(outcome: Outcome) -> dict[str, Any]:
-    """Times in milliseconds, by llama.cpp's names and by vLLM's."""
-    prompt, predicted = 1000 * (outcome.first - outcome.queued), 1000 * (outcome.total - outcome.first)
+    """Times in milliseconds, by llama.cpp's names and by vLLM's. The first token comes before the wait: heads are decoded at once."""
+    prompt, predicted = 1000 * outcome.first, 1000 * (outcome.total - outcome.first - outcome.queued)
     tokens = outcome.answer.tokens
     timings = {
         "prompt_n": outcome.prompt_tokens,

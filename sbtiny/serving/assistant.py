@@ -250,5 +250,5 @@ def load(
     settings = settings or Settings(model=model, seed=seed, engine=engine, four_bit=four_bit)
     policy = load_policy(model, settings, settings.serve.max_num_seqs)
     serve = settings.serve
-    calibration = load_calibration(policy, model, temperature=serve.temperature, top_p=serve.top_p) if policy.states_budget else None
+    calibration = load_calibration(policy, model) if policy.states_budget else None
     return Assistant(policy, serve, calibration, settings.seed)

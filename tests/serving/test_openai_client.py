@@ -1,5 +1,8 @@
 """OpenAI's own client against a real server."""
 
+import re
+from pathlib import Path
+
 import openai
 import pytest
 from serve_support import Served, slow_down, wait_for
@@ -68,3 +71,11 @@ def test_a_stream_that_is_closed_frees_its_slot(plain: Served, monkeypatch: pyte
     next(iter(stream))
     stream.close()
     wait_for(lambda: plain.worker.accepted == 0 and not plain.worker.decoder.assistant.session.is_busy, 2)
+
+
+def test_the_lines_of_the_readme_run(served, capsys: pytest.CaptureFixture[str]) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    names: dict = {}
+    exec(next(b for b in blocks if "openai" in b).replace("http://127.0.0.1:8000", served.url), names)
+    assert names["answer"].budget["source"] == "budget"
+    assert names["answer"].choices[0].message.content.strip() in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -270,3 +271,9 @@ def try_to(read_it: Callable[[], object]) -> object:
         return read_it()
     except RequestError as error:
         return error
+
+
+def test_the_page_of_documentation_names_every_key() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
+    names = {*KEYS, *WRAPPERS, *EFFORTS, "priority", "stop_reason", "queue_time_ms"}
+    assert {name for name in names if f"`{name}`" not in text} == set()
