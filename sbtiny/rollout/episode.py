@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from sbtiny.budget.protocol import Parsed, body_length, parse
+from sbtiny.budget.protocol import BUDGET_CLOSE, Parsed, body_length, parse
 from sbtiny.rollout.limit_enforcer import Interrupt, LimitEnforcer
 from sbtiny.rollout.limits import Limits, LimitSource
 
@@ -17,7 +17,7 @@ class Request:
     """One completion to sample.
 
     `prompt_ids` is the whole context. `prefill` is the text at its end that already belongs to the answer
-    (`<budget>50</budget><solution>` or nothing). `max_tokens` limits the completion. `seed` alone fixes its randomness, whatever else is
+    (`<budget>50</budget><solution>`, `<budget>` or nothing). `max_tokens` limits the completion. `seed` alone fixes its randomness, whatever else is
     in the batch. `expected` is a guess of its length in tokens, used to start long ones early. `limits` may cut the body and wrap it up.
     `interrupt`, pressed from any thread, wraps the answer up at the next safe point, and ends it when pressed again.
     """
@@ -29,6 +29,11 @@ class Request:
     expected: int = 0
     limits: Limits | None = None
     interrupt: Interrupt | None = None
+
+    @property
+    def has_given_budget(self) -> bool:
+        """Whether the prefill names a budget; it may open its tag alone."""
+        return BUDGET_CLOSE in self.prefill
 
     @property
     def is_unlimited(self) -> bool:
@@ -64,7 +69,7 @@ class Episode:
     @property
     def predicted(self) -> int | None:
         """The stated budget, also of a malformed answer; None where the user gave one."""
-        return None if self.request.prefill else self.parsed.budget
+        return None if self.request.has_given_budget else self.parsed.budget
 
     @property
     def allowed(self) -> int | None:
@@ -74,7 +79,7 @@ class Episode:
     @property
     def limited_by(self) -> LimitSource | None:
         """Who set the limit `allowed`; None without a limit."""
-        return self.request.limits.source(self.enforced_budget, bool(self.request.prefill)) if self.request.limits else None
+        return self.request.limits.source(self.enforced_budget, self.request.has_given_budget) if self.request.limits else None
 
     @property
     def budget(self) -> int | None:
@@ -83,7 +88,7 @@ class Episode:
     @property
     def source(self) -> BudgetSource:
         """Who set the budget."""
-        return "user" if self.request.prefill else "self"
+        return "user" if self.request.has_given_budget else "self"
 
     @property
     def solution(self) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from sbtiny.budget.protocol import Format, render_budget
+from sbtiny.budget.protocol import BUDGET_OPEN, Format, render_budget
 from sbtiny.models.prompt import Message, continuation_ids, prompt_ids
 from sbtiny.rollout.decode_engine import DecodeEngine, OnEpisode
 from sbtiny.rollout.episode import Episode, Request
@@ -47,19 +47,24 @@ class Policy:
         limits: Limits | None = None,
         interrupt: Interrupt | None = None,
         system: str | None = None,
+        opens_budget: bool = False,
     ) -> Request:
         """A request for one answer to a question, to the turns of a chat, or to a prompt's token ids. A given `budget` is prefilled.
 
-        The prefilled text is tokenised by itself, exactly as the cold start trains it.
+        The prefilled text is tokenised by itself, exactly as the cold start trains it. `opens_budget` prefills `<budget>` where none is
+        given: training has single turns, and in a later one a model may forget to state its budget.
         """
-        prefill = "" if budget is None else render_budget(budget, self.form)
+        opening = BUDGET_OPEN if opens_budget else ""
+        prefill = opening if budget is None else render_budget(budget, self.form)
         is_prompt = not isinstance(question, str) and all(isinstance(item, int) for item in question)
         ids = (*(question if is_prompt else prompt_ids(self.tokenizer, question, system)), *self.encode(prefill))
         return Request(ids, max_tokens, seed, prefill, expected or budget or 0, limits, interrupt)
 
-    def budget_request(self, question: str | Sequence[Message] | Sequence[int], seed: int, system: str | None = None) -> Request:
+    def budget_request(
+        self, question: str | Sequence[Message] | Sequence[int], seed: int, system: str | None = None, opens_budget: bool = False
+    ) -> Request:
         """A request for the stated budget alone: `max_tokens` holds a budget of six digits and no more."""
-        return self.request(question, len(self.encode(render_budget(999_999, self.form))), seed, system=system)
+        return self.request(question, len(self.encode(render_budget(999_999, self.form))), seed, system=system, opens_budget=opens_budget)
 
     def sample(self, requests: Sequence[Request], sampling: Sampling, on_episode: OnEpisode | None = None) -> list[Episode]:
         return self.engine.run(requests, sampling, on_episode)

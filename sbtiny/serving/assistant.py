@@ -105,7 +105,9 @@ class Assistant:
         if self.limiter.room(reply) < self.limiter.least_room(reply):
             self._begin_bare(reply)
         elif mode == "scaled" or ask.coverage is not None:
-            reply.head = self.session.add(self.policy.budget_request(reply.prompt, ask.seed), ask.sampling())
+            reply.head = self.session.add(
+                self.policy.budget_request(reply.prompt, ask.seed, opens_budget=self._opens_budget(reply)), ask.sampling()
+            )
         elif mode == "fixed":
             self._begin_body(reply, int(ask.choice.value), "given")
         elif mode == "seconds":
@@ -208,9 +210,15 @@ class Assistant:
         prefilled = budget if self.policy.states_budget else None  # an untrained model makes nothing of it: it is a ceiling alone
         reply.given = budget if source != "coverage" else None
         limits, max_tokens = self.limiter.limits(reply, budget, prefilled)
-        request = self.policy.request(reply.prompt, max_tokens, ask.seed, prefilled, limits=limits, interrupt=reply.interrupt)
+        request = self.policy.request(
+            reply.prompt, max_tokens, ask.seed, prefilled, limits=limits, interrupt=reply.interrupt, opens_budget=self._opens_budget(reply)
+        )
         shown = request.prefill or (THINK.opening if self.limiter.opens_thoughts(reply.prompt) else "")
         reply.begin_body(self.session.add(request, ask.sampling()), shown, self.policy.tokenizer.backend_tokenizer, self.policy.form)
+
+    def _opens_budget(self, reply: Reply) -> bool:
+        """Whether the prompt opens the budget's tag: from the second turn on, which training does not have."""
+        return self.policy.states_budget and any(m["role"] == "assistant" for m in reply.messages)
 
     def _begin_bare(self, reply: Reply) -> None:
         """Begin an answer of a few tokens: they go to the answer alone, without a head, thoughts or a wrap-up."""
