@@ -131,8 +131,8 @@ def test_the_next_turn_goes_on_from_the_last(assistant: Assistant, monkeypatch) 
     ]
     second = assistant.stream(messages)
     assert "budget" not in assistant.policy.tokenizer.decode(second.prompt)
-    assert second.wait().stated > 0  # training has no second turn: its budget's tag is opened for it
-    assert second.answer.source == "stated"
+    assert second.body.request.prefill == "<budget>"  # training has no second turn: its budget's tag is opened for it
+    assert second.wait().source == "stated"
     assert computed[0] < len(second.prompt) / 1.5
 
 
