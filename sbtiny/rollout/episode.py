@@ -18,8 +18,8 @@ class Request:
 
     `prompt_ids` is the whole context. `prefill` is the text at its end that already belongs to the answer
     (`<budget>50</budget><solution>`, `<budget>` or nothing). `max_tokens` limits the completion. `seed` alone fixes its randomness,
-    whatever else is in the batch. `expected` is a guess of its length in tokens, used to start long ones early. `limits` may cut the body and wrap it up.
-    `interrupt`, pressed from any thread, wraps the answer up at the next safe point, and ends it when pressed again.
+    whatever else is in the batch. `expected` is a guess of its length in tokens, used to start long ones early. `limits` may cut the
+    body and wrap it up. `interrupt`, pressed from any thread, wraps the answer up at the next safe point, and ends it when pressed again.
     """
 
     prompt_ids: tuple[int, ...]
