@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
-from conftest import load_thinking
+from conftest import SLOTS, load_thinking, load_tiny
 from serve_support import Served, slow_down, wait_for, write_script
 
 from sbtiny.serving.page import PAGE, POLICY, hash_inline
@@ -89,7 +89,7 @@ def visit(browser: Any) -> Iterator[Callable[..., Any]]:
     """Open the page of a server. What the console or the policy complains of fails the test, but for `expected`."""
     contexts, complaints = [], []
 
-    def open_page(served: Served, expected: str = "$^", **options: Any) -> Any:
+    def open_page(served: Served, expected: str = "$^", key: str = "", **options: Any) -> Any:
         contexts.append(browser.new_context(**options))
         page = contexts[-1].new_page()
         page.set_default_timeout(30_000)
@@ -97,6 +97,8 @@ def visit(browser: Any) -> Iterator[Callable[..., Any]]:
             "console", lambda said: complaints.append(said.text) if said.type == "error" and not re.search(expected, said.text) else None
         )
         page.on("pageerror", lambda error: complaints.append(str(error)))
+        if key:  # browsers send none of their own for a page: only for it, it is added here
+            page.route(f"{served.url}/", lambda route: route.continue_(headers=route.request.headers | {"authorization": f"Bearer {key}"}))
         page.goto(served.url)
         return page
 
@@ -189,8 +191,64 @@ def test_stop_ends_an_answer_and_frees_its_slot(served: Served, visit: Callable[
 
 
 @pytest.mark.slow
+def test_one_that_waits_sees_its_place(thinking: Served, visit: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    slow_down(monkeypatch, thinking, 0.03)
+    ahead = [thinking.stream(SHORT, budget=100) for _ in range(SLOTS + 2)]
+    page = visit(thinking)
+    page.get_by_text("tokens", exact=True).click()
+    ask(page, SHORT)
+    page.get_by_text(re.compile(r"queued at position [1-9]")).wait_for()
+    page.get_by_text(re.compile(r"queued at position [1-9]\d*, begins in about [0-9.]+ m?s")).wait_for()
+    for stream in ahead:
+        stream.close()
+    page.locator(".bar:visible").wait_for()
+    page.get_by_role("button", name="Stop").click()
+    page.get_by_role("button", name="Ask").wait_for()
+
+
+@pytest.mark.slow
 def test_a_key_is_asked_for_only_where_the_server_wants_one(served: Served, visit: Callable[..., Any]) -> None:
     assert not visit(served).locator("#keyform").is_visible()
+    locked = Served(load_tiny(), api_key="open sesame").wait_ready()
+    page = visit(locked, expected="401", key="open sesame")
+    page.get_by_label("This server wants its key").wait_for()
+    ask(page, SHORT)
+    page.locator(".error", has_text="this server wants its key").wait_for()
+    assert page.get_by_label("Your question").input_value() == SHORT
+    page.get_by_label("This server wants its key").fill("open sesame")
+    page.keyboard.press("Enter")
+    page.locator("#keyform").wait_for(state="hidden")
+    page.keyboard.press("Enter")  # the question has the focus again
+    wait_end(page)
+    locked.close()
+
+
+@pytest.mark.slow
+def test_the_policy_lets_no_other_code_run(served: Served, visit: Callable[..., Any]) -> None:
+    page = visit(served, expected="Content Security Policy|Failed to fetch")
+    ask(page, "<img src=x onerror='window.ran = 1'>")
+    wait_end(page)
+    assert page.locator(".asked").inner_text().startswith("<img")
+    page.evaluate("""() => {
+        const script = document.createElement("script");
+        script.textContent = "window.ran = 2";
+        document.body.append(script);
+        document.body.insertAdjacentHTML("beforeend", "<img src='x' onerror='window.ran = 3'><b style='color: red'>b</b>");
+    }""")
+    refused = page.evaluate("fetch('http://127.0.0.1:9/').then(() => 'sent', (error) => error.message)")
+    assert refused == "Failed to fetch"
+    assert page.evaluate("window.ran ?? null") is None
+    assert page.evaluate("document.querySelector('b').style.color") == ""
+
+
+@pytest.mark.slow
+def test_a_refusal_is_shown_and_the_question_is_kept(served: Served, visit: Callable[..., Any]) -> None:
+    page = visit(served, expected="503")
+    body = '{"error": {"message": "too many are waiting"}}'
+    page.route("**/v1/chat/completions", lambda route: route.fulfill(status=503, headers={"Retry-After": "7"}, body=body))
+    ask(page, SHORT)
+    page.locator(".error", has_text="too many are waiting (try again in 7 s)").wait_for()
+    assert page.get_by_label("Your question").input_value() == SHORT
 
 
 @pytest.mark.slow
