@@ -15,6 +15,7 @@ from sbtiny.serving.assistant import Assistant
 from sbtiny.serving.guard import read_bounded
 from sbtiny.serving.job import Job, Update
 from sbtiny.serving.metrics import Metrics
+from sbtiny.serving.page import PAGE, POLICY
 from sbtiny.serving.request_body import parse_body
 from sbtiny.serving.request_error import RequestError, error_body
 from sbtiny.serving.requests import ServeRequest, read_chat, read_completion
@@ -23,10 +24,6 @@ from sbtiny.serving.worker import Worker
 PING_SECONDS = 5  # proxies close what is silent for a minute
 HEADER_SECONDS = 1.0  # a request is read so long before its stream begins: what is refused until then has a status of its own
 MOST_CHARACTERS = 64  # of a token: a longer text is refused before it is tokenised, which would hold up the others
-POLICY = (
-    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; base-uri 'none'; form-action 'none'"
-)
-PAGE = "<!doctype html><html lang=en><meta charset=utf-8><title>sbtiny</title><p>This server answers at POST /v1/chat/completions</html>"
 
 
 class Server:
