@@ -1,4 +1,4 @@
-"""Heads are decoded at once and bodies wait by their budget: on the bundled model, which takes given budgets, and a run that states its own."""
+"""Heads are decoded at once and bodies wait by their budget: given ones, on the bundled model, and those that a run states."""
 
 import random
 from dataclasses import replace
