@@ -137,8 +137,9 @@ def show_served_orders(result: dict[str, Any]) -> None:
 
     come = "all at once" if result["load"] is None else f"load {result['load']:g}"
     spread = "the model's own lengths" if result["sigma"] is None else f"sigma {result['sigma']:g}"
-    title = f"{result['requests']} requests of {result['mean_tokens']:.0f} tokens, {come}, {spread}, slots {result['slots']}, x {result['rounds']}"
-    table = Table("order", "mean s", "p50", "p99", "longest", "budget p99", "tok/s", "mean/fcfs", "simulated", title=title)
+    work = f"{result['requests']} requests of {result['mean_tokens']:.0f} tokens"
+    title = f"{work}, {come}, {spread}, slots {result['slots']}, rounds {result['rounds']}: seconds, mean over fcfs"
+    table = Table("order", "mean", "p50", "p99", "longest", "budget p99", "tok/s", "over", "simulated", title=title)
     for name, figures in result["orders"].items():
         times = [f"{figures[key]:.3f}" for key in ("mean", "p50", "p99", "longest", "budget_p99")]
         ratios = [f"{figures[over]['mean']['median']:.2f}" for over in ("over_fcfs", "simulated_over_fcfs") if over in figures]
