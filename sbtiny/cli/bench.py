@@ -118,7 +118,8 @@ def grpo(
     print_result(compare_trainers(plan, rounds), as_json)
 
 
-STEADY, BURST, OVERLOAD = 60_000, 400, 2_000  # requests of the three kinds of arrivals
+STEADY, BURST, OVERLOAD = 60_000, 400, 2_000  # requests of the three kinds of arrivals, simulated
+SERVED = 100  # requests, measured
 
 
 def choose_arrivals(load: float | None, burst: bool, overload: bool) -> tuple[float | None, int]:
@@ -128,6 +129,22 @@ def choose_arrivals(load: float | None, burst: bool, overload: bool) -> tuple[fl
     if burst:
         return None, BURST
     return (1.2, OVERLOAD) if overload else (0.9 if load is None else load, STEADY)
+
+
+def show_served_orders(result: dict[str, Any]) -> None:
+    """One line of figures for each order, in seconds, and what the simulation makes of the same requests."""
+    from rich.table import Table
+
+    come = "all at once" if result["load"] is None else f"load {result['load']:g}"
+    spread = "the model's own lengths" if result["sigma"] is None else f"sigma {result['sigma']:g}"
+    work = f"{result['requests']} requests of {result['mean_tokens']:.0f} tokens"
+    title = f"{work}, {come}, {spread}, slots {result['slots']}, rounds {result['rounds']}: seconds, mean over fcfs"
+    table = Table("order", "mean", "p50", "p99", "longest", "budget p99", "tok/s", "over", "simulated", title=title)
+    for name, figures in result["orders"].items():
+        times = [f"{figures[key]:.3f}" for key in ("mean", "p50", "p99", "longest", "budget_p99")]
+        ratios = [f"{figures[over]['mean']['median']:.2f}" for over in ("over_fcfs", "simulated_over_fcfs") if over in figures]
+        table.add_row(name, *times, f"{figures['tokens_per_second']:.0f}", *ratios)
+    console().print(table)
 
 
 def show_orders(result: dict[str, Any]) -> None:
@@ -144,32 +161,64 @@ def show_orders(result: dict[str, Any]) -> None:
     console().print(table)
 
 
+def measure_server(name: str, load: Any, draws_lengths: bool, mean: int, rounds: int, threads: int | None) -> dict[str, Any]:
+    """Serve a run or a model and measure each order."""
+    from sbtiny import runs
+    from sbtiny.models.aliases import resolve
+    from sbtiny.progress import bar
+
+    run = runs.find_run(name)
+    if run:
+        runs.check_finished(run)
+    settings = Settings(model=runs.read_run(run)["model"] if run else name, seed=load.seed)
+    resolve(settings.model)
+    start_bench(None, threads)
+    from sbtiny.bench.serve import ORDERS, ServePlan, compare_served_orders
+
+    with bar("serving", rounds * (1 + len(ORDERS))) as advance:
+        return compare_served_orders(name, settings, ServePlan(load, draws_lengths, mean), rounds, advance)
+
+
 @bench.command()
 def serve(
+    name: Annotated[str | None, typer.Argument(metavar="[RUN|MODEL]", help="What is served; not with --simulate.")] = None,
     simulate: Annotated[bool, typer.Option("--simulate", help="The queue alone, without a model: millions of requests.")] = False,
     slots: Annotated[int, typer.Option(min=1, help="Answers decoded at a time.")] = 16,
     load: Annotated[float | None, typer.Option(min=0.01, help="Arrivals over what the slots can do (default: 0.9).")] = None,
     burst: Annotated[bool, typer.Option("--burst", help="All requests at once.")] = False,
     overload: Annotated[bool, typer.Option("--overload", help="A while at a load of 1.2.")] = False,
-    sigma: Annotated[float, typer.Option(min=0, help="Standard deviation of the log of the answers' lengths.")] = 1.0,
-    ageing: Annotated[
-        float | None, typer.Option(min=0, help="Mean lengths that a wait of a mean service is worth (default: ours).")
+    sigma: Annotated[
+        float | None,
+        typer.Option(min=0, help="Standard deviation of the log of lengths that are drawn (simulated: 1; else the model's own lengths)."),
     ] = None,
-    requests: Annotated[int | None, typer.Option(min=1, help="How many come (default: 60000; --burst 400, --overload 2000).")] = None,
+    mean: Mean = 44,
+    ageing: Annotated[
+        float | None, typer.Option(min=0, help="Simulated: mean lengths that a wait of a mean service is worth (default: ours).")
+    ] = None,
+    requests: Annotated[
+        int | None, typer.Option(min=1, help="How many come (default: 100; simulated 60000, --burst 400, --overload 2000).")
+    ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Repetitions, a seed each.")] = 5,
+    threads: Threads = None,
     seed: SeedOf = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Time in the server's queue: our order, first come first served, and an oracle, on the same arrivals.
+    """Time in the server and its queue: our order, first come first served, and an oracle, on the same arrivals.
 
     Example: sbtiny bench serve --simulate --slots 4 --load 0.9 --sigma 1
     """
-    if not simulate:
-        raise InputError("the bench of a running server is not there yet: give --simulate for its queue")
     offered, count = choose_arrivals(load, burst, overload)
+    if simulate == (name is not None):
+        raise InputError("give a run or a model to serve, or --simulate for the queue alone: one of them")
+    if not simulate and ageing is not None:
+        raise InputError("--ageing is for --simulate: a server has its own")
     from sbtiny.bench.serve_simulation import ServeLoad, compare_orders
     from sbtiny.progress import bar
 
+    plan = ServeLoad(slots, offered, 1.0 if sigma is None else sigma, requests or (count if simulate else SERVED), seed, ageing)
+    if not simulate:
+        print_result(measure_server(name, plan, sigma is not None, mean, rounds, threads), as_json, show_served_orders)
+        return
     with bar("simulating", rounds) as advance:
-        result = compare_orders(ServeLoad(slots, offered, sigma, requests or count, seed, ageing), rounds, advance)
+        result = compare_orders(plan, rounds, advance)
     print_result(result, as_json, show_orders)

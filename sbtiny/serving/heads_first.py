@@ -3,6 +3,8 @@
 A head is a prompt and some six tokens. Its keys and values are kept while its body waits, so that nothing is computed twice.
 """
 
+from collections.abc import Callable
+
 from sbtiny.budget.seconds import SecondsLeft
 from sbtiny.rollout.session import Session
 from sbtiny.serving.eta import estimate_start
@@ -17,12 +19,14 @@ class HeadsFirst:
     """Decides after each step which answers go on. `engine_rows` are all rows; bodies get all but HEAD_ROWS of them, and one at least.
 
     `max_waiting` and `max_bytes` bound the bodies that wait and the keys and values that are kept for them; None is no bound.
+    A bench may set `rank`, another order, while nothing waits.
     """
 
     def __init__(self, session: Session, engine_rows: int, bytes_per_token: int, max_waiting: int | None, max_bytes: int | None) -> None:
         self.session, self.bytes_per_token = session, bytes_per_token
         self.slots = max(1, engine_rows - HEAD_ROWS)
         self.queue = BodyQueue(self.slots, max_waiting, max_bytes)
+        self.rank: Callable[[Reply], float] | None = None
         self.heads: dict[Reply, int] = {}  # being decoded, with their priority
         self.bodies: dict[Reply, float] = {}  # being decoded, with the time they began
 
@@ -65,7 +69,8 @@ class HeadsFirst:
         """Queue a body. Where the queue has become full since it was let in, it goes on at once: False."""
         try:
             tokens = len(reply.body.request.prompt_ids) + len(reply.body.written)
-            self.queue.push(reply, reply.budget, now, priority, tokens * self.bytes_per_token)
+            rank = None if self.rank is None else self.rank(reply)
+            self.queue.push(reply, reply.budget, now, priority, tokens * self.bytes_per_token, rank)
         except QueueFull:
             self.bodies[reply] = now
             return False

@@ -110,17 +110,20 @@ class BodyQueue:
 
     # ---- in and out ----------------------------------------------------------------------------------------------------------------
 
-    def push(self, item: Hashable, stated: float | None, now: float, priority: int = 0, kept_bytes: int = 0) -> None:
+    def push(
+        self, item: Hashable, stated: float | None, now: float, priority: int = 0, kept_bytes: int = 0, rank: float | None = None
+    ) -> None:
         """File a body. Raises QueueFull over a bound; InputError if its head alone is over max_bytes.
 
-        `stated` None, of a head without a budget, counts as the mean. A lower `priority` goes first, as in vLLM.
+        `stated` None, of a head without a budget, counts as the mean. A lower `priority` goes first, as in vLLM. `rank`: sorts in place of
+        what was stated and waited, for a bench; all or none must have one.
         """
         self._advance(now)
         if item in self._waiting:
             raise ValueError(f"{item!r} waits already")
         self.check_room(kept_bytes)
         size = self.mean_stated if stated is None else stated
-        body = WaitingBody(priority, size + self._credit, self._sequence, size, kept_bytes, item)
+        body = WaitingBody(priority, size + self._credit if rank is None else rank, self._sequence, size, kept_bytes, item)
         self._sequence += 1
         heapq.heappush(self._heap, body)
         self._waiting[item] = body

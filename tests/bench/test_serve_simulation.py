@@ -129,7 +129,10 @@ def test_the_command(capsys, monkeypatch) -> None:
 def test_what_the_command_refuses(capsys, monkeypatch) -> None:
     code, _, said = run(capsys, monkeypatch)
     assert code == 2
-    assert "not there yet: give --simulate" in said
+    assert "give a run or a model to serve, or --simulate" in said
+    code, _, said = run(capsys, monkeypatch, "tiny", "--ageing", "1")
+    assert code == 2
+    assert "--ageing is for --simulate" in said
     code, _, said = run(capsys, monkeypatch, "--simulate", "--burst", "--load", "0.5")
     assert code == 2
     assert "exclude each other" in said

@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from sbtiny.cli import main as cli
+from sbtiny.cli.serve import listen
 from sbtiny.tasks import arithmetic
 
 LONG = next(q.question for q in arithmetic.generate_questions("val", 99) if q.level >= 4)
@@ -46,6 +47,12 @@ def tiny() -> Iterator[Command]:
     yield command
     command.process.kill()
     command.process.wait()
+
+
+def test_what_it_sends_does_not_wait_for_an_acknowledgement() -> None:
+    """Asyncio sets this for sockets that it makes itself alone."""
+    with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()), listener.accept()[0] as accepted:
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_it_greets_answers_its_own_curl_and_finishes_what_runs(tiny: Command) -> None:
