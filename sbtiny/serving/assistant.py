@@ -146,11 +146,13 @@ class Assistant:
         return ended
 
     def drop(self, reply: Reply) -> None:
-        """Forget a running answer; its slot is free at once."""
+        """Forget a running answer; its slot is free at once. Who reads it on gets an InputError."""
         for ticket in (reply.head, reply.body):
             if ticket is not None:
                 self.session.drop(ticket)
         self.running = [other for other in self.running if other is not reply]
+        if not reply.is_done:
+            reply.refusal = InputError("this answer was dropped")
 
     def extend(self, reply: Reply, tokens: int) -> None:
         """Let a running answer take so many tokens more before it is wrapped up. Raises InputError where it cannot."""
@@ -185,7 +187,9 @@ class Assistant:
             self._reopen(states_budget=True)
 
     def _reopen(self, states_budget: bool) -> None:
-        """Take the present weights. What was kept of earlier answers is of other weights, and forgotten."""
+        """Take the present weights. Answers that run, and what was kept of earlier ones, are of other weights: they are dropped."""
+        for reply in self.running:
+            self.drop(reply)
         self.policy.refresh()
         self.policy.states_budget = states_budget
         self.session = self.policy.engine.open_session(self.context, KEPT_PREFIXES)

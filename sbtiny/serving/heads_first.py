@@ -4,6 +4,7 @@ A head is a prompt and some six tokens. Its keys and values are kept while its b
 """
 
 from sbtiny.budget.seconds import SecondsLeft
+from sbtiny.errors import InputError
 from sbtiny.rollout.session import Session
 from sbtiny.serving.eta import estimate_start
 from sbtiny.serving.queue import BodyQueue, QueueFull
@@ -62,11 +63,11 @@ class HeadsFirst:
             self.session.hold(reply.body)
 
     def _file(self, reply: Reply, priority: int, now: float) -> bool:
-        """Queue a body. Where the queue has become full since it was let in, it goes on at once: False."""
+        """Queue a body. Where the queue has become full since it was let in, or never holds so long a one, it goes on at once: False."""
         try:
             tokens = len(reply.body.request.prompt_ids) + len(reply.body.written)
             self.queue.push(reply, reply.budget, now, priority, tokens * self.bytes_per_token)
-        except QueueFull:
+        except (QueueFull, InputError):
             self.bodies[reply] = now
             return False
         return True

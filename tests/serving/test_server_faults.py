@@ -287,3 +287,10 @@ def test_nobody_is_left_waiting_when_a_worker_stops(plain: Served) -> None:
     served.close()
     assert not served.worker.thread.is_alive()
     assert served.worker.state == "stopped"
+
+
+def test_a_prompt_too_long_for_the_queue_is_answered_beside_it(plain: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plain.worker.decoder.bodies.queue, "max_bytes", 1)
+    monkeypatch.setattr(plain.worker.decoder.bodies, "check_room", lambda tokens: None)
+    assert plain.chat("2 + 2?", max_tokens=30).status_code == 200
+    assert plain.worker.state == "ready"
