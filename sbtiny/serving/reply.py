@@ -21,7 +21,9 @@ BROKEN_BYTES = "Invalid prefix encountered"  # how DecodeStream's error for them
 
 
 class Reply:
-    """A running answer. Iterate over it for its parts; then `answer` is there, or InputError says why not. `press` asks for the answer now, a second time ends it.
+    """A running answer. Iterate over it for its parts; then `answer` is there, or an InputError says why not.
+
+    `press` asks for the answer now, a second time ends it.
 
     The assistant that began it feeds it after each step; it can be pressed from any thread. `step` decodes one token of each of the
     assistant's answers, `rate` is their tokens per second. Without a `calibration` there is no promise.
