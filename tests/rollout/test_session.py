@@ -215,3 +215,16 @@ def test_a_longer_run_frees_the_cache_of_the_last_before_it_allocates(tiny, monk
     monkeypatch.setattr(engine_module, "fit_slots", lambda *given: living.append(old() is not None) or fit(*given))
     policy.sample([policy.request("2 + 2?", 300, seed=0)], GREEDY)
     assert living == [False]
+
+
+def test_a_prompt_that_cannot_be_computed_now_waits_for_the_next_step(policy, monkeypatch) -> None:
+    request = asked(policy, 1)[0]
+    session = policy.engine.open_session(256)
+    ticket, prefill = session.add(request, GREEDY), session.scheduler.prefill
+    monkeypatch.setattr(session.scheduler, "prefill", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        session.step()
+    monkeypatch.setattr(session.scheduler, "prefill", prefill)
+    while session.is_busy:
+        session.step()
+    assert ticket.written == policy.sample([request], GREEDY)[0].completion_ids
