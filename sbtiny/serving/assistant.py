@@ -146,13 +146,11 @@ class Assistant:
         return ended
 
     def drop(self, reply: Reply) -> None:
-        """Forget a running answer; its slot is free at once. Who reads it on gets an InputError."""
+        """Forget a running answer; its slot is free at once."""
         for ticket in (reply.head, reply.body):
             if ticket is not None:
                 self.session.drop(ticket)
         self.running = [other for other in self.running if other is not reply]
-        if not reply.is_done:
-            reply.refusal = InputError("this answer was dropped")
 
     def extend(self, reply: Reply, tokens: int) -> None:
         """Let a running answer take so many tokens more before it is wrapped up. Raises InputError where it cannot."""

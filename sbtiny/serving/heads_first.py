@@ -29,9 +29,9 @@ class HeadsFirst:
 
     def check_room(self, prompt_tokens: int) -> None:
         """Raise QueueFull where one more answer would have no room to wait."""
-        if len(self.bodies) + len(self.heads) >= self.slots:
-            heads = len(self.heads) + 1
-            self.queue.check_room((prompt_tokens + HEAD_LIMIT) * self.bytes_per_token * heads, bodies=heads)
+        free = max(0, self.slots - len(self.bodies))
+        if (waiting := len(self.heads) + 1 - free) > 0:
+            self.queue.check_room((prompt_tokens + HEAD_LIMIT) * self.bytes_per_token * waiting, bodies=waiting)
 
     def add(self, reply: Reply, priority: int = 0) -> None:
         self.heads[reply] = priority

@@ -21,9 +21,7 @@ BROKEN_BYTES = "Invalid prefix encountered"  # how DecodeStream's error for them
 
 
 class Reply:
-    """A running answer. Iterate over it for its parts; then `answer` is there, or an InputError says why not.
-
-    `press` asks for the answer now, a second time ends it.
+    """A running answer. Iterate over it for its parts; then `answer` is there. `press` asks for the answer now, a second time ends it.
 
     The assistant that began it feeds it after each step; it can be pressed from any thread. `step` decodes one token of each of the
     assistant's answers, `rate` is their tokens per second. Without a `calibration` there is no promise.
@@ -67,9 +65,7 @@ class Reply:
         while True:
             yield from self.parts[seen:]
             seen = len(self.parts)
-            if self.refusal is not None:
-                raise self.refusal
-            if self.answer is not None:
+            if self.is_done:
                 return
             self.step()
 
