@@ -89,27 +89,17 @@ class Rate:
             self.marks.popleft()
 
 
-def seconds_left(
-    remaining: Remaining,
-    decode_rate: float | None,
-    *,
-    wait: float = 0.0,
-    prompt_tokens: int = 0,
-    prompt_rate: float | None = None,
-    errors: tuple[float, float] = UNMEASURED,
-) -> SecondsLeft | None:
-    """Compute wait + prompt tokens / prompt rate + tokens left / decode rate, with the band of the tokens and of `errors`.
+def seconds_left(remaining: Remaining, decode_rate: float | None, *, errors: tuple[float, float] = UNMEASURED) -> SecondsLeft | None:
+    """Compute tokens left / decode rate, with the band of the tokens and of `errors`, those of the rate (see Rate.errors).
 
-    `errors` are those of the rate, see Rate.errors.
-    `decode_rate`: tokens per second of this one answer, beside the others. None where a rate or the tokens left are not known.
+    `decode_rate`: tokens per second of this one answer, beside the others. None where the rate or the tokens left are not known.
     """
-    if remaining.tokens is None or not decode_rate or (prompt_tokens and not prompt_rate):
+    if remaining.tokens is None or not decode_rate:
         return None
-    before = wait + (prompt_tokens / prompt_rate if prompt_tokens else 0.0)
     least = remaining.tokens if remaining.low is None else remaining.low
-    low = before + least / decode_rate * errors[0]
-    high = None if remaining.high is None else before + remaining.high / decode_rate * errors[1]
-    return SecondsLeft(before + remaining.tokens / decode_rate, low, high)
+    low = least / decode_rate * errors[0]
+    high = None if remaining.high is None else remaining.high / decode_rate * errors[1]
+    return SecondsLeft(remaining.tokens / decode_rate, low, high)
 
 
 def tokens_in(seconds: float, rate: float) -> int:

@@ -47,7 +47,7 @@ class Engine(DecodeEngine):
     ) -> None:
         self.weights = Weights(model)
         self.pieces, self.slots, self.capacity, self.kv_cache_gib = pieces, slots, 0, kv_cache_gib
-        self.rows, self.cache, self.graphs, self.session = 0, None, None, None
+        self.rows, self.cache, self.graphs, self.sessions = 0, None, None, 0
         self.stops, self.max_positions = stop_mask(stop_ids, len(self.weights.embed)), self.weights.max_positions
         self.tag_mask = TagMask(pieces)
 
@@ -107,7 +107,8 @@ class Engine(DecodeEngine):
         w, start = self.weights, 0 if beginning is None else beginning.shape[-2]
         longest = max(len(p) for p in prompts) - 1 - start
         if longest == 0:
-            return [self.cache.new_zeros(len(w.layers), 2, w.kv_heads, 0, w.head_dim) if beginning is None else beginning for _ in prompts]
+            empty = self.cache.new_zeros(len(w.layers), 2, w.kv_heads, 0, w.head_dim)
+            return [empty if beginning is None else beginning.clone() for _ in prompts]  # it may be a view of a slot that others take
         # Right padding needs no mask: causal attention hides it from the real positions, and it is not copied.
         ids = torch.tensor([[*p[start:-1], *[0] * (start + longest + 1 - len(p))] for p in prompts], device=w.embed.device)
         x, cos, sin = w.embed[ids], self.cos[start : start + longest, None], self.sin[start : start + longest, None]
@@ -140,15 +141,15 @@ class Engine(DecodeEngine):
 
     def open_session(self, capacity: int, kept_prefixes: int = 0) -> "EngineSession":
         self._reserve(capacity)
-        self.session = EngineSession(self, kept_prefixes)
-        return self.session
+        self.sessions += 1
+        return EngineSession(self, kept_prefixes)
 
 
 class EngineSession(Session):
     """The decode loop: fill the slots, decode one token of each, sample, and free the slots of answers that ended."""
 
     def __init__(self, engine: Engine, kept_prefixes: int) -> None:
-        self.engine = engine
+        self.engine, self.number = engine, engine.sessions  # no reference from the engine: that would keep an old cache
         self.scheduler = Scheduler(engine.cache, engine._prefill, kept_prefixes)
 
     def add(self, request: Request, sampling: Sampling) -> Ticket:
@@ -173,7 +174,7 @@ class EngineSession(Session):
     @torch.inference_mode()
     def step(self) -> list[Ticket]:
         engine, scheduler = self.engine, self.scheduler
-        if engine.session is not self:
+        if engine.sessions != self.number:
             raise RuntimeError("another session was opened on this engine: it has one cache")
         stopped = scheduler.refill()
         if not (tickets := scheduler.slots):

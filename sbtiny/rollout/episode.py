@@ -6,7 +6,7 @@ from typing import Literal
 
 from sbtiny.budget.protocol import BUDGET_CLOSE, Parsed, body_length, parse
 from sbtiny.rollout.limit_enforcer import Interrupt, LimitEnforcer
-from sbtiny.rollout.limits import Limits, LimitSource
+from sbtiny.rollout.limits import Limits
 
 StopReason = Literal["end", "ceiling", "interrupted", "length"]
 BudgetSource = Literal["self", "user"]
@@ -75,11 +75,6 @@ class Episode:
     def allowed(self) -> int | None:
         """Body tokens before this answer is wrapped up; None without limit."""
         return self.request.limits.allowed(self.enforced_budget) if self.request.limits else None
-
-    @property
-    def limited_by(self) -> LimitSource | None:
-        """Who set the limit `allowed`; None without a limit."""
-        return self.request.limits.source(self.enforced_budget, self.request.has_given_budget) if self.request.limits else None
 
     @property
     def budget(self) -> int | None:

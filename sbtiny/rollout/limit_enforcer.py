@@ -73,7 +73,7 @@ class LimitEnforcer:
                 self.forced.extend(self.tracker.limits.wrap_up)
         self.injected.append(bool(self.forced))
         if self.forced:
-            token = self.forced.popleft()
+            token, stop = self.forced.popleft(), False  # a wrap-up holds no stop token
             self.tracker.check_token(self.pieces[token], forced=True)
         if not stop:
             fragment = self.fragments.get(token)

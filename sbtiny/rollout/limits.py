@@ -22,12 +22,10 @@ import math
 import re
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Literal
 
 from sbtiny.budget.protocol import BUDGET_OPEN, SOLUTION, THINK, Outcome, parse, tag_prefix_length
 from sbtiny.errors import InputError
 
-LimitSource = Literal["self", "user", "ceiling"]
 HEAD_CHARS = 64  # the longest legal head without white space has 41
 OPENING = re.compile(f"{SOLUTION.opening}|{THINK.opening}")
 
@@ -74,14 +72,6 @@ class Limits:
         """Body tokens before the wrap-up of an answer with this budget."""
         tolerated = None if budget is None or self.tolerance is None else math.floor(budget * (1 + self.tolerance))
         return min((n for n in (self.ceiling, tolerated) if n is not None), default=None)
-
-    def source(self, budget: int | None, prefilled: bool) -> LimitSource | None:
-        """Who set the limit `allowed`; None without a limit."""
-        if (allowed := self.allowed(budget)) is None:
-            return None
-        if budget is None or self.tolerance is None or allowed < math.floor(budget * (1 + self.tolerance)):
-            return "ceiling"
-        return "user" if prefilled else "self"
 
 
 class LimitTracker:

@@ -67,7 +67,7 @@ class Scheduler:
         """Fill free slots from the queue. Returns the tickets that the user stopped before they began."""
         stopped = []
         while self.queue and len(self.slots) < self.cache.shape[2]:
-            ticket = self.queue.popleft()
+            ticket = self.queue[0]  # it stays there where its prompt cannot be computed now
             if (state := self.held.pop(ticket, None)) is not None:
                 self._admit(ticket, state)
             elif ticket.is_stopped:
@@ -76,6 +76,7 @@ class Scheduler:
                 stopped.append(ticket)
             else:
                 self._admit(ticket, self._prompt_state(ticket.request.prompt_ids))
+            self.queue.popleft()
         return stopped
 
     def _forget(self, prompt: Tokens) -> None:

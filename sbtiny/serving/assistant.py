@@ -187,7 +187,9 @@ class Assistant:
             self._reopen(states_budget=True)
 
     def _reopen(self, states_budget: bool) -> None:
-        """Take the present weights. What was kept of earlier answers is of other weights, and forgotten."""
+        """Take the present weights. Answers that run, and what was kept of earlier ones, are of other weights: they are dropped."""
+        for reply in self.running:
+            self.drop(reply)
         self.policy.refresh()
         self.policy.states_budget = states_budget
         self.session = self.policy.engine.open_session(self.context, KEPT_PREFIXES)

@@ -6,6 +6,7 @@ A head is a prompt and some six tokens. Its keys and values are kept while its b
 from collections.abc import Callable
 
 from sbtiny.budget.seconds import SecondsLeft
+from sbtiny.errors import InputError
 from sbtiny.rollout.session import Session
 from sbtiny.serving.eta import estimate_start
 from sbtiny.serving.queue import BodyQueue, QueueFull
@@ -32,9 +33,9 @@ class HeadsFirst:
 
     def check_room(self, prompt_tokens: int) -> None:
         """Raise QueueFull where one more answer would have no room to wait."""
-        if len(self.bodies) + len(self.heads) >= self.slots:
-            heads = len(self.heads) + 1
-            self.queue.check_room((prompt_tokens + HEAD_LIMIT) * self.bytes_per_token * heads, bodies=heads)
+        free = max(0, self.slots - len(self.bodies))
+        if (waiting := len(self.heads) + 1 - free) > 0:
+            self.queue.check_room((prompt_tokens + HEAD_LIMIT) * self.bytes_per_token * waiting, bodies=waiting)
 
     def add(self, reply: Reply, priority: int = 0) -> None:
         self.heads[reply] = priority
@@ -66,12 +67,12 @@ class HeadsFirst:
             self.session.hold(reply.body)
 
     def _file(self, reply: Reply, priority: int, now: float) -> bool:
-        """Queue a body. Where the queue has become full since it was let in, it goes on at once: False."""
+        """Queue a body. Where the queue has become full since it was let in, or never holds so long a one, it goes on at once: False."""
         try:
             tokens = len(reply.body.request.prompt_ids) + len(reply.body.written)
             rank = None if self.rank is None else self.rank(reply)
             self.queue.push(reply, reply.budget, now, priority, tokens * self.bytes_per_token, rank)
-        except QueueFull:
+        except (QueueFull, InputError):
             self.bodies[reply] = now
             return False
         return True

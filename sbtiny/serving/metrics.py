@@ -19,7 +19,7 @@ class Metrics:
             "sbtiny_budgets", "Finished answers with a budget: within it, or its promise, or not", ["kept"], registry=self.registry
         )
         self.first = Histogram("sbtiny_time_to_first_token_seconds", "From acceptance", buckets=SECONDS, registry=self.registry)
-        self.queued = Histogram("sbtiny_queue_time_seconds", "From acceptance to a slot", buckets=SECONDS, registry=self.registry)
+        self.queued = Histogram("sbtiny_queue_time_seconds", "That a body waited for a slot", buckets=SECONDS, registry=self.registry)
         for name, about, read in (
             ("sbtiny_queue_length", "Requests that wait for a slot", lambda: worker.decoder.waiting if worker.decoder else 0),
             ("sbtiny_requests_open", "Requests that wait or are decoded", lambda: worker.accepted),
@@ -30,7 +30,7 @@ class Metrics:
     def record(self, update: Update) -> None:
         """Count the last update of a request."""
         if update.outcome is None:
-            self.requests.labels("error").inc()
+            self.requests.labels("queue_full" if update.error.status == 429 else "error").inc()
             return
         outcome: Outcome = update.outcome
         answer = outcome.answer

@@ -17,6 +17,8 @@ from sbtiny.rollout.limit_enforcer import Interrupt
 from sbtiny.rollout.session import Ticket
 from sbtiny.serving.ask import Answer, Ask, BudgetSource, Progress
 
+BROKEN_BYTES = "Invalid prefix encountered"  # how DecodeStream's error for them begins
+
 
 class Reply:
     """A running answer. Iterate over it for its parts; then `answer` is there. `press` asks for the answer now, a second time ends it.
@@ -89,7 +91,7 @@ class Reply:
             if is_forced and self.is_inside_character and not ticket.enforcer.injected[at - 1]:  # cut inside a character, which is left out
                 self.decoder = DecodeStream(skip_special_tokens=False)
             self.thought_tokens += self.splitter.kind == "thoughts"
-            text = self.decoder.step(self.tokenizer, token)
+            text = self._decode(token)
             self.is_inside_character = not text
             if text:
                 self.pieces.append(text)
@@ -102,6 +104,16 @@ class Reply:
         if ticket.episode is not None:
             self.parts += self.splitter.close()
             self._finish()
+
+    def _decode(self, token: int) -> str | None:
+        """The text of the next token; None inside a character. Bytes that cannot be one begin the text anew, as in vLLM."""
+        try:
+            return self.decoder.step(self.tokenizer, token)
+        except Exception as error:  # tokenizers has no class of its own for it
+            if not str(error).startswith(BROKEN_BYTES):
+                raise
+            self.decoder = DecodeStream(skip_special_tokens=False)
+            return self.decoder.step(self.tokenizer, token)
 
     def _finish(self) -> None:
         episode = self.body.episode

@@ -14,7 +14,11 @@ from sbtiny.serving.decoder import Decoder
 from sbtiny.serving.job import Job, Update
 from sbtiny.serving.request_error import RequestError
 
-CRASHED = "the decoder has crashed: restart the server"
+REFUSALS = {
+    "loading": "the model is being loaded: try again soon",
+    "failed": "the decoder has crashed: restart the server",
+    "stopped": "the server is stopping",
+}
 log = logging.getLogger(__name__)
 
 
@@ -87,13 +91,15 @@ class Worker:
 
     def check_ready(self) -> None:
         if self.state != "ready":
-            what = {"loading": "the model is being loaded: try again soon", "failed": CRASHED, "stopped": "the server is stopping"}
-            raise RequestError(what[self.state], code=self.state, status=503)
+            raise self._refusal()
 
     def _send(self, errand: Errand) -> None:
         self.inbox.put(errand)
         if self.state in ("failed", "stopped"):  # nobody reads the inbox any more
-            self._refuse_inbox(RequestError(CRASHED, code=self.state, status=503))
+            self._refuse_inbox(self._refusal())
+
+    def _refusal(self) -> RequestError:
+        return RequestError(REFUSALS[self.state], code=self.state, status=503)
 
     def _close(self, job: Job) -> None:
         self.accepted -= job.is_open
@@ -132,7 +138,7 @@ class Worker:
         """Run the errands that have come; wait for one where nothing is decoded."""
         try:
             self.inbox.get(block=not self.decoder.jobs).run()
-            while True:
+            while self.state == "ready":
                 self.inbox.get_nowait().run()
         except Empty:
             return
@@ -145,7 +151,7 @@ class Worker:
 
     def _fail(self, state: Literal["failed", "stopped"]) -> None:
         self.state = state
-        error = RequestError(CRASHED if state == "failed" else "the server was stopped", code=state, status=503)
+        error = self._refusal()
         if self.decoder is not None:
             told = self.decoder.take_news()
             ended = {job for job, update in told if update.is_last}

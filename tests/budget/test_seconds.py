@@ -65,20 +65,20 @@ def test_the_errors_are_those_of_times_of_this_length() -> None:
     assert Rate().errors(1.0) == UNMEASURED
 
 
-def test_seconds_are_wait_prompt_and_decoding() -> None:
-    left = seconds_left(Remaining(100, 50, 200), 20.0, wait=3.0, prompt_tokens=400, prompt_rate=200.0, errors=(1.0, 1.0))
-    assert left == SecondsLeft(10.0, 7.5, 15.0)
+def test_seconds_are_those_of_decoding() -> None:
+    left = seconds_left(Remaining(100, 50, 200), 20.0, errors=(1.0, 1.0))
+    assert left == SecondsLeft(5.0, 2.5, 10.0)
     wider = seconds_left(Remaining(100, 100, 100), 20.0, errors=(0.8, 1.5))
     assert wider == SecondsLeft(5.0, 4.0, 7.5)
     assert seconds_left(Remaining(100, None, None), 20.0, errors=(1.0, 1.0)) == SecondsLeft(5.0, 5.0, None)
 
 
 @pytest.mark.parametrize(
-    ("remaining", "rate", "more"),
-    [(Remaining(None, 3, None, 0.5), 20.0, {}), (Remaining(9, 9, 9), None, {}), (Remaining(9, 9, 9), 20.0, {"prompt_tokens": 5})],
+    ("remaining", "rate"),
+    [(Remaining(None, 3, None, 0.5), 20.0), (Remaining(9, 9, 9), None)],
 )
-def test_without_a_rate_or_a_length_there_are_no_seconds(remaining: Remaining, rate: float | None, more: dict) -> None:
-    assert seconds_left(remaining, rate, **more) is None
+def test_without_a_rate_or_a_length_there_are_no_seconds(remaining: Remaining, rate: float | None) -> None:
+    assert seconds_left(remaining, rate) is None
 
 
 def test_a_budget_in_seconds() -> None:

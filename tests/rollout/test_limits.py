@@ -144,13 +144,10 @@ def test_a_second_budget_in_the_body_changes_nothing() -> None:
     assert control.budget == 4
 
 
-def test_the_lower_limit_counts_and_says_whose_it_is() -> None:
+def test_the_lower_limit_counts() -> None:
     limits = Limits(ceiling=100, tolerance=0.5)
     assert [limits.allowed(b) for b in (None, 10, 1000)] == [100, 15, 100]
-    assert [limits.source(10, False), limits.source(10, True), limits.source(1000, True)] == ["self", "user", "ceiling"]
-    assert limits.source(None, False) == "ceiling"
     assert Limits(tolerance=0.5).allowed(None) is None
-    assert Limits().source(4, False) is None
 
 
 def test_without_a_wrap_up_the_answer_just_ends() -> None:

@@ -1,11 +1,13 @@
 """The open loop: requests that come and go give the tokens that they give alone."""
 
+import weakref
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from sbtiny.errors import InputError
+from sbtiny.rollout import engine as engine_module
 from sbtiny.rollout.engine import Engine
 from sbtiny.rollout.episode import Request
 from sbtiny.rollout.limit_enforcer import Interrupt
@@ -186,3 +188,43 @@ def test_answers_that_are_held_and_go_on_are_as_if_they_had_not_been(tiny, poiso
     assert not session.is_busy
     with pytest.raises(ValueError, match="not held"):
         session.resume(dropped)
+
+
+def test_a_prompt_that_stands_whole_in_a_slot_is_not_lost_with_it(policy) -> None:
+    """Others wait with the same prompt while that slot goes to another question."""
+    same, other = asked(policy, 2)
+    same = replace(same, max_tokens=40)
+    alone = policy.sample([same], GREEDY)[0].completion_ids
+    session = policy.engine.open_session(256, kept_prefixes=4)
+    session.scheduler.cache = policy.engine.cache[:, :, :2]
+    first = session.add(replace(same, max_tokens=30), GREEDY)
+    for _ in range(3):
+        session.step()
+    tickets = [session.add(request, GREEDY) for request in (same, replace(other, max_tokens=60), same)]
+    while session.is_busy:
+        session.step()
+    assert first.written == alone[:30]
+    assert [tickets[0].written, tickets[2].written] == [alone, alone]
+
+
+def test_a_longer_run_frees_the_cache_of_the_last_before_it_allocates(tiny, monkeypatch) -> None:
+    policy = build_policy(*tiny, slots=2)
+    policy.sample([policy.request("2 + 2?", 8, seed=0)], GREEDY)
+    old, living = weakref.ref(policy.engine.cache), []
+    fit = engine_module.fit_slots
+    monkeypatch.setattr(engine_module, "fit_slots", lambda *given: living.append(old() is not None) or fit(*given))
+    policy.sample([policy.request("2 + 2?", 300, seed=0)], GREEDY)
+    assert living == [False]
+
+
+def test_a_prompt_that_cannot_be_computed_now_waits_for_the_next_step(policy, monkeypatch) -> None:
+    request = asked(policy, 1)[0]
+    session = policy.engine.open_session(256)
+    ticket, prefill = session.add(request, GREEDY), session.scheduler.prefill
+    monkeypatch.setattr(session.scheduler, "prefill", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        session.step()
+    monkeypatch.setattr(session.scheduler, "prefill", prefill)
+    while session.is_busy:
+        session.step()
+    assert ticket.written == policy.sample([request], GREEDY)[0].completion_ids

@@ -5,7 +5,9 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from tokenizers import Tokenizer, decoders, models
 
 import sbtiny
 from sbtiny.budget.protocol import THINK
@@ -226,3 +228,25 @@ def test_a_template_that_opens_the_thoughts_itself(tiny) -> None:
     assert reply.answer.thoughts.endswith("Time is up.")
     assert reply.answer.text
     assert reply.answer.stop_reason == "interrupted"
+
+
+def test_answers_that_run_are_dropped_where_the_weights_change(assistant: Assistant) -> None:
+    assistant.stream(LONG)
+    assistant.step()
+    with assistant.base_model():
+        assert assistant.running == []
+    assert assistant.ask(SHORT).ended
+
+
+def test_bytes_that_are_no_character_do_not_end_the_others(plain: Assistant) -> None:
+    """The decoder of sentencepiece's bytes raises for some of them."""
+    letters = {"a": 0, "b": 1} | {f"<0x{byte:02X}>": byte + 2 for byte in range(256)}
+    tokenizer = Tokenizer(models.BPE(letters, [], byte_fallback=True))
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    reply = plain.stream(SHORT)
+    plain.drop(reply)
+    reply.tokenizer, texts = tokenizer, []
+    for token in np.random.default_rng(0).integers(0, 258, 3000).tolist():
+        texts.append(reply._decode(token) or "")
+    assert reply._decode(0) is not None
+    assert {"a", "\ufffd"} <= set("".join(texts))

@@ -1,5 +1,6 @@
 """A server when things go wrong: clients that go, full queues, crashes, keys, garbage."""
 
+import asyncio
 import json
 import random
 import socket
@@ -16,6 +17,10 @@ from serve_support import Served, slow_down, text_of, wait_for
 from test_requests import NAMES, VALUES
 
 from sbtiny.errors import InputError
+from sbtiny.serving.ask import Ask
+from sbtiny.serving.decoder import Decoder
+from sbtiny.serving.job import Job
+from sbtiny.serving.requests import ServeRequest
 from sbtiny.serving.worker import Worker
 from sbtiny.tasks import arithmetic
 
@@ -287,3 +292,22 @@ def test_nobody_is_left_waiting_when_a_worker_stops(plain: Served) -> None:
     served.close()
     assert not served.worker.thread.is_alive()
     assert served.worker.state == "stopped"
+
+
+def test_a_prompt_too_long_for_the_queue_is_answered_beside_it(plain: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plain.worker.decoder.bodies.queue, "max_bytes", 1)
+    monkeypatch.setattr(plain.worker.decoder.bodies, "check_room", lambda tokens: None)
+    assert plain.chat("2 + 2?", max_tokens=30).status_code == 200
+    assert plain.worker.state == "ready"
+
+
+@pytest.mark.parametrize("most_waiting", [0, 1, 3])
+def test_requests_that_come_at_once_fill_the_slots_and_the_queue(most_waiting: int) -> None:
+    async def accept() -> int:
+        decoder = Decoder(load_tiny()(), most_waiting)
+        for i in range(SLOTS + most_waiting + 2):
+            ask = Ask(max_tokens=40, seed=i)
+            decoder.begin(Job(ServeRequest(ask=ask, messages=({"role": "user", "content": f"2 + {i}?"},))))
+        return len(decoder.jobs)
+
+    assert asyncio.run(accept()) == SLOTS + most_waiting

@@ -48,6 +48,7 @@ class LlamaCppEngine(DecodeEngine):
         self.max_positions = llama_cpp.llama_model_n_ctx_train(self.model)
         self.stops = np.array([llama_cpp.llama_vocab_is_eog(self.vocab, i) for i in range(self.size)], dtype=bool)
         self.pieces: Sequence[str] = ()
+        self.sessions = 0
 
     def close(self) -> None:
         """Free the memory; the engine cannot be used afterwards."""
@@ -83,8 +84,8 @@ class LlamaCppEngine(DecodeEngine):
         self._reserve(capacity)
         self._clear()
         self.tag_mask = TagMask(self.pieces)
-        self.session = LlamaCppSession(self, keep=kept_prefixes > 0)
-        return self.session
+        self.sessions += 1
+        return LlamaCppSession(self, keep=kept_prefixes > 0)
 
     def copy_state(self, slot: int) -> bytes:
         """A sequence's keys and values, as llama.cpp writes them."""
@@ -151,7 +152,7 @@ class LlamaCppSession(Session):
     """The decode loop over llama.cpp's sequences. With `keep`, a free slot keeps its sequence for a prompt that goes on from it."""
 
     def __init__(self, engine: LlamaCppEngine, keep: bool) -> None:
-        self.engine, self.keep = engine, keep
+        self.engine, self.number, self.keep = engine, engine.sessions, keep
         self.queue: deque[Ticket] = deque()
         self.running: dict[int, Ticket] = {}  # by slot
         self.fed: list[list[int]] = [[] for _ in range(engine.rows)]  # tokens in the cache
@@ -188,7 +189,7 @@ class LlamaCppSession(Session):
         return bool(self.running or self.queue)
 
     def step(self) -> list[Ticket]:
-        if self.engine.session is not self:
+        if self.engine.sessions != self.number:
             raise RuntimeError("another session was opened on this engine: it has one cache")
         ended = self._refill()
         slots = self._feed()
