@@ -52,6 +52,9 @@ def chat(
     errors = Console(stderr=True, highlight=False)
     if not assistant.policy.states_budget:
         errors.print(f"{name} states no budget, it was not trained to: a given one is a ceiling alone", markup=False)
+    if assistant.calibration and not assistant.fitting_calibration(assistant.defaults):
+        own = assistant.calibration
+        errors.print(f"no promises: the calibration is at temperature {own.temperature:g}, top_p {own.top_p:g}", markup=False)
     if question is not None:
         answer = answer_once(assistant, dialog, question, quiet=flags.as_json)
         if flags.as_json:

@@ -43,19 +43,22 @@ def answering_fingerprint(policy: Policy, name: str) -> str:
     return policy_fingerprint(info["base"], info["four_bit"], run / "adapter" if run else None)
 
 
-def load_calibration(policy: Policy, name: str, *, temperature: float, top_p: float, task: str | None = None) -> Calibration | None:
+def load_calibration(
+    policy: Policy, name: str, *, temperature: float | None = None, top_p: float | None = None, task: str | None = None
+) -> Calibration | None:
     """Read the calibration of what `policy`, loaded by `name`, answers; None where there is no file.
 
-    Raises InputError for a broken file, and by name for one made with other weights, format, sampling or task. `task` None, of free
-    questions, is not compared; one file of questions may calibrate another.
+    Raises InputError for a broken file, and by name for one made with other weights, format, sampling or task. What is None is not
+    compared: the task of free questions, the sampling where each answer has its own. One file of questions may calibrate another.
     """
     path = calibration_path(name)
     if not path.is_file():
         return None
     found = from_record(runs.read_json(path), str(path))
     same_kind = task is None or (task not in TASKS and found.task not in TASKS)
-    sampling = {"temperature": temperature, "top_p": top_p, **({} if same_kind else {"task": task})}
-    found.check_matches(str(path), model_fingerprint=answering_fingerprint(policy, name), format=policy.form.name, **sampling)
+    asked = {"temperature": temperature, "top_p": top_p, "task": None if same_kind else task}
+    asked = {key: value for key, value in asked.items() if value is not None}
+    found.check_matches(str(path), model_fingerprint=answering_fingerprint(policy, name), format=policy.form.name, **asked)
     return found
 
 

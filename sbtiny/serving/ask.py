@@ -123,7 +123,7 @@ def check_messages(messages: Sequence[Message]) -> None:
     """Raise InputError unless these are turns with a role and a text each, the last one the user's."""
     for message in messages:
         if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
-            raise InputError(f"{str(message)[:60]!r} is no turn of a chat: use {{'role': 'user', 'content': 'a text'}}, or a question alone")
+            raise InputError(f"{str(message)[:60]!r} is no turn of a chat: use {{'role': 'user', 'content': 'a text'}}, or one question")
         try:
             message["content"].encode()
         except UnicodeEncodeError as error:

@@ -101,7 +101,7 @@ class Assistant:
 
     def _begin(self, messages: Sequence[Message], prompt: list[int], ask: Ask) -> Reply:
         self._check_room(len(prompt))
-        reply = Reply(messages, prompt, ask, self.step_each, self.rate, self._fitting_calibration(ask), self.settings.coverage)
+        reply = Reply(messages, prompt, ask, self.step_each, self.rate, self.fitting_calibration(ask), self.settings.coverage)
         if ask.coverage is not None and reply.calibration is None:
             raise InputError("no promise without a calibration that fits: sbtiny calibrate makes one, at the temperature of the answers")
         mode = ask.choice.mode if self.policy.states_budget or ask.choice.mode != "scaled" else "auto"
@@ -239,7 +239,7 @@ class Assistant:
         request = Request(ids, self.limiter.room(reply), reply.ask.seed, shown, reply.given, None, reply.interrupt)
         reply.begin_body(self.session.add(request, reply.ask.sampling()), shown, self.policy.tokenizer.backend_tokenizer, self.policy.form)
 
-    def _fitting_calibration(self, ask: Ask) -> Calibration | None:
+    def fitting_calibration(self, ask: Ask) -> Calibration | None:
         """The calibration, where the answer is sampled as those that it was made of."""
         fits = self.calibration and (ask.temperature, ask.top_p) == (self.calibration.temperature, self.calibration.top_p)
         return self.calibration if fits and not ask.top_k and not ask.min_p else None
@@ -266,5 +266,5 @@ def load(
     default_ask(settings.serve)  # a wrong budget is told before a model is loaded for minutes
     policy = load_policy(model, settings, settings.serve.max_num_seqs)
     serve = settings.serve
-    calibration = load_calibration(policy, model, temperature=serve.temperature, top_p=serve.top_p) if policy.states_budget else None
+    calibration = load_calibration(policy, model) if policy.states_budget else None  # each answer asks whether its sampling fits
     return Assistant(policy, serve, calibration, settings.seed)
