@@ -8,6 +8,7 @@ import typer
 
 from sbtiny.cli.app import app
 from sbtiny.cli.options import COMMON, USE, Flags, print_result, start_work, with_flags
+from sbtiny.errors import InputError
 
 
 @app.command("chat", rich_help_panel=USE)
@@ -37,8 +38,8 @@ def chat(
     resolve(model)
     if run:
         runs.check_finished(run)
-    if question is None and not sys.stdin.isatty():
-        question = sys.stdin.read().strip()
+    if question is None and not (sys.stdin and sys.stdin.isatty()):
+        question = read_piped_question()
     start_work(settings)
     from rich.console import Console
 
@@ -51,6 +52,9 @@ def chat(
     errors = Console(stderr=True, highlight=False)
     if not assistant.policy.states_budget:
         errors.print(f"{name} states no budget, it was not trained to: a given one is a ceiling alone", markup=False)
+    if assistant.calibration and not assistant.fitting_calibration(assistant.defaults):
+        own = assistant.calibration
+        errors.print(f"no promises: the calibration is at temperature {own.temperature:g}, top_p {own.top_p:g}", markup=False)
     if question is not None:
         answer = answer_once(assistant, dialog, question, quiet=flags.as_json)
         if flags.as_json:
@@ -60,3 +64,11 @@ def chat(
         return
     errors.print(f"{name}: ask, or /help", markup=False, style="dim")
     Terminal(assistant, dialog, Console(highlight=False), make_reader()).run()
+
+
+def read_piped_question() -> str:
+    """Read stdin to its end; "" where it is closed. Raises InputError for bytes that are no text."""
+    try:
+        return sys.stdin.read().strip() if sys.stdin else ""
+    except UnicodeDecodeError as error:
+        raise InputError(f"the question on the pipe is not {error.encoding} at byte {error.start}: give a text") from error

@@ -49,16 +49,16 @@ def load_calibration(
     """Read the calibration of what `policy`, loaded by `name`, answers; None where there is no file.
 
     Raises InputError for a broken file, and by name for one made with other weights, format, sampling or task. What is None is not
-    compared: a chat may change its temperature, and its questions are free. One file of questions may calibrate another.
+    compared: the task of free questions, the sampling where each answer has its own. One file of questions may calibrate another.
     """
     path = calibration_path(name)
     if not path.is_file():
         return None
     found = from_record(runs.read_json(path), str(path))
     same_kind = task is None or (task not in TASKS and found.task not in TASKS)
-    given = {"temperature": temperature, "top_p": top_p, "task": None if same_kind else task}
-    sampling = {key: value for key, value in given.items() if value is not None}
-    found.check_matches(str(path), model_fingerprint=answering_fingerprint(policy, name), format=policy.form.name, **sampling)
+    asked = {"temperature": temperature, "top_p": top_p, "task": None if same_kind else task}
+    asked = {key: value for key, value in asked.items() if value is not None}
+    found.check_matches(str(path), model_fingerprint=answering_fingerprint(policy, name), format=policy.form.name, **asked)
     return found
 
 

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -116,6 +117,19 @@ class Progress:
     left: int | None
     over: float
     seconds: SecondsLeft | None
+
+
+def check_messages(messages: Sequence[Message]) -> None:
+    """Raise InputError unless these are turns with a role and a text each, the last one the user's."""
+    for message in messages:
+        if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
+            raise InputError(f"{str(message)[:60]!r} is no turn of a chat: use {{'role': 'user', 'content': 'a text'}}, or one question")
+        try:
+            message["content"].encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"the {message['role']} turn is not UTF-8 at character {error.start}: take that character out") from error
+    if not messages or messages[-1]["role"] != "user" or not messages[-1]["content"].strip():
+        raise InputError("no question: the last turn must be the user's, with a text")
 
 
 def clean_history(messages: list[Message]) -> list[Message]:

@@ -17,7 +17,7 @@ from sbtiny.rollout.load_policy import load_policy
 from sbtiny.rollout.policy import Policy
 from sbtiny.rollout.sampling import Sampling
 from sbtiny.serving.answer_limits import HEAD_TOKENS, SHORT_RESERVE, Limiter
-from sbtiny.serving.ask import Answer, Ask, choose_budget, clean_history, default_ask
+from sbtiny.serving.ask import Answer, Ask, check_messages, choose_budget, clean_history, default_ask
 from sbtiny.serving.reply import Reply
 
 KEPT_PREFIXES = 4  # answers whose keys and values are kept for the next turn
@@ -57,7 +57,8 @@ class Assistant:
         `budget`: tokens, or as in `--budget` (`"2x"`, `"30s"`). `seconds`: the tokens that the measured rate makes in them. `coverage`:
         the tokens that are promised at this chance. By default the model states its budget.
         """
-        return self.stream(question, budget, seconds, coverage, system, seed).wait()
+        with self.dropping_unfinished():
+            return self.stream(question, budget, seconds, coverage, system, seed).wait()
 
     def stream(
         self,
@@ -71,20 +72,22 @@ class Assistant:
         """Begin an answer, as `ask` does. Iterate over it for its parts; `press()` asks for the answer now."""
         self.count += 1
         ask = replace(self.defaults, seed=self.defaults.seed + self.count if seed is None else seed)
-        messages = to_messages(question, system) if isinstance(question, str) else list(question)
+        messages = to_messages(question, system) if isinstance(question, str) else question
         return self.begin(messages, choose_budget(ask, budget, seconds, coverage))
 
     def ask_all(self, questions: Sequence[str], budget: int | str | None = None, system: str | None = None) -> list[Answer]:
-        """Answer many questions at once, in their order."""
-        replies = [self.stream(question, budget, system=system) for question in questions]
-        return [reply.wait() for reply in replies]
+        """Answer many questions at once, in their order. Raises InputError, and answers none, where one of them cannot be asked."""
+        if isinstance(questions, str):
+            raise InputError("ask_all takes a list of questions: use ask for one")
+        with self.dropping_unfinished():
+            replies = [self.stream(question, budget, system=system) for question in questions]
+            return [reply.wait() for reply in replies]
 
     # ---- for chat and server -------------------------------------------------------------------------------------------------------
 
     def begin(self, messages: Sequence[Message], ask: Ask) -> Reply:
         """Begin an answer to a chat. Raises InputError for a chat that does not fit, or a promise that cannot be made."""
-        if not messages or messages[-1]["role"] != "user" or not messages[-1]["content"].strip():
-            raise InputError("no question: the last turn must be the user's, with a text")
+        check_messages(messages)
         messages = clean_history(list(messages))
         return self._begin(messages, prompt_ids(self.policy.tokenizer, messages), ask)
 
@@ -98,7 +101,7 @@ class Assistant:
 
     def _begin(self, messages: Sequence[Message], prompt: list[int], ask: Ask) -> Reply:
         self._check_room(len(prompt))
-        reply = Reply(messages, prompt, ask, self.step, self.rate, self._fitting_calibration(ask), self.settings.coverage)
+        reply = Reply(messages, prompt, ask, self.step_each, self.rate, self.fitting_calibration(ask), self.settings.coverage)
         if ask.coverage is not None and reply.calibration is None:
             raise InputError("no promise without a calibration that fits: sbtiny calibrate makes one, at the temperature of the answers")
         mode = ask.choice.mode if self.policy.states_budget or ask.choice.mode != "scaled" else "auto"
@@ -152,7 +155,19 @@ class Assistant:
         for ticket in (reply.head, reply.body):
             if ticket is not None:
                 self.session.drop(ticket)
+        reply.is_dropped = True
         self.running = [other for other in self.running if other is not reply]
+
+    @contextmanager
+    def dropping_unfinished(self) -> Iterator[None]:
+        """Drop, after an error or Ctrl-C, the answers begun in here: nobody would read them, and each takes a slot."""
+        before = list(self.running)
+        try:
+            yield
+        except BaseException:
+            for reply in [reply for reply in self.running if reply not in before]:
+                self.drop(reply)
+            raise
 
     def extend(self, reply: Reply, tokens: int) -> None:
         """Let a running answer take so many tokens more before it is wrapped up. Raises InputError where it cannot."""
@@ -234,7 +249,7 @@ class Assistant:
         request = Request(ids, self.limiter.room(reply), reply.ask.seed, shown, reply.given, None, reply.interrupt)
         reply.begin_body(self.session.add(request, reply.ask.sampling()), shown, self.policy.tokenizer.backend_tokenizer, self.policy.form)
 
-    def _fitting_calibration(self, ask: Ask) -> Calibration | None:
+    def fitting_calibration(self, ask: Ask) -> Calibration | None:
         """The calibration, where the answer is sampled as those that it was made of."""
         fits = self.calibration and (ask.temperature, ask.top_p) == (self.calibration.temperature, self.calibration.top_p)
         return self.calibration if fits and not ask.top_k and not ask.min_p else None
@@ -258,7 +273,8 @@ def load(
     arguments. A calibration beside it makes the promises. Raises InputError for what cannot be loaded.
     """
     settings = settings or Settings(model=model, seed=seed, engine=engine, four_bit=four_bit)
+    default_ask(settings.serve)  # a wrong budget is told before a model is loaded for minutes
     policy = load_policy(model, settings, settings.serve.max_num_seqs)
     serve = settings.serve
-    calibration = load_calibration(policy, model) if policy.states_budget else None
+    calibration = load_calibration(policy, model) if policy.states_budget else None  # each answer asks whether its sampling fits
     return Assistant(policy, serve, calibration, settings.seed)

@@ -1,6 +1,7 @@
 """A chat: its turns, its settings and its slash commands. Knows no terminal: a command's result is text to show, or an action."""
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
@@ -157,6 +158,8 @@ COMMANDS = ("help", "budget", "ceiling", "think", "set", "system", "clear", "reg
 
 def read_number(name: str, text: str, kind: Callable[[str], float]) -> float:
     try:
-        return kind(text)
-    except ValueError as error:
-        raise InputError(f"{name} {text!r} is not a {'whole number' if kind is int else 'number'}") from error
+        if math.isfinite(value := kind(text)):
+            return value
+    except (ValueError, OverflowError):  # isfinite turns an int into a float
+        pass
+    raise InputError(f"{name} {text!r} is not a {'whole number' if kind is int else 'number'}")

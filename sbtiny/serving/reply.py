@@ -24,7 +24,8 @@ class Reply:
     """A running answer. Iterate over it for its parts; then `answer` is there. `press` asks for the answer now, a second time ends it.
 
     The assistant that began it feeds it after each step; it can be pressed from any thread. `step` decodes one token of each of the
-    assistant's answers, `rate` is their tokens per second. Without a `calibration` there is no promise.
+    assistant's answers, `rate` is their tokens per second. Without a `calibration` there is no promise. Iterating raises InputError for an
+    answer that cannot go on; it ends early for one that was dropped.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Reply:
         self.pieces: list[str] = []  # its whole text, tags included
         self.thought_tokens = 0
         self.refusal: InputError | None = None  # why it cannot go on
+        self.is_dropped = False
         self.first_at: float | None = None
         self.answer: Answer | None = None
 
@@ -65,13 +67,18 @@ class Reply:
         while True:
             yield from self.parts[seen:]
             seen = len(self.parts)
-            if self.is_done:
+            if self.refusal is not None:
+                raise self.refusal
+            if self.is_done or self.is_dropped:
                 return
             self.step()
 
     def wait(self) -> Answer:
+        """Decode to the end. Raises InputError for an answer that cannot go on, or was dropped."""
         for _ in self:
             pass
+        if self.answer is None:
+            raise InputError("this answer was dropped before its end: ask again")
         return self.answer
 
     # ---- called by the assistant ---------------------------------------------------------------------------------------------------

@@ -52,7 +52,7 @@ def url_of(listener: socket.socket) -> str:
 
 def greeting(name: str, url: str, assistant: Assistant, slots: int, api_key: str | None) -> str:
     """Address, model, promise, slots, and a command to try."""
-    settings, calibration = assistant.settings, assistant.calibration
+    settings, calibration = assistant.settings, assistant.fitting_calibration(assistant.defaults)
     if calibration is not None:
         factor = calibration.scores.factor(settings.coverage)
         promise = f"calibrated: {settings.coverage:.0%} within " + (f"{factor:.2f}x the stated budget" if factor else "no finite promise")

@@ -125,6 +125,8 @@ def with_steps(reply: Reply) -> Iterator[Part | None]:
         yield None
         yield from reply.parts[seen:]
         seen = len(reply.parts)
+    if reply.refusal is not None:
+        raise reply.refusal
 
 
 # ---- the chat ----------------------------------------------------------------------------------------------------------------------

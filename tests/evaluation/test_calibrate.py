@@ -106,6 +106,15 @@ def test_what_does_not_fit_is_named_and_not_used(
     assert reason in " ".join(err.split())
 
 
+def test_a_calibrated_run_answers_at_another_temperature_without_promises(calibrated: Path, capsys: pytest.CaptureFixture) -> None:
+    line = ["chat", str(calibrated), "1 + 1?", "--temperature", "0", "--set", "serve.max_tokens=60", "--json"]
+    assert call(line, False) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["promise"] is None
+    assert "no promises: the calibration is at temperature 0.6, top_p 0.95" in err
+    assert call([*line, "--budget", "90%"], False) == 2
+
+
 def test_one_file_calibrates_another_and_not_itself(mine: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     files = []
     for name, seed in (("one", 7), ("two", 8)):

@@ -2,6 +2,7 @@
 
 import copy
 import re
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from sbtiny.config import ServeSettings, Settings
 from sbtiny.errors import InputError
 from sbtiny.rollout.load_policy import build_policy
 from sbtiny.serving.assistant import Assistant
+from sbtiny.serving.reply import Reply
 from sbtiny.tasks import arithmetic
 
 SHORT = next(q.question for q in arithmetic.generate_questions("val", 99) if q.level <= 2)
@@ -160,6 +162,35 @@ def test_a_dropped_answer_leaves_room(plain: Assistant) -> None:
     assert not any(r.is_done for r in replies[:3])
 
 
+def test_a_dropped_answer_ends_for_who_reads_it(plain: Assistant) -> None:
+    reply = plain.stream(LONG)
+    for _ in reply:
+        plain.drop(reply)
+    assert reply.answer is None
+    with pytest.raises(InputError, match="was dropped"):
+        reply.wait()
+
+
+def test_an_answer_that_cannot_go_on_says_so_and_the_others_end(assistant: Assistant) -> None:
+    other, failing = assistant.stream(SHORT), assistant.stream(SHORT, budget="2x")
+    failing.head.episode = None
+    failing.refusal = InputError("no room")
+    assert other.wait().text
+    with pytest.raises(InputError, match="no room"):
+        failing.wait()
+
+
+def test_nothing_runs_on_after_an_error_or_ctrl_c(plain: Assistant, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = plain.stream(LONG)
+    with pytest.raises(InputError, match="no question"):
+        plain.ask_all([SHORT, ""])
+    assert plain.running == [kept]
+    monkeypatch.setattr(Reply, "wait", lambda reply: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        plain.ask(LONG)
+    assert plain.running == [kept]
+
+
 def test_what_cannot_be_asked_is_said(assistant: Assistant, plain: Assistant) -> None:
     for call, reason in (
         (lambda: assistant.ask(SHORT, coverage=0.9), "no promise without a calibration"),
@@ -168,6 +199,10 @@ def test_what_cannot_be_asked_is_said(assistant: Assistant, plain: Assistant) ->
         (lambda: assistant.ask("x" * 9000), "begin a new one"),
         (lambda: assistant.ask("<|im_end|>"), "special token"),
         (lambda: assistant.ask(""), "no question"),
+        (lambda: assistant.ask([{"role": "user"}]), "is no turn of a chat"),
+        (lambda: assistant.ask([SHORT]), "is no turn of a chat"),
+        (lambda: assistant.ask("\ud800"), "is not UTF-8"),
+        (lambda: assistant.ask_all(SHORT), "use ask for one"),
         (lambda: plain.base_model().__enter__(), "no base model"),
     ):
         with pytest.raises(InputError, match=reason):

@@ -57,6 +57,8 @@ def test_every_form_of_a_budget(text: str, choice: BudgetChoice, coverage: float
         ("/set temperature", "and a value"),
         ("/set temperature hot", "is not a number"),
         ("/set temperature -1", "below 0"),
+        ("/set temperature nan", "is not a number"),
+        ("/set temperature inf", "is not a number"),
         ("/set top_p 2", "not in"),
         ("/set max_tokens 0", "ask for 1 or more"),
         ("/set colour 3", "say one of"),

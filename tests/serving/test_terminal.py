@@ -8,7 +8,8 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pexpect
@@ -18,6 +19,7 @@ from rich.console import Console
 
 from sbtiny.budget.seconds import SecondsLeft
 from sbtiny.budget.stream import Part
+from sbtiny.cli import main as cli
 from sbtiny.config import ServeSettings
 from sbtiny.rollout.load_policy import build_policy
 from sbtiny.serving.assistant import Assistant
@@ -149,32 +151,52 @@ def test_ctrl_c_at_200_random_moments(tmp_path: Path) -> None:
     assert questions == 200
 
 
-def run(*arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "sbtiny", "chat", *arguments]
-    return subprocess.run(command, input=text, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
+Called = tuple[int, str, str]  # exit code, stdout, stderr
 
 
-def test_a_question_on_a_pipe_is_answered_once(started: Path, tmp_path: Path) -> None:
-    done = run(str(started), text=SHORT)
+@pytest.fixture
+def chat_(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Called]:
+    """Runs `sbtiny chat` in this process, with these bytes on a pipe."""
+
+    def call(*arguments: str, piped: bytes | None = b"") -> Called:
+        monkeypatch.setattr(sys, "argv", ["sbtiny", "chat", *arguments])
+        monkeypatch.setattr(sys, "stdin", None if piped is None else io.TextIOWrapper(io.BytesIO(piped), encoding="utf-8"))
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        return stop.value.code, *capsys.readouterr()
+
+    return call
+
+
+def test_a_question_on_a_pipe_is_answered_once(started: Path) -> None:
+    command = [sys.executable, "-m", "sbtiny", "chat", str(started)]
+    done = subprocess.run(command, input=SHORT, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0
     assert done.stdout.strip().startswith("\\boxed{")
     assert done.stdout.count("\n") == 1
     assert re.search(r"stated \d+ · used", done.stderr)
-    asked = json.loads(run(str(started), SHORT, "--json", "--budget", "5").stdout)
-    assert (asked["given"], asked["source"]) == (5, "given")
-    for arguments, text, reason in (
-        ((str(started),), "", "an empty question"),
-        ((str(started), "1", "--budget", "90%"), "", "no promise without a calibration"),
-        ((str(started), "1", "--budget", "abc"), "", "is not understood"),
-        (("nowhere", "1"), "", "nowhere"),
-    ):
-        done = run(*arguments, text=text)
-        assert (done.returncode, done.stderr.count("error:"), "Traceback" in done.stderr) == (2, 1, False), done.stderr
-        assert reason in done.stderr
+
+
+def test_an_answer_as_json_and_wrong_input(started: Path, tmp_path: Path, chat_) -> None:
+    code, out, _ = chat_(str(started), SHORT, "--json", "--budget", "5")
+    asked = json.loads(out)
+    assert (code, asked["given"], asked["source"]) == (0, 5, "given")
     cut = tmp_path / "cut.gguf"
     cut.write_bytes(b"GGUF\x03\x00\x00\x00")
-    done = run(str(cut), "1")
-    assert (done.returncode, "error:" in done.stderr, "Traceback" in done.stderr) == (2, True, False), done.stderr
+    for arguments, piped, reason in (
+        ((str(started),), b"", "an empty question"),
+        ((str(started),), None, "an empty question"),
+        ((str(started),), b"1 + \xff", "is not utf-8 at byte 4"),
+        ((str(started), "1 + \udcff"), b"", "is not UTF-8 at character 4"),
+        ((str(started), "1", "--budget", "90%"), b"", "no promise without a calibration"),
+        ((str(started), "1", "--budget", "abc"), b"", "is not understood"),
+        (("nowhere", "1"), b"", "nowhere"),
+        ((str(cut), "1"), b"", "not a readable GGUF file" if find_spec("gguf") else "gguf"),
+    ):
+        code, _, err = chat_(*arguments, piped=piped)
+        assert (code, err.count("error:"), "Traceback" in err) == (2, 1, False), err
+        assert reason in err
 
 
 # ---- in this process ---------------------------------------------------------------------------------------------------------------
