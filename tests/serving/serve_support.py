@@ -10,10 +10,29 @@ from typing import Any
 import httpx
 import uvicorn
 
+from sbtiny.budget.protocol import SOLUTION, THINK
+from sbtiny.config import ServeSettings
+from sbtiny.models.load import load_model
+from sbtiny.rollout.load_policy import build_policy
 from sbtiny.rollout.session import Ticket
 from sbtiny.serving.app import create_app
 from sbtiny.serving.assistant import Assistant
+from sbtiny.serving.heads_first import HEAD_ROWS
 from sbtiny.serving.worker import Worker
+
+SLOTS = 3
+
+
+def load_tiny(**settings: object) -> Callable[[], Assistant]:
+    """Of the bundled model, which states no budget and reckons at length."""
+    chosen = ServeSettings(**{"temperature": 0.0, "context": 512, "max_num_seqs": SLOTS} | settings)
+    return lambda: Assistant(build_policy(*load_model("tiny"), slots=SLOTS + HEAD_ROWS, form=SOLUTION, states_budget=False), chosen)
+
+
+def load_thinking(**settings: object) -> Callable[[], Assistant]:
+    """Of the bundled model in the other format: it takes a given budget, and what it writes is thoughts until it is cut."""
+    chosen = ServeSettings(**{"temperature": 0.0, "context": 1024, "max_num_seqs": SLOTS, "reserve": 60} | settings)
+    return lambda: Assistant(build_policy(*load_model("tiny"), slots=SLOTS + HEAD_ROWS, form=THINK), chosen)
 
 
 class Served:

@@ -7,8 +7,7 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
-from conftest import SLOTS, load_thinking, load_tiny
-from serve_support import Served, slow_down, wait_for, write_script
+from serve_support import SLOTS, Served, load_thinking, load_tiny, slow_down, wait_for, write_script
 
 from sbtiny.serving.page import PAGE, POLICY, hash_inline
 from sbtiny.tasks import arithmetic

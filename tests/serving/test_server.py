@@ -4,8 +4,7 @@ import math
 import time
 
 import pytest
-from conftest import SLOTS
-from serve_support import Served, slow_down, text_of, wait_for, write_script
+from serve_support import SLOTS, Served, slow_down, text_of, wait_for, write_script
 
 from sbtiny.budget.calibration import Calibration, CalibrationAnswer, calibrate
 from sbtiny.rollout.limit_enforcer import TagMask

@@ -10,10 +10,9 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-from conftest import SLOTS, load_tiny
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from serve_support import Served, slow_down, text_of, wait_for
+from serve_support import SLOTS, Served, load_tiny, slow_down, text_of, wait_for
 from test_requests import NAMES, VALUES
 
 from sbtiny.errors import InputError
