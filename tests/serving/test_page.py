@@ -198,6 +198,8 @@ def test_one_that_waits_sees_its_place(thinking: Served, visit: Callable[..., An
     ask(page, SHORT)
     page.get_by_text(re.compile(r"queued at position [1-9]")).wait_for()
     page.get_by_text(re.compile(r"queued at position [1-9]\d*, begins in about [0-9.]+ m?s")).wait_for()
+    page.wait_for_timeout(600)
+    assert "begins in" in page.locator(".state").inner_text()  # the clock leaves it
     for stream in ahead:
         stream.close()
     page.locator(".bar:visible").wait_for()
