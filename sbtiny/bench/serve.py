@@ -96,16 +96,16 @@ def measure_orders(send: Send, worker: Worker, plan: ServePlan, advance: Callabl
     heads_first.rank = make_rank("fcfs", {})
     alone = send(bodies, [0.0] * len(bodies))  # warms up, and tells lengths and services
     advance()
-    service = statistics.mean(timing.service for timing in alone)
+    mean_tokens = statistics.mean(timing.tokens for timing in alone)
+    service = mean_tokens / statistics.median(timing.tokens / timing.service for timing in alone)  # the first are slowed by all the heads
     times = [at * service for at in arrivals.times]
     lengths = {body["seed"]: timing.tokens for body, timing in zip(bodies, alone, strict=True)}
     turn = load.seed % len(ORDERS)
     figures: dict[str, Any] = {}
     for order in ORDERS[turn:] + ORDERS[:turn]:
         heads_first.rank = make_rank(order, lengths)
-        figures[order] = compute_figures(send(bodies, times))
+        figures[order] = compute_figures(send(bodies, times), load.slots)
         advance()
-    mean_tokens = statistics.mean(lengths.values())
     stated = [timing.stated or mean_tokens for timing in alone]
     scale = statistics.mean(stated)
     replayed = Arrivals(arrivals.times, [n / mean_tokens for n in lengths.values()], [n / scale for n in stated])
@@ -120,14 +120,16 @@ def make_rank(order: str, lengths: dict[int, int]) -> Callable[[Reply], float] |
     return lambda reply: rank(reply.budget or 0.0, lengths.get(reply.ask.seed, 0), reply.started)
 
 
-def compute_figures(timings: Sequence[Timing]) -> dict[str, float]:
-    """Times in the system and until the budget in seconds, and tokens a second from the first arrival to the last end."""
+def compute_figures(timings: Sequence[Timing], slots: int) -> dict[str, float]:
+    """Times in the system and until the budget in seconds; tokens a second, and the busy share of the slots, until the last end."""
     times, budgets = ([getattr(timing, name) for timing in timings] for name in ("total", "until_budget"))
     seconds = max(timing.ended for timing in timings) - min(timing.due for timing in timings)
     (p50, p99), (budget_p50, budget_p99) = np.percentile(times, [50, 99]), np.percentile(budgets, [50, 99])
     figures = {"mean": statistics.mean(times), "p50": p50, "p99": p99, "longest": max(times)}
     figures |= {"longest_wait": max(timing.queued for timing in timings), "budget_p50": budget_p50, "budget_p99": budget_p99}
-    return {key: float(value) for key, value in figures.items()} | {"tokens_per_second": sum(t.tokens for t in timings) / seconds}
+    figures |= {"tokens_per_second": sum(timing.tokens for timing in timings) / seconds}
+    figures |= {"busy": sum(timing.service for timing in timings) / (slots * seconds)}
+    return {key: float(value) for key, value in figures.items()}
 
 
 def compare_served_orders(

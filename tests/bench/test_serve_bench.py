@@ -75,9 +75,9 @@ def test_ranks_of_the_orders() -> None:
 
 def test_figures_by_hand() -> None:
     timings = [Timing(10.0, 10.5, 12.0, 0.25, 1.0, 30), Timing(11.0, 11.1, 15.0, 2.0, 2.0, 70)]
-    figures = compute_figures(timings)
+    figures = compute_figures(timings, 2)
     assert (figures["mean"], figures["longest"], figures["longest_wait"]) == (3.0, 4.0, 2.0)
-    assert figures["tokens_per_second"] == 20.0
+    assert (figures["tokens_per_second"], figures["busy"]) == (20.0, 0.3)
     assert figures["budget_p50"] == pytest.approx(0.3)
 
 
