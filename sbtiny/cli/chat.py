@@ -26,7 +26,7 @@ def chat(
 ) -> None:
     """Talk to a model: it states its budget, counts down, and answers when you press Ctrl-C.
 
-    Example: sbtiny chat runs/demo "What is 17 * 23?" --budget 2x
+    Example: sbtiny chat runs/demo --budget 2x
     """
     from sbtiny import runs
     from sbtiny.models.aliases import resolve

@@ -58,6 +58,6 @@ def greeting(name: str, url: str, assistant: Assistant, slots: int, api_key: str
         promise = f"calibrated: {settings.coverage:.0%} within " + (f"{factor:.2f}x the stated budget" if factor else "no finite promise")
     else:
         promise = "not calibrated" if assistant.policy.states_budget else "states no budget: a given one is a ceiling alone"
-    body = json.dumps({"messages": [{"role": "user", "content": "What is 17 * 23?"}]})
+    body = json.dumps({"messages": [{"role": "user", "content": "Max has 52 apples.\na) sells 1\nb) buys 2\nHow many apples?"}]})
     key = " -H 'Authorization: Bearer KEY'" if api_key else ""
     return f"{url} serves {name} · {promise} · {slots} slots\ncurl {url}/v1/chat/completions{key} -d '{body}'"

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
-from serve_support import SLOTS, Served, load_tiny
+from serve_support import SLOTS, Served, load_thinking, load_tiny
 
 import sbtiny
 from sbtiny.config import ServeSettings, Settings
