@@ -63,9 +63,8 @@ class Limiter:
     def _promised(self, reply: Reply) -> int:
         promise = reply.calibration.promise(reply.stated, reply.ask.coverage)
         if promise is None:
-            raise InputError(
-                f"no finite promise at {100 * reply.ask.coverage:g} %: the calibration has too few answers, or too many were cut or malformed"
-            )
+            reason = "the calibration has too few answers, or too many were cut or malformed"
+            raise InputError(f"no finite promise at {100 * reply.ask.coverage:g} %: {reason}")
         return promise
 
     def _wrap_up(self, prompt: Sequence[int]) -> tuple[tuple[int, ...], int]:
