@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import typer
 from transformers import AutoConfig
 
@@ -19,6 +20,9 @@ from sbtiny.export.base import load_export_tokenizer
 from sbtiny.export.gguf_tokenizer import read_vocabulary
 from sbtiny.export.merge import Merged
 from sbtiny.models.load import load_tokenizer
+from sbtiny.rollout.episode import Request
+from sbtiny.rollout.sampling import Sampling
+from sbtiny.rollout.session import Session, Ticket
 
 ROOM = 100  # bytes a file may have on the full disk
 GRPO = GrpoSettings(
@@ -88,3 +92,22 @@ def write_gguf(base: Path, kind: str, file: Path, adapter: Path | None = None) -
     vocabulary = read_vocabulary(tokenizer, merged.tensors["model.embed_tokens.weight"].shape[0])
     list(gguf.write_gguf(file, kind, merged, config, tokenizer, vocabulary, [2], "x"))
     return file
+
+
+def play_session(
+    session: Session, requests: list[Request], sampling: Sampling, rng: np.random.Generator, arrival: float = 0.4
+) -> tuple[list[Ticket], set[Ticket]]:
+    """Add each request at a random step, `arrival` of the time the next one, and drop a tenth of them, queued or running, later.
+
+    Returns (tickets, dropped).
+    """
+    coming, tickets, dropped = list(requests), [], set()
+    while coming or session.is_busy:
+        while coming and rng.random() < arrival:
+            tickets.append(session.add(coming.pop(0), sampling))
+        if tickets and rng.random() < 0.1 and len(dropped) < len(requests) // 10:
+            ticket = tickets[rng.integers(len(tickets))]
+            session.drop(ticket)
+            dropped |= {ticket} if ticket.episode is None else set()
+        session.step()
+    return tickets, dropped

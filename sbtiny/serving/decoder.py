@@ -153,6 +153,6 @@ class Decoder:
 
     def _foresee_waits(self, now: float) -> None:
         """Give each request its position in the queue and the seconds until its turn."""
-        rate = self.assistant.rate.per_second(now)
+        waits = self.bodies.foresee(self.assistant.rate.per_second(now), now)
         for job in self.jobs:
-            job.position, job.wait = self.bodies.foresee(job.reply, rate, now)
+            job.position, job.wait = waits.get(job.reply, (0, None))

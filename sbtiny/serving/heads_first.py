@@ -85,17 +85,20 @@ class HeadsFirst:
         free = self.slots - len(self.bodies) - len(pressed)
         return pressed + [self.queue.pop(now) for _ in range(min(free, len(self.queue)))]
 
-    def foresee(self, reply: Reply, rate: float | None, now: float) -> tuple[int, SecondsLeft | None]:
-        """Position in the queue and seconds until its body begins, with their band; (0, None) for one that does not wait."""
-        if reply not in self.queue:
-            return 0, None
-        position = self.queue.position(reply, now)
-        if not rate:
-            return position, None
-        running = [left for body in self.bodies if (left := body.progress().left) is not None]
-        running += [self.queue.mean_stated] * (len(self.bodies) - len(running))
-        ahead, overtakers = self.queue.sizes_ahead(reply, now), self.queue.overtakers(reply, now)
-        return position, estimate_start(ahead, running, self.slots, rate, overtakers)
+    def foresee(self, rate: float | None, now: float) -> dict[Reply, tuple[int, SecondsLeft | None]]:
+        """Position in the queue, and seconds until its body begins, with their band, of each that waits; None without a rate."""
+        running = self._tokens_left() if rate and len(self.queue) else []
+
+        def start_of(reply: Reply) -> SecondsLeft | None:
+            ahead, overtakers = self.queue.sizes_ahead(reply, now), self.queue.overtakers(reply, now)
+            return estimate_start(ahead, running, self.slots, rate, overtakers) if rate else None
+
+        return {reply: (self.queue.position(reply, now), start_of(reply)) for reply in self.queue}
+
+    def _tokens_left(self) -> list[float]:
+        """Tokens left of each running body; the mean where nothing foretells them."""
+        known = [left for body in self.bodies if (left := body.progress().left) is not None]
+        return known + [self.queue.mean_stated] * (len(self.bodies) - len(known))
 
 
 def is_standing(reply: Reply) -> bool:

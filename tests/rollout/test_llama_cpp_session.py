@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support import play_session
 
 from sbtiny.errors import InputError
 from sbtiny.rollout.episode import Request
@@ -14,7 +15,7 @@ from sbtiny.rollout.limits import Limits
 from sbtiny.rollout.load_policy import build_gguf_policy
 from sbtiny.rollout.policy import Policy
 from sbtiny.rollout.sampling import Sampling
-from sbtiny.rollout.session import Session, Ticket
+from sbtiny.rollout.session import Session
 from sbtiny.tasks import arithmetic
 
 GREEDY = Sampling(temperature=0)
@@ -51,27 +52,13 @@ def finish(session: Session) -> None:
         session.step()
 
 
-def play(session: Session, requests: list[Request], sampling: Sampling, rng: np.random.Generator) -> tuple[list[Ticket], set[Ticket]]:
-    """Add each request at a random step, and drop a tenth of them, queued or running, some steps later: (tickets, dropped)."""
-    coming, tickets, dropped = list(requests), [], set()
-    while coming or session.is_busy:
-        while coming and rng.random() < 0.3:
-            tickets.append(session.add(coming.pop(0), sampling))
-        if tickets and rng.random() < 0.1 and len(dropped) < len(requests) // 10:
-            ticket = tickets[rng.integers(len(tickets))]
-            session.drop(ticket)
-            dropped |= {ticket} if ticket.episode is None else set()
-        session.step()
-    return tickets, dropped
-
-
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(1.0, logprobs=True)])
 @pytest.mark.parametrize("kept_prefixes", [0, 3])
 def test_requests_that_come_and_go_give_what_they_give_alone(policy: Policy, kept_prefixes: int, sampling: Sampling) -> None:
     requests = asked(policy, 40)
     alone = [policy.sample([request], sampling)[0] for request in requests]
     session = policy.engine.open_session(256, kept_prefixes)
-    tickets, dropped = play(session, requests, sampling, np.random.default_rng(1))
+    tickets, dropped = play_session(session, requests, sampling, np.random.default_rng(1), arrival=0.3)
     assert len(dropped) == 4
     for ticket, expected in zip(tickets, alone, strict=True):
         assert ticket.written == expected.completion_ids[: len(ticket.written)]

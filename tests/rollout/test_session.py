@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from support import play_session
 
 from sbtiny.errors import InputError
 from sbtiny.rollout import engine as engine_module
@@ -14,7 +15,6 @@ from sbtiny.rollout.limit_enforcer import Interrupt
 from sbtiny.rollout.load_policy import build_policy
 from sbtiny.rollout.sampling import Sampling
 from sbtiny.rollout.scheduler import common_length
-from sbtiny.rollout.session import Session, Ticket
 from sbtiny.tasks import arithmetic
 
 GREEDY = Sampling(temperature=0)
@@ -26,27 +26,13 @@ def asked(policy, count: int) -> list[Request]:
     return [policy.request(q.question, int(rng.integers(1, 120)), seed=i) for i, q in enumerate(questions)]
 
 
-def play(session: Session, requests: list[Request], sampling: Sampling, rng: np.random.Generator) -> tuple[list[Ticket], set[Ticket]]:
-    """Add each request at a random step, and drop a tenth of them, queued or running, some steps later: (tickets, dropped)."""
-    coming, tickets, dropped = list(requests), [], set()
-    while coming or session.is_busy:
-        while coming and rng.random() < 0.4:
-            tickets.append(session.add(coming.pop(0), sampling))
-        if tickets and rng.random() < 0.1 and len(dropped) < len(requests) // 10:
-            ticket = tickets[rng.integers(len(tickets))]
-            session.drop(ticket)
-            dropped |= {ticket} if ticket.episode is None else set()
-        session.step()
-    return tickets, dropped
-
-
 @pytest.mark.parametrize("kept_prefixes", [0, 3])
 def test_requests_that_come_and_go_give_what_they_give_alone(policy, poisoned, kept_prefixes: int) -> None:
     requests = asked(policy, 64)
     for sampling in (GREEDY, Sampling(1.0, logprobs=True)):
         alone = policy.sample(requests, sampling)
         session = policy.engine.open_session(256, kept_prefixes)
-        tickets, dropped = play(session, requests, sampling, np.random.default_rng(1))
+        tickets, dropped = play_session(session, requests, sampling, np.random.default_rng(1))
         assert len(dropped) == 6
         for ticket, expected in zip(tickets, alone, strict=True):
             if ticket in dropped:
