@@ -2,6 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# One test process a core, up to four: each may hold two GB. They compute with one thread, for two busy processes slow each other down.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 # Its modification time says when the environment was last brought up to date.
 STAMP := $(VENV)/.installed
 
@@ -24,10 +27,10 @@ demo: setup
 	$(BIN)/sbtiny demo
 
 test: setup
-	$(BIN)/python -m pytest
+	$(PYTEST) $(PARALLEL)
 
 test-slow: setup
-	$(BIN)/python -m pytest -m "slow and not gpu"
+	$(PYTEST) $(PARALLEL) -m "slow and not gpu"
 
 # Without a network: carry the wheels and set PIP_NO_INDEX=1 PIP_FIND_LINKS=their folder. Prints memory, speed and the plan's estimate.
 gpu-check: setup
