@@ -79,7 +79,13 @@ def compare_sessions(count: str) -> dict[str, Any]:
         ticket = session.add(request, greedy)
         while session.is_busy:
             session.step()
-    return {"same": same, "of": len(requests), "kept_bytes": kept, "memory": memory, "same_after_kept": ticket.episode.completion_ids == whole}
+    return {
+        "same": same,
+        "of": len(requests),
+        "kept_bytes": kept,
+        "memory": memory,
+        "same_after_kept": ticket.episode.completion_ids == whole,
+    }
 
 
 def train_in_float16(*arguments: str) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def die_with_parent() -> None:
 
 @dataclass
 class Place:
-    """Where and how the steps run. `deadline`: on time.monotonic's clock, of the present stage. `log`: what the present step's commands write."""
+    """Where and how the steps run. `deadline`: of the present stage, on time.monotonic's clock. `log`: of the present step's commands."""
 
     folder: Path
     on_gpu: bool

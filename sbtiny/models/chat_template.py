@@ -14,8 +14,8 @@ from sbtiny.errors import InputError
 BEFORE = "{% set answer_next = add_generation_prompt %}\n{% set add_generation_prompt = false %}\n"
 AFTER = "{%% set add_generation_prompt = answer_next %%}{%% if add_generation_prompt %%}{{ %s }}{%% endif %%}"
 
-# A chat that ends with an answer whose thoughts a server split off (`5</budget><think>...`) shows it as the model wrote it. llama.cpp learns
-# from that where thoughts begin and end: it would split no answer that has a budget before `<think>`.
+# A chat that ends with an answer whose thoughts a server split off (`5</budget><think>...`) shows it as the model wrote it. From that
+# llama.cpp learns where thoughts begin and end: else it would split no answer that has a budget before `<think>`.
 SPLIT_OFF = "messages and messages[-1].role == 'assistant' and messages[-1].reasoning_content and messages[-1].content is string"
 TAKE_ANSWER = (
     f"{{%% if not add_generation_prompt and {SPLIT_OFF} %%}}"
