@@ -59,8 +59,8 @@ def train(place: Place, verb: str, run: str, *arguments: str) -> Iterator[Figure
     """A training that goes on from its checkpoint where it was stopped before."""
     folder = place.folder / run
     if not (folder / "adapter").is_dir():
-        begun = any(folder.glob("checkpoint-*"))
-        place.sbtiny(verb, f"--output={folder}", *(("--resume",) if begun else arguments))
+        kept = [word for word in arguments if word == "--force"]  # all else is in the run's own settings
+        place.sbtiny(verb, f"--output={folder}", *(["--resume", *kept] if (folder / "run.json").is_file() else arguments))
     yield from training(folder)
 
 
@@ -114,7 +114,8 @@ def recipe(name: str, model: Callable[[Place], str], settings: Callable[[Place],
 
     def sft(place: Place) -> Iterator[Figure]:
         data = (f"--data={name}/rows.jsonl",) if builds else ()
-        yield from train(place, "sft", f"{name}/sft", f"--model={model(place)}", "--save-steps=20", *data, *settings(place))
+        (saves,) = shapes(place, "--save-steps=4", large=("--save-steps=20",))
+        yield from train(place, "sft", f"{name}/sft", f"--model={model(place)}", *data, *settings(place), saves)
 
     def grpo(place: Place) -> Iterator[Figure]:
         yield from train(place, "grpo", f"{name}/grpo", f"--run={name}/sft", "--force", "--save-steps=5", *settings(place))

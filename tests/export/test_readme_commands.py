@@ -25,7 +25,6 @@ from sbtiny.coldstart.run import run_sft
 from sbtiny.coldstart.sample_correct import make_row
 from sbtiny.coldstart.trainer import UNTRAINED_COSINE, UNTRAINED_NEIGHBOURS
 from sbtiny.config import DataSettings, Settings, SftSettings
-from sbtiny.models.aliases import BUNDLED
 from sbtiny.models.load import load_model
 from sbtiny.rollout.load_policy import build_policy
 from sbtiny.tasks import arithmetic
@@ -35,25 +34,28 @@ VLLM = shutil.which("vllm", path=os.pathsep.join([str(Path(sys.executable).paren
 QUESTION = "Leo has 32 nuts.\na) wins 8\nb) loses 5\nHow many nuts?"
 MESSAGES = [{"role": "user", "content": QUESTION}]
 SMALL = ("-t", "1", "-np", "1", "-c", "1024")  # of llama-server
+ON_A_CPU = ("--dtype", "float32", "--max-model-len", "1024", "--enforce-eager")  # of vllm
 needs_llama_server = pytest.mark.skipif(not LLAMA_SERVER, reason="no llama-server in PATH or in SBTINY_LLAMA_SERVER")
-pytestmark = [pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="session")
-def thinking(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cold start in the other format, which repeats its answer as thoughts. The bundled model's `<` is made learnable for it."""
-    folder = tmp_path_factory.mktemp("think")
+def train_thinking(folder: Path, as_tokens: bool) -> Path:
+    """A cold start in the other format, which repeats its answer as thoughts.
+
+    Its tags are tokens of their own, as in R1's tokenizer, or several. The bundled model's `<` is made learnable for them.
+    """
     model, tokenizer = load_model("tiny")
     torch.manual_seed(0)
+    if as_tokens:
+        tokenizer.add_tokens(["<think>", "</think>"])
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     weights = model.get_input_embeddings().weight.data
     alike = functional.normalize(weights, dim=1)
     for token in {token for tag in ("<think>", "</think>") for token in tokenizer.encode(tag, add_special_tokens=False)}:
-        if int((alike @ alike[token] > UNTRAINED_COSINE).sum()) > UNTRAINED_NEIGHBOURS:
+        if as_tokens or int((alike @ alike[token] > UNTRAINED_COSINE).sum()) > UNTRAINED_NEIGHBOURS:
             weights[token] = torch.randn(weights.shape[1]) * 2 / weights.shape[1] ** 0.5
     model.save_pretrained(folder / "base")
-    for file in BUNDLED.iterdir():
-        if "token" in file.name or file.suffix == ".jinja":
-            shutil.copy(file, folder / "base")
+    tokenizer.save_pretrained(folder / "base")
     policy = build_policy(model, tokenizer, slots=2, form=THINK)
     asked = [q for q in arithmetic.generate_questions("train", 400, seed=5) if q.level <= 2][:64]
     rows = [make_row(policy, q, f"<think>{' '.join([q.answer] * 8)}</think>\\boxed{{{q.answer}}}") for q in asked]
@@ -68,9 +70,10 @@ def solution_export(started: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return export(started, tmp_path_factory.mktemp("solution") / "out")
 
 
-@pytest.fixture(scope="module")
-def think_export(thinking: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export(thinking, tmp_path_factory.mktemp("thoughts") / "out")
+@pytest.fixture(scope="module", params=[False, True], ids=["tags of letters", "tags as tokens"])
+def think_export(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("thoughts")
+    return export(train_thinking(folder, request.param), folder / "out")
 
 
 def export(run: Path, folder: Path) -> Path:
@@ -168,16 +171,41 @@ def test_llama_server_splits_thoughts_from_the_answer_and_cuts_them(think_export
         assert re.search(r"\\boxed\{\d+\}$", cut["content"])  # a model that learnt no cuts may write a bit of the tag first
 
 
-@pytest.mark.parametrize("kind", ["solution_export", "think_export"])
-def test_the_lines_for_transformers_run(kind: str, request: pytest.FixtureRequest) -> None:
-    folder = request.getfixturevalue(kind)
-    code = lines_of(folder, "transformers").replace('"..."', repr(QUESTION))
+def test_the_lines_for_transformers_run(solution_export: Path) -> None:
+    code = lines_of(solution_export, "transformers").replace('"..."', repr(QUESTION))
     for budget in (", budget=200", ""):
         done = subprocess.run(
-            [sys.executable, "-c", code.replace(", budget=200", budget)], cwd=folder, capture_output=True, text=True, check=True
+            [sys.executable, "-c", code.replace(", budget=200", budget)], cwd=solution_export, capture_output=True, text=True, check=True
         )
         prompt, _, answer = done.stdout.partition("<|im_start|>assistant\n")
         assert QUESTION in prompt
         assert answer.startswith("<budget>200</budget>" if budget else "<budget>")
         assert answer.endswith("<|im_end|>\n")  # it ended by itself
         assert "\\boxed{" in answer
+
+
+@pytest.mark.vllm
+@pytest.mark.skipif(not VLLM, reason="no vllm in PATH")
+def test_the_lines_for_vllm_run(solution_export: Path, tmp_path: Path) -> None:
+    server, _ = commands_of(solution_export, "vLLM")
+    with serving(solution_export, [VLLM, *server[1:], *ON_A_CPU], tmp_path / "log") as client:
+        stated, given = ask(client), ask(client, chat_template_kwargs={"budget": 200})
+        assert parse(stated["content"]).ok
+        assert given["content"] == parse(stated["content"]).body + "</solution>"
+
+
+@pytest.mark.vllm
+@pytest.mark.skipif(not VLLM, reason="no vllm in PATH")
+def test_vllm_splits_thoughts_from_the_answer_and_cuts_them(tmp_path: Path) -> None:
+    folder = export(train_thinking(tmp_path, as_tokens=True), tmp_path / "out")
+    server, _ = commands_of(folder, "vLLM")
+    assert server[:3] == ["vllm", "serve", "merged"]
+    assert "--reasoning-parser" in server
+    with serving(folder, [VLLM, *server[1:], *ON_A_CPU], tmp_path / "log") as client:
+        stated, given = ask(client), ask(client, chat_template_kwargs={"budget": 200})
+        for found in (stated, given):
+            assert re.fullmatch(r"[\d ]+", found["thoughts"])
+            assert re.fullmatch(r"\\boxed\{\d+\}", found["content"])
+        cut = ask(client, thinking_token_budget=4)
+        assert len(cut["thoughts"]) < len(stated["thoughts"])
+        assert re.search(r"\\boxed\{\d+\}$", cut["content"])
