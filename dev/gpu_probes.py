@@ -22,6 +22,8 @@ def measure_device() -> dict[str, Any]:
         free = torch.cuda.mem_get_info()[0]  # makes the context
         torch.ones(1, device="cuda").sum().item()
         total = torch.cuda.get_device_properties(0).total_memory
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout
+        found["cards_of_nvidia_smi"] = len(listed.splitlines())
         found["context_gib"] = round((total - free - torch.cuda.memory_reserved()) / GIB, 2)
     return found
 
