@@ -72,7 +72,8 @@ def measured(preset: str, stage: str, backend: str = "transformers", *changes: s
         work = place.folder / "-".join((backend, preset, *(str(part) for part in script[1:]), *changes)).replace("=", "-")
         work.mkdir(exist_ok=True)
         shutil.rmtree(work / stage, ignore_errors=True)  # of a step that was killed
-        found = place.read(*script, random_weights(place), work, preset, stage, backend, CAPS[preset], *changes)
+        fewer = shapes(place, "sft.batch=4")
+        found = place.read(*script, random_weights(place), work, preset, stage, backend, CAPS[preset], *changes, *fewer)
         yield "peak", found["peak_gb"], "GiB"
         yield "planned without the context", found["plan_gb"], "GiB"
         yield "finite", found["finite"], ""

@@ -155,6 +155,7 @@ def test_the_lines_for_llama_cpp_run(solution_export: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize("parser", ["auto", "deepseek"])
 def test_llama_server_splits_thoughts_from_the_answer_and_cuts_them(think_export: Path, tmp_path: Path, parser: str) -> None:
     _, server, _ = commands_of(think_export, "llama.cpp")
+    assert '"thinking_budget_tokens": 100' in (think_export / "README.md").read_text()
     command = [LLAMA_SERVER, *server[1:], *SMALL, "--reasoning-format", parser]
     with serving(think_export, command, tmp_path / "log") as client:
         whole = ask(client, reasoning_format="none")
