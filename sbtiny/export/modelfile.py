@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sbtiny import runs
-from sbtiny.budget.protocol import render_budget
+from sbtiny.budget.protocol import BUDGET_OPEN, render_budget
 from sbtiny.config import EvalSettings
 from sbtiny.errors import InputError
 from sbtiny.export.config import ExportConfig
@@ -75,7 +75,10 @@ def readme(plan: ExportConfig, tokenizer: "PreTrainedTokenizerBase", gguf: str |
     prompt = tokenizer.apply_chat_template([{"role": "user", "content": "..."}], tokenize=False, add_generation_prompt=True)
     prefill = render_budget(200, plan.form)
     raw = json.dumps({"model": plan.name, "raw": True, "prompt": prompt + prefill, "stream": False})
-    return render("README.md", plan=plan, e=plan.settings.eval, gguf=gguf, composes=composes, prompt=prompt, prefill=prefill, raw=raw)
+    # vLLM's parser looks for the tags among the tokens.
+    parser = "deepseek_r1" if plan.form.answered and {plan.form.opening, plan.form.closing} <= tokenizer.get_vocab().keys() else None
+    texts = {"prompt": prompt, "prefill": prefill, "raw": raw, "budget_tag": BUDGET_OPEN}
+    return render("README.md", plan=plan, e=plan.settings.eval, gguf=gguf, composes=composes, parser=parser, **texts)
 
 
 def model_card(plan: ExportConfig, base: Path) -> str:

@@ -14,6 +14,16 @@ from sbtiny.errors import InputError
 BEFORE = "{% set answer_next = add_generation_prompt %}\n{% set add_generation_prompt = false %}\n"
 AFTER = "{%% set add_generation_prompt = answer_next %%}{%% if add_generation_prompt %%}{{ %s }}{%% endif %%}"
 
+# A chat that ends with an answer whose thoughts a server split off (`5</budget><think>...`) shows it as the model wrote it. From that
+# llama.cpp learns where thoughts begin and end: else it would split no answer that has a budget before `<think>`.
+SPLIT_OFF = "messages and messages[-1].role == 'assistant' and messages[-1].reasoning_content and messages[-1].content is string"
+TAKE_ANSWER = (
+    f"{{%% if not add_generation_prompt and {SPLIT_OFF} %%}}"
+    "{%% set written_answer = '%s' ~ messages[-1].reasoning_content ~ '%s' ~ messages[-1].content %%}"
+    "{%% set messages = messages[:-1] %%}{%% set add_generation_prompt = true %%}{%% endif %%}\n"
+)
+PUT_ANSWER = "{% if written_answer %}{{ written_answer }}{% set add_generation_prompt = false %}{% endif %}"
+
 SPECIAL = {f"{name}_token": f"<{name}>" for name in ("bos", "eos", "pad", "unk")}  # placeholders, of no tokenizer
 USER, SYSTEM = {"role": "user", "content": "1+1?"}, {"role": "system", "content": "Be brief."}
 EARLIER = [USER, {"role": "assistant", "content": "<think>\nadd\n</think>\n\n2"}, {"role": "user", "content": "2+2?"}]
@@ -26,8 +36,13 @@ def ending(form: Format) -> str:
 
 
 def with_budget(template: str, form: Format) -> str:
-    """The template with a place for `budget`. Drops one line break at its end, as Jinja does at the end of a template."""
-    return template if template.endswith(ending(form)) else template.removesuffix("\n") + ending(form)
+    """The template with a place for `budget`, and with `<think>` one for split thoughts. Drops a line break at its end, as Jinja does."""
+    if template.endswith(ending(form)):
+        return template
+    body = template.removesuffix("\n")
+    if form.answered:
+        body = TAKE_ANSWER % (BUDGET_OPEN, form.closing) + body + PUT_ANSWER
+    return body + ending(form)
 
 
 def form_of_template(template: str | None) -> Format | None:

@@ -1,6 +1,6 @@
 """One training stage of a preset in a process of its own, on a model of random weights: what it took, as JSON on the last line.
 
-    python tests/gpu/measure.py MODEL FOLDER PRESET STAGE BACKEND CAP_GIB
+    python tests/gpu/measure.py MODEL FOLDER PRESET STAGE BACKEND CAP_GIB [SECTION.KEY=VALUE ...]
 
 A process of its own, because unsloth patches the libraries for good and a peak is one process's.
 """
@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import torch
+import yaml
 
 from sbtiny.models.backend import start_backend
 
@@ -36,6 +37,7 @@ def settings(model: str, preset: str, stage: str) -> Settings:
     """Those of the preset for two updates; what a rehearsal on a processor can bear where there is no GPU."""
     sized = {} if torch.cuda.is_available() else SMALL
     changes = {"model": model, "sft.steps": 2, "sft.save_steps": 0, "grpo.steps": 2, "grpo.save_steps": 0, "backend": sys.argv[5], **sized}
+    changes |= dict(change.split("=", 1) for change in sys.argv[7:])
     return load_settings(preset=preset, overrides=changes.items())
 
 
@@ -50,7 +52,7 @@ def rows(model: str, tokens: int, count: int) -> list[dict]:
 
 
 def main() -> None:
-    model, folder, preset, stage, backend, cap = sys.argv[1], Path(sys.argv[2]), *sys.argv[3:]
+    model, folder, preset, stage, backend, cap = sys.argv[1], Path(sys.argv[2]), *sys.argv[3:7]
     if torch.cuda.is_available():
         torch.cuda.set_per_process_memory_fraction(min(1.0, float(cap) * GB / torch.cuda.mem_get_info()[1]))
     s = settings(model, preset, stage)
@@ -71,7 +73,15 @@ def main() -> None:
 
 def flat(s: Settings) -> list[tuple[str, object]]:
     """What `settings` changed, to be changed again beside more."""
-    keys = ("sft.max_length", "sft.steps", "grpo.steps", "grpo.max_tokens", "grpo.max_num_seqs", "grpo.prompts_per_step")
+    keys = (
+        *(change.partition("=")[0] for change in sys.argv[7:]),
+        "sft.max_length",
+        "sft.steps",
+        "grpo.steps",
+        "grpo.max_tokens",
+        "grpo.max_num_seqs",
+        "grpo.prompts_per_step",
+    )
     pairs = [(key, getattr(getattr(s, key.split(".")[0]), key.split(".")[1])) for key in keys]
     fixed = [("model", s.model), ("backend", s.backend), ("eval.task", "arithmetic")]  # an evaluation of the hub's would ask for a network
     return [*fixed, ("sft.save_steps", 0), ("grpo.save_steps", 0), *pairs]
@@ -91,6 +101,7 @@ def report(s: Settings, model: str, folder: Path, preset: str, stage: str, backe
         "generate_seconds": last.get("generate_seconds"),
         "step_seconds": last.get("step_time"),
         "sampled_tokens_per_second": last.get("tokens_per_second"),
+        "micro_batch": yaml.safe_load((folder / stage / "config.yaml").read_text())[stage]["micro_batch"],
         "finite": all(step.get("loss", 0.0) == step.get("loss", 0.0) for step in steps),
     }
     print(json.dumps(found))

@@ -88,6 +88,15 @@ def test_a_known_template_as_exported_has_a_place_for_a_budget(file: Path, form:
     assert strip_generation_think(exported, form) == exported
 
 
+@pytest.mark.parametrize("file", TEMPLATES, ids=lambda file: file.stem)
+def test_thoughts_that_a_server_split_off_are_shown_as_the_model_wrote_them(file: Path) -> None:
+    template = strip_generation_think(file.read_text(encoding="utf-8"), THINK)
+    exported, split = with_budget(template, THINK), ANSWERS[2] | {"reasoning_content": "7</budget><think>add"}
+    for chat in known(template):
+        whole = text_of(template, chat, add_generation_prompt=True) + "<budget>7</budget><think>add</think>2"
+        assert text_of(exported, [*chat, split]) == text_of(exported, [*chat, split], budget=70) == whole
+
+
 @pytest.mark.parametrize(
     ("prompt", "start"),
     [
