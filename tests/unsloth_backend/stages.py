@@ -1,10 +1,12 @@
 """Cold start, contrast, GRPO and resume of one way to train, on the bundled model in float32; JSON on the last line.
 
-    python tests/unsloth/stages.py WAY START FOLDER
+    python tests/unsloth_backend/stages.py WAY START FOLDER
 
-WAY: `transformers`; `unsloth` as it trains on a CPU, with TRL's own trainers; `rewritten`, the trainers that unsloth writes on a GPU, with the
-models that it loads on a CPU. A process of its own, because unsloth patches the libraries for good. START: a run to go on from.
+WAY: `transformers`; `unsloth` as it trains on a CPU, with TRL's own trainers; `rewritten`: the trainers that unsloth writes on a GPU, and
+the models that it loads on a CPU. A process of its own, because unsloth patches the libraries for good. START: a run to go on from.
 """
+
+# ruff: noqa: E402
 
 import json
 import os
@@ -20,6 +22,7 @@ WAY, START, FOLDER = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
 def rewrite_trainers() -> None:
     """Import unsloth as for a GPU and let it write the two trainers, which `UNSLOTH_ALLOW_CPU` alone leaves out."""
     os.environ |= {"UNSLOTH_ALLOW_CPU": "1", "UNSLOTH_COMPILE_LOCATION": str(FOLDER / "compiled"), "TORCHDYNAMO_DISABLE": "1"}
+    os.environ["UNSLOTH_MIXED_PRECISION"] = "bfloat16"  # odd as it sounds: without it a float32 model is trained in 16-bit products
     import unsloth
     from unsloth.models import rl
     from unsloth_zoo.cpu import FastCPUModel
@@ -34,10 +37,9 @@ if WAY == "rewritten":
     rewrite_trainers()
 BACKEND = "transformers" if WAY == "transformers" else "unsloth"
 
-from sbtiny.models.backend import start_backend  # noqa: E402
+from sbtiny.models.backend import start_backend
 
-start_backend(BACKEND)
-# ruff: noqa: E402
+start_backend(BACKEND)  # unsloth patches what is imported below
 
 # isort: split
 from support import GRPO
@@ -51,6 +53,7 @@ from sbtiny.grpo.trainer import BudgetGrpoTrainer
 from sbtiny.models import device
 from sbtiny.rollout.load_policy import load_policy
 from sbtiny.tasks import arithmetic
+from sbtiny.training.rewritten import find_gaps
 
 device.CPUINFO = FOLDER / "none"  # a CPU that computes in float32 alone
 SFT = SftSettings(rows=str(START.parent / "terse.jsonl"), steps=20, save_steps=10)
@@ -94,9 +97,11 @@ def main() -> None:
     contrast = run_sft(settings(sft=SftSettings(rows=str(rows), steps=4, contrast=0.5)), FOLDER / "contrast")
     grpo = run_grpo(settings(), START, FOLDER / "grpo", force=True)
     grpo_resumed = run_grpo(settings(), START, interrupted(grpo, "checkpoint-6"), resume=True)
-    with_reference = run_grpo(settings(grpo=replace(GRPO, steps=2, beta=0.05, save_steps=0)), START, FOLDER / "kl", force=True)
+    with_reference = run_grpo(settings(grpo=replace(GRPO, steps=4, beta=0.05, save_steps=0)), START, FOLDER / "kl", force=True)
     record = {
+        "run": str(grpo),
         "trainers": [base.__module__ for trainer in (ColdStartTrainer, BudgetGrpoTrainer) for base in trainer.__bases__],
+        "gaps": [find_gaps(trainer) for trainer in (ColdStartTrainer, BudgetGrpoTrainer)],
         "resumed": [digest(sft) == digest(resumed), digest(grpo) == digest(grpo_resumed)],
         "metrics": {run.name: metrics(run) for run in (sft, contrast, grpo, with_reference)},
     }
