@@ -23,7 +23,7 @@ def start_backend(backend: BackendName = "auto") -> Literal["transformers", "uns
     """
     if backend == "transformers" or (backend == "auto" and not torch.cuda.is_available()):
         return "transformers"
-    blocker = _unsloth_blocker() or _import_unsloth()
+    blocker = _unsloth_blocker() or _import_unsloth(tell=backend == "auto")
     if blocker is None:
         return "unsloth"
     if backend == "unsloth":
@@ -45,8 +45,8 @@ def _already_imported() -> str:
     return ", ".join(name for name in ("trl", "transformers", "peft") if name in sys.modules)
 
 
-def _import_unsloth() -> tuple[str, str] | None:
-    """Import unsloth. Prints one line and returns reason and remedy where its version does not fit the others."""
+def _import_unsloth(tell: bool) -> tuple[str, str] | None:
+    """Import unsloth. Returns reason and remedy where its version does not fit the others; `tell`: prints them in one line."""
     # By default its compiled code goes into the working directory.
     os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache_folder() / "unsloth"))
     try:
@@ -56,7 +56,8 @@ def _import_unsloth() -> tuple[str, str] | None:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         if before := _already_imported():  # they may be patched by half
             raise InputError(f"unsloth fails in its import, after {before} ({reason}): use --backend transformers") from error
-        line = f"unsloth cannot be used here ({reason}); sbtiny doctor compares the versions"
-        console.print(line, markup=False, soft_wrap=True, style="yellow")
+        if tell:
+            line = f"unsloth cannot be used here ({reason}); sbtiny doctor compares the versions"
+            console.print(line, markup=False, soft_wrap=True, style="yellow")
         return f"unsloth does not import ({reason})", "install the versions that sbtiny doctor names"
     return None

@@ -131,8 +131,10 @@ def test_an_unsloth_that_does_not_import_is_one_line_and_transformers(tmp_path: 
     )
 
 
-def test_an_unsloth_that_was_asked_for_and_does_not_import_is_an_error(tmp_path: Path) -> None:
-    done = started("unsloth", BROKEN, tmp_path)
+@pytest.mark.parametrize("gpu", [True, False])
+def test_an_unsloth_that_was_asked_for_and_does_not_import_is_an_error(gpu: bool, tmp_path: Path) -> None:
+    done = started("unsloth", BROKEN, tmp_path, gpu=gpu)
+    assert "cannot be used here" not in done.stderr  # one line, not two
     assert done.returncode == 1
     assert "InputError: unsloth does not import (RuntimeError: Unsloth: needs torch 9.9, please update): install" in done.stderr
 
