@@ -8,7 +8,12 @@ PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 # Its modification time says when the environment was last brought up to date.
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test test-slow gpu-check lint docs data clean
+# What unsloth imports on a CPU; xformers and torchvision, which it names too, have no CPU build.
+UNSLOTH := $(VENV)/unsloth
+UNSLOTH_NEEDS := tyro==1.0.17 hf_transfer cut_cross_entropy==25.1.1 torchao==0.18.0 msgspec structlog json5 nest-asyncio triton==3.9.0 \
+	diffusers==0.42.1 sentencepiece docstring-parser typeguard shtab "certifi>=2026.10.19"
+
+.PHONY: setup demo test test-slow unsloth-env test-unsloth gpu-check lint docs data clean
 
 setup: $(STAMP)
 
@@ -31,6 +36,14 @@ test: setup
 
 test-slow: setup
 	$(PYTEST) $(PARALLEL) -m "slow and not gpu"
+
+# Beside the environment and not in it: its presence changes what --backend auto takes on a GPU.
+unsloth-env: setup
+	test -d $(UNSLOTH)/unsloth || $(BIN)/python -m pip install --quiet --no-deps --target $(UNSLOTH) \
+		$$(grep -h '^unsloth' sbtiny/constraints.txt) $(UNSLOTH_NEEDS)
+
+test-unsloth: unsloth-env
+	PYTHONPATH=$(UNSLOTH) $(BIN)/python -m pytest -m slow tests/unsloth_backend
 
 # Without a network: carry the wheels and set PIP_NO_INDEX=1 PIP_FIND_LINKS=their folder. Prints memory, speed and the plan's estimate.
 gpu-check: setup

@@ -162,7 +162,7 @@ class Settings:
     seed: Seed = 0  # seed of everything random
     format: FormatName = "solution"  # tags that a cold start teaches: `solution` (paper) or `think`; later stages keep them
     four_bit: bool | None = None  # load base weights as NF4; null: where there is a GPU
-    backend: BackendName = "auto"  # library that loads and trains; auto: unsloth where it can run, else transformers and peft
+    backend: BackendName = "auto"  # library that loads and trains; auto: unsloth on a CUDA GPU, else transformers and peft
     engine: EngineName = "ours"  # decoder; generate is slower and takes any transformers model; vllm must be installed
     kv_cache_gib: GibOrNone = None  # GiB for the KV cache; null: most of the free memory
     report_to: Reporter = "none"  # where training curves go besides metrics.jsonl; its package must be installed

@@ -1,9 +1,11 @@
 """The checks of `sbtiny doctor`: versions against the tested set, the device, the extras, and whether runs can be written here."""
 
+import json
 import os
 import platform
 import re
 import shutil
+import subprocess
 import sys
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -119,13 +121,41 @@ def check_cuda(device: DeviceInfo) -> list[CheckResult]:
 def check_extras(device: DeviceInfo) -> list[CheckResult]:
     results = []
     for name, (module, brings, install) in EXTRAS.items():
-        if find_spec(module) is not None:
+        if find_spec(module) is not None and name == "unsloth":
+            results.append(check_unsloth())
+        elif find_spec(module) is not None:
             results.append(CheckResult("extras", name, "ok", brings))
         else:
-            useless = name == "unsloth" and device.device == "cpu"
-            hint = "of no use without an NVIDIA GPU" if useless else install
+            slow = name == "unsloth" and device.device == "cpu"
+            hint = "no gain without an NVIDIA GPU, where only --backend unsloth takes it" if slow else install
             results.append(CheckResult("extras", name, "note", f"missing: {brings}", hint))
     return results
+
+
+def check_unsloth() -> CheckResult:
+    """Import unsloth in a process of its own, because it patches the other libraries, and see whether our trainers fit on its."""
+    code = "from sbtiny.cli.doctor import find_unsloth_faults as find; import json; print(json.dumps(find()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    last = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()[-1:]
+    faults = json.loads(last[0]) if done.returncode == 0 else last or [f"its import ends with code {done.returncode}"]
+    if faults:
+        return CheckResult("extras", "unsloth", "note", "; ".join(faults), "install the tested versions, or use --backend transformers")
+    return CheckResult("extras", "unsloth", "ok", f"imports, and its trainers fit: {EXTRAS['unsloth'][1]}")
+
+
+def find_unsloth_faults() -> list[str]:
+    """Why unsloth cannot be used here as a whole, in one line, or what of ours does not fit on its trainers. Imports it."""
+    from sbtiny.models.backend import start_backend
+
+    try:
+        start_backend("unsloth")
+    except InputError as error:
+        return [str(error)]
+    from sbtiny.coldstart.trainer import ColdStartTrainer
+    from sbtiny.grpo.trainer import BudgetGrpoTrainer
+    from sbtiny.training.rewritten import describe_misfit
+
+    return [line for line in map(describe_misfit, (ColdStartTrainer, BudgetGrpoTrainer)) if line]
 
 
 def check_folder_writable(name: str, folder: Path) -> CheckResult:

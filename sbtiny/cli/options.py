@@ -26,7 +26,7 @@ KvMemory = Annotated[
 ]
 VERIFIER = "auto, numeric, math, choice, exact, regex, or a function of your own: my.py:check."
 FORMAT = "Tags to teach: solution (the paper's), or think, with the answer after it."
-BACKEND = "What loads and trains: auto (unsloth where it can run), unsloth, or transformers."
+BACKEND = "What loads and trains: auto (unsloth on a GPU), unsloth, or transformers."
 ENGINE = "What decodes: ours, generate (any model of transformers, slower), or vllm."
 REPORT_TO = "Training curves also go to tensorboard, trackio or wandb (default: none)."
 

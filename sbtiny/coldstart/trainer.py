@@ -25,6 +25,7 @@ from sbtiny.training import logprobs
 from sbtiny.training.arguments import keep_adapter_float32, shared_training_args
 from sbtiny.training.checkpoint import ManifestCallback
 from sbtiny.training.monitor import TrainingMonitor
+from sbtiny.training.rewritten import choose_trainer
 
 POOL_BATCHES = 50  # batches sorted together: enough for like lengths, few enough to mix rows anew each epoch
 UNTRAINED_COSINE, UNTRAINED_NEIGHBOURS = 0.995, 50  # a token with more neighbours above this cosine was never trained
@@ -167,7 +168,7 @@ def train_sft(
     monitor = TrainingMonitor("sft", updates, output)
     weight = settings.sft.contrast
     with keep_adapter_float32(policy.model):
-        trainer = ColdStartTrainer(
+        trainer = choose_trainer(ColdStartTrainer, "sft.contrast" if weight else "")(
             model=policy.model,
             args=build_sft_config(settings, output, updates),
             train_dataset=dataset,

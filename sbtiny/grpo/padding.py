@@ -20,7 +20,14 @@ def sort_by_length(batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def trim_padding(inputs: dict[str, Any]) -> dict[str, Any]:
-    """Cut columns that are padding in every row: prompts are padded on the left, completions on the right."""
+    """Cut columns that are padding in every row: prompts are padded on the left, completions on the right.
+
+    Cuts nothing where log-probabilities of the old policy or the reference have another width than the completions: unsloth's trainer moves
+    all padding to the right first, and finds the offset of each row from that width.
+    """
+    logps = [value for name, value in inputs.items() if name.endswith("per_token_logps") and isinstance(value, Tensor)]
+    if any(value.shape[1] != inputs["completion_mask"].shape[1] for value in logps):
+        return inputs
     prompt, completion = inputs["prompt_mask"].sum(1).max(), inputs["completion_mask"].sum(1).max()
     width = inputs["prompt_mask"].shape[1] - prompt
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
 from torch import Tensor, nn
@@ -25,6 +25,10 @@ from sbtiny.tasks.verify import Verifier
 from sbtiny.training import logprobs
 from sbtiny.training.arguments import keep_adapter_float32, shared_training_args
 from sbtiny.training.checkpoint import ManifestCallback, read_saved_state
+from sbtiny.training.rewritten import choose_trainer
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 
 def train_grpo(
@@ -56,7 +60,7 @@ def train_grpo(
         policy.model.delete_adapter("ref")
     monitor = GrpoMonitor(settings.grpo.steps, output, alarms)
     with keep_adapter_float32(policy.model):
-        trainer = BudgetGrpoTrainer(
+        trainer = choose_trainer(BudgetGrpoTrainer)(
             model=policy.model,
             reward_funcs=rollouts.reward,
             args=build_grpo_config(settings, output),
@@ -65,7 +69,22 @@ def train_grpo(
             rollout_func=rollouts,
             callbacks=[monitor, ManifestCallback(signature, state_to_save)],
         )
+    if settings.grpo.beta:
+        add_reference(policy.model)
     monitor.run(trainer, resume)
+
+
+def add_reference(model: "PeftModel") -> None:
+    """Copy the adapter as `ref`, the policy that the KL penalty measures from, where the trainer has not.
+
+    TRL does so. The trainer that unsloth writes does not, and would measure from the base model, which states no budget.
+    """
+    if "ref" in model.peft_config:
+        return
+    model.add_adapter("ref", model.peft_config["default"])
+    for name, weight in model.named_parameters():
+        if ".default." in name:
+            model.get_parameter(name.replace(".default.", ".ref.")).data.copy_(weight.data)
 
 
 def order_questions(questions: Sequence[Question], settings: Settings) -> list[Question]:

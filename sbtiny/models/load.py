@@ -4,10 +4,11 @@ Import transformers and peft inside the functions, because unsloth must be impor
 """
 
 import os
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import nn
@@ -187,13 +188,13 @@ def _with_unsloth(source: Source, base: ModelFolder, four_bit: bool, dtype: Dtyp
 
     if vllm and (warning := unused_weights_warning(base.folder)):
         raise InputError(f"{warning}, and vLLM reads the others: remove one of the two")
-    with _one_line_errors(source):
+    with _one_line_errors(source), redirect_stdout(sys.stderr):
         model, tokenizer = FastLanguageModel.from_pretrained(
             model_name=_files(source),
             max_seq_length=min(base.config.max_position_embeddings, UNSLOTH_CONTEXT),
-            dtype=getattr(torch, dtype or detect_device().dtype),
+            dtype=getattr(torch, dtype or detect_device(base.parameters).dtype),
             load_in_4bit=four_bit,
-            fast_inference=vllm,
+            fast_inference=vllm and torch.cuda.is_available(),
             **({"max_lora_rank": UNSLOTH_RANK} if vllm else {}),
             use_exact_model_name=True,  # else a 4-bit load takes unsloth's own checkpoint of a similar name
         )
@@ -202,6 +203,11 @@ def _with_unsloth(source: Source, base: ModelFolder, four_bit: bool, dtype: Dtyp
 
 def _is_unsloth(model: nn.Module) -> bool:
     return hasattr(model, "for_training")
+
+
+def _unsloth_checkpointing() -> Literal["unsloth", False]:
+    """Its gradient checkpointing moves activations to the CPU's memory. On a CPU they are there, and it would only compute them again."""
+    return "unsloth" if torch.cuda.is_available() else False
 
 
 def _unsloth_lora(model: nn.Module, rank: int, alpha: int, dropout: float, targets: str | list[str]) -> "PeftModel":
@@ -213,7 +219,7 @@ def _unsloth_lora(model: nn.Module, rank: int, alpha: int, dropout: float, targe
         lora_alpha=alpha,
         lora_dropout=dropout,
         target_modules=list(UNSLOTH_LINEAR) if targets == ALL_LINEAR else targets,
-        use_gradient_checkpointing="unsloth",
+        use_gradient_checkpointing=_unsloth_checkpointing(),
         random_state=torch.initial_seed() % 2**32,  # it sets all seeds, so give it the present one
     )
 
@@ -277,7 +283,7 @@ def load_adapter(model: nn.Module, path: Path, trainable: bool = False) -> "Peft
     # peft loads matching tensors and ignores the others without an error.
     if unmatched := saved ^ set(get_peft_model_state_dict(model, save_embedding_layers=False)):
         raise InputError(misfit % f"{min(unmatched)} has no counterpart")
-    if trainable and _is_unsloth(model.get_base_model()):
+    if trainable and _is_unsloth(model.get_base_model()) and torch.cuda.is_available():  # on a CPU its models are peft's own
         from unsloth import FastLanguageModel
 
         model = FastLanguageModel.patch_peft_model(model, use_gradient_checkpointing="unsloth")

@@ -31,6 +31,8 @@ def shared_training_args(settings: Settings, output: Path, save_steps: int) -> d
     return {
         "output_dir": str(output),
         "seed": settings.seed,
+        "optim": "adamw_torch_fused",  # TRL's own; unsloth's configs would take 8-bit Adam and a weight decay of 0.001
+        "weight_decay": 0.0,
         "use_cpu": not gpu,
         "bf16": hardware.dtype == "bfloat16",
         "fp16": hardware.dtype == "float16",

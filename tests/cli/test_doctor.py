@@ -37,7 +37,7 @@ def test_a_missing_extra_says_what_it_would_bring_and_how_to_get_it(monkeypatch:
     monkeypatch.setattr(doctor, "find_spec", lambda module: None)
     here, there = ({f.name: f for f in check_extras(seen)} for seen in (CPU, GPU))
     assert there["unsloth"].mend == "pip install 'sbtiny[unsloth]'"
-    assert here["unsloth"].mend == "of no use without an NVIDIA GPU"
+    assert here["unsloth"].mend == "no gain without an NVIDIA GPU, where only --backend unsloth takes it"
     assert here["tasks"].found == "missing: LaTeX answers compared as mathematics"
     assert all(f.state == "note" and f.mend for f in here.values())
 

@@ -10,7 +10,7 @@ import pytest
 UNSLOTH = """
 import sys
 import torch
-print("early:", sorted({"trl", "transformers", "peft"} & set(sys.modules)))
+early = sorted({"trl", "transformers", "peft"} & set(sys.modules))
 torch.cuda.is_available = lambda: False  # the other libraries must not take this machine for one with a GPU
 """
 STAGES = """
@@ -21,6 +21,8 @@ from sbtiny.cli.options import start_work
 from sbtiny.config import Settings
 start_work(Settings(backend={backend!r}))
 import sbtiny.grpo.run
+if "unsloth" in sys.modules:
+    print("early:", sys.modules["unsloth"].early)
 print("imported:", sorted({{"trl", "transformers", "peft", "unsloth"}} & set(sys.modules)))
 """
 

@@ -19,7 +19,6 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from sbtiny.errors import InputError
-from sbtiny.models.backend import start_backend
 from sbtiny.models.load import add_lora, load_adapter, load_model, load_tokenizer
 from sbtiny.models.prompt import prompt_ids, stop_ids
 
@@ -79,20 +78,13 @@ def test_four_bit_quantises_the_linear_layers_and_nothing_else(small: Path) -> N
         assert error.norm() / exact.norm() < 0.12  # NF4 costs about 9 % on normal weights
 
 
-@no_gpu
-def test_unsloth_without_a_gpu_is_refused(small: Path) -> None:
-    with pytest.raises(InputError, match="unsloth needs a CUDA GPU"):
-        load_model(str(small), backend="unsloth")
-    assert start_backend("auto") == start_backend("transformers") == "transformers"
-
-
-def started(backend: str, unsloth: str, tmp_path: Path, before: str = "") -> subprocess.CompletedProcess[str]:
-    """Run `start_backend` in a process with a pretended GPU and a package unsloth of this source."""
+def started(backend: str, unsloth: str, tmp_path: Path, before: str = "", gpu: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run `start_backend` in a process with a package unsloth of this source, with a pretended GPU or without."""
     (tmp_path / "unsloth.py").write_text(unsloth)
     code = f"""
 {before}
 import torch
-torch.cuda.is_available = lambda: True
+torch.cuda.is_available = lambda: {gpu}
 from sbtiny.models.backend import start_backend
 print(start_backend({backend!r}))"""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
@@ -108,6 +100,29 @@ def test_auto_takes_unsloth_where_it_can_be_imported_first(tmp_path: Path) -> No
     assert started("auto", "", tmp_path, before="import sys; sys.modules['trl'] = sys").stdout == "transformers\n"  # trl stays unpatched
 
 
+def test_without_a_gpu_unsloth_is_taken_by_name_alone_and_its_greeting_goes_to_stderr(tmp_path: Path) -> None:
+    assert started("auto", "print('hello')", tmp_path, gpu=False).stdout == "transformers\n"
+    done = started("unsloth", "print('hello')", tmp_path, gpu=False)
+    assert (done.stdout, done.stderr) == ("unsloth\n", "hello\n")
+
+
+MISSING = "import sbtiny.models.backend; sbtiny.models.backend.find_spec = lambda name: None"
+REFUSED = {
+    MISSING: "unsloth is not installed: pip install 'sbtiny[unsloth]', or use --backend transformers",
+    "import sys; sys.modules['trl'] = sys.modules['peft'] = sys": (
+        "unsloth must be imported before trl, peft: call start_backend first, or use --backend transformers"
+    ),
+}
+
+
+@pytest.mark.parametrize("before", REFUSED)
+@pytest.mark.parametrize("gpu", [True, False])
+def test_an_unsloth_that_is_missing_or_comes_too_late_is_refused_where_it_was_asked_for(before: str, gpu: bool, tmp_path: Path) -> None:
+    done = started("unsloth", "", tmp_path, before, gpu)
+    assert done.stderr.splitlines()[-1] == f"sbtiny.errors.InputError: {REFUSED[before]}"
+    assert started("auto", "", tmp_path, before, gpu).stdout == "transformers\n"
+
+
 def test_an_unsloth_that_does_not_import_is_one_line_and_transformers(tmp_path: Path) -> None:
     done = started("auto", BROKEN, tmp_path)
     assert done.stdout == "transformers\n"
@@ -116,8 +131,10 @@ def test_an_unsloth_that_does_not_import_is_one_line_and_transformers(tmp_path: 
     )
 
 
-def test_an_unsloth_that_was_asked_for_and_does_not_import_is_an_error(tmp_path: Path) -> None:
-    done = started("unsloth", BROKEN, tmp_path)
+@pytest.mark.parametrize("gpu", [True, False])
+def test_an_unsloth_that_was_asked_for_and_does_not_import_is_an_error(gpu: bool, tmp_path: Path) -> None:
+    done = started("unsloth", BROKEN, tmp_path, gpu=gpu)
+    assert "cannot be used here" not in done.stderr  # one line, not two
     assert done.returncode == 1
     assert "InputError: unsloth does not import (RuntimeError: Unsloth: needs torch 9.9, please update): install" in done.stderr
 
