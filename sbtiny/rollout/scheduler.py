@@ -22,8 +22,8 @@ class Scheduler:
     """Assigns tickets to slots and keeps the queue. Active slots are always the first ones.
 
     A state is the keys and values of a sequence, (layers, 2, kv heads, tokens, head_dim). `cache` is (layers, 2, slots, kv heads,
-    capacity, head_dim). `kept_prefixes` states of ended answers are kept for prompts that go on from them, as long as they and the held
-    ones take at most `spare_bytes`.
+    capacity, head_dim). `kept_prefixes` states of ended answers are kept for prompts that go on from them, as long as all states beside
+    the slots take at most `spare_bytes`.
     """
 
     def __init__(self, cache: Tensor, prefill: Prefill, kept_prefixes: int = 0, spare_bytes: int = 0) -> None:
@@ -117,6 +117,7 @@ class Scheduler:
         coming = [t.request.prompt_ids for t in islice(self.queue, 4 * PREFILL_BATCH) if t not in self.held]
         fresh = list(dict.fromkeys([prompt, *(p for p in coming if p not in self.prefilled)]))[:PREFILL_BATCH]
         self.prefilled.update(zip(fresh, self.prefill(fresh, None), strict=True))
+        self._drop_kept(self.kept_prefixes, self.spare_bytes)
 
     def _find_beginning(self, prompt: Tokens) -> Tensor | None:
         """The state of the longest beginning of a prompt that is kept or in a slot."""
@@ -158,14 +159,15 @@ class Scheduler:
         """Keep the state of an ended answer in place of the oldest ones, where it has room beside the held ones."""
         fed = self._fed(slot)
         state = self.cache[:, :, slot, :, : len(fed)]
-        if self.kept_prefixes and state.nbytes <= self.spare_bytes - count_bytes(self.held):
+        if self.kept_prefixes and state.nbytes <= self.spare_bytes - count_bytes(self.held) - count_bytes(self.prefilled):
             self.kept.pop(fed, None)
             self._drop_kept(self.kept_prefixes - 1, self.spare_bytes - state.nbytes)
             self.kept[fed] = state.clone()
 
     def _drop_kept(self, most: int, most_bytes: int) -> None:
-        """Drop the oldest states until so many are kept, and take so many bytes with the held ones."""
-        while self.kept and (len(self.kept) > most or count_bytes(self.kept) + count_bytes(self.held) > most_bytes):
+        """Drop the oldest states until so many are kept, and take so many bytes with those of answers to come."""
+        beside = count_bytes(self.held) + count_bytes(self.prefilled) if self.kept else 0
+        while self.kept and (len(self.kept) > most or count_bytes(self.kept) + beside > most_bytes):
             self.kept.popitem(last=False)
 
     def _compact(self, slot: int) -> None:

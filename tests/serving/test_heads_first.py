@@ -10,7 +10,7 @@ from sbtiny.budget.protocol import BudgetChoice
 from sbtiny.config import ServeSettings, Settings
 from sbtiny.rollout.load_policy import build_policy
 from sbtiny.serving.assistant import Assistant
-from sbtiny.serving.heads_first import HEAD_LIMIT, HEAD_ROWS, HeadsFirst
+from sbtiny.serving.heads_first import HEAD_ROWS, HeadsFirst
 from sbtiny.serving.queue import QueueFull
 from sbtiny.serving.reply import Reply
 from sbtiny.tasks import arithmetic
@@ -34,11 +34,12 @@ def plain(tiny) -> Assistant:
 class Line:
     """A server's decoding without a server: its clock is the steps."""
 
-    def __init__(self, assistant: Assistant, max_waiting: int | None = None, max_bytes: int | None = None) -> None:
+    def __init__(self, assistant: Assistant, max_waiting: int | None = None) -> None:
         self.assistant, self.now, self.begun = assistant, 0, []
         engine = assistant.policy.engine
         self.per_token = engine.slot_bytes(1024) // 1024
-        self.bodies = HeadsFirst(assistant.session, engine.rows, self.per_token, max_waiting, max_bytes)
+        self.head_limit = assistant.limiter.head_tokens
+        self.bodies = HeadsFirst(assistant.session, engine.rows, self.per_token, max_waiting, self.head_limit)
         self.queue, self.scheduler = self.bodies.queue, assistant.session.scheduler
 
     def ask(self, question: str, budget: int | None = None, factor: float | None = None, priority: int = 0) -> Reply:
@@ -158,7 +159,7 @@ def test_a_press_on_a_waiting_answer_lets_it_in_at_once(plain: Assistant, presse
         pressed.press()
     line.step()
     assert set(line.bodies.bodies) == {blocker, pressed}
-    line.step(plain.limiter.least_room(pressed) + HEAD_LIMIT)
+    line.step(plain.limiter.least_room(pressed) + line.head_limit)
     assert pressed.answer.stop_reason == "interrupted"
     assert ("Time is up. \\boxed{" in pressed.answer.text) is (presses == 1)
     assert not any(reply.is_done for reply in others)
@@ -244,7 +245,7 @@ def test_kept_keys_and_values_are_bounded(plain: Assistant) -> None:
     line.step_until_waiting(waiting)
     used = line.queue.kept_bytes // line.per_token
     assert 0 < used < 100
-    room = 200 - used - HEAD_LIMIT
+    room = 200 - used - line.head_limit
     line.bodies.check_room(room)
     with pytest.raises(QueueFull, match="the requests that wait keep"):
         line.bodies.check_room(room + 1)
