@@ -15,9 +15,14 @@ from hypothesis import strategies as st
 from serve_support import SLOTS, Served, load_tiny, slow_down, text_of, wait_for
 from test_requests import NAMES, VALUES
 
+from sbtiny.config import ServeSettings
 from sbtiny.errors import InputError
+from sbtiny.models.load import load_model
+from sbtiny.rollout.load_policy import build_policy
 from sbtiny.serving.ask import Ask
+from sbtiny.serving.assistant import Assistant
 from sbtiny.serving.decoder import Decoder
+from sbtiny.serving.heads_first import HEAD_ROWS
 from sbtiny.serving.job import Job
 from sbtiny.serving.requests import ServeRequest
 from sbtiny.serving.worker import Worker
@@ -150,6 +155,30 @@ def test_too_many_are_told_to_come_again(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "sbtiny_queue_length 1.0" in served.client.get("/metrics").text
     assert all(text_of(stream.all()) for stream in streams)
     assert served.chat(LONG).status_code == 200
+    served.close()
+
+
+def test_too_much_memory_of_what_waits_is_refused_before_too_many_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load() -> Assistant:
+        """With room for its slots and the heads of a few questions."""
+        room = (SLOTS + HEAD_ROWS) * 512 + 900
+        per_token = build_policy(*load_model("tiny"), slots=1).engine.slot_bytes(1)
+        policy = build_policy(*load_model("tiny"), SLOTS + HEAD_ROWS, room * per_token / 2**30, states_budget=False)
+        return Assistant(policy, ServeSettings(temperature=0.0, context=512))
+
+    served = Served(load, most_waiting=64).wait_ready()
+    slow_down(monkeypatch, served, 0.02)
+    streams = [served.stream(LONG, max_tokens=60) for _ in range(SLOTS)]
+    for stream in streams:
+        next(stream.chunks)
+    answers = [served.stream(LONG, max_tokens=60) for _ in range(30)]
+    refused = [a for a in answers if a.response.status_code == 429]
+    assert 0 < len(refused) < 30
+    assert all(int(a.response.headers["retry-after"]) > 0 for a in refused)
+    assert "the requests that wait keep" in json.loads(refused[0].response.read())["error"]["message"]
+    assert f'sbtiny_requests_total{{outcome="queue_full"}} {len(refused)}.0' in served.client.get("/metrics").text
+    assert all(text_of(stream.all()) for stream in [*streams, *(a for a in answers if a not in refused)])
+    assert served.chat(LONG, max_tokens=60).status_code == 200  # once they have left
     served.close()
 
 
