@@ -194,7 +194,22 @@ class BodyQueue:
         if surplus > 0 or too_much > 0:
             kept = f"the requests that wait keep {self.kept_bytes / MIB:.3g} MiB of {(self.max_bytes or 0) / MIB:.3g}"
             what = f"{len(self._heap)} requests wait" if surplus > 0 else kept
-            raise QueueFull(f"the queue is full: {what}", self._seconds_until_room(surplus, too_much))
+            raise QueueFull(f"the queue is full: {what}", self.seconds_until_room(surplus, too_much))
+
+    def seconds_until_room(self, surplus: int, too_much: int = 0) -> int:
+        """Seconds until so many bodies, and so many bytes, have left for a slot: one leaves each mean service / slots.
+
+        Without bytes it may be asked from any thread.
+        """
+        leaving = max(surplus, 0)
+        for left, body in enumerate(sorted(self._heap) if too_much > 0 else (), 1):
+            too_much -= body.kept_bytes
+            if too_much <= 0:
+                leaving = max(leaving, left)
+                break
+        else:
+            leaving = len(self._heap) + 1 if too_much > 0 else leaving  # until all have left and a slot is free
+        return max(1, math.ceil(leaving * (self.mean_seconds or 1.0) / self.slots))
 
     # ---- inside --------------------------------------------------------------------------------------------------------------------
 
@@ -217,18 +232,6 @@ class BodyQueue:
         if self._standing is None:
             self._standing = rank_all(self._heap)
         return self._standing[item]
-
-    def _seconds_until_room(self, surplus: int, too_much: int) -> int:
-        """Seconds until so many bodies, and so many bytes, have left for a slot: one leaves each mean service / slots."""
-        leaving = max(surplus, 0)
-        for left, body in enumerate(sorted(self._heap) if too_much > 0 else (), 1):
-            too_much -= body.kept_bytes
-            if too_much <= 0:
-                leaving = max(leaving, left)
-                break
-        else:
-            leaving = len(self._heap) + 1 if too_much > 0 else leaving  # until all have left and a slot is free
-        return max(1, math.ceil(leaving * (self.mean_seconds or 1.0) / self.slots))
 
 
 def rank_all(bodies: Iterable[WaitingBody]) -> dict[Hashable, tuple[int, float]]:

@@ -151,7 +151,9 @@ def test_too_many_are_told_to_come_again(monkeypatch: pytest.MonkeyPatch) -> Non
     refused = served.chat(LONG)
     assert (refused.status_code, refused.json()["error"]["code"]) == (429, "queue_full")
     assert int(refused.headers["retry-after"]) > 0
-    assert 'sbtiny_requests_total{outcome="queue_full"} 1.0' in served.client.get("/metrics").text
+    served.worker.decoder.bodies.queue.record_service(50, 100 * SLOTS, time.perf_counter())  # of answers that take so long
+    assert 90 < int(served.chat(LONG).headers["retry-after"]) <= 100
+    assert 'sbtiny_requests_total{outcome="queue_full"} 2.0' in served.client.get("/metrics").text
     assert "sbtiny_queue_length 1.0" in served.client.get("/metrics").text
     assert all(text_of(stream.all()) for stream in streams)
     assert served.chat(LONG).status_code == 200
@@ -201,9 +203,11 @@ def test_while_it_loads_and_after_a_crash_it_says_so() -> None:
 
     served = Served(load)
     wait_for(lambda: served.server.started)
-    assert served.client.get("/health").status_code == 503
-    assert served.chat(LONG).status_code == 503
-    assert served.client.get("/v1/models").status_code == 503
+    assert (served.client.get("/health").status_code, served.client.get("/health").json()) == (503, {"status": "loading model"})
+    for refused in (served.chat(LONG), served.client.get("/v1/models"), served.client.get("/slots")):
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "loading")
+        assert int(refused.headers["retry-after"]) > 0
+    assert served.client.get("/metrics").status_code == served.client.get("/").status_code == 200
     gate.set()
     served.wait_ready()
 
