@@ -24,7 +24,6 @@ from sbtiny.bench.serve_simulation import Arrivals, ServeLoad, draw_arrivals, me
 from sbtiny.config import Settings
 from sbtiny.errors import Failed, InputError
 from sbtiny.serving import assistant as assistants
-from sbtiny.serving.answer_limits import HEAD_TOKENS
 from sbtiny.serving.app import create_app
 from sbtiny.serving.heads_first import HEAD_ROWS
 from sbtiny.serving.queue import rank_first_come, rank_oracle
@@ -73,7 +72,7 @@ def start_server(name: str, settings: Settings, slots: int, most_waiting: int) -
         thread.join(60)
 
 
-def make_requests(plan: ServePlan, arrivals: Arrivals) -> list[dict[str, Any]]:
+def make_requests(plan: ServePlan, arrivals: Arrivals, head_tokens: int) -> list[dict[str, Any]]:
     """The bodies of the requests. Drawn lengths are forced by `max_tokens`, and stated by a given budget."""
     load = plan.load
     questions = arithmetic.generate_questions("val", load.requests, seed=load.seed)
@@ -82,7 +81,7 @@ def make_requests(plan: ServePlan, arrivals: Arrivals) -> list[dict[str, Any]]:
         body = {"messages": [{"role": "user", "content": question.question}], "seed": load.seed * SEEDS + i}
         if plan.draws_lengths:
             length = min(MOST_TOKENS, max(4, round(plan.mean * arrivals.lengths[i])))
-            most = length if length < SHORT else length + HEAD_TOKENS
+            most = length if length < SHORT else length + head_tokens
             body |= {"max_tokens": most, "budget": max(1, round(plan.mean * arrivals.stated[i]))}
         bodies.append(body | {"stream": True, "stream_options": {"include_usage": True}})
     return bodies
@@ -92,7 +91,7 @@ def measure_orders(send: Send, worker: Worker, plan: ServePlan, advance: Callabl
     """Figures of each order on one draw of requests, in seconds, and the simulation's in mean services."""
     load = plan.load
     arrivals = draw_arrivals(load if plan.draws_lengths else replace(load, sigma=0.0))
-    bodies, heads_first = make_requests(plan, arrivals), worker.decoder.bodies
+    bodies, heads_first = make_requests(plan, arrivals, worker.decoder.assistant.limiter.head_tokens), worker.decoder.bodies
     heads_first.rank = make_rank("fcfs", {})
     alone = send(bodies, [0.0] * len(bodies))  # warms up, and tells lengths and services
     advance()

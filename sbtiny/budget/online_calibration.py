@@ -1,65 +1,97 @@
 """A calibration that follows its traffic: adaptive conformal inference (Gibbs and Candes, arXiv 2106.00170).
 
 Each coverage c has a level a, at first 1 - c, at which answers may miss. After each answer a <- a + g (1 - c - miss), so the share of
-misses tends to 1 - c whatever the traffic. The promise is the (1 - a) quantile of the last WINDOW scores. Its record lies beside
-calibration.json, never in it.
+misses tends to 1 - c whatever the traffic. The promise is the (1 - a) quantile of the last WINDOW scores. All of it lies in memory: the
+file stays as it was made.
 """
 
 import math
 from collections import deque
-from typing import Any
+from collections.abc import Mapping, Sequence
 
-from sbtiny.budget.calibration import COVERAGES, Calibration, CalibrationAnswer, scale_up
-from sbtiny.budget.calibration_record import check_fields, is_number
-from sbtiny.budget.remaining import ROUNDING
-from sbtiny.errors import InputError
+from sbtiny.budget.calibration import (
+    COVERAGES,
+    FEW,
+    FEW_COVERAGE,
+    Calibration,
+    CalibrationAnswer,
+    NonconformityScores,
+    promise_rank,
+    scale_up,
+    share,
+)
+from sbtiny.budget.remaining import ROUNDING, Remaining
 
 WINDOW = 500
 STEP = 0.01
+MOST_COVERAGES = 16  # with a level of their own: those that users ask for could be any number
 
 
 class OnlineCalibration:
-    """Promises that adapt. Starts from the scores of a calibration, which the newest answers push out one by one."""
+    """Promises that adapt. Starts from the scores of a calibration, which the newest answers push out one by one.
 
-    def __init__(self, calibration: Calibration, coverages: tuple[float, ...] = COVERAGES) -> None:
-        scores = [*calibration.ratios, *[math.inf] * (calibration.questions - len(calibration.ratios))]
-        golden = (math.sqrt(5) - 1) / 2  # its multiples mix small and large scores, so that the window drops both alike
-        self.fingerprint = calibration.model_fingerprint
-        self.miss_levels = {c: 1 - c for c in coverages}
-        self.window = deque((scores[i] for i in sorted(range(len(scores)), key=lambda i: i * golden % 1)), WINDOW)
+    A coverage that has no level of its own has 1 - c. Bins with factors of their own keep them, each with a window.
+    """
+
+    def __init__(self, calibration: Calibration, coverages: Sequence[float] = COVERAGES) -> None:
+        self.calibration = calibration
+        by_bin = [b.scores for b in calibration.bins if b.own]
+        self.window, self.bin_windows = first_window(calibration.scores), [first_window(scores) for scores in by_bin]
+        self.miss_levels = {c: min(first_level(scores, c) for scores in by_bin or [calibration.scores]) for c in coverages}
+        self.kept: dict[float, deque[bool]] = {}
 
     def promise(self, stated: int, coverage: float) -> int | None:
         """Compute the tokens that an answer of this stated budget stays within; None without a finite promise."""
-        if coverage not in self.miss_levels:
-            raise InputError(f"coverage {coverage} is not followed: choose from {', '.join(map(str, self.miss_levels))}")
-        rank = math.ceil((len(self.window) + 1) * (1 - self.miss_levels[coverage]) - ROUNDING)
-        factor = sorted(self.window)[max(1, rank) - 1] if rank <= len(self.window) else math.inf
+        own = [self._factor(window, coverage) for window in self.bin_windows]
+        use_bin = bool(own) and math.inf not in own
+        factor = own[self.calibration.bin_of(stated)] if use_bin else self._factor(self.window, coverage)
         return scale_up(stated, factor) if factor < math.inf else None
 
-    def observe(self, answer: CalibrationAnswer) -> None:
-        """Learn from a finished answer; one that was cut or malformed has missed every finite promise."""
+    def remaining(self, stated: int, used: int) -> Remaining:
+        return self.calibration.remaining(stated, used)
+
+    def observe(self, answer: CalibrationAnswer, made: Mapping[float, int | None] | None = None) -> None:
+        """Learn from a finished answer; one that was cut or malformed has missed every finite promise.
+
+        `made`: the promises it was given, by coverage; at other coverages it is judged by the present ones.
+        """
         if answer.stated is None:
             return  # it had no promise
-        for coverage, level in self.miss_levels.items():
-            promised = self.promise(answer.stated, coverage)
-            missed = promised is not None and (answer.used is None or answer.used > promised)
-            self.miss_levels[coverage] = min(1.0, max(0.0, level + STEP * (1 - coverage - missed)))
+        promises = {c: self.promise(answer.stated, c) for c in self.miss_levels} | dict(made or {})
+        for coverage, promised in promises.items():
+            self.adapt(coverage, None if promised is None else answer.used is not None and answer.used <= promised)
         self.window.append(answer.ratio)
+        if self.bin_windows:
+            self.bin_windows[self.calibration.bin_of(answer.stated)].append(answer.ratio)
 
-    def to_record(self) -> dict[str, Any]:
-        """Its state as JSON; an infinite score is null."""
-        levels = {str(c): level for c, level in self.miss_levels.items()}
-        window = [None if score == math.inf else score for score in self.window]
-        return {"model_fingerprint": self.fingerprint, "miss_levels": levels, "window": window}
+    def adapt(self, coverage: float, kept: bool | None) -> None:
+        """Move the level of one coverage after an answer that kept its promise or missed it; None had no finite one, which none misses."""
+        if coverage not in self.miss_levels and len(self.miss_levels) >= MOST_COVERAGES:
+            return
+        level = self.miss_levels.get(coverage, 1 - coverage)
+        self.miss_levels[coverage] = min(1.0, max(0.0, level + STEP * (1 - coverage - (kept is False))))
+        if kept is not None:
+            self.kept.setdefault(coverage, deque(maxlen=WINDOW)).append(kept)
 
-    def restore(self, record: Any, where: str) -> None:
-        """Go on from a record. Raises InputError for a broken one, or one of another model."""
-        keys = [str(c) for c in self.miss_levels]
-        fields = {
-            "model_fingerprint": lambda v: v == self.fingerprint,
-            "miss_levels": lambda v: isinstance(v, dict) and list(v) == keys and all(is_number(a) and 0 <= a <= 1 for a in v.values()),
-            "window": lambda v: isinstance(v, list) and 0 < len(v) <= WINDOW and all(s is None or (is_number(s) and s >= 0) for s in v),
-        }
-        check_fields(record, fields, where)
-        self.miss_levels = {float(c): level for c, level in record["miss_levels"].items()}
-        self.window = deque((math.inf if score is None else score for score in record["window"]), WINDOW)
+    def figures(self) -> dict[float, tuple[float, float | None]]:
+        """Compute by coverage the level 1 - a of its promises now, and the share of the last WINDOW promises that was kept."""
+        return {c: (1 - level, share(self.kept.get(c, ()))) for c, level in self.miss_levels.items()}
+
+    def _factor(self, window: deque[float], coverage: float) -> float:
+        rank = math.ceil((len(window) + 1) * (1 - self.miss_levels.get(coverage, 1 - coverage)) - ROUNDING)
+        too_few = rank > len(window) or (len(window) < FEW and coverage > FEW_COVERAGE + ROUNDING)
+        return math.inf if too_few else sorted(window)[max(1, rank) - 1]
+
+
+def first_window(scores: NonconformityScores) -> deque[float]:
+    """The scores of a calibration in an order that mixes small and large ones, so that a window drops both alike."""
+    found = [*scores.ratios, *[math.inf] * (scores.questions - len(scores.ratios))]
+    golden = (math.sqrt(5) - 1) / 2  # its multiples are spread evenly
+    return deque((found[i] for i in sorted(range(len(found)), key=lambda i: i * golden % 1)), WINDOW)
+
+
+def first_level(scores: NonconformityScores, coverage: float) -> float:
+    """1 - c, or below it where the calibration has a confidence: that of its rank."""
+    if scores.confidence is None:
+        return 1 - coverage
+    return 1 - (promise_rank(scores.questions, coverage, scores.confidence) or scores.questions + 1) / (scores.questions + 1)

@@ -36,7 +36,8 @@ class DecodeEngine(ABC):
     def open_session(self, capacity: int, kept_prefixes: int = 0) -> Session:
         """Open a session for sequences of at most `capacity` tokens, prompt included. It ends the engine's earlier session.
 
-        The keys and values of the last `kept_prefixes` answers are kept, so that a prompt that goes on from one is not computed again.
+        The keys and values of the last `kept_prefixes` answers are kept, so that a prompt that goes on from one is not computed again. Of
+        the memory a share is left for them and for held answers, which `Session.spare_bytes` says.
         """
 
     def slot_bytes(self, capacity: int) -> int:

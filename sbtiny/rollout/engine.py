@@ -47,7 +47,7 @@ class Engine(DecodeEngine):
     ) -> None:
         self.weights = Weights(model)
         self.pieces, self.slots, self.capacity, self.kv_cache_gib = pieces, slots, 0, kv_cache_gib
-        self.rows, self.cache, self.graphs, self.sessions = 0, None, None, 0
+        self.rows, self.spare_bytes, self.cache, self.graphs, self.sessions = 0, 0, None, None, 0
         self.stops, self.max_positions = stop_mask(stop_ids, len(self.weights.embed)), self.weights.max_positions
         self.tag_mask = TagMask(pieces)
 
@@ -64,14 +64,15 @@ class Engine(DecodeEngine):
     def check_room(self, tokens: int) -> None:
         fit_slots(self.slot_bytes(tokens), 1, self.kv_cache_gib, self.weights.embed.device)
 
-    def _reserve(self, capacity: int) -> None:
+    def _reserve(self, capacity: int, keeps_states: bool) -> None:
         """Allocate the cache (layers, 2, slots, kv heads, capacity, head_dim), in zeros because masked positions are read too."""
         if capacity <= self.capacity:
             return
         w, self.capacity = self.weights, 0
         self.cache = self.graphs = None  # free the old memory before the new allocation
         capacity = math.ceil(capacity / 64) * 64
-        self.rows = fit_slots(self.slot_bytes(capacity), self.slots, self.kv_cache_gib, w.embed.device)
+        slot = self.slot_bytes(capacity)
+        self.rows, self.spare_bytes = fit_slots(slot, self.slots, self.kv_cache_gib, w.embed.device, keeps_states)
         shape = (len(w.layers), 2, self.rows, w.kv_heads, capacity, w.head_dim)
         self.cache = torch.zeros(shape, dtype=w.dtype, device=w.embed.device)
         self.cos, self.sin = w.rope(capacity)
@@ -140,7 +141,7 @@ class Engine(DecodeEngine):
         return F.linear(F.rms_norm(x, x.shape[-1:], w.norm, w.eps), w.head)
 
     def open_session(self, capacity: int, kept_prefixes: int = 0) -> "EngineSession":
-        self._reserve(capacity)
+        self._reserve(capacity, kept_prefixes > 0)
         self.sessions += 1
         return EngineSession(self, kept_prefixes)
 
@@ -150,7 +151,8 @@ class EngineSession(Session):
 
     def __init__(self, engine: Engine, kept_prefixes: int) -> None:
         self.engine, self.number = engine, engine.sessions  # no reference from the engine: that would keep an old cache
-        self.scheduler = Scheduler(engine.cache, engine._prefill, kept_prefixes)
+        self.spare_bytes = engine.spare_bytes
+        self.scheduler = Scheduler(engine.cache, engine._prefill, kept_prefixes, engine.spare_bytes)
 
     def add(self, request: Request, sampling: Sampling) -> Ticket:
         ticket = self.engine.make_ticket(request, sampling)

@@ -14,6 +14,7 @@ from sbtiny.errors import InputError
 from sbtiny.progress import console
 
 FREE_MEMORY_SHARE = 0.8  # of the free memory; the rest is for activations
+SPARE_SHARE = 0.2  # of the room for keys and values, left beside the slots for the states of answers that are in none
 M_MMAP_THRESHOLD = -3  # of malloc.h
 
 
@@ -48,16 +49,18 @@ def return_freed_memory() -> None:
         mallopt(M_MMAP_THRESHOLD, 2**20)
 
 
-def fit_slots(slot: int, wanted: int, limit: float | None, device: torch.device) -> int:
-    """Number of slots of `slot` bytes, at most `wanted`, within `limit` GiB (default: the free memory). Fewer give a line on stderr.
+def fit_slots(slot: int, wanted: int, limit: float | None, device: torch.device, keeps_states: bool = False) -> tuple[int, int]:
+    """Number of slots of `slot` bytes, at most `wanted`, within `limit` GiB (default: the free memory), and the bytes that they leave.
 
-    Raises InputError when not one fits.
+    `keeps_states`: SPARE_SHARE is left for the states of held and ended answers, unless a single slot needs it. Fewer slots give a line
+    on stderr. Raises InputError when not one fits.
     """
-    room = limit * 2**30 if limit is not None else free_bytes(device) * FREE_MEMORY_SHARE
+    whole = limit * 2**30 if limit is not None else free_bytes(device) * FREE_MEMORY_SHARE
+    room = max(whole * (1 - SPARE_SHARE), min(whole, slot)) if keeps_states else whole
     fitting = min(wanted, int(room // slot))
     reason = f"one needs {slot / 2**30:.3g} GiB of KV cache, {room / 2**30:.3g} GiB is available"
     if fitting < 1:
         raise InputError(f"no room for an answer: {reason}: lower max_tokens, or raise --kv-memory")
     if fitting < wanted:
         console.print(f"decoding {fitting} answers at once, not {wanted}: {reason}", markup=False)
-    return fitting
+    return fitting, int(whole) - fitting * slot

@@ -1,8 +1,9 @@
 """The state of our decode loop: which ticket is in which slot, the inputs of a step, and prompts computed ahead."""
 
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,11 +22,12 @@ class Scheduler:
     """Assigns tickets to slots and keeps the queue. Active slots are always the first ones.
 
     A state is the keys and values of a sequence, (layers, 2, kv heads, tokens, head_dim). `cache` is (layers, 2, slots, kv heads,
-    capacity, head_dim). `kept_prefixes` states of ended answers are kept for prompts that go on from them.
+    capacity, head_dim). `kept_prefixes` states of ended answers are kept for prompts that go on from them, as long as all states beside
+    the slots take at most `spare_bytes`.
     """
 
-    def __init__(self, cache: Tensor, prefill: Prefill, kept_prefixes: int = 0) -> None:
-        self.cache, self.prefill, self.kept_prefixes = cache, prefill, kept_prefixes
+    def __init__(self, cache: Tensor, prefill: Prefill, kept_prefixes: int = 0, spare_bytes: int = 0) -> None:
+        self.cache, self.prefill, self.kept_prefixes, self.spare_bytes = cache, prefill, kept_prefixes, spare_bytes
         self.slots: list[Ticket] = []
         self.queue: deque[Ticket] = deque()
         self.waiting: Counter[Tokens] = Counter()  # queued tickets by prompt
@@ -51,11 +53,13 @@ class Scheduler:
                 self._forget(ticket.request.prompt_ids)
 
     def hold(self, ticket: Ticket) -> int:
-        """Move an active ticket's state aside. Returns its bytes."""
+        """Move an active ticket's state aside, in place of kept ones where it needs their room. Returns its bytes."""
         slot = self.slots.index(ticket)
-        state = self.held[ticket] = self.cache[:, :, slot, :, : self.positions[slot]].clone()
+        state = self.cache[:, :, slot, :, : self.positions[slot]]
+        self._drop_kept(self.kept_prefixes, self.spare_bytes - state.nbytes)
+        self.held[ticket] = state.clone()
         self._compact(slot)
-        return state.numel() * state.element_size()
+        return state.nbytes
 
     def resume(self, ticket: Ticket) -> None:
         """Queue a held ticket again, before those that have not begun."""
@@ -113,6 +117,7 @@ class Scheduler:
         coming = [t.request.prompt_ids for t in islice(self.queue, 4 * PREFILL_BATCH) if t not in self.held]
         fresh = list(dict.fromkeys([prompt, *(p for p in coming if p not in self.prefilled)]))[:PREFILL_BATCH]
         self.prefilled.update(zip(fresh, self.prefill(fresh, None), strict=True))
+        self._drop_kept(self.kept_prefixes, self.spare_bytes)
 
     def _find_beginning(self, prompt: Tokens) -> Tensor | None:
         """The state of the longest beginning of a prompt that is kept or in a slot."""
@@ -151,13 +156,19 @@ class Scheduler:
         return ended
 
     def _keep(self, slot: int) -> None:
-        """Keep the state of an ended answer, and drop the oldest one kept."""
-        if self.kept_prefixes:
-            fed = self._fed(slot)
-            self.kept[fed] = self.cache[:, :, slot, :, : len(fed)].clone()
-            self.kept.move_to_end(fed)
-            if len(self.kept) > self.kept_prefixes:
-                self.kept.popitem(last=False)
+        """Keep the state of an ended answer in place of the oldest ones, where it has room beside the held ones."""
+        fed = self._fed(slot)
+        state = self.cache[:, :, slot, :, : len(fed)]
+        if self.kept_prefixes and state.nbytes <= self.spare_bytes - count_bytes(self.held) - count_bytes(self.prefilled):
+            self.kept.pop(fed, None)
+            self._drop_kept(self.kept_prefixes - 1, self.spare_bytes - state.nbytes)
+            self.kept[fed] = state.clone()
+
+    def _drop_kept(self, most: int, most_bytes: int) -> None:
+        """Drop the oldest states until so many are kept, and take so many bytes with those of answers to come."""
+        beside = count_bytes(self.held) + count_bytes(self.prefilled) if self.kept else 0
+        while self.kept and (len(self.kept) > most or count_bytes(self.kept) + beside > most_bytes):
+            self.kept.popitem(last=False)
 
     def _compact(self, slot: int) -> None:
         """Move the last active slot into this one: active slots stay the first ones."""
@@ -171,6 +182,10 @@ class Scheduler:
             cache[:, :, slot, :, :used] = cache[:, :, last, :, :used]
             for state in (self.tokens, self.positions, self.counts, self.seeds):
                 state[slot] = state[last]
+
+
+def count_bytes(states: Mapping[Any, Tensor]) -> int:
+    return sum(state.nbytes for state in states.values())
 
 
 def common_length(first: Sequence[int], second: Sequence[int]) -> int:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from sbtiny.budget.protocol import THINK
+from sbtiny.budget.protocol import MAX_BUDGET, THINK, render_budget
 from sbtiny.config import WRAP_UP, ServeSettings
 from sbtiny.errors import InputError
 from sbtiny.rollout.limits import Limits
@@ -14,7 +14,7 @@ from sbtiny.serving.reply import Reply
 THINK_WRAP_UP = "\n\nTime is up.\n</think>\n\n"
 SHORT_RESERVE, LONG_RESERVE = 64, 512  # tokens for the wrap-up and an answer in a box; and an answer after the thoughts
 LEAST_ANSWER = 8  # tokens after a wrap-up, at the least
-HEAD_TOKENS = 24  # room for the budget and the tags around the body
+HEAD_MARGIN = 4  # tokens of a head beyond those of its usual spelling
 
 
 class Limiter:
@@ -22,14 +22,15 @@ class Limiter:
 
     def __init__(self, policy: Policy, settings: ServeSettings, context: int) -> None:
         self.policy, self.settings, self.context = policy, settings, context
+        self.head_tokens = count_head_tokens(policy)
 
     def room(self, reply: Reply) -> int:
         """The most tokens of an answer."""
-        return min(reply.ask.max_tokens, self.context - len(reply.prompt) - HEAD_TOKENS)
+        return min(reply.ask.max_tokens, self.context - len(reply.prompt) - self.head_tokens)
 
     def least_room(self, reply: Reply) -> int:
         """The tokens that a head, a wrap-up and an answer after it take."""
-        return HEAD_TOKENS + len(self._wrap_up(reply.prompt)[0]) + LEAST_ANSWER
+        return self.head_tokens + len(self._wrap_up(reply.prompt)[0]) + LEAST_ANSWER
 
     def limits(self, reply: Reply, budget: int | None, prefilled: int | None) -> tuple[Limits, int]:
         """The limits of an answer and its most tokens: a wrap-up comes before those end."""
@@ -37,7 +38,7 @@ class Limiter:
         wrap_up, reserve = self._wrap_up(reply.prompt)
         room = self.room(reply)
         reserve = min(reserve, max(len(wrap_up) + LEAST_ANSWER, room // 4))
-        ceilings = [max(0, room - reserve - HEAD_TOKENS), ask.ceiling]
+        ceilings = [max(0, room - reserve - self.head_tokens), ask.ceiling]
         if reply.source == "coverage":
             ceilings.append(self._promised(reply))
         elif budget is not None:
@@ -50,7 +51,7 @@ class Limiter:
     def extended(self, reply: Reply, tokens: int) -> Limits:
         """The limits of a running answer with so many tokens more. Raises InputError where it has the most already."""
         tracker = reply.body.enforcer.tracker
-        room = reply.body.request.max_tokens - tracker.limits.reserve - HEAD_TOKENS
+        room = reply.body.request.max_tokens - tracker.limits.reserve - self.head_tokens
         most = min(n for n in (room, reply.ask.ceiling) if n is not None)
         if tracker.allowed >= most:
             raise InputError(f"not supported: the answer may take {tracker.allowed} tokens already, which is the most here")
@@ -61,11 +62,10 @@ class Limiter:
         return self.policy.tokenizer.decode(prompt[-8:]).rstrip().endswith(THINK.opening)
 
     def _promised(self, reply: Reply) -> int:
-        promise = reply.calibration.promise(reply.stated, reply.ask.coverage)
-        if promise is None:
+        if reply.promise is None:
             reason = "the calibration has too few answers, or too many were cut or malformed"
             raise InputError(f"no finite promise at {100 * reply.ask.coverage:g} %: {reason}")
-        return promise
+        return reply.promise
 
     def _wrap_up(self, prompt: Sequence[int]) -> tuple[tuple[int, ...], int]:
         """The tokens of the wrap-up, and the tokens kept for it and the answer."""
@@ -74,3 +74,10 @@ class Limiter:
         text = by_form if self.settings.wrap_up is None else self.settings.wrap_up
         reserve = LONG_RESERVE if thinks or not self.policy.states_budget else SHORT_RESERVE
         return tuple(self.policy.encode(text)), self.settings.reserve or reserve
+
+
+def count_head_tokens(policy: Policy) -> int:
+    """Room for the budget and the tags around the body: the tokens of the longest budget, of the tags and of the end."""
+    budgets = (MAX_BUDGET, MAX_BUDGET - 1)  # the most digits, and the most that no tokenizer has a token for
+    opening = max(len(policy.encode(render_budget(budget, policy.form))) for budget in budgets)
+    return opening + len(policy.encode(policy.form.closing)) + 1 + HEAD_MARGIN

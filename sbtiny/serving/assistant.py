@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from sbtiny.budget.calibration import Calibration
+from sbtiny.budget.online_calibration import OnlineCalibration
 from sbtiny.budget.protocol import MAX_BUDGET, THINK, render_budget
 from sbtiny.budget.seconds import Rate, tokens_in
 from sbtiny.config import EngineName, ServeSettings, Settings
@@ -16,7 +17,7 @@ from sbtiny.rollout.episode import Request
 from sbtiny.rollout.load_policy import load_policy
 from sbtiny.rollout.policy import Policy
 from sbtiny.rollout.sampling import Sampling
-from sbtiny.serving.answer_limits import HEAD_TOKENS, SHORT_RESERVE, Limiter
+from sbtiny.serving.answer_limits import SHORT_RESERVE, Limiter
 from sbtiny.serving.ask import Answer, Ask, check_messages, choose_budget, clean_history, default_ask
 from sbtiny.serving.reply import Reply
 
@@ -32,6 +33,7 @@ class Assistant:
 
     def __init__(self, policy: Policy, settings: ServeSettings, calibration: Calibration | None = None, seed: int = 0) -> None:
         self.policy, self.settings, self.calibration = policy, settings, calibration
+        self.online: OnlineCalibration | None = None  # a server's, which promises in place of the calibration
         self.defaults, self.count = default_ask(self.settings, seed), 0
         self.context = min(self.settings.context, policy.engine.max_positions or self.settings.context)
         self.limiter = Limiter(policy, settings, self.context)
@@ -213,13 +215,15 @@ class Assistant:
 
     def _follow_head(self, reply: Reply) -> None:
         """The stated budget stands (or none does): begin the body with what was asked for."""
-        reply.stated, reply.head = reply.head.episode.parsed.budget, None
-        if reply.stated is None:
+        budget, reply.head = reply.head.episode.parsed.budget, None
+        if budget is None:
             self._begin_body(reply, None, "stated")
-        elif reply.ask.coverage is not None:
-            self._begin_body(reply, reply.stated, "coverage")
+            return
+        reply.take_stated(budget)
+        if reply.ask.coverage is not None:
+            self._begin_body(reply, budget, "coverage")
         else:
-            given = min(MAX_BUDGET, max(1, round(reply.stated * reply.ask.choice.value)))
+            given = min(MAX_BUDGET, max(1, round(budget * reply.ask.choice.value)))
             self._begin_body(reply, given, "scaled")
 
     def _begin_body(self, reply: Reply, budget: int | None, source: str) -> None:
@@ -249,13 +253,13 @@ class Assistant:
         request = Request(ids, self.limiter.room(reply), reply.ask.seed, shown, reply.given, None, reply.interrupt)
         reply.begin_body(self.session.add(request, reply.ask.sampling()), shown, self.policy.tokenizer.backend_tokenizer, self.policy.form)
 
-    def fitting_calibration(self, ask: Ask) -> Calibration | None:
+    def fitting_calibration(self, ask: Ask) -> Calibration | OnlineCalibration | None:
         """The calibration, where the answer is sampled as those that it was made of."""
         fits = self.calibration and (ask.temperature, ask.top_p) == (self.calibration.temperature, self.calibration.top_p)
-        return self.calibration if fits and not ask.top_k and not ask.min_p else None
+        return (self.online or self.calibration) if fits and not ask.top_k and not ask.min_p else None
 
     def _check_room(self, prompt: int) -> None:
-        if prompt + HEAD_TOKENS + 2 * SHORT_RESERVE > self.context:
+        if prompt + self.limiter.head_tokens + 2 * SHORT_RESERVE > self.context:
             raise InputError(f"the chat is {prompt} tokens long, which leaves no room in a context of {self.context}: begin a new one")
 
 

@@ -5,19 +5,20 @@ import time
 from dataclasses import replace
 from typing import Any
 
+from sbtiny.budget.calibration import COVERAGES
+from sbtiny.budget.online_calibration import OnlineCalibration
 from sbtiny.errors import InputError
 from sbtiny.serving.assistant import Assistant
 from sbtiny.serving.heads_first import HeadsFirst
 from sbtiny.serving.job import Job, Update
 from sbtiny.serving.queue import QueueFull
+from sbtiny.serving.reply import Reply
 from sbtiny.serving.request_error import RequestError
 
 TICK = 1.0  # seconds between two updates of a count-down
 # Text of one answer is sent every 30 ms at most, and of all answers in 250 events a second: an event costs as much as many tokens of a
 # small model, and its thread waits for the same interpreter.
 FLUSH_SECONDS, EVENT_SECONDS = 0.03, 0.004
-QUEUE_BYTES = 2**31  # of keys and values kept for bodies that wait
-PROMPT_TOKENS = 256  # a usual prompt, whose room is kept before it is read
 log = logging.getLogger(__name__)
 
 
@@ -29,9 +30,14 @@ class Decoder:
 
     def __init__(self, assistant: Assistant, most_waiting: int, seconds: float = 0.0) -> None:
         self.assistant, self.seconds = assistant, seconds
-        engine = assistant.policy.engine
-        self.bodies = HeadsFirst(assistant.session, engine.rows, engine.slot_bytes(1024) // 1024, most_waiting, QUEUE_BYTES)
+        engine, head_tokens = assistant.policy.engine, assistant.limiter.head_tokens
+        self.bodies = HeadsFirst(assistant.session, engine.rows, engine.slot_bytes(1024) // 1024, most_waiting, head_tokens)
         self.slots = self.bodies.slots
+        if assistant.calibration is not None:
+            assistant.online = OnlineCalibration(assistant.calibration, (*COVERAGES, assistant.settings.coverage))
+        self.promises: dict[
+            float, tuple[float, float | None]
+        ] = {}  # level and kept share by coverage; replaced whole, read from any thread
         self.jobs: list[Job] = []  # in the order of their arrival
         self.news: list[tuple[Job, Update]] = []
         self.count = 0
@@ -61,10 +67,11 @@ class Decoder:
         self.count += 1
         ask = request.ask if request.seeded else replace(request.ask, seed=request.ask.seed + self.count)
         try:
-            self.bodies.check_room(PROMPT_TOKENS)
             begin = self.assistant.begin_text if request.prompt is not None else self.assistant.begin
             job.reply = begin(request.prompt if request.prompt is not None else list(request.messages), ask)
+            self.bodies.check_room(len(job.reply.prompt))
         except QueueFull as full:
+            self.assistant.drop(job.reply)  # nothing was decoded of it
             self.news.append(
                 (job, Update(error=RequestError(f"{full}: try again later", code="queue_full", status=429, retry=full.retry_after)))
             )
@@ -108,6 +115,7 @@ class Decoder:
                 job.admitted = started
             self._enforce_time(job, now)
             self._tell(job, now, tick)
+            self._learn(job.reply)
         self.jobs = [job for job in self.jobs if not job.reply.is_done]
 
     def _tell(self, job: Job, now: float, tick: bool) -> None:
@@ -140,6 +148,20 @@ class Decoder:
                 ),
             )
         )
+
+    def _learn(self, reply: Reply) -> None:
+        """Let the online calibration see whether the promise of a finished answer was kept: `Reply.to_calibration` says which count.
+
+        One that may take its promise and no more ends there, so it tells about its own coverage alone.
+        """
+        online, told = self.assistant.online, reply.to_calibration()
+        if online is None or reply.calibration is not online or told is None:
+            return
+        if reply.source == "coverage":
+            online.adapt(reply.coverage, told.used is not None)
+        else:
+            online.observe(told, {reply.coverage: reply.promise})
+        self.promises = online.figures()
 
     def _enforce_time(self, job: Job, now: float) -> None:
         """Ask for the answer now where its seconds are over."""

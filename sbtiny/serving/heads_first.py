@@ -6,36 +6,36 @@ A head is a prompt and some six tokens. Its keys and values are kept while its b
 from collections.abc import Callable
 
 from sbtiny.budget.seconds import SecondsLeft
-from sbtiny.errors import InputError
 from sbtiny.rollout.session import Session
 from sbtiny.serving.eta import estimate_start
 from sbtiny.serving.queue import BodyQueue, QueueFull
 from sbtiny.serving.reply import Reply
 
 HEAD_ROWS = 4  # rows of the engine beyond the slots, so that a head does not wait for a body
-HEAD_LIMIT = 24  # tokens after which an answer without a budget counts as a body
 
 
 class HeadsFirst:
     """Decides after each step which answers go on. `engine_rows` are all rows; bodies get all but HEAD_ROWS of them, and one at least.
 
-    `max_waiting` and `max_bytes` bound the bodies that wait and the keys and values that are kept for them; None is no bound.
-    A bench may set `rank`, another order, while nothing waits.
+    `max_waiting` bounds the bodies that wait, None does not; the keys and values that are kept for them are bounded by what the session's
+    slots have left of the memory. `head_limit`: tokens after which an answer without a budget counts as a body. A bench may set `rank`,
+    another order, while nothing waits.
     """
 
-    def __init__(self, session: Session, engine_rows: int, bytes_per_token: int, max_waiting: int | None, max_bytes: int | None) -> None:
-        self.session, self.bytes_per_token = session, bytes_per_token
+    def __init__(self, session: Session, engine_rows: int, bytes_per_token: int, max_waiting: int | None, head_limit: int) -> None:
+        self.session, self.bytes_per_token, self.head_limit = session, bytes_per_token, head_limit
         self.slots = max(1, engine_rows - HEAD_ROWS)
-        self.queue = BodyQueue(self.slots, max_waiting, max_bytes)
+        self.queue = BodyQueue(self.slots, max_waiting, session.spare_bytes)
         self.rank: Callable[[Reply], float] | None = None
         self.heads: dict[Reply, int] = {}  # being decoded, with their priority
         self.bodies: dict[Reply, float] = {}  # being decoded, with the time they began
 
     def check_room(self, prompt_tokens: int) -> None:
-        """Raise QueueFull where one more answer would have no room to wait."""
+        """Raise QueueFull where one more answer would have no room to wait. Of the heads that stand soon the longest are taken to wait."""
         free = max(0, self.slots - len(self.bodies))
         if (waiting := len(self.heads) + 1 - free) > 0:
-            self.queue.check_room((prompt_tokens + HEAD_LIMIT) * self.bytes_per_token * waiting, bodies=waiting)
+            prompts = sorted([prompt_tokens, *(len(reply.prompt) for reply in self.heads)])[-waiting:]
+            self.queue.check_room((sum(prompts) + waiting * self.head_limit) * self.bytes_per_token, bodies=waiting)
 
     def add(self, reply: Reply, priority: int = 0) -> None:
         self.heads[reply] = priority
@@ -53,7 +53,7 @@ class HeadsFirst:
             began = self.bodies.pop(reply)
             if reply.answer is not None:
                 self.queue.record_service(reply.budget or reply.answer.tokens, now - began, now)
-        filed = [reply for reply in self.heads if reply.is_done or is_standing(reply)]
+        filed = [reply for reply in self.heads if reply.is_done or self._is_standing(reply)]
         fresh = [reply for reply in filed if not reply.is_done and self._file(reply, self.heads[reply], now)]
         for reply in filed:
             del self.heads[reply]
@@ -67,12 +67,12 @@ class HeadsFirst:
             self.session.hold(reply.body)
 
     def _file(self, reply: Reply, priority: int, now: float) -> bool:
-        """Queue a body. Where the queue has become full since it was let in, or never holds so long a one, it goes on at once: False."""
+        """Queue a body. Where the queue has become full since it was let in, it goes on at once: False."""
         try:
             tokens = len(reply.body.request.prompt_ids) + len(reply.body.written)
             rank = None if self.rank is None else self.rank(reply)
             self.queue.push(reply, reply.budget, now, priority, tokens * self.bytes_per_token, rank)
-        except (QueueFull, InputError):
+        except QueueFull:
             self.bodies[reply] = now
             return False
         return True
@@ -100,9 +100,8 @@ class HeadsFirst:
         known = [left for body in self.bodies if (left := body.progress().left) is not None]
         return known + [self.queue.mean_stated] * (len(self.bodies) - len(known))
 
-
-def is_standing(reply: Reply) -> bool:
-    """Whether a head is whole: its budget stands, or none comes."""
-    if reply.body is None or not reply.body.written:
-        return False
-    return reply.budget is not None or reply.source == "none" or len(reply.body.written) >= HEAD_LIMIT
+    def _is_standing(self, reply: Reply) -> bool:
+        """Whether a head is whole: its budget stands, or none comes."""
+        if reply.body is None or not reply.body.written:
+            return False
+        return reply.budget is not None or reply.source == "none" or len(reply.body.written) >= self.head_limit

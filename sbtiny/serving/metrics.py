@@ -20,6 +20,11 @@ class Metrics:
         )
         self.first = Histogram("sbtiny_time_to_first_token_seconds", "From acceptance", buckets=SECONDS, registry=self.registry)
         self.queued = Histogram("sbtiny_queue_time_seconds", "That a body waited for a slot", buckets=SECONDS, registry=self.registry)
+        self.worker = worker
+        self.kept_share = Gauge(
+            "sbtiny_promise_kept_share", "Of the last promises that an answer tells about", ["coverage"], registry=self.registry
+        )
+        self.level = Gauge("sbtiny_promise_level", "Share of scores that promises are made at now", ["coverage"], registry=self.registry)
         for name, about, read in (
             ("sbtiny_queue_length", "Requests that wait for a slot", lambda: worker.decoder.waiting if worker.decoder else 0),
             ("sbtiny_requests_open", "Requests that wait or are decoded", lambda: worker.accepted),
@@ -49,4 +54,8 @@ class Metrics:
         self.requests.labels("client_gone").inc()
 
     def render(self) -> bytes:
+        for coverage, (level, kept) in self.worker.decoder.promises.items() if self.worker.decoder else ():
+            self.level.labels(coverage).set(level)
+            if kept is not None:
+                self.kept_share.labels(coverage).set(kept)
         return generate_latest(self.registry)

@@ -12,8 +12,6 @@ from collections import deque
 from collections.abc import Hashable, Iterable, Iterator
 from typing import NamedTuple
 
-from sbtiny.errors import InputError
-
 SERVICES_TO_AGE = 50  # mean services after which a mean body has aged by its own size; 10 cost a third of the gain at one slot (LOG 30)
 MEAN_DECAY = 0.99  # of the running means, each body: about the last hundred count
 MAX_WAITING = 256
@@ -113,7 +111,7 @@ class BodyQueue:
     def push(
         self, item: Hashable, stated: float | None, now: float, priority: int = 0, kept_bytes: int = 0, rank: float | None = None
     ) -> None:
-        """File a body. Raises QueueFull over a bound; InputError if its head alone is over max_bytes.
+        """File a body. Raises QueueFull over a bound.
 
         `stated` None, of a head without a budget, counts as the mean. A lower `priority` goes first, as in vLLM. `rank`: sorts in place of
         what was stated and waited, for a bench; all or none must have one.
@@ -187,17 +185,31 @@ class BodyQueue:
         return found
 
     def check_room(self, kept_bytes: int = 0, bodies: int = 1) -> None:
-        """Raise QueueFull unless so many more bodies fit; InputError if one alone would not fit an empty queue.
+        """Raise QueueFull unless so many more bodies fit. One that is too large to wait can still begin where a slot is free.
 
         The server asks before it decodes a head, and counts in those that are being decoded.
         """
-        if self.max_bytes is not None and kept_bytes > self.max_bytes and bodies == 1:
-            raise InputError(f"a prompt of {kept_bytes / MIB:.1f} MiB is over the {self.max_bytes / MIB:.1f} MiB of the queue: shorten it")
         surplus = 0 if self.max_waiting is None else len(self._heap) + bodies - self.max_waiting
         too_much = 0 if self.max_bytes is None else self.kept_bytes + kept_bytes - self.max_bytes
         if surplus > 0 or too_much > 0:
-            what = f"{len(self._heap)} requests wait" if surplus > 0 else f"the requests that wait keep {self.kept_bytes / MIB:.0f} MiB"
-            raise QueueFull(f"the queue is full: {what}", self._seconds_until_room(surplus, too_much))
+            kept = f"the requests that wait keep {self.kept_bytes / MIB:.3g} MiB of {(self.max_bytes or 0) / MIB:.3g}"
+            what = f"{len(self._heap)} requests wait" if surplus > 0 else kept
+            raise QueueFull(f"the queue is full: {what}", self.seconds_until_room(surplus, too_much))
+
+    def seconds_until_room(self, surplus: int, too_much: int = 0) -> int:
+        """Seconds until so many bodies, and so many bytes, have left for a slot: one leaves each mean service / slots.
+
+        Without bytes it may be asked from any thread.
+        """
+        leaving = max(surplus, 0)
+        for left, body in enumerate(sorted(self._heap) if too_much > 0 else (), 1):
+            too_much -= body.kept_bytes
+            if too_much <= 0:
+                leaving = max(leaving, left)
+                break
+        else:
+            leaving = len(self._heap) + 1 if too_much > 0 else leaving  # until all have left and a slot is free
+        return max(1, math.ceil(leaving * (self.mean_seconds or 1.0) / self.slots))
 
     # ---- inside --------------------------------------------------------------------------------------------------------------------
 
@@ -220,16 +232,6 @@ class BodyQueue:
         if self._standing is None:
             self._standing = rank_all(self._heap)
         return self._standing[item]
-
-    def _seconds_until_room(self, surplus: int, too_much: int) -> int:
-        """Seconds until so many bodies, and so many bytes, have left for a slot: one leaves each mean service / slots."""
-        leaving = max(surplus, 0)
-        for left, body in enumerate(sorted(self._heap) if too_much > 0 else (), 1):
-            too_much -= body.kept_bytes
-            if too_much <= 0:
-                leaving = max(leaving, left)
-                break
-        return max(1, math.ceil(leaving * (self.mean_seconds or 1.0) / self.slots))
 
 
 def rank_all(bodies: Iterable[WaitingBody]) -> dict[Hashable, tuple[int, float]]:

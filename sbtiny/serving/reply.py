@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
-from sbtiny.budget.calibration import Calibration
+from sbtiny.budget.calibration import Calibration, CalibrationAnswer
+from sbtiny.budget.online_calibration import OnlineCalibration
 from sbtiny.budget.protocol import Format
 from sbtiny.budget.remaining import Remaining, estimate_remaining
 from sbtiny.budget.seconds import Rate, SecondsLeft, seconds_left
@@ -35,7 +36,7 @@ class Reply:
         ask: Ask,
         step: Callable[[], object],
         rate: Rate,
-        calibration: Calibration | None,
+        calibration: Calibration | OnlineCalibration | None,
         coverage: float,
     ) -> None:
         self.messages, self.prompt, self.ask, self.step, self.rate = messages, prompt, ask, step, rate
@@ -44,6 +45,7 @@ class Reply:
         self.head: Ticket | None = None  # asks for the stated budget alone
         self.body: Ticket | None = None
         self.stated: int | None = None
+        self.promised: int | None = None  # by its stated budget, when that stood
         self.given: int | None = None
         self.source: BudgetSource = "none"
         self.parts: list[Part] = []  # of the whole answer
@@ -81,7 +83,31 @@ class Reply:
             raise InputError("this answer was dropped before its end: ask again")
         return self.answer
 
+    def to_calibration(self) -> CalibrationAnswer | None:
+        """What this answer tells a calibration about promises; None where it tells nothing.
+
+        1. It must go by a budget that it stated. One that a user gave, also as a multiple or in seconds, is not what was calibrated. A
+           coverage is no such budget: the answer states its own and may take what is promised.
+        2. One that ended by itself has kept or missed its promise by its length. One that is malformed has missed it, as in calibrating.
+        3. One that was cut has missed it where its own overrun was the cause: it reached the end of what its budget allows (the budget
+           and its tolerance, or the promise where a coverage was asked for).
+        4. One that was cut by a ceiling, by max_tokens, by its time, by a stop text or by its user tells nothing: where the model would
+           have ended is not known. One that was dropped has no answer and tells nothing.
+        """
+        if self.answer is None or self.stated is None or self.given is not None:
+            return None
+        if self.answer.stop_reason == "end":
+            return CalibrationAnswer(self.stated, self.answer.used if self.body.episode.parsed.ok else None)
+        limits, by_budget = self.body.enforcer.tracker.limits, self.body.enforcer.tracker.allowed
+        is_own = limits.ceiling == self.promise if self.source == "coverage" else by_budget is not None and by_budget < limits.ceiling
+        return CalibrationAnswer(self.stated, None, cut=True) if self.answer.stop_reason == "ceiling" and is_own else None
+
     # ---- called by the assistant ---------------------------------------------------------------------------------------------------
+
+    def take_stated(self, budget: int) -> None:
+        """The model has stated its budget. The promise is made now: a calibration that adapts may make others of another."""
+        self.stated = budget
+        self.promised = None if self.calibration is None else self.calibration.promise(budget, self.coverage)
 
     def begin_body(self, ticket: Ticket, shown_prefill: str, tokenizer: Tokenizer, form: Format) -> None:
         """The answer itself begins; `shown_prefill` is the text at the end of its prompt that belongs to it."""
@@ -106,8 +132,8 @@ class Reply:
         if self.first_at is None and ticket.written:
             self.first_at = time.perf_counter()
         self.read = end
-        if self.source == "stated":
-            self.stated = self.splitter.budget
+        if self.source == "stated" and self.stated is None and self.splitter.budget is not None:
+            self.take_stated(self.splitter.budget)
         if ticket.episode is not None:
             self.parts += self.splitter.close()
             self._finish()
@@ -158,9 +184,7 @@ class Reply:
     @property
     def promise(self) -> int | None:
         """The tokens that hold with a chance of `coverage`, of a calibrated model and a stated budget."""
-        if self.calibration is None or self.stated is None or self.given is not None:
-            return None
-        return self.calibration.promise(self.stated, self.coverage)
+        return self.promised if self.given is None else None
 
     @property
     def allowed(self) -> int | None:

@@ -52,9 +52,9 @@ def url_of(listener: socket.socket) -> str:
 
 def greeting(name: str, url: str, assistant: Assistant, slots: int, api_key: str | None) -> str:
     """Address, model, promise, slots, and a command to try."""
-    settings, calibration = assistant.settings, assistant.fitting_calibration(assistant.defaults)
-    if calibration is not None:
-        factor = calibration.scores.factor(settings.coverage)
+    settings = assistant.settings
+    if assistant.fitting_calibration(assistant.defaults) is not None:
+        factor = assistant.calibration.scores.factor(settings.coverage)
         promise = f"calibrated: {settings.coverage:.0%} within " + (f"{factor:.2f}x the stated budget" if factor else "no finite promise")
     else:
         promise = "not calibrated" if assistant.policy.states_budget else "states no budget: a given one is a ceiling alone"

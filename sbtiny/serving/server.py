@@ -154,7 +154,7 @@ class Server:
 
     async def slots(self) -> Response:
         """What is decoded and what waits, without its texts."""
-        return JSONResponse(await self.worker.call(self.worker.decoder.describe_slots))
+        return JSONResponse(await self.worker.call(lambda: self.worker.decoder.describe_slots()))
 
     async def show_metrics(self) -> Response:
         return Response(self.metrics.render(), media_type="text/plain; version=0.0.4")

@@ -53,7 +53,8 @@ class Worker:
         """Accept a request. Raises RequestError: 503 while nothing can be decoded, 429 where too many wait."""
         self.check_ready()
         if self.accepted >= self.decoder.slots + self.most_waiting:
-            raise RequestError(f"{self.most_waiting} requests wait already: try again later", code="queue_full", status=429)
+            retry = self.decoder.bodies.queue.seconds_until_room(1)
+            raise RequestError(f"{self.most_waiting} requests wait already: try again later", code="queue_full", status=429, retry=retry)
         self.accepted += 1
         self._send(Errand(lambda: self.decoder.begin(job), lambda error: self._deliver([(job, Update(error=error))])))
 

@@ -54,10 +54,10 @@ def test_the_command_measures_every_order_at_the_lengths_drawn(capsys: pytest.Ca
 
 def test_requests_are_seeded_and_own_lengths_are_left_to_the_model() -> None:
     arrivals = draw_arrivals(PLAN.load)
-    bodies = make_requests(PLAN, arrivals)
-    assert bodies == make_requests(PLAN, arrivals)
+    bodies = make_requests(PLAN, arrivals, 20)
+    assert bodies == make_requests(PLAN, arrivals, 20)
     assert len({body["seed"] for body in bodies}) == 8
-    own = make_requests(replace(PLAN, draws_lengths=False), arrivals)
+    own = make_requests(replace(PLAN, draws_lengths=False), arrivals, 20)
     assert not any({"budget", "max_tokens"} & body.keys() for body in own)
 
 

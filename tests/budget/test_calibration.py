@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sbtiny.budget.calibration import Calibration, CalibrationAnswer, calibrate, promise_rank
+from sbtiny.budget.calibration import COVERAGES, Calibration, CalibrationAnswer, calibrate, promise_rank
 from sbtiny.budget.calibration_record import from_record, to_record
-from sbtiny.budget.online_calibration import WINDOW, OnlineCalibration
+from sbtiny.budget.online_calibration import MOST_COVERAGES, STEP, WINDOW, OnlineCalibration
 from sbtiny.errors import InputError
 
 ABOUT = {
@@ -222,14 +222,12 @@ def test_online_follows_a_shift_that_a_fixed_promise_does_not() -> None:
 
 
 def test_online_starts_as_the_calibration_and_keeps_a_window() -> None:
-    c = made([*noisy(490, 0), *[CUT] * 10])
-    online = OnlineCalibration(c)
-    assert online.promise(100, 0.9) == math.ceil(100 * sorted(a.ratio for a in noisy(490, 0))[promise_rank(500, 0.9) - 1])
+    steady = [replace(a, stated=100, used=math.ceil(100 * a.ratio)) for a in noisy(490, 0)]  # one bin
+    online = OnlineCalibration(made([*steady, *[CUT] * 10]))
+    assert online.promise(100, 0.9) == sorted(a.used for a in steady)[promise_rank(500, 0.9) - 1]
     for answer in [*noisy(700, 3), CUT, MALFORMED]:
         online.observe(answer)
     assert len(online.window) == WINDOW
-    with pytest.raises(InputError, match=r"coverage 0.5 is not followed: choose from 0.8, 0.9, 0.95"):
-        online.promise(100, 0.5)
 
 
 @pytest.mark.parametrize("answers", [[CUT] * 3000, [CalibrationAnswer(100, 1)] * 3000])
@@ -241,15 +239,56 @@ def test_online_levels_stay_within_0_and_1(answers: list[CalibrationAnswer]) -> 
     assert online.promise(100, 0.9) == (None if answers[0] is CUT else 1)
 
 
-def test_the_online_state_lies_beside_and_comes_back() -> None:
-    c = made(noisy(500, 0))
-    online, again = OnlineCalibration(c), OnlineCalibration(c)
-    for answer in [*noisy(40, 5), CUT]:
-        online.observe(answer)
-    record = json.loads(json.dumps(online.to_record(), allow_nan=False))
-    again.restore(record, "c")
-    assert again.to_record() == record
-    assert [again.promise(77, p) for p in (0.8, 0.9, 0.95)] == [online.promise(77, p) for p in (0.8, 0.9, 0.95)]
-    for key, value in (("miss_levels", {"0.9": 2}), ("window", []), ("window", [-1]), ("model_fingerprint", "other")):
-        with pytest.raises(InputError, match=f"c is broken: {key}"):
-            again.restore(record | {key: value}, "c")
+def bins_of(factors: dict[int, float], each: int = 125) -> list[CalibrationAnswer]:
+    """Answers whose ratios lie around another factor for each stated budget."""
+    rng = np.random.default_rng(0)
+    return [CalibrationAnswer(b, max(1, round(b * f * rng.uniform(0.5, 1.5)))) for b, f in factors.items() for _ in range(each)]
+
+
+@pytest.mark.parametrize("answers", [noisy(500, 2), bins_of({100: 0.5, 200: 1.0, 400: 1.5, 800: 2.0}), noisy(60, 4), noisy(9, 4)])
+def test_the_first_online_promises_are_those_of_the_file(answers: list[CalibrationAnswer]) -> None:
+    c = made(answers)
+    online = OnlineCalibration(c)
+    for coverage in (0.5, *COVERAGES):
+        assert [online.promise(b, coverage) for b in (20, 100, 250, 900)] == [c.promise(b, coverage) for b in (20, 100, 250, 900)]
+    assert online.remaining(100, 30) == c.remaining(100, 30)
+
+
+def test_a_confident_calibration_is_as_confident_online_at_first() -> None:
+    one_bin = answers_of([i / 100 for i in range(1, 501)])
+    c = made(one_bin, confidence=0.95)
+    assert OnlineCalibration(c).promise(1000, 0.9) == c.promise(1000, 0.9) == 4620 > made(one_bin).promise(1000, 0.9)
+    binned = made(noisy(500, 1), confidence=0.95)
+    assert OnlineCalibration(binned).promise(1000, 0.9) >= binned.promise(1000, 0.9)
+    assert OnlineCalibration(made(noisy(120, 1), confidence=0.999)).promise(100, 0.95) is None  # as the file
+
+
+def test_bins_adapt_each_by_its_own_answers() -> None:
+    c = made(bins_of({100: 0.5, 200: 1.0, 400: 1.5, 800: 2.0}))
+    online = OnlineCalibration(c)
+    for _ in range(300):
+        online.observe(CalibrationAnswer(800, 800))
+    assert online.promise(800, 0.9) == 800 < c.promise(800, 0.9)
+    assert online.promise(400, 0.9) >= c.promise(400, 0.9) / 2  # its window is as it was
+
+
+def test_one_coverage_adapts_alone_and_few_are_followed() -> None:
+    online = OnlineCalibration(made(noisy(500, 0)))
+    before = dict(online.miss_levels)
+    online.adapt(0.5, kept=False)
+    assert online.miss_levels == before | {0.5: pytest.approx(0.495)}
+    online.adapt(0.5, kept=True)
+    assert online.figures()[0.5] == (pytest.approx(0.5), 0.5)
+    for i in range(1000):
+        online.adapt(i / 1000, kept=False)
+    assert len(online.miss_levels) == MOST_COVERAGES
+    assert online.promise(100, 0.777) == OnlineCalibration(made(noisy(500, 0))).promise(100, 0.777)
+
+
+def test_an_answer_is_judged_by_the_promise_it_was_given() -> None:
+    online, answer = OnlineCalibration(made(noisy(500, 0))), CalibrationAnswer(100, 120)
+    online.observe(answer, {0.9: 119})
+    assert online.figures()[0.9] == (pytest.approx(0.9 + STEP * 0.9), 0.0)
+    online.observe(answer, {0.9: 120})
+    online.observe(answer, {0.9: None})  # no promise to miss, and none to count
+    assert online.figures()[0.9] == (pytest.approx(0.9 + STEP * 0.7), 0.5)

@@ -13,9 +13,9 @@ def poisoned(monkeypatch):
     """Freed and never-written cache memory holds NaN: one stray read spoils every later token."""
     reserve, vacate = Engine._reserve, engine_module.Scheduler._compact
 
-    def reserve_poisoned(self, capacity):
+    def reserve_poisoned(self, *given):
         before = self.capacity
-        reserve(self, capacity)
+        reserve(self, *given)
         if self.capacity != before:
             self.cache.fill_(math.nan)
 

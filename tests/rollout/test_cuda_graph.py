@@ -33,9 +33,9 @@ def graphs(monkeypatch) -> list[CudaGraphs]:
     """Every engine of the test decodes through these."""
     made, reserve = [], Engine._reserve
 
-    def with_graphs(self: Engine, capacity: int) -> None:
+    def with_graphs(self: Engine, *given: int) -> None:
         before = self.capacity
-        reserve(self, capacity)
+        reserve(self, *given)
         if self.capacity != before:
             self.graphs = CudaGraphs(self._decode, self.rows, self.capacity, self.cache.device)
             made.append(self.graphs)

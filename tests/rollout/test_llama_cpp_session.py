@@ -206,3 +206,14 @@ def test_answers_that_are_held_and_go_on_are_as_if_they_had_not_been(policy: Pol
     assert not session.is_busy
     with pytest.raises(ValueError, match="not held"):
         session.resume(dropped)
+
+
+def test_a_held_state_takes_the_bytes_that_its_tokens_are_counted_at(policy: Policy) -> None:
+    """A queue counts so many bytes for each token before it is held; llama.cpp adds a little of its own."""
+    session = policy.engine.open_session(256, kept_prefixes=1)
+    ticket = session.add(replace(asked(policy, 1)[0], max_tokens=100), GREEDY)
+    for _ in range(20):
+        session.step()
+    tokens = len(ticket.request.prompt_ids) + len(ticket.written)
+    assert session.spare_bytes > 0
+    assert session.hold(ticket) <= 1.05 * policy.engine.slot_bytes(tokens)

@@ -14,7 +14,7 @@ from sbtiny.rollout.episode import Request
 from sbtiny.rollout.limit_enforcer import Interrupt
 from sbtiny.rollout.load_policy import build_policy
 from sbtiny.rollout.sampling import Sampling
-from sbtiny.rollout.scheduler import common_length
+from sbtiny.rollout.scheduler import common_length, count_bytes
 from sbtiny.tasks import arithmetic
 
 GREEDY = Sampling(temperature=0)
@@ -214,3 +214,62 @@ def test_a_prompt_that_cannot_be_computed_now_waits_for_the_next_step(policy, mo
     while session.is_busy:
         session.step()
     assert ticket.written == policy.sample([request], GREEDY)[0].completion_ids
+
+
+# ---- memory ----------------------------------------------------------------------------------------------------------------------------
+
+
+def test_slots_leave_a_share_of_the_memory_for_the_states_beside_them(tiny, capsys: pytest.CaptureFixture) -> None:
+    slot = build_policy(*tiny, slots=1).engine.slot_bytes(256)
+    for room, kept, rows in ((10, 0, 10), (10, 2, 8), (3, 2, 2), (1, 2, 1), (100, 2, 16)):
+        engine = build_policy(*tiny, slots=16, kv_cache_gib=room * slot / 2**30).engine
+        session = engine.open_session(256, kept)
+        assert (engine.rows, session.spare_bytes) == (rows, (room - rows) * slot)
+    assert "decoding 8 answers at once, not 16" in capsys.readouterr().err
+    with pytest.raises(InputError, match="no room for an answer"):
+        build_policy(*tiny, slots=16, kv_cache_gib=0.9 * slot / 2**30).engine.open_session(256, 2)
+
+
+@pytest.mark.parametrize("tokens", [0, 60, 150, 400])
+def test_kept_and_held_states_stay_within_what_the_slots_leave(tiny, tokens: int) -> None:
+    """Whoever holds answers asks for their room first, as the server's queue does; kept ones make room by themselves."""
+    policy = build_policy(*tiny, slots=4)
+    session = policy.engine.open_session(256, kept_prefixes=3)
+    scheduler, per_token = session.scheduler, policy.engine.slot_bytes(1)
+    scheduler.spare_bytes = tokens * per_token
+    most_kept, tickets = 0, []
+    for request in asked(policy, 24):
+        tickets.append(session.add(request, GREEDY))
+        for _ in range(6):
+            session.step()
+            room = scheduler.spare_bytes - count_bytes(scheduler.held)
+            if scheduler.slots and int(scheduler.positions[0]) * per_token <= room:
+                session.hold(scheduler.slots[0])
+            assert count_bytes(scheduler.held) + count_bytes(scheduler.kept) <= scheduler.spare_bytes
+            most_kept = max(most_kept, len(scheduler.kept))
+        for ticket in [t for t in scheduler.held if t not in scheduler.queue][:1]:
+            session.resume(ticket)
+    for ticket in [t for t in scheduler.held if t not in scheduler.queue]:
+        session.resume(ticket)
+    while session.is_busy:
+        session.step()
+        assert count_bytes(scheduler.held) + count_bytes(scheduler.kept) <= scheduler.spare_bytes
+        most_kept = max(most_kept, len(scheduler.kept))
+    assert all(ticket.episode is not None for ticket in tickets)
+    assert (most_kept > 0) is (tokens > 0)
+    assert most_kept <= 3
+
+
+def test_a_held_answer_takes_the_room_of_kept_ones(tiny) -> None:
+    policy = build_policy(*tiny, slots=2)
+    session = policy.engine.open_session(256, kept_prefixes=3)
+    scheduler = session.scheduler
+    first, second = (session.add(request, GREEDY) for request in asked(policy, 2))
+    while first.episode is None and second.episode is None:
+        session.step()
+    assert len(scheduler.kept) == 1
+    third = session.add(asked(policy, 3)[2], GREEDY)
+    session.step()
+    scheduler.spare_bytes = count_bytes(scheduler.kept)
+    session.hold(third)
+    assert not scheduler.kept

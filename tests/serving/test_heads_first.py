@@ -9,8 +9,9 @@ import sbtiny
 from sbtiny.budget.protocol import BudgetChoice
 from sbtiny.config import ServeSettings, Settings
 from sbtiny.rollout.load_policy import build_policy
+from sbtiny.rollout.scheduler import count_bytes
 from sbtiny.serving.assistant import Assistant
-from sbtiny.serving.heads_first import HEAD_LIMIT, HEAD_ROWS, HeadsFirst
+from sbtiny.serving.heads_first import HEAD_ROWS, HeadsFirst
 from sbtiny.serving.queue import QueueFull
 from sbtiny.serving.reply import Reply
 from sbtiny.tasks import arithmetic
@@ -34,11 +35,12 @@ def plain(tiny) -> Assistant:
 class Line:
     """A server's decoding without a server: its clock is the steps."""
 
-    def __init__(self, assistant: Assistant, max_waiting: int | None = None, max_bytes: int | None = None) -> None:
+    def __init__(self, assistant: Assistant, max_waiting: int | None = None) -> None:
         self.assistant, self.now, self.begun = assistant, 0, []
         engine = assistant.policy.engine
         self.per_token = engine.slot_bytes(1024) // 1024
-        self.bodies = HeadsFirst(assistant.session, engine.rows, self.per_token, max_waiting, max_bytes)
+        self.head_limit = assistant.limiter.head_tokens
+        self.bodies = HeadsFirst(assistant.session, engine.rows, self.per_token, max_waiting, self.head_limit)
         self.queue, self.scheduler = self.bodies.queue, assistant.session.scheduler
 
     def ask(self, question: str, budget: int | None = None, factor: float | None = None, priority: int = 0) -> Reply:
@@ -158,7 +160,7 @@ def test_a_press_on_a_waiting_answer_lets_it_in_at_once(plain: Assistant, presse
         pressed.press()
     line.step()
     assert set(line.bodies.bodies) == {blocker, pressed}
-    line.step(plain.limiter.least_room(pressed) + HEAD_LIMIT)
+    line.step(plain.limiter.least_room(pressed) + line.head_limit)
     assert pressed.answer.stop_reason == "interrupted"
     assert ("Time is up. \\boxed{" in pressed.answer.text) is (presses == 1)
     assert not any(reply.is_done for reply in others)
@@ -244,7 +246,7 @@ def test_kept_keys_and_values_are_bounded(plain: Assistant) -> None:
     line.step_until_waiting(waiting)
     used = line.queue.kept_bytes // line.per_token
     assert 0 < used < 100
-    room = 200 - used - HEAD_LIMIT
+    room = 200 - used - line.head_limit
     line.bodies.check_room(room)
     with pytest.raises(QueueFull, match="the requests that wait keep"):
         line.bodies.check_room(room + 1)
@@ -263,4 +265,48 @@ def test_a_head_that_finds_the_queue_full_goes_on_at_once(plain: Assistant) -> N
     line.drop(blocker)
     line.finish()
     assert all(reply.answer is not None for reply in replies)
+    assert line.is_empty()
+
+
+@pytest.mark.parametrize(("tokens", "rows"), [(512, 1), (700, 1), (2600, 4)])
+def test_all_states_stay_within_the_memory_that_was_planned(tiny, tokens: int, rows: int) -> None:
+    """Slots, held bodies and kept answers, at every step of a random load."""
+    planned = tokens * build_policy(*tiny, slots=1).engine.slot_bytes(1)
+    policy = build_policy(*tiny, slots=1 + HEAD_ROWS, kv_cache_gib=planned / 2**30, states_budget=False)
+    line, rng = Line(Assistant(policy, ServeSettings(temperature=0.0, context=512))), random.Random(tokens)
+    assert policy.engine.rows == rows
+    answered, refusals, waited, kept = [], [], 0, 0
+    for i in range(60):
+        question = QUESTIONS[i % 40] + " Show your work." * rng.randrange(4)
+        reply = line.ask(question, rng.randrange(8, 40))
+        line.bodies.drop(reply)  # the server asks first
+        try:
+            line.bodies.check_room(len(reply.prompt))
+            line.bodies.add(reply)
+            answered.append(reply)
+        except QueueFull as full:
+            refusals.append(full.retry_after)
+            line.drop(reply)
+        for _ in range(rng.randrange(12)):
+            line.step()
+            waited, kept = max(waited, len(line.queue)), max(kept, len(line.scheduler.kept))
+            beside = count_bytes(line.scheduler.held) + count_bytes(line.scheduler.kept)
+            assert policy.engine.cache.nbytes + beside <= planned
+    line.finish()
+    assert line.is_empty()
+    assert all(reply.answer is not None for reply in answered)
+    assert refusals
+    assert min(refusals) >= 1
+    assert (waited > 0, kept > 0) == (rows > 1, tokens > 512)  # heads have rows of their own, where there are rows
+
+
+def test_a_long_head_among_short_ones_counts_by_its_own_length(plain: Assistant) -> None:
+    line = Line(plain)
+    blocker, waiting = line.fill_slot(), line.ask("2 + 2? " * 30, 20)
+    line.queue.max_bytes = (len(waiting.prompt) + 60 + 2 * line.head_limit) * line.per_token
+    line.bodies.check_room(60)
+    with pytest.raises(QueueFull):
+        line.bodies.check_room(61)
+    for reply in (blocker, waiting):
+        line.drop(reply)
     assert line.is_empty()

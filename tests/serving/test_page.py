@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from serve_support import SLOTS, Served, load_thinking, load_tiny, slow_down, wait_for, write_script
 
+from sbtiny.serving.guard import Guard
 from sbtiny.serving.page import PAGE, POLICY, hash_inline
 from sbtiny.tasks import arithmetic
 
@@ -96,7 +97,7 @@ def visit(browser: Any) -> Iterator[Callable[..., Any]]:
             "console", lambda said: complaints.append(said.text) if said.type == "error" and not re.search(expected, said.text) else None
         )
         page.on("pageerror", lambda error: complaints.append(str(error)))
-        if key:  # browsers send none of their own for a page: only for it, it is added here
+        if key:  # as if the page had been opened by another way than Basic, which the browser would send for all that follows
             page.route(f"{served.url}/", lambda route: route.continue_(headers=route.request.headers | {"authorization": f"Bearer {key}"}))
         page.goto(served.url)
         return page
@@ -221,6 +222,48 @@ def test_a_key_is_asked_for_only_where_the_server_wants_one(served: Served, visi
     page.locator("#keyform").wait_for(state="hidden")
     page.keyboard.press("Enter")  # the question has the focus again
     wait_end(page)
+    locked.close()
+
+
+@pytest.mark.slow
+def test_a_browser_asks_for_the_key_and_another_sites_form_does_not_get_by_with_it(
+    visit: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    posts, refuse = [], Guard.refuse
+
+    def recorded(guard: Guard, path: str, method: str, headers: Any) -> Any:
+        refusal = refuse(guard, path, method, headers)
+        if method == "POST":
+            posts.append((headers.get("authorization", "")[:6], headers.get("origin"), refusal and refusal[0]))
+        return refusal
+
+    monkeypatch.setattr(Guard, "refuse", recorded)
+    locked = Served(load_tiny(), api_key="open sesame").wait_ready()
+    page = visit(locked, expected="401|403", http_credentials={"username": "me", "password": "open sesame"})
+    assert not page.locator("#keyform").is_visible()
+    ask(page, SHORT)
+    wait_end(page)
+    assert page.locator(".answer").inner_text().strip()
+    assert posts == [("Basic ", locked.url, None)]
+
+    form = f"""<form method="post" enctype="text/plain" action="{locked.url}/v1/chat/completions">
+        <input name='{{"messages": [{{"role": "user", "content": "2 + 2?"}}], "max_tokens": 2, "user": "' value='"}}'></form>
+        <script>document.forms[0].submit()</script>"""
+    page.route("http://elsewhere.test/", lambda route: route.fulfill(content_type="text/html", body=form))
+    page.goto("http://elsewhere.test/")
+    page.wait_for_url(f"{locked.url}/**")
+    assert posts[1:] == [("Basic ", "http://elsewhere.test", 403)]  # the browser sends the key by itself
+    locked.close()
+
+
+@pytest.mark.slow
+def test_a_wrong_key_opens_no_page(browser: Any) -> None:
+    locked = Served(load_tiny(), api_key="open sesame").wait_ready()
+    context = browser.new_context(http_credentials={"username": "me", "password": "open"})
+    answer = context.new_page().goto(locked.url)
+    assert answer.status == 401
+    assert "<title>" not in answer.text()
+    context.close()
     locked.close()
 
 

@@ -2,6 +2,7 @@
 
 import math
 import time
+from dataclasses import replace
 
 import pytest
 from serve_support import SLOTS, Served, slow_down, text_of, wait_for, write_script
@@ -9,6 +10,8 @@ from serve_support import SLOTS, Served, slow_down, text_of, wait_for, write_scr
 from sbtiny.budget.calibration import Calibration, CalibrationAnswer, calibrate
 from sbtiny.rollout.limit_enforcer import TagMask
 from sbtiny.serving import server as server_file
+from sbtiny.serving.answers import encode_queued
+from sbtiny.serving.job import Update
 from sbtiny.tasks import arithmetic
 
 SHORT = next(q.question for q in arithmetic.generate_questions("val", 99) if q.level <= 2)
@@ -52,6 +55,7 @@ def test_a_stream_says_the_budget_first_and_is_the_whole_answer(served: Served) 
     assert stream.response.headers["content-type"].startswith("text/event-stream")
     assert stream.is_done
     assert chunks[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert chunks[0]["budget"].keys() == chunks[-1]["budget"].keys() == FIELDS
     assert chunks[0]["budget"]["predicted"] > 0
     assert chunks[0]["budget"]["remaining"] > 0
     assert chunks[-1]["budget"]["remaining"] == 0
@@ -238,6 +242,9 @@ def test_a_completion_goes_on_from_a_raw_text(served: Served) -> None:
     answer = served.client.post("/v1/completions", json={"prompt": prompt}).json()
     said = served.chat(SHORT).json()
     assert answer["object"] == "text_completion"
+    assert answer["budget"].keys() == FIELDS
+    assert answer["budget"]["predicted"] == said["budget"]["predicted"]
+    assert {"usage", "timings", "metrics"} <= answer.keys()
     assert answer["choices"][0]["text"].startswith(f"<budget>{said['budget']['predicted']}</budget>")
     assert said["choices"][0]["message"]["content"] in answer["choices"][0]["text"]
     chunks = served.stream(prompt, "/v1/completions").all()
@@ -292,10 +299,56 @@ def test_who_waits_is_told_its_place(plain: Served, monkeypatch: pytest.MonkeyPa
     assert plain.client.get("/slots").json() == []
 
 
+def test_a_comment_says_the_place_and_the_seconds_where_they_are_known() -> None:
+    assert encode_queued(Update(position=3, eta=12.4)) == b": queued position=3 eta=12s\n\n"
+    assert encode_queued(Update(position=3)) == b": queued position=3\n\n"
+
+
+def test_a_lower_priority_goes_first_whatever_its_budget(plain: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow_down(monkeypatch, plain, 0.02)
+    running = [plain.stream(LONG, budget=100) for _ in range(SLOTS)]
+    for stream in running:
+        next(stream.chunks)
+    waits = [plain.stream(LONG, budget=budget, priority=priority) for budget, priority in ((30, 0), (90, -1), (20, 1))]
+    wait_for(lambda: plain.worker.decoder.waiting == 3)
+    waiting = [s["budget"] for s in plain.client.get("/slots").json()[SLOTS:]]
+    assert [(b["requested"], b["queue_position"]) for b in waiting] == [(30, 2), (90, 1), (20, 3)]
+    for stream in running + waits:
+        stream.close()
+    wait_for(lambda: plain.client.get("/slots").json() == [])
+
+
+def test_an_answer_asked_for_twice_is_not_stopped_and_cannot_be_extended(plain: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow_down(monkeypatch, plain, 0.02)
+    stream, path = plain.stream(LONG, budget=100), "/v1/chat/completions/control"
+    asked = {"id": next(stream.chunks)["id"]}
+    for _ in range(2):
+        assert plain.client.post(path, json=asked | {"action": "reasoning_end"}).status_code == 200
+    wait_for(lambda: any(job.is_forced for job in plain.worker.decoder.jobs))
+    refused = plain.client.post(path, json=asked | {"action": "extend", "tokens": 5})
+    assert (refused.status_code, "not supported now" in refused.json()["error"]["message"]) == (400, True)
+    chunks = stream.all()
+    assert "Time is up" in text_of(chunks)
+    assert chunks[-1]["choices"][0]["stop_reason"] == "interrupted"
+
+
+def test_the_servers_ceiling_caps_budgets_and_their_extension(plain: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    assistant = plain.worker.decoder.assistant
+    monkeypatch.setattr(assistant, "defaults", replace(assistant.defaults, ceiling=30))
+    slow_down(monkeypatch, plain, 0.01)
+    for budget in (200, -1, "2x", {"seconds": 1e6}):
+        assert plain.chat(LONG, budget=budget).json()["budget"]["allowed"] == 30
+    stream = plain.stream(LONG, budget=10)
+    asked = {"id": next(stream.chunks)["id"], "action": "extend", "tokens": 500}
+    assert plain.client.post("/v1/chat/completions/control", json=asked).status_code == 200
+    assert "the most here" in plain.client.post("/v1/chat/completions/control", json=asked).json()["error"]["message"]
+    assert stream.all()[-1]["budget"]["allowed"] == 30
+
+
 def test_silence_is_broken_by_pings(plain: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     assert server_file.PING_SECONDS <= 10
     monkeypatch.setattr(server_file, "PING_SECONDS", 0.1)
-    slow_down(monkeypatch, plain, 0.5)
+    slow_down(monkeypatch, plain, 1.5)
     stream = plain.stream(LONG, max_tokens=2)
     stream.all()
     assert sum("ping" in comment for comment in stream.comments) >= 3
@@ -307,7 +360,7 @@ def test_the_count_down_comes_about_once_a_second(plain: Served, monkeypatch: py
     chunks = plain.stream(LONG, budget=100).all()
     told = [c["budget"] for c in chunks if "budget" in c and not c["budget"]["forced"]]
     seconds = time.monotonic() - began
-    assert seconds - 2 <= len(told) <= seconds + 3
+    assert 0.6 * seconds - 2 <= len(told) <= seconds + 3  # a busy machine has fewer steps to tell it after
     assert [b["used"] for b in told] == sorted(b["used"] for b in told)
     assert any(b["eta_seconds"] and b["eta_low"] <= b["eta_seconds"] for b in told)
 

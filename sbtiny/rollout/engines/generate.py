@@ -62,7 +62,7 @@ class GenerateEngine(DecodeEngine):
         head_dim = getattr(c, "head_dim", None) or c.hidden_size // heads
         kv_heads = getattr(c, "num_key_value_heads", None) or heads
         slot = slot_bytes(c.num_hidden_layers, kv_heads * head_dim, capacity, self.model.dtype.itemsize)
-        return fit_slots(slot, wanted, self.kv_cache_gib, self.model.device)
+        return fit_slots(slot, wanted, self.kv_cache_gib, self.model.device)[0]
 
     def open_session(self, capacity: int, kept_prefixes: int = 0) -> BatchSession:
         return BatchSession(self._decode, self.make_ticket, self._rows(capacity, self.slots))

@@ -81,7 +81,7 @@ class LlamaCppEngine(DecodeEngine):
         fit_slots(self.slot_bytes(tokens), 1, self.kv_cache_gib, torch.device("cpu"))
 
     def open_session(self, capacity: int, kept_prefixes: int = 0) -> "LlamaCppSession":
-        self._reserve(capacity)
+        self._reserve(capacity, keeps_states=kept_prefixes > 0)
         self._clear()
         self.tag_mask = TagMask(self.pieces)
         self.sessions += 1
@@ -115,7 +115,7 @@ class LlamaCppEngine(DecodeEngine):
 
     # ---- the context ---------------------------------------------------------------------------------------------------------------
 
-    def _reserve(self, capacity: int) -> None:
+    def _reserve(self, capacity: int, keeps_states: bool = False) -> None:
         """Make a context of at most `slots` sequences of `capacity` tokens each."""
         if capacity <= self.capacity:
             return
@@ -124,7 +124,8 @@ class LlamaCppEngine(DecodeEngine):
             self.lib.llama_batch_free(self.batch)
             self.context = None
         self.capacity = -(-capacity // CACHE_ROUNDING) * CACHE_ROUNDING
-        self.rows = fit_slots(self.slot_bytes(self.capacity), self.slots, self.kv_cache_gib, torch.device("cpu"))
+        slot = self.slot_bytes(self.capacity)
+        self.rows, self.spare_bytes = fit_slots(slot, self.slots, self.kv_cache_gib, torch.device("cpu"), keeps_states)
         self.width = max(self.rows, 256)
         params = self.lib.llama_context_default_params()
         params.n_ctx, params.n_seq_max, params.kv_unified = self.capacity * self.rows, self.rows, False
@@ -152,7 +153,7 @@ class LlamaCppSession(Session):
     """The decode loop over llama.cpp's sequences. With `keep`, a free slot keeps its sequence for a prompt that goes on from it."""
 
     def __init__(self, engine: LlamaCppEngine, keep: bool) -> None:
-        self.engine, self.number, self.keep = engine, engine.sessions, keep
+        self.engine, self.number, self.keep, self.spare_bytes = engine, engine.sessions, keep, engine.spare_bytes
         self.queue: deque[Ticket] = deque()
         self.running: dict[int, Ticket] = {}  # by slot
         self.fed: list[list[int]] = [[] for _ in range(engine.rows)]  # tokens in the cache
