@@ -210,10 +210,11 @@ def console(**how: bool) -> Any:
 
 def print_dry_run(settings: Settings, stages: tuple[str, ...], preset: str | None, as_json: bool) -> None:
     """Print the resolved settings, the model's source, and the memory plan of the last stage."""
-    from sbtiny.models.aliases import resolve
+    from sbtiny.models.aliases import fill_prompt, resolve
 
-    everything = asdict(settings)
-    chosen = {key: everything[key] for key in ("model", "format", "seed", "four_bit", "backend", "engine", "kv_cache_gib", *stages)}
+    everything = asdict(replace(settings, prompt=fill_prompt(settings.prompt, settings.model)))
+    names = ("model", "format", "seed", "four_bit", "backend", "engine", "kv_cache_gib", "prompt", *stages)
+    chosen = {key: everything[key] for key in names}
     source = resolve(settings.model)
     named = {"kind": source.kind, "ref": str(source.ref)}
     print_result({"source": named, **chosen, "plan": memory_plan(settings, stages[-1], preset)}, as_json)

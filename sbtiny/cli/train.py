@@ -1,5 +1,6 @@
 """Verbs that train: demo, sft, grpo."""
 
+from dataclasses import replace
 from pathlib import Path
 from shlex import quote
 from typing import Annotated
@@ -106,6 +107,8 @@ def grpo(
     start = find_cold_start(run, flags.output if flags.resume else None, flags.dry_run)
     model = runs.read_run(start)["model"] if start else None
     settings, preset, note = flags.load_for_device({"model": model, "grpo.questions": data, "grpo.cut_share": cut_share})
+    if start:
+        settings = replace(settings, prompt=runs.kept_prompt(start, settings.prompt))
     settings = apply_auto_micro_batch(settings, "grpo", preset)
     if flags.dry_run:
         return print_dry_run(settings, ("grpo",), preset, flags.as_json)

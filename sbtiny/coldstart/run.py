@@ -8,7 +8,7 @@ from sbtiny.coldstart import trainer as sft
 from sbtiny.coldstart.build import build_data
 from sbtiny.coldstart.rows import read_labelled
 from sbtiny.config import Settings
-from sbtiny.models.aliases import absolute_name
+from sbtiny.models.aliases import absolute_name, fill_prompt
 from sbtiny.models.prompt import check_prompts
 from sbtiny.rollout.load_policy import base_info, load_policy
 from sbtiny.tasks.leaks import drop_eval_questions
@@ -29,10 +29,17 @@ def run_sft(settings: Settings, output: Path | None, resume: bool = False) -> Pa
     return folder
 
 
+def complete_settings(settings: Settings, resumed: Path | None) -> Settings:
+    """The settings with the model's absolute name and with what it is asked with: its own instruction, or that of the run resumed."""
+    wanted = settings.prompt
+    prompt = runs.kept_prompt(resumed, wanted) if resumed else fill_prompt(wanted, settings.model)
+    return replace(settings, model=absolute_name(settings.model), prompt=prompt)
+
+
 def train_sft_in(folder: Path, settings: Settings, resume: bool) -> None:
     """Cold start in a folder that this process has claimed. Checks all input before it writes anything."""
     # The main process's settings for all: each may have derived another micro-batch from its free memory.
-    settings = distributed.broadcast_from_main(lambda: replace(settings, model=absolute_name(settings.model)))
+    settings = distributed.broadcast_from_main(lambda: complete_settings(settings, folder if resume else None))
     sampled = folder / "data.jsonl"
     file = settings.sft.rows or (str(sampled) if resume and sampled.is_file() else None)
     rows = read_labelled(file) if file else []
@@ -51,8 +58,7 @@ def train_sft_in(folder: Path, settings: Settings, resume: bool) -> None:
         distributed.broadcast_from_main(lambda: runs.create_run("sft", folder, settings, **base_info(policy)))
     with cleanup_on_stop(folder, "sft"):
         if dataset is None and questions:
-            with policy.model.disable_adapter():
-                policy.refresh()
+            with policy.initial_model():
                 rows = distributed.broadcast_from_main(lambda: build_data(settings, sampled, policy=policy).rows)
             dataset = sft.build_dataset(policy, rows, settings)
         signature = checkpoint.resume_signature(settings, "sft", rows)

@@ -16,6 +16,7 @@ from sbtiny import runs
 from sbtiny.budget.protocol import FORMATS, split_response
 from sbtiny.config import DataSettings, Settings
 from sbtiny.errors import InputError
+from sbtiny.models.aliases import fill_prompt
 from sbtiny.models.prompt import find_token, special_tokens
 from sbtiny.progress import bar, console
 from sbtiny.rollout.episode import Episode, Request
@@ -173,7 +174,7 @@ def read_whole_rows(path: Path) -> list[Row]:
 def build_signature(settings: Settings, questions: Sequence[Question]) -> str:
     """A hash of all that answers and verdicts depend on; not of `max_num_seqs`, nor of the questions' file."""
     d, s = settings.data, settings
-    model = (s.model, s.seed, s.format, s.four_bit, s.backend, s.engine)
+    model = (s.model, s.seed, s.format, s.four_bit, s.backend, s.engine, fill_prompt(s.prompt, s.model))
     facts = (model, d.samples_per_question, d.temperature, d.max_tokens, d.verifier, user_file(d.verifier), digest_items(questions))
     return blake2b(repr(facts).encode(), digest_size=8).hexdigest()
 

@@ -178,7 +178,8 @@ class Check:
     # ---- asking --------------------------------------------------------------------------------------------------------------------
 
     def _policy(self, model: nn.Module, tokenizer: "PreTrainedTokenizerBase") -> Policy:
-        return build_policy(model, tokenizer, self.e.max_num_seqs, self.plan.settings.kv_cache_gib, form=self.plan.form)
+        slots, kv_cache_gib = self.e.max_num_seqs, self.plan.settings.kv_cache_gib
+        return build_policy(model, tokenizer, slots, kv_cache_gib, form=self.plan.form, prompt=self.plan.prompt)
 
     def _prompts(self, tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:
         return [prompt_ids(tokenizer, q.question, q.system) for q in self.chats]

@@ -34,9 +34,9 @@ def training_questions(settings: Settings) -> list[Question]:
 
 
 def inherit_settings(settings: Settings, start: Path) -> Settings:
-    """The settings with the model and format of the run `start`."""
+    """The settings with the model, the format and the prompt of the run `start`. Raises InputError where another prompt is set."""
     run = runs.read_run(start)
-    return replace(settings, model=absolute_name(run["model"]), format=run["format"])
+    return replace(settings, model=absolute_name(run["model"]), format=run["format"], prompt=runs.kept_prompt(start, settings.prompt))
 
 
 def run_grpo(
