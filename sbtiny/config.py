@@ -12,7 +12,7 @@ from sbtiny.errors import InputError
 
 WRAP_UP = "\n\nTime is up. \\boxed{"
 AUTO = "auto"  # max_tokens that follows the model's own lengths
-AUTO_LIMIT = 4096  # most tokens of an answer while those lengths are probed
+AUTO_LIMIT = 8192  # the most that it may choose
 BackendName = Literal["auto", "unsloth", "transformers"]
 EngineName = Literal["ours", "generate", "vllm"]
 Reporter = Literal["none", "tensorboard", "trackio", "wandb"]

@@ -64,7 +64,7 @@ def data_build(
 def build_summary(file: Path, harvest: Any) -> dict[str, Any]:
     """Counts of a build, and lengths by level."""
     counts = {name: getattr(harvest, name) for name in ("sampled", "wrong", "cut", "spare", "leaked")}
-    counts |= {"turn_ends": harvest.turn_ends} if harvest.turn_ends else {}
+    counts |= {name: value for name in ("turn_ends", "max_tokens") if (value := getattr(harvest, name))}
     return {"file": str(file), "rows": len(harvest.rows), **counts, "levels": harvest.levels()}
 
 

@@ -41,6 +41,10 @@ OPTIONS: dict[str, tuple[Any, str]] = {
     "verifier": (Annotated[str | None, typer.Option(help=VERIFIER)], "{questions}.verifier"),
     "seed": (Annotated[int | None, typer.Option(help="Seed of everything random.")], "seed"),
     "limit": (Annotated[int | None, typer.Option(help="Number of questions to read.")], "{questions}.limit"),
+    "max_tokens": (
+        Annotated[str | None, typer.Option("--max-tokens", help="Most tokens of an answer; auto: by a probe of the model's own lengths.")],
+        "{questions}.max_tokens",
+    ),
     "steps": (Annotated[int | None, typer.Option(min=1, help="Number of updates.")], "{section}.steps"),
     "save_steps": (
         Annotated[int | None, typer.Option(min=0, help="Updates between checkpoints; 0 for none.")],
@@ -60,7 +64,7 @@ OPTIONS: dict[str, tuple[Any, str]] = {
     "as_json": (AsJson, ""),
 }
 COMMON = ("config", "preset", "extra", "as_json")
-ASKING = ("verifier", "seed", "limit", "four_bit", "backend", "engine", "kv_memory")
+ASKING = ("verifier", "seed", "limit", "max_tokens", "four_bit", "backend", "engine", "kv_memory")
 TRAINING = ("output", "steps", "save_steps", "report_to", "resume", "dry_run")
 LAST = ("dry_run", "as_json")
 

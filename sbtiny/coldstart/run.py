@@ -7,7 +7,8 @@ from sbtiny import distributed, runs
 from sbtiny.coldstart import trainer as sft
 from sbtiny.coldstart.build import build_data
 from sbtiny.coldstart.rows import read_labelled
-from sbtiny.config import Settings
+from sbtiny.coldstart.sample_correct import choose_max_tokens
+from sbtiny.config import AUTO, Settings
 from sbtiny.models.aliases import absolute_name, fill_prompt
 from sbtiny.models.prompt import check_prompts
 from sbtiny.rollout.load_policy import base_info, load_policy
@@ -45,17 +46,21 @@ def train_sft_in(folder: Path, settings: Settings, resume: bool) -> None:
     rows = read_labelled(file) if file else []
     if settings.sft.rows:
         rows, _ = drop_eval_questions(rows, settings.sft.rows, settings)
-    questions = [] if file else load_questions(settings.data.task, "train", 1, settings.seed)
+    d = settings.data
+    questions = [] if file else load_questions(d.task, "train", d.limit if d.max_tokens == AUTO else 1, settings.seed)
     last = distributed.broadcast_from_main(lambda: resume_checkpoint(folder, settings, "sft", rows)) if resume else None
     policy = load_policy(settings.model, settings, settings.data.max_num_seqs, trainable=True, run=folder if resume else None)
     check_prompts(policy.tokenizer, policy.form)
     sft.check_tags_learnable(policy)
     dataset = sft.build_dataset(policy, rows, settings) if rows else None
+    about = base_info(policy)
     if not rows:
-        policy.engine.check_room(settings.data.max_tokens)
+        most = distributed.broadcast_from_main(lambda: choose_max_tokens(policy, questions, settings))
+        settings, about = replace(settings, data=replace(d, max_tokens=most)), about | {"max_tokens": most}
+        policy.engine.check_room(most)
     distributed.split_batch(settings.sft.batch, settings.sft.micro_batch, "sft.batch")
     if not resume:
-        distributed.broadcast_from_main(lambda: runs.create_run("sft", folder, settings, **base_info(policy)))
+        distributed.broadcast_from_main(lambda: runs.create_run("sft", folder, settings, **about))
     with cleanup_on_stop(folder, "sft"):
         if dataset is None and questions:
             with policy.initial_model():
