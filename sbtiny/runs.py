@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sbtiny import locks
-from sbtiny.config import PromptSettings, Settings
+from sbtiny.config import AUTO, PromptSettings, Settings
 from sbtiny.disk import disk_full_error
 from sbtiny.errors import InputError
 
@@ -105,6 +105,11 @@ def kept_prompt(folder: Path, wanted: PromptSettings) -> PromptSettings:
         if text is not None and text != (known := getattr(kept, name) or ""):
             raise InputError(f"prompt.{name} is {text!r}, but {folder} was trained with {known!r}: leave it out, or train a new run")
     return PromptSettings(instruction=kept.instruction or "", system=kept.system or "")
+
+
+def kept_max_tokens(folder: Path, wanted: int | str) -> int | str:
+    """Most tokens of an answer: for auto, the number that the run in this folder chose when it began."""
+    return read_run(folder).get("max_tokens", wanted) if wanted == AUTO else wanted
 
 
 def check_base(folder: Path, fingerprint: str) -> None:

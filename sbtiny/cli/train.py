@@ -107,11 +107,10 @@ def grpo(
     start = find_cold_start(run, flags.output if flags.resume else None, flags.dry_run)
     model = runs.read_run(start)["model"] if start else None
     settings, preset, note = flags.load_for_device({"model": model, "grpo.questions": data, "grpo.cut_share": cut_share})
-    if start:
-        settings = replace(settings, prompt=runs.kept_prompt(start, settings.prompt))
     settings = apply_auto_micro_batch(settings, "grpo", preset)
     if flags.dry_run:
-        return print_dry_run(settings, ("grpo",), preset, flags.as_json)
+        prompt = runs.kept_prompt(start, settings.prompt) if start else settings.prompt
+        return print_dry_run(replace(settings, prompt=prompt), ("grpo",), preset, flags.as_json)
     validate_inputs(settings.grpo, settings.grpo.questions or settings.grpo.task)
     require_reporter(settings.report_to)
     if not flags.resume and not preflight:

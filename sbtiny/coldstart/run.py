@@ -31,10 +31,12 @@ def run_sft(settings: Settings, output: Path | None, resume: bool = False) -> Pa
 
 
 def complete_settings(settings: Settings, resumed: Path | None) -> Settings:
-    """The settings with the model's absolute name and with what it is asked with: its own instruction, or that of the run resumed."""
-    wanted = settings.prompt
-    prompt = runs.kept_prompt(resumed, wanted) if resumed else fill_prompt(wanted, settings.model)
-    return replace(settings, model=absolute_name(settings.model), prompt=prompt)
+    """The settings with the model's absolute name and instruction; a run that is resumed keeps its prompt and its most tokens."""
+    named = replace(settings, model=absolute_name(settings.model))
+    if not resumed:
+        return replace(named, prompt=fill_prompt(settings.prompt, settings.model))
+    most = runs.kept_max_tokens(resumed, settings.data.max_tokens)
+    return replace(named, prompt=runs.kept_prompt(resumed, settings.prompt), data=replace(settings.data, max_tokens=most))
 
 
 def train_sft_in(folder: Path, settings: Settings, resume: bool) -> None:

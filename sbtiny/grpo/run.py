@@ -41,8 +41,9 @@ def inherit_settings(settings: Settings, start: Path, resumed: Path | None = Non
     Raises InputError where another prompt is set.
     """
     run = runs.read_run(start)
-    if resumed and settings.grpo.max_tokens == AUTO:
-        settings = replace(settings, grpo=replace(settings.grpo, max_tokens=runs.read_run(resumed).get("max_tokens", AUTO)))
+    if resumed:
+        most = runs.kept_max_tokens(resumed, settings.grpo.max_tokens)
+        settings = replace(settings, grpo=replace(settings.grpo, max_tokens=most))
     return replace(settings, model=absolute_name(run["model"]), format=run["format"], prompt=runs.kept_prompt(start, settings.prompt))
 
 

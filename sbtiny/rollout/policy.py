@@ -40,10 +40,13 @@ class Policy:
     def encode(self, text: str) -> list[int]:
         return continuation_ids(self.tokenizer, text)
 
-    def prompt(self, question: str | Sequence[Message], system: str | None = None) -> list[int]:
-        """Token ids of a question, or of the turns of a chat, up to the answer. Raises InputError as `prompt_ids` does."""
+    def prompt(self, question: str | Sequence[Message], system: str | None = None, opens: bool = True) -> list[int]:
+        """Token ids of a question, or of the turns of a chat, up to the answer. Raises InputError as `prompt_ids` does.
+
+        `opens`: what a plain model's own template opens is opened; not where a budget follows, which comes before it.
+        """
         ids = prompt_ids(self.tokenizer, question, system)
-        return ids if self.states_budget or not self.opening else [*ids, *self.encode(self.opening)]
+        return [*ids, *self.encode(self.opening)] if opens and self.opening and not self.states_budget else ids
 
     @contextmanager
     def initial_model(self) -> Iterator[None]:
@@ -78,8 +81,8 @@ class Policy:
         opening = BUDGET_OPEN if opens_budget else ""
         prefill = opening if budget is None else render_budget(budget, self.form)
         is_prompt = not isinstance(question, str) and all(isinstance(item, int) for item in question)
-        ids = (*(question if is_prompt else self.prompt(question, system)), *self.encode(prefill))
-        return Request(ids, max_tokens, seed, prefill, expected or budget or 0, limits, interrupt)
+        ids = question if is_prompt else self.prompt(question, system, opens=not prefill)
+        return Request((*ids, *self.encode(prefill)), max_tokens, seed, prefill, expected or budget or 0, limits, interrupt)
 
     def budget_request(
         self, question: str | Sequence[Message] | Sequence[int], seed: int, system: str | None = None, opens_budget: bool = False
