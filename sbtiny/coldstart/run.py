@@ -11,6 +11,7 @@ from sbtiny.coldstart.sample_correct import choose_max_tokens
 from sbtiny.config import AUTO, Settings
 from sbtiny.models.aliases import absolute_name, fill_prompt
 from sbtiny.models.prompt import check_prompts
+from sbtiny.planning.workload import PROMPT_TOKENS
 from sbtiny.rollout.load_policy import base_info, load_policy
 from sbtiny.tasks.leaks import drop_eval_questions
 from sbtiny.tasks.load import load_questions
@@ -58,6 +59,8 @@ def train_sft_in(folder: Path, settings: Settings, resume: bool) -> None:
     about = base_info(policy)
     if not rows:
         most = distributed.broadcast_from_main(lambda: choose_max_tokens(policy, questions, settings))
+        if d.max_tokens == AUTO:  # a longer row could not be trained
+            most = max(1, min(most, settings.sft.max_length - PROMPT_TOKENS))
         settings, about = replace(settings, data=replace(d, max_tokens=most)), about | {"max_tokens": most}
         policy.engine.check_room(most)
     distributed.split_batch(settings.sft.batch, settings.sft.micro_batch, "sft.batch")

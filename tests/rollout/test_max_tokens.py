@@ -136,9 +136,9 @@ def test_an_evaluation_says_what_it_allowed(started: Path, tmp_path: Path) -> No
 
 def test_a_cold_start_that_samples_its_rows_writes_the_number(tmp_path: Path) -> None:
     data = DataSettings(limit=8, samples_per_question=1, max_tokens="auto", max_num_seqs=8)
-    folder = run_sft(Settings(data=data, sft=SftSettings(steps=1)), tmp_path / "sft")
-    chosen = runs.read_run(folder)["max_tokens"]
-    assert load_settings(folder / "config.yaml").data.max_tokens == chosen >= 16
+    folder = run_sft(Settings(data=data, sft=SftSettings(steps=1, max_length=500)), tmp_path / "sft")
+    assert runs.read_run(folder)["max_tokens"] == 500 - 256  # no longer row can be trained; the probe would have said 320 or more
+    assert load_settings(folder / "config.yaml").data.max_tokens == 500 - 256
 
 
 def test_a_plan_counts_what_a_probe_may_take() -> None:
