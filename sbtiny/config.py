@@ -11,6 +11,8 @@ from sbtiny.budget.reward import Schedule
 from sbtiny.errors import InputError
 
 WRAP_UP = "\n\nTime is up. \\boxed{"
+AUTO = "auto"  # max_tokens that follows the model's own lengths
+AUTO_LIMIT = 8192  # the most that it may choose
 BackendName = Literal["auto", "unsloth", "transformers"]
 EngineName = Literal["ours", "generate", "vllm"]
 Reporter = Literal["none", "tensorboard", "trackio", "wandb"]
@@ -31,6 +33,7 @@ AtLeast0 = Annotated[float, AT_LEAST_0]
 Above0 = Annotated[float, Range(lambda value: value > 0, "a number above 0")]
 Share = Annotated[float, Range(lambda value: 0 <= value <= 1, "a share from 0 to 1")]
 ShareBelow1 = Annotated[float, Range(lambda value: 0 <= value < 1, "a share from 0 to below 1")]
+MaxTokens = Annotated[int | str, Range(lambda value: value == AUTO or (isinstance(value, int) and value >= 1), "1 or more, or auto")]
 TopP = Annotated[float, Range(lambda value: 0 < value <= 1, "above 0 and at most 1 (1 is off)")]
 Seed = Annotated[int, Range(lambda value: 0 <= value < 2**32, "a whole number from 0 to below 2**32")]
 GroupSize = Annotated[int, Range(lambda value: value >= 2, "a group of 2 or more (the paper's is 5)")]
@@ -38,6 +41,14 @@ GroupTemperature = Annotated[float, Range(lambda value: value > 0, "above 0: equ
 Chance = Annotated[float, Range(lambda value: 0 < value < 1, "a chance between 0 and 1, such as 0.9")]
 TokensOrNone = Annotated[float | None, Range(lambda value: value is None or value >= 1, "1 token or more, or null for none")]
 GibOrNone = Annotated[float | None, Range(lambda value: value is None or value > 0, "a number of GiB above 0, or null")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptSettings:
+    """What a question is asked with, in training and ever after: a run keeps it in run.json, an export in its chat template."""
+
+    instruction: str | None = None  # a line after each user turn; null: the model's own by `sbtiny models`, "": none
+    system: str | None = None  # system turn of a chat that brings none; null or "": none but the chat template's own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +60,7 @@ class DataSettings:
     samples_per_question: Count = 4  # answers sampled for each question
     rows_per_question: CountOr0 = 2  # correct answers kept for each question, spread from the shortest to the longest; 0 keeps all
     temperature: AtLeast0 = 0.7  # sampling temperature
-    max_tokens: Count = 900  # most tokens of an answer
+    max_tokens: MaxTokens = 900  # most tokens of an answer; auto: by a probe of the model's own lengths
     verifier: str = "auto"  # how answers are checked: auto, numeric, math, choice, exact, regex, or my.py:check
     max_num_seqs: Count = 64  # most sequences decoded at once
 
@@ -91,7 +102,7 @@ class GrpoSettings:
     beta: AtLeast0 = 0.0  # weight of the KL penalty; 0 needs no reference model
     loss_type: Literal["dapo", "grpo", "dr_grpo", "bnpo"] = "dapo"  # TRL's loss
     temperature: GroupTemperature = 0.8  # sampling temperature; at 1.0 many stated budgets are noise
-    max_tokens: Count = 640  # most tokens of an answer
+    max_tokens: MaxTokens = 640  # most tokens of an answer; auto: by a probe of the model's own lengths
     alpha_start: float = 6.0  # alpha at the first update: half the window's width, as a share of the budget
     alpha_end: float = 0.1  # alpha at the end
     alpha_schedule: Schedule = "linear"  # how alpha falls; fixed: alpha_end throughout
@@ -129,7 +140,7 @@ class EvalSettings:
     ceiling: CountOr0 = 0  # cut answers after this many body tokens; 0 is off
     wrap_up: str = WRAP_UP  # text put into an answer that is cut
     reserve: Count = 32  # tokens for the wrap-up and the final answer
-    max_tokens: Count = 900  # most tokens of an answer
+    max_tokens: MaxTokens = 900  # most tokens of an answer; auto: by a probe of the model's own lengths
     verifier: str = "auto"  # how answers are checked: auto, numeric, math, choice, exact, regex, or my.py:check
     max_num_seqs: Count = 64  # most sequences decoded at once
 
@@ -166,6 +177,7 @@ class Settings:
     engine: EngineName = "ours"  # decoder; generate is slower and takes any transformers model; vllm must be installed
     kv_cache_gib: GibOrNone = None  # GiB for the KV cache; null: most of the free memory
     report_to: Reporter = "none"  # where training curves go besides metrics.jsonl; its package must be installed
+    prompt: PromptSettings = field(default_factory=PromptSettings)
     data: DataSettings = field(default_factory=DataSettings)
     sft: SftSettings = field(default_factory=SftSettings)
     grpo: GrpoSettings = field(default_factory=GrpoSettings)

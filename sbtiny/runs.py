@@ -6,12 +6,13 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 from sbtiny import locks
-from sbtiny.config import Settings
+from sbtiny.config import AUTO, PromptSettings, Settings
 from sbtiny.disk import disk_full_error
 from sbtiny.errors import InputError
 
@@ -95,6 +96,20 @@ def read_run(folder: Path) -> dict[str, Any]:
     if not isinstance(about, dict) or not {"kind", "model", "format"} <= about.keys():
         raise InputError(f"{folder / 'run.json'} has no kind, model and format: it is no run of sbtiny")
     return about
+
+
+def kept_prompt(folder: Path, wanted: PromptSettings) -> PromptSettings:
+    """The instruction and system turn that a run was trained with. Raises InputError where others are wanted; null wants none."""
+    kept = PromptSettings(**read_run(folder).get("prompt", {}))
+    for name, text in asdict(wanted).items():
+        if text is not None and text != (known := getattr(kept, name) or ""):
+            raise InputError(f"prompt.{name} is {text!r}, but {folder} was trained with {known!r}: leave it out, or train a new run")
+    return PromptSettings(instruction=kept.instruction or "", system=kept.system or "")
+
+
+def kept_max_tokens(folder: Path, wanted: int | str) -> int | str:
+    """Most tokens of an answer: for auto, the number that the run in this folder chose when it began."""
+    return read_run(folder).get("max_tokens", wanted) if wanted == AUTO else wanted
 
 
 def check_base(folder: Path, fingerprint: str) -> None:
@@ -193,7 +208,7 @@ def check_free(folder: Path) -> None:
     check_writable(folder / "config.yaml")
 
 
-def create_run(kind: str, output: Path | None, settings: Settings, **more: str | bool) -> Path:
+def create_run(kind: str, output: Path | None, settings: Settings, **more: Any) -> Path:
     """Start a run in `output` or a new `runs/<kind>-<time>`: write config.yaml, and run.json with `kind` and `more`.
 
     Call `claim` first. A run that stopped there before its first checkpoint is archived. Raises InputError, and changes nothing,

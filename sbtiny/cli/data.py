@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from sbtiny.cli.app import app
-from sbtiny.cli.options import ASKING, COMMON, TRAIN, Flags, Model, print_result, start_work, validate_inputs, with_flags
+from sbtiny.cli.options import ASKING, COMMON, TRAIN, Flags, print_result, start_work, validate_inputs, with_flags
 from sbtiny.errors import InputError
 
 data_app = typer.Typer(no_args_is_help=True, help="Build and look at cold-start data.")
@@ -64,24 +64,26 @@ def data_build(
 def build_summary(file: Path, harvest: Any) -> dict[str, Any]:
     """Counts of a build, and lengths by level."""
     counts = {name: getattr(harvest, name) for name in ("sampled", "wrong", "cut", "spare", "leaked")}
-    counts |= {"turn_ends": harvest.turn_ends} if harvest.turn_ends else {}
+    counts |= {name: value for name in ("turn_ends", "max_tokens") if (value := getattr(harvest, name))}
     return {"file": str(file), "rows": len(harvest.rows), **counts, "levels": harvest.levels()}
 
 
 @data_app.command("show")
+@with_flags("config", "extra", "model", "format")
 def data_show(
     file: Annotated[str, typer.Argument(help="Labelled JSONL.")],
-    model: Model = "tiny",
     row: Annotated[int, typer.Option(min=1)] = 1,
-    form: Annotated[str, typer.Option("--format", help="The tags to show it in: solution or think.")] = "solution",
+    *,
+    flags: Flags,
 ) -> None:
     """Show one row as the model reads it: trained tokens in green, the prompt dimmed.
 
     Example: sbtiny data show rows.jsonl --row 3
     """
-    from sbtiny.budget.protocol import parse_format_name
+    from sbtiny.budget.protocol import FORMATS
     from sbtiny.coldstart.row_preview import show_row
-    from sbtiny.models.aliases import resolve
+    from sbtiny.models.aliases import fill_prompt, resolve
 
-    resolve(model or "tiny")
-    show_row(file, model or "tiny", row, parse_format_name(form))
+    settings = flags.load()
+    resolve(settings.model)
+    show_row(file, settings.model, row, FORMATS[settings.format], fill_prompt(settings.prompt, settings.model))

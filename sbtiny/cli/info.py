@@ -12,17 +12,21 @@ from sbtiny.errors import InputError
 
 @app.command(rich_help_panel=HELP)
 def models(as_json: AsJson = False) -> None:
-    """The aliases of models, with hub ids and sizes."""
+    """The aliases of models, with hub ids, sizes and the instruction that their cards ask for."""
     from rich.table import Table
 
     from sbtiny.models.aliases import ALIASES
 
     if as_json:
-        return print_result([{"name": a.name, "hub_id": a.hub_id, "parameters": a.parameters, "note": a.note} for a in ALIASES], True)
+        keys = ("name", "hub_id", "parameters", "note", "instruction")
+        return print_result([{key: getattr(a, key) for key in keys} for a in ALIASES], True)
     table = Table("name", "hub id", "parameters", "note", box=None, header_style="bold")
     for a in ALIASES:
         table.add_row(a.name, a.hub_id, f"{a.parameters / 1e6:,.0f} M", a.note)
-    return console().print(table)
+    console().print(table)
+    for text in dict.fromkeys(a.instruction for a in ALIASES if a.instruction):
+        names = ", ".join(a.name for a in ALIASES if a.instruction == text)
+        console().print(f"prompt.instruction of {names}: {text}", soft_wrap=True, markup=False, highlight=False)
 
 
 @app.command(rich_help_panel=HELP)

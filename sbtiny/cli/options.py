@@ -41,6 +41,10 @@ OPTIONS: dict[str, tuple[Any, str]] = {
     "verifier": (Annotated[str | None, typer.Option(help=VERIFIER)], "{questions}.verifier"),
     "seed": (Annotated[int | None, typer.Option(help="Seed of everything random.")], "seed"),
     "limit": (Annotated[int | None, typer.Option(help="Number of questions to read.")], "{questions}.limit"),
+    "max_tokens": (
+        Annotated[str | None, typer.Option("--max-tokens", help="Most tokens of an answer; auto: by a probe of the model's own lengths.")],
+        "{questions}.max_tokens",
+    ),
     "steps": (Annotated[int | None, typer.Option(min=1, help="Number of updates.")], "{section}.steps"),
     "save_steps": (
         Annotated[int | None, typer.Option(min=0, help="Updates between checkpoints; 0 for none.")],
@@ -60,7 +64,7 @@ OPTIONS: dict[str, tuple[Any, str]] = {
     "as_json": (AsJson, ""),
 }
 COMMON = ("config", "preset", "extra", "as_json")
-ASKING = ("verifier", "seed", "limit", "four_bit", "backend", "engine", "kv_memory")
+ASKING = ("verifier", "seed", "limit", "max_tokens", "four_bit", "backend", "engine", "kv_memory")
 TRAINING = ("output", "steps", "save_steps", "report_to", "resume", "dry_run")
 LAST = ("dry_run", "as_json")
 
@@ -210,10 +214,11 @@ def console(**how: bool) -> Any:
 
 def print_dry_run(settings: Settings, stages: tuple[str, ...], preset: str | None, as_json: bool) -> None:
     """Print the resolved settings, the model's source, and the memory plan of the last stage."""
-    from sbtiny.models.aliases import resolve
+    from sbtiny.models.aliases import fill_prompt, resolve
 
-    everything = asdict(settings)
-    chosen = {key: everything[key] for key in ("model", "format", "seed", "four_bit", "backend", "engine", "kv_cache_gib", *stages)}
+    everything = asdict(replace(settings, prompt=fill_prompt(settings.prompt, settings.model)))
+    names = ("model", "format", "seed", "four_bit", "backend", "engine", "kv_cache_gib", "prompt", *stages)
+    chosen = {key: everything[key] for key in names}
     source = resolve(settings.model)
     named = {"kind": source.kind, "ref": str(source.ref)}
     print_result({"source": named, **chosen, "plan": memory_plan(settings, stages[-1], preset)}, as_json)

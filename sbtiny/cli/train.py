@@ -1,5 +1,6 @@
 """Verbs that train: demo, sft, grpo."""
 
+from dataclasses import replace
 from pathlib import Path
 from shlex import quote
 from typing import Annotated
@@ -108,7 +109,8 @@ def grpo(
     settings, preset, note = flags.load_for_device({"model": model, "grpo.questions": data, "grpo.cut_share": cut_share})
     settings = apply_auto_micro_batch(settings, "grpo", preset)
     if flags.dry_run:
-        return print_dry_run(settings, ("grpo",), preset, flags.as_json)
+        prompt = runs.kept_prompt(start, settings.prompt) if start else settings.prompt
+        return print_dry_run(replace(settings, prompt=prompt), ("grpo",), preset, flags.as_json)
     validate_inputs(settings.grpo, settings.grpo.questions or settings.grpo.task)
     require_reporter(settings.report_to)
     if not flags.resume and not preflight:

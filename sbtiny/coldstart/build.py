@@ -8,7 +8,7 @@ from rich.table import Table
 
 from sbtiny import locks, runs
 from sbtiny.coldstart.sample_correct import BuildResult, find_tag, make_row, progress_file, sample_correct
-from sbtiny.config import Settings
+from sbtiny.config import AUTO, Settings
 from sbtiny.errors import InputError
 from sbtiny.models.prompt import check_prompts, check_texts
 from sbtiny.progress import console
@@ -42,7 +42,8 @@ def build_rows(settings: Settings, file: Path, traces: str | None, policy: Polic
     if traces:
         result = label_traces(policy, source, verify, d.rows_per_question)
     else:
-        policy.engine.check_room(d.max_tokens)
+        if d.max_tokens != AUTO:
+            policy.engine.check_room(d.max_tokens)
         result = sample_correct(policy, source, verify, settings, file)
     result = replace(result, leaked=heldout)
     runs.write_jsonl(file, result.rows)

@@ -9,14 +9,16 @@ from rich.text import Text
 
 from sbtiny.budget.protocol import FORMATS, SOLUTION, Format
 from sbtiny.coldstart.rows import read_labelled, tokenize_row
+from sbtiny.config import PromptSettings
 from sbtiny.errors import InputError
+from sbtiny.models.prompt import PLAIN, check_texts, continuation_ids, fit_template, prompt_ids
 
 SEPARATOR = "▏"  # between tokens where underlines cannot be seen
 # Control characters become visible, for a terminal would act on them; line ends are kept too.
 VISIBLE = {code: 0x2400 + code for code in range(32)} | dict.fromkeys(range(0x7F, 0xA0), "�") | {10: "↵\n"}
 
 
-def show_row(file: str, model_name: str, row: int, form: Format = SOLUTION) -> None:
+def show_row(file: str, model_name: str, row: int, form: Format = SOLUTION, prompt: PromptSettings = PLAIN) -> None:
     """Print row `row` (from 1) in the tokens of a model; needs its tokenizer, not its weights.
 
     The prompt is dim, trained tokens are green, tags bold, every second token underlined. Raises InputError for a
@@ -26,10 +28,9 @@ def show_row(file: str, model_name: str, row: int, form: Format = SOLUTION) -> N
     if not 1 <= row <= len(rows):
         raise InputError(f"{file} has no row {row}: give --row 1 to {len(rows)}")
     from sbtiny.models.load import load_tokenizer
-    from sbtiny.models.prompt import check_texts, continuation_ids, fit_template, prompt_ids
 
     chosen, tokenizer = rows[row - 1], load_tokenizer(model_name)
-    fit_template(tokenizer, form)
+    fit_template(tokenizer, form, prompt)
     encode = partial(continuation_ids, tokenizer)
     check_texts(tokenizer, [chosen])
     prompt = prompt_ids(tokenizer, chosen.question, chosen.system)

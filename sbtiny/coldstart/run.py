@@ -7,9 +7,11 @@ from sbtiny import distributed, runs
 from sbtiny.coldstart import trainer as sft
 from sbtiny.coldstart.build import build_data
 from sbtiny.coldstart.rows import read_labelled
-from sbtiny.config import Settings
-from sbtiny.models.aliases import absolute_name
+from sbtiny.coldstart.sample_correct import choose_max_tokens
+from sbtiny.config import AUTO, Settings
+from sbtiny.models.aliases import absolute_name, fill_prompt
 from sbtiny.models.prompt import check_prompts
+from sbtiny.planning.workload import PROMPT_TOKENS
 from sbtiny.rollout.load_policy import base_info, load_policy
 from sbtiny.tasks.leaks import drop_eval_questions
 from sbtiny.tasks.load import load_questions
@@ -29,30 +31,44 @@ def run_sft(settings: Settings, output: Path | None, resume: bool = False) -> Pa
     return folder
 
 
+def complete_settings(settings: Settings, resumed: Path | None) -> Settings:
+    """The settings with the model's absolute name and instruction; a run that is resumed keeps its prompt and its most tokens."""
+    named = replace(settings, model=absolute_name(settings.model))
+    if not resumed:
+        return replace(named, prompt=fill_prompt(settings.prompt, settings.model))
+    most = runs.kept_max_tokens(resumed, settings.data.max_tokens)
+    return replace(named, prompt=runs.kept_prompt(resumed, settings.prompt), data=replace(settings.data, max_tokens=most))
+
+
 def train_sft_in(folder: Path, settings: Settings, resume: bool) -> None:
     """Cold start in a folder that this process has claimed. Checks all input before it writes anything."""
     # The main process's settings for all: each may have derived another micro-batch from its free memory.
-    settings = distributed.broadcast_from_main(lambda: replace(settings, model=absolute_name(settings.model)))
+    settings = distributed.broadcast_from_main(lambda: complete_settings(settings, folder if resume else None))
     sampled = folder / "data.jsonl"
     file = settings.sft.rows or (str(sampled) if resume and sampled.is_file() else None)
     rows = read_labelled(file) if file else []
     if settings.sft.rows:
         rows, _ = drop_eval_questions(rows, settings.sft.rows, settings)
-    questions = [] if file else load_questions(settings.data.task, "train", 1, settings.seed)
+    d = settings.data
+    questions = [] if file else load_questions(d.task, "train", d.limit if d.max_tokens == AUTO else 1, settings.seed)
     last = distributed.broadcast_from_main(lambda: resume_checkpoint(folder, settings, "sft", rows)) if resume else None
     policy = load_policy(settings.model, settings, settings.data.max_num_seqs, trainable=True, run=folder if resume else None)
     check_prompts(policy.tokenizer, policy.form)
     sft.check_tags_learnable(policy)
     dataset = sft.build_dataset(policy, rows, settings) if rows else None
+    about = base_info(policy)
     if not rows:
-        policy.engine.check_room(settings.data.max_tokens)
+        most = distributed.broadcast_from_main(lambda: choose_max_tokens(policy, questions, settings))
+        if d.max_tokens == AUTO:  # a longer row could not be trained
+            most = max(1, min(most, settings.sft.max_length - PROMPT_TOKENS))
+        settings, about = replace(settings, data=replace(d, max_tokens=most)), about | {"max_tokens": most}
+        policy.engine.check_room(most)
     distributed.split_batch(settings.sft.batch, settings.sft.micro_batch, "sft.batch")
     if not resume:
-        distributed.broadcast_from_main(lambda: runs.create_run("sft", folder, settings, **base_info(policy)))
+        distributed.broadcast_from_main(lambda: runs.create_run("sft", folder, settings, **about))
     with cleanup_on_stop(folder, "sft"):
         if dataset is None and questions:
-            with policy.model.disable_adapter():
-                policy.refresh()
+            with policy.initial_model():
                 rows = distributed.broadcast_from_main(lambda: build_data(settings, sampled, policy=policy).rows)
             dataset = sft.build_dataset(policy, rows, settings)
         signature = checkpoint.resume_signature(settings, "sft", rows)

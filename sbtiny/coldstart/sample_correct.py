@@ -6,7 +6,7 @@ A row is one line of JSON: `id, question, answer, level, response, budget`; `bud
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
 
@@ -14,11 +14,13 @@ import numpy as np
 
 from sbtiny import runs
 from sbtiny.budget.protocol import FORMATS, split_response
-from sbtiny.config import DataSettings, Settings
+from sbtiny.config import AUTO, DataSettings, Settings
 from sbtiny.errors import InputError
+from sbtiny.models.aliases import fill_prompt
 from sbtiny.models.prompt import find_token, special_tokens
 from sbtiny.progress import bar, console
 from sbtiny.rollout.episode import Episode, Request
+from sbtiny.rollout.max_tokens import draw_probe, probe_max_tokens
 from sbtiny.rollout.policy import Policy
 from sbtiny.rollout.sampling import Sampling
 from sbtiny.tasks.row_files import Row
@@ -40,6 +42,7 @@ class BuildResult:
     leaked: int = 0
     spare: int = 0
     turn_ends: int = 0
+    max_tokens: int = 0  # most tokens of an answer; 0 for traces
     asked: Counter[int | None] = field(default_factory=Counter)  # answers by level
     right: Counter[int | None] = field(default_factory=Counter)  # correct answers by level
 
@@ -89,15 +92,26 @@ def sample_answers(
         return policy.sample(requests, Sampling(temperature=temperature), count)
 
 
+def choose_max_tokens(policy: Policy, questions: Sequence[Question], settings: Settings) -> int:
+    """`data.max_tokens`, or for auto what a probe of this model finds."""
+    d = settings.data
+    if d.max_tokens != AUTO:
+        return d.max_tokens
+    return probe_max_tokens(policy, draw_probe(questions, settings.seed), Sampling(temperature=d.temperature), settings.seed)
+
+
 def sample_correct(policy: Policy, questions: Sequence[Question], verify: Verifier, settings: Settings, file: Path) -> BuildResult:
-    """Sample answers and label the correct ones. Answers in `file`.part are not sampled again.
+    """Sample answers and label the correct ones. Answers in `file`.part are not sampled again, and are as long as its others may be.
 
     Raises InputError if no answer is correct.
     """
-    data = settings.data
+    progress = BuildProgress(file, build_signature(settings, questions))
+    if progress.max_tokens is None:
+        progress.max_tokens = choose_max_tokens(policy, questions, settings)
+    data = replace(settings.data, max_tokens=progress.max_tokens)
+    settings = replace(settings, data=data)
     requests = build_requests(policy, questions, data, settings.seed)
     question_of = [question for question in questions for _ in range(data.samples_per_question)]
-    progress = BuildProgress(file, build_signature(settings, questions))
     todo = [i for i in range(len(requests)) if i not in progress.done]
     special = special_tokens(policy.tokenizer)
 
@@ -118,6 +132,7 @@ def sample_correct(policy: Policy, questions: Sequence[Question], verify: Verifi
     lines = [progress.done[i] for i in range(len(requests))]
     right = [line["row"] for line in lines if line["row"]]
     result = BuildResult.of(question_of, [line["kind"] for line in lines], right, data.rows_per_question)
+    result = replace(result, max_tokens=data.max_tokens)
     if not result.rows:
         progress.path.unlink(missing_ok=True)  # a build with other settings could not resume from it
         raise no_correct_answer_error(settings, questions[0], result)
@@ -135,12 +150,14 @@ def no_correct_answer_error(settings: Settings, first: Question, result: BuildRe
 class BuildProgress:
     """The answers sampled so far, in `<file>.part`: one line an answer. `done` maps its place among the requests to its line.
 
-    The first line is the build's signature, written with the first answer: a build of other settings must not resume from it.
+    The first line is the build's signature, written with the first answer: a build of other settings must not resume from it. Beside it
+    stands the most tokens of an answer, a number also where a probe chose it.
     """
 
     def __init__(self, file: Path, signature: str) -> None:
         self.path, self.signature = progress_file(file), signature
         first, *lines = read_whole_rows(self.path) or [{"of": signature}]
+        self.max_tokens: int | None = first.get("max_tokens")
         if first.get("of") != signature:
             hint = "remove it, or give those again"
             raise InputError(f"{self.path} was begun with other settings, model, verifier or questions: {hint}")
@@ -151,7 +168,7 @@ class BuildProgress:
 
     def add(self, answer: int, kind: str, row: Row | None) -> None:
         if not self.done:
-            runs.write_jsonl(self.path, [{"of": self.signature}])
+            runs.write_jsonl(self.path, [{"of": self.signature, "max_tokens": self.max_tokens}])
         self.done[answer] = {"answer": answer, "kind": kind, "row": row}
         runs.append_jsonl(self.path, self.done[answer])
 
@@ -173,7 +190,7 @@ def read_whole_rows(path: Path) -> list[Row]:
 def build_signature(settings: Settings, questions: Sequence[Question]) -> str:
     """A hash of all that answers and verdicts depend on; not of `max_num_seqs`, nor of the questions' file."""
     d, s = settings.data, settings
-    model = (s.model, s.seed, s.format, s.four_bit, s.backend, s.engine)
+    model = (s.model, s.seed, s.format, s.four_bit, s.backend, s.engine, fill_prompt(s.prompt, s.model))
     facts = (model, d.samples_per_question, d.temperature, d.max_tokens, d.verifier, user_file(d.verifier), digest_items(questions))
     return blake2b(repr(facts).encode(), digest_size=8).hexdigest()
 

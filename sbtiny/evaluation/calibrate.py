@@ -7,9 +7,9 @@ from typing import Any
 from sbtiny import runs
 from sbtiny.budget.calibration import CalibrationAnswer, calibrate
 from sbtiny.budget.calibration_record import to_record
-from sbtiny.config import Settings
+from sbtiny.config import EvalSettings, Settings
 from sbtiny.evaluation.calibration_file import answering_fingerprint, calibration_path
-from sbtiny.evaluation.evaluate import sample_with_progress
+from sbtiny.evaluation.evaluate import choose_max_tokens, sample_with_progress
 from sbtiny.evaluation.trained_questions import check_split, without_known_questions
 from sbtiny.models.prompt import check_texts
 from sbtiny.rollout.load_policy import load_policy
@@ -33,10 +33,11 @@ def run_calibration(
         questions = load_questions(e.task, e.split, e.limit, settings.seed)
         questions = without_known_questions(questions, e.task, run or runs.find_run(name) or exported_run(name))
         policy = load_policy(name, settings, e.max_num_seqs)
-        policy.engine.check_room(e.max_tokens)
         check_texts(policy.tokenizer, questions)
+        e = choose_max_tokens(policy, questions, e, settings.seed)
+        policy.engine.check_room(e.max_tokens)
         found = calibrate(
-            sample_answers(policy, questions, settings, f"calibrating {Path(name).name}"),
+            sample_answers(policy, questions, e, settings.seed, f"calibrating {Path(name).name}"),
             confidence,
             model_fingerprint=answering_fingerprint(policy, name),
             format=policy.form.name,
@@ -59,9 +60,8 @@ def exported_run(name: str) -> Path | None:
     return runs.find_run(str(runs.read_json(about).get("run", "")))
 
 
-def sample_answers(policy: Policy, questions: list[Question], settings: Settings, title: str) -> list[CalibrationAnswer]:
+def sample_answers(policy: Policy, questions: list[Question], e: EvalSettings, seed: int, title: str) -> list[CalibrationAnswer]:
     """Sample one answer to each question, with the budget left to the model and no limit but `eval.max_tokens`."""
-    e = settings.eval
-    requests = [policy.request(q.question, e.max_tokens, settings.seed * 1_000_003 + i, system=q.system) for i, q in enumerate(questions)]
+    requests = [policy.request(q.question, e.max_tokens, seed * 1_000_003 + i, system=q.system) for i, q in enumerate(questions)]
     episodes = sample_with_progress(policy, requests, Sampling(e.temperature, e.top_p), title)
     return [CalibrationAnswer(x.predicted, x.length if x.ended and x.parsed.ok else None, cut=not x.ended) for x in episodes]

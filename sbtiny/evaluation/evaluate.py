@@ -2,14 +2,16 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from sbtiny.budget.metrics import Sample, summarise
-from sbtiny.budget.protocol import MAX_BUDGET, BudgetChoice
-from sbtiny.config import EvalSettings
+from sbtiny.budget.protocol import MAX_BUDGET, BudgetChoice, parse_budget_option
+from sbtiny.config import AUTO, EvalSettings
 from sbtiny.progress import bar
 from sbtiny.rollout.episode import Episode, Request
 from sbtiny.rollout.limits import Limits
+from sbtiny.rollout.max_tokens import draw_probe, probe_max_tokens
 from sbtiny.rollout.policy import Policy
 from sbtiny.rollout.sampling import Sampling
 from sbtiny.tasks.sources import Question
@@ -42,6 +44,17 @@ def given_budgets(policy: Policy, questions: Sequence[Question], choice: BudgetC
         return [int(choice.value)] * len(questions)
     stated = stated_budgets(policy, questions, sampling, seed)
     return [None if b is None else min(MAX_BUDGET, max(1, round(b * choice.value))) for b in stated]
+
+
+def choose_max_tokens(
+    policy: Policy, questions: Sequence[Question], settings: EvalSettings, seed: int, budget: str = "auto"
+) -> EvalSettings:
+    """The settings with a number for `max_tokens`: for auto, what a probe finds with the largest `budget` that will be asked for."""
+    if settings.max_tokens != AUTO:
+        return settings
+    asked, sampling = draw_probe(questions, seed), Sampling(settings.temperature, settings.top_p)
+    budgets = given_budgets(policy, asked, parse_budget_option(budget), sampling, seed)
+    return replace(settings, max_tokens=probe_max_tokens(policy, asked, sampling, seed, budgets))
 
 
 def evaluate(
@@ -91,4 +104,4 @@ def eval_record(samples: Sequence[Sample], model: str, settings: EvalSettings, s
     """Build the content of eval.json (design.md section 5)."""
     head = {"model": model, "task": settings.task, "questions": len(samples), "seed": seed}
     sampling = {"temperature": settings.temperature, "budget": settings.budget, "cut": settings.cut_at, "ceiling": settings.ceiling}
-    return head | sampling | summarise(samples)
+    return head | sampling | {"max_tokens": settings.max_tokens} | summarise(samples)

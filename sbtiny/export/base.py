@@ -4,20 +4,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sbtiny.budget.protocol import Format
-from sbtiny.config import EvalSettings
+from sbtiny.config import EvalSettings, PromptSettings
 from sbtiny.errors import InputError
 from sbtiny.models.chat_template import with_budget
 from sbtiny.models.load import load_tokenizer
-from sbtiny.models.prompt import check_prompts, fit_template, turn_end
+from sbtiny.models.prompt import PLAIN, check_prompts, fit_template, turn_end
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 
-def load_export_tokenizer(base: Path, form: Format) -> "PreTrainedTokenizerBase":
-    """The base's tokenizer, with the chat template of training and a place in it for a given budget."""
+def load_export_tokenizer(base: Path, form: Format, prompt: PromptSettings = PLAIN) -> "PreTrainedTokenizerBase":
+    """The base's tokenizer, with the chat template of training, instruction included, and a place in it for a given budget."""
     tokenizer = load_tokenizer(str(base))
-    fit_template(tokenizer, form)
+    fit_template(tokenizer, form, prompt)
     check_prompts(tokenizer, form)
     tokenizer.chat_template = with_budget(tokenizer.chat_template, form)
     return tokenizer

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from sbtiny.budget.protocol import render_budget
-from sbtiny.evaluation.evaluate import sample_with_progress, score_answer
+from sbtiny.evaluation.evaluate import choose_max_tokens, sample_with_progress, score_answer
 from sbtiny.export import verdict
 from sbtiny.export.compare import answer_logits, comparison_texts, distance, in_float32, kl, logit_fn
 from sbtiny.export.config import ExportConfig
@@ -74,7 +74,9 @@ class Check:
             name, four_bit=self.plan.nf4, dtype=self.plan.trained_in, adapter=self.plan.run / "adapter", backend="transformers"
         )
         in_float32(model)
-        episodes = self._ask(self._policy(model, tokenizer), "asking the trained policy")
+        policy = self._policy(model, tokenizer)
+        self.e = choose_max_tokens(policy, self.questions, self.e, self.plan.settings.seed)
+        episodes = self._ask(policy, "asking the trained policy")
         self.samples = comparison_texts(episodes, model.get_input_embeddings().weight.shape[0])
         self.policy_logits = answer_logits(logit_fn(model), self.samples)
         with model.disable_adapter():
@@ -178,7 +180,8 @@ class Check:
     # ---- asking --------------------------------------------------------------------------------------------------------------------
 
     def _policy(self, model: nn.Module, tokenizer: "PreTrainedTokenizerBase") -> Policy:
-        return build_policy(model, tokenizer, self.e.max_num_seqs, self.plan.settings.kv_cache_gib, form=self.plan.form)
+        slots, kv_cache_gib = self.e.max_num_seqs, self.plan.settings.kv_cache_gib
+        return build_policy(model, tokenizer, slots, kv_cache_gib, form=self.plan.form, prompt=self.plan.prompt)
 
     def _prompts(self, tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:
         return [prompt_ids(tokenizer, q.question, q.system) for q in self.chats]

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 from sbtiny import locks, runs
 from sbtiny.budget.protocol import FORMATS, Format, parse_format_name
-from sbtiny.config import Settings
+from sbtiny.config import PromptSettings, Settings
 from sbtiny.errors import InputError
 from sbtiny.export import gguf, kquants
 from sbtiny.models.adapters import read_adapter_config
@@ -33,6 +33,7 @@ class ExportConfig:
     nf4: bool
     trained_in: Dtype | None
     check: bool
+    prompt: PromptSettings
 
     @property
     def name(self) -> str:
@@ -55,7 +56,8 @@ def make_config(
     output = output or run / "export"
     check_output(output)
     source = check_hub_base(run, adapter, resolve(about["model"]))
-    return ExportConfig(run, settings, source, output, FORMATS[about["format"]], merge, dtype, kinds, nf4, about.get("dtype"), check)
+    prompt, form = runs.kept_prompt(run, settings.prompt), FORMATS[about["format"]]
+    return ExportConfig(run, settings, source, output, form, merge, dtype, kinds, nf4, about.get("dtype"), check, prompt)
 
 
 def check_format(run: Path, wanted: str | None, trained: str) -> None:

@@ -48,6 +48,8 @@ def go_template(tokenizer: "PreTrainedTokenizerBase") -> str:
     from jinja2 import TemplateError
 
     parts = dict(zip(("start", "between", "after", "end"), _around(tokenizer, user=USER, assistant=ANSWER, again=AGAIN), strict=True))
+    if any('"""' in part for part in parts.values()):
+        raise InputError('the prompt holds """, which ends a Modelfile\'s template: reword prompt.instruction, or use --gguf none')
     try:
         parts["first"], parts["then"], _ = _around(tokenizer, system=SYSTEM, user=USER)
     except (TemplateError, InputError):  # a template without system messages
@@ -67,7 +69,7 @@ def _around(tokenizer: "PreTrainedTokenizerBase", **turns: str) -> list[str]:
         parts.append(before)
     if tokenizer.bos_token and tokenizer.encode("a")[:1] == [tokenizer.bos_token_id]:
         parts[0] = parts[0].removeprefix(tokenizer.bos_token)
-    return [*parts, rest]
+    return [part.replace("{{", '{{ "{{" }}') for part in (*parts, rest)]
 
 
 def readme(plan: ExportConfig, tokenizer: "PreTrainedTokenizerBase", gguf: str | None, composes: bool) -> str:

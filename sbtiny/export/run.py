@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ class ExportWriter:
         self.config = read_config(self.base)
         if plan.kinds:
             gguf.check_architecture(self.config)
-        self.tokenizer = load_export_tokenizer(self.base, plan.form)
+        self.tokenizer = load_export_tokenizer(self.base, plan.form, plan.prompt)
         runs.check_base(plan.run, read_folder(self.base).fingerprint())
         as_trained = plan.merge == "dequantized"
         dtype = getattr(torch, plan.trained_in) if as_trained and plan.trained_in else None
@@ -140,7 +141,7 @@ def export_run(plan: ExportConfig, questions: list[Question], verify: Verifier) 
         if plan.check:
             check.measure(building, files)
         result: dict[str, Any] = {
-            "run": str(plan.run), "model": plan.source.name, "format": plan.form.name,
+            "run": str(plan.run), "model": plan.source.name, "format": plan.form.name, "prompt": asdict(plan.prompt),
             "merge": plan.merge, "trained_in_4bit": plan.nf4, "dtype": plan.dtype,
             "stops": work.tokenizer.convert_ids_to_tokens(work.stops),
             **(check.result if plan.check else {}),

@@ -40,12 +40,10 @@ def sample_b_max(policy: Policy, questions: Sequence[Question], verify: Verifier
     The initial model is the policy without its adapter.
     """
     room, seed = settings.grpo.max_tokens, settings.seed * 7_919
-    requests = distributed.shard([policy.request(q.question, room, seed + i, system=q.system) for i, q in enumerate(questions)])
-    with policy.model.disable_adapter():
-        policy.refresh()
+    with policy.initial_model():
+        requests = distributed.shard([policy.request(q.question, room, seed + i, system=q.system) for i, q in enumerate(questions)])
         with bar("lengths of the initial model", len(requests)) as advance:
             episodes = policy.sample(requests, Sampling(settings.data.temperature), lambda *_: advance())
-    policy.refresh()
     pairs = zip(distributed.shard(questions), episodes, strict=True)
     return dict(distributed.gather([(q.id, float(e.length) if e.ended and verify(e.solution, q) else math.inf) for q, e in pairs]))
 

@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from sbtiny import distributed, runs
-from sbtiny.config import Settings
+from sbtiny.config import AUTO, Settings
 from sbtiny.grpo import preflight, rollouts
 from sbtiny.grpo import trainer as grpo
 from sbtiny.grpo.group_reward import GroupReward
 from sbtiny.models.aliases import absolute_name
 from sbtiny.models.prompt import check_texts
 from sbtiny.rollout.load_policy import base_info, load_policy
+from sbtiny.rollout.max_tokens import draw_probe, probe_max_tokens
 from sbtiny.rollout.policy import Policy
+from sbtiny.rollout.sampling import Sampling
 from sbtiny.tasks.leaks import drop_eval_questions
 from sbtiny.tasks.load import load_questions
 from sbtiny.tasks.sources import Question
@@ -33,10 +35,16 @@ def training_questions(settings: Settings) -> list[Question]:
     return questions[: g.steps * g.prompts_per_step]
 
 
-def inherit_settings(settings: Settings, start: Path) -> Settings:
-    """The settings with the model and format of the run `start`."""
+def inherit_settings(settings: Settings, start: Path, resumed: Path | None = None) -> Settings:
+    """The settings with model, format and prompt of the run `start`; a run that is `resumed` has chosen its most tokens already.
+
+    Raises InputError where another prompt is set.
+    """
     run = runs.read_run(start)
-    return replace(settings, model=absolute_name(run["model"]), format=run["format"])
+    if resumed:
+        most = runs.kept_max_tokens(resumed, settings.grpo.max_tokens)
+        settings = replace(settings, grpo=replace(settings.grpo, max_tokens=most))
+    return replace(settings, model=absolute_name(run["model"]), format=run["format"], prompt=runs.kept_prompt(start, settings.prompt))
 
 
 def run_grpo(
@@ -60,15 +68,16 @@ def run_grpo(
 def train_grpo_in(folder: Path, settings: Settings, start: Path, resume: bool, force: bool, reward: GroupReward | None) -> None:
     """GRPO in a folder that this process has claimed."""
     # The main process's settings for all: each may have derived another micro-batch from its free memory.
-    settings = distributed.broadcast_from_main(lambda: inherit_settings(settings, start))
+    settings = distributed.broadcast_from_main(lambda: inherit_settings(settings, start, folder if resume else None))
     verify = load_verifier(settings.grpo.verifier)
     questions = training_questions(settings)
     check_references(verify, questions)
     last = distributed.broadcast_from_main(lambda: resume_checkpoint(folder, settings, "grpo", questions)) if resume else None
     policy = load_policy(str(start), settings, settings.grpo.max_num_seqs, trainable=True, run=folder if resume else None)
-    policy.engine.check_room(settings.grpo.max_tokens)
     check_texts(policy.tokenizer, questions)
-    about = {"parent": str(start)} | base_info(policy)
+    settings = distributed.broadcast_from_main(lambda: choose_max_tokens(policy, questions, settings))
+    policy.engine.check_room(settings.grpo.max_tokens)
+    about = {"parent": str(start), "max_tokens": settings.grpo.max_tokens} | base_info(policy)
     if not resume:
         distributed.broadcast_from_main(lambda: runs.create_run("grpo", folder, settings, **about))
     with cleanup_on_stop(folder, "grpo"):
@@ -86,6 +95,15 @@ def train_grpo_in(folder: Path, settings: Settings, start: Path, resume: bool, f
         train_with_oom_retry(attempt, policy, settings, "grpo", folder, last)
 
 
+def choose_max_tokens(policy: Policy, questions: Sequence[Question], settings: Settings) -> Settings:
+    """The settings with a number for `grpo.max_tokens`: for auto, what a probe of the policy finds."""
+    g = settings.grpo
+    if g.max_tokens != AUTO or not questions:
+        return settings
+    most = probe_max_tokens(policy, draw_probe(questions, settings.seed), Sampling(temperature=g.temperature), settings.seed)
+    return replace(settings, grpo=replace(g, max_tokens=most))
+
+
 def run_preflight(settings: Settings, start: Path) -> dict[str, Any]:
     """Run the preflight alone; writes nothing."""
     settings = inherit_settings(settings, start)
@@ -93,6 +111,7 @@ def run_preflight(settings: Settings, start: Path) -> dict[str, Any]:
     check_references(verify, questions)
     policy = load_policy(str(start), settings, settings.grpo.max_num_seqs)
     check_texts(policy.tokenizer, questions)
+    settings = choose_max_tokens(policy, questions, settings)
     return preflight.run_first_groups(policy, questions, verify, settings)
 
 

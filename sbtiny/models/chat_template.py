@@ -1,13 +1,15 @@
-"""Put a place for a given budget into chat templates, and recognise the format of such a template. Pure text.
+"""Put an instruction, a system turn and a place for a given budget into chat templates, and read them off one. Pure text.
 
 Without `budget` in chat_template_kwargs the generation prompt ends as in training, and the model states its budget. With it, the tags
 of the budget follow, exactly as `protocol.render_budget` writes them.
 """
 
 import json
+import re
 from typing import Any
 
 from sbtiny.budget.protocol import BUDGET_CLOSE, BUDGET_OPEN, FORMATS, Format
+from sbtiny.config import PromptSettings
 from sbtiny.errors import InputError
 
 # Wraps a template: it renders the chat alone, and the generation prompt follows as a literal. The line breaks count.
@@ -23,6 +25,22 @@ TAKE_ANSWER = (
     "{%% set messages = messages[:-1] %%}{%% set add_generation_prompt = true %%}{%% endif %%}\n"
 )
 PUT_ANSWER = "{% if written_answer %}{{ written_answer }}{% set add_generation_prompt = false %}{% endif %}"
+
+# Stands before a template: gives it the chat with the instruction in every user turn, and a system turn where the chat has none.
+TEXT = r'"(?:[^"\\]|\\.)*"'
+ASKED_WITH = re.compile(rf"{{% set asked_instruction = ({TEXT}) %}}{{% set asked_system = ({TEXT}) %}}")
+ASK = (
+    "{% set asked = namespace(messages=[]) %}"
+    "{% if asked_system and not (messages and messages[0].role == 'system') %}"
+    "{% set asked.messages = [{'role': 'system', 'content': asked_system}] %}{% endif %}"
+    "{% for message in messages %}"
+    "{% if message.role != 'user' or not asked_instruction %}{% set asked.messages = asked.messages + [message] %}"
+    "{% elif message.content is string %}"
+    "{% set asked.messages = asked.messages + [{'role': 'user', 'content': message.content + asked_instruction}] %}"
+    "{% else %}{% set parts = message.content + [{'type': 'text', 'text': asked_instruction}] %}"
+    "{% set asked.messages = asked.messages + [{'role': 'user', 'content': parts}] %}{% endif %}{% endfor %}"
+    "{% set messages = asked.messages %}\n"
+)
 
 SPECIAL = {f"{name}_token": f"<{name}>" for name in ("bos", "eos", "pad", "unk")}  # placeholders, of no tokenizer
 USER, SYSTEM = {"role": "user", "content": "1+1?"}, {"role": "system", "content": "Be brief."}
@@ -48,6 +66,32 @@ def with_budget(template: str, form: Format) -> str:
 def form_of_template(template: str | None) -> Format | None:
     """The format whose budget this template prefills; None for a template without one."""
     return next((form for form in FORMATS.values() if (template or "").endswith(ending(form))), None)
+
+
+def with_prompt(template: str, prompt: PromptSettings) -> str:
+    """The template with these settings in the place of those that it has; what is None stays as it is.
+
+    Every user turn ends with the instruction, earlier ones too: so each is what training saw, and a turn reads the same when it has
+    become history, which keeps its cached keys and values. A system turn of the chat's own takes the place of `system`, as it does in
+    published templates with a system turn of their own.
+    """
+    own, rest = split_prompt(template)
+    instruction = (own if prompt.instruction is None else prompt).instruction
+    system = (own if prompt.system is None else prompt).system
+    if not (instruction or system):
+        return rest
+    texts = {"asked_instruction": f"\n{instruction}" if instruction else "", "asked_system": system or ""}
+    given = [f"{{% set {name} = {json.dumps(text, ensure_ascii=False)} %}}" for name, text in texts.items()]
+    return "".join([*given, ASK, rest])
+
+
+def split_prompt(template: str | None) -> tuple[PromptSettings, str]:
+    """The instruction and the system turn that `with_prompt` put into a template, None for none, and the template without them."""
+    found = ASKED_WITH.match(template or "")
+    if not found or not template.startswith(ASK, found.end()):
+        return PromptSettings(), template or ""
+    instruction, system = (json.loads(text) or None for text in found.groups())
+    return PromptSettings(instruction=instruction and instruction.removeprefix("\n"), system=system), template[found.end() + len(ASK) :]
 
 
 def strip_generation_think(template: str | None, form: Format) -> str | None:

@@ -1,11 +1,13 @@
 """Prompts as token ids of the chat template, and the tokens that end an answer. Imports neither torch nor transformers."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from sbtiny.budget.protocol import THINK, Format, render_budget
+from sbtiny.config import PromptSettings
 from sbtiny.errors import InputError
-from sbtiny.models.chat_template import strip_generation_think, with_budget
+from sbtiny.models.chat_template import USER, generation_prompt, split_prompt, strip_generation_think, with_budget, with_prompt
 
 if TYPE_CHECKING:
     from torch import nn
@@ -13,25 +15,54 @@ if TYPE_CHECKING:
 
 Message = dict[str, str]  # role and content
 SPACE = "▁"  # SentencePiece's mark of a space
+PLAIN = PromptSettings()
 PROBE_BUDGETS = (1, 37, 250, 4096)
 
 
-def fit_template(tokenizer: "PreTrainedTokenizerBase", form: Format) -> None:
-    """Fit the tokenizer's chat template, if it has one, to prompts for this format.
+def fit_template(tokenizer: "PreTrainedTokenizerBase", form: Format, prompt: PromptSettings = PLAIN) -> str:
+    """Fit the tokenizer's chat template, if it has one, to prompts with these settings and for this format.
 
-    Raises InputError for a template that fails, leaves out a question given as text, or cannot be fitted.
+    From here on the template alone says how a question becomes a prompt: here, in the trainers and in an export. Returns what the
+    format takes off the generation prompt (`<think>` and a line break), "" for nothing. Raises InputError for a template that fails,
+    leaves out a question given as text, the instruction or the system turn, or cannot be fitted.
     """
     if not tokenizer.chat_template:
-        return
+        return ""
+    asked_with, own = split_prompt(with_prompt(tokenizer.chat_template, prompt))
+    tokenizer.chat_template = own
+    check_question(tokenizer)
+    fitted = strip_generation_think(own, form)
+    tokenizer.chat_template = with_prompt(fitted, asked_with)
+    check_prompt(tokenizer, asked_with)
+    return "" if fitted == own else generation_prompt(own, [USER]).removeprefix(generation_prompt(fitted, [USER]))
+
+
+def check_question(tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Raise InputError for a chat template that fails on a question, or leaves it out."""
     question = "What is 3 + 4?"
     try:
-        text = tokenizer.apply_chat_template([{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True)
+        text = tokenizer.apply_chat_template(to_messages(question), tokenize=False, add_generation_prompt=True)
     except Exception as error:  # a template is a program and raises anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise InputError(f"this model's chat template fails on a plain question ({reason}): correct its chat_template.jinja") from error
     if question not in text:
         raise InputError(f"this model's chat template leaves out a question given as text ({text[:60]!r}): use a model that takes text")
-    tokenizer.chat_template = strip_generation_think(tokenizer.chat_template, form)
+
+
+def check_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: PromptSettings) -> None:
+    """Raise InputError for an instruction or system turn that holds a special token, or that the chat template does not write."""
+    from jinja2 import TemplateError
+
+    texts = {name: text for name, text in asdict(prompt).items() if text}
+    for name, text in texts.items():
+        if token := find_token(text, special_tokens(tokenizer)):
+            raise InputError(f"prompt.{name} holds {token!r}, a special token of this model: take it out")
+    try:
+        whole = tokenizer.apply_chat_template(to_messages("?"), tokenize=False, add_generation_prompt=True)
+    except TemplateError as error:
+        raise InputError(f"this model's chat template takes no system turn ({error}): put prompt.system into prompt.instruction") from error
+    if left_out := [name for name, text in texts.items() if text.strip() not in whole]:
+        raise InputError(f"this model's chat template leaves prompt.{left_out[0]} out or changes it: reword it, or use the other")
 
 
 def prompt_ids(tokenizer: "PreTrainedTokenizerBase", question: str | Sequence[Message], system: str | None = None) -> list[int]:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from sbtiny.config import Settings, micro_batch_size
+from sbtiny.config import AUTO, AUTO_LIMIT, Settings, micro_batch_size
 
 StageName = Literal["data", "sft", "grpo", "eval"]
 STAGES: tuple[StageName, ...] = get_args(StageName)
@@ -28,8 +28,8 @@ class StageWorkload:
 
     @property
     def max_new_tokens(self) -> int:
-        """Most tokens of an answer."""
-        return self.sampling.max_tokens
+        """Most tokens of an answer; what a probe may take where it is to choose."""
+        return AUTO_LIMIT if self.sampling.max_tokens == AUTO else self.sampling.max_tokens
 
     @property
     def micro_batch(self) -> int:

@@ -1,5 +1,6 @@
 """Load a policy by its name: a run, a model or a .gguf file."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,13 @@ from transformers import PreTrainedTokenizerBase
 
 from sbtiny import runs
 from sbtiny.budget.protocol import FORMATS, SOLUTION, Format
-from sbtiny.config import EngineName, Settings
+from sbtiny.config import EngineName, PromptSettings, Settings
 from sbtiny.errors import InputError
-from sbtiny.models.aliases import resolve
-from sbtiny.models.chat_template import form_of_template
+from sbtiny.models.aliases import fill_prompt, resolve
+from sbtiny.models.chat_template import form_of_template, split_prompt
 from sbtiny.models.gguf import tokenizer_from_gguf
 from sbtiny.models.load import add_lora, load_model, read_base
-from sbtiny.models.prompt import fit_template, stop_ids
+from sbtiny.models.prompt import PLAIN, fit_template, stop_ids
 from sbtiny.rollout.decode_engine import DecodeEngine
 from sbtiny.rollout.engine import Engine
 from sbtiny.rollout.engines import llama_cpp, vllm
@@ -35,14 +36,16 @@ def build_policy(
     engine: EngineName = "ours",
     form: Format = SOLUTION,
     states_budget: bool = True,
+    prompt: PromptSettings = PLAIN,
 ) -> Policy:
-    """The policy of a loaded model. Fits the tokenizer's chat template to the format, in place."""
-    fit_template(tokenizer, form)
+    """The policy of a loaded model. Fits the tokenizer's chat template to prompt and format, in place."""
+    opening = fit_template(tokenizer, form, prompt)
     pieces = token_pieces(tokenizer, model.get_input_embeddings().weight.shape[0])
-    return Policy(ENGINES[engine](model, pieces, stop_ids(model, tokenizer), slots, kv_cache_gib), tokenizer, form, model, states_budget)
+    decoder = ENGINES[engine](model, pieces, stop_ids(model, tokenizer), slots, kv_cache_gib)
+    return Policy(decoder, tokenizer, form, model, states_budget, opening)
 
 
-def build_gguf_policy(file: Path, slots: int = 64, kv_cache_gib: float | None = None) -> Policy:
+def build_gguf_policy(file: Path, slots: int = 64, kv_cache_gib: float | None = None, prompt: PromptSettings = PLAIN) -> Policy:
     """The policy of a GGUF file, with the file's tokenizer and chat template. Raises InputError when they cannot be read."""
     from gguf import GGUFReader
 
@@ -52,7 +55,7 @@ def build_gguf_policy(file: Path, slots: int = 64, kv_cache_gib: float | None = 
         raise InputError(f"{file} is not a readable GGUF file: {error}") from error
     trained = form_of_template(tokenizer.chat_template)
     form = trained or SOLUTION
-    fit_template(tokenizer, form)
+    fit_template(tokenizer, form, prompt)
     engine = llama_cpp.LlamaCppEngine(file, slots, kv_cache_gib)
     engine.pieces = token_pieces(tokenizer, engine.size)
     return Policy(engine, tokenizer, form, states_budget=trained is not None)
@@ -74,7 +77,7 @@ def load_policy(name: str, settings: Settings, slots: int, trainable: bool = Fal
     if settings.engine == "vllm":
         vllm.require_vllm()
     if folder is None and name.endswith(".gguf") and not trainable and settings.engine == "ours" and llama_cpp.is_available():
-        return build_gguf_policy(Path(resolve(name).ref), slots, settings.kv_cache_gib)
+        return build_gguf_policy(Path(resolve(name).ref), slots, settings.kv_cache_gib, settings.prompt)
     about = runs.read_run(folder) if folder else {"model": name, "format": settings.format}
     adapter = folder / "adapter" if folder else None
     if folder:
@@ -95,11 +98,13 @@ def load_policy(name: str, settings: Settings, slots: int, trainable: bool = Fal
     if not folder and not trainable:  # an export of ours shows its format in its template
         form = trained or form
     states_budget = bool(folder or trained)
-    return build_policy(model, tokenizer, slots, settings.kv_cache_gib, settings.engine, form, states_budget)
+    prompt = runs.kept_prompt(folder, settings.prompt) if folder else fill_prompt(settings.prompt, name)
+    return build_policy(model, tokenizer, slots, settings.kv_cache_gib, settings.engine, form, states_budget, prompt)
 
 
 def base_info(policy: Policy) -> dict[str, Any]:
-    """The base as export needs it and config.yaml may leave open: in 4 bits or not, its dtype, its fingerprint."""
+    """What export needs and config.yaml may leave open: the base in 4 bits or not, its dtype, its fingerprint; what it is asked with."""
     embedding = policy.model.get_input_embeddings().weight
     four_bit = any(hasattr(weight, "quant_state") for weight in policy.model.parameters())
-    return {"four_bit": four_bit, "dtype": str(embedding.dtype).removeprefix("torch."), "base": policy.model.base_fingerprint}
+    dtype, asked_with = str(embedding.dtype).removeprefix("torch."), split_prompt(policy.tokenizer.chat_template)[0]
+    return {"four_bit": four_bit, "dtype": dtype, "base": policy.model.base_fingerprint, "prompt": asdict(asked_with)}

@@ -1,6 +1,7 @@
 """A model with its tokenizer and engine: turns questions into requests, with or without a given budget, and samples answers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -18,7 +19,7 @@ class Policy:
     """Samples answers through `engine`. Call `refresh` after the weights of `model` have changed; a .gguf file has no model.
 
     `form` is the format it was trained in; the tokenizer's chat template must be fitted to it (`fit_template`). `states_budget`: it was
-    trained to state one; a plain model was not.
+    trained to state one; a plain model was not, and its prompts end with `opening`, which the fitting took off.
     """
 
     def __init__(
@@ -28,14 +29,37 @@ class Policy:
         form: Format,
         model: nn.Module | None = None,
         states_budget: bool = True,
+        opening: str = "",
     ) -> None:
         self.engine, self.tokenizer, self.form, self.model, self.states_budget = engine, tokenizer, form, model, states_budget
+        self.opening = opening
 
     def refresh(self) -> None:
         self.engine.refresh()
 
     def encode(self, text: str) -> list[int]:
         return continuation_ids(self.tokenizer, text)
+
+    def prompt(self, question: str | Sequence[Message], system: str | None = None, opens: bool = True) -> list[int]:
+        """Token ids of a question, or of the turns of a chat, up to the answer. Raises InputError as `prompt_ids` does.
+
+        `opens`: what a plain model's own template opens is opened; not where a budget follows, which comes before it.
+        """
+        ids = prompt_ids(self.tokenizer, question, system)
+        return [*ids, *self.encode(self.opening)] if opens and self.opening and not self.states_budget else ids
+
+    @contextmanager
+    def initial_model(self) -> Iterator[None]:
+        """Ask the model without its adapter, as it was before: it states no budget, and its template opens what it opened."""
+        states_budget = self.states_budget
+        try:
+            with self.model.disable_adapter():
+                self.states_budget = False
+                self.refresh()
+                yield
+        finally:
+            self.states_budget = states_budget
+            self.refresh()
 
     def request(
         self,
@@ -57,8 +81,8 @@ class Policy:
         opening = BUDGET_OPEN if opens_budget else ""
         prefill = opening if budget is None else render_budget(budget, self.form)
         is_prompt = not isinstance(question, str) and all(isinstance(item, int) for item in question)
-        ids = (*(question if is_prompt else prompt_ids(self.tokenizer, question, system)), *self.encode(prefill))
-        return Request(ids, max_tokens, seed, prefill, expected or budget or 0, limits, interrupt)
+        ids = question if is_prompt else self.prompt(question, system, opens=not prefill)
+        return Request((*ids, *self.encode(prefill)), max_tokens, seed, prefill, expected or budget or 0, limits, interrupt)
 
     def budget_request(
         self, question: str | Sequence[Message] | Sequence[int], seed: int, system: str | None = None, opens_budget: bool = False

@@ -12,7 +12,7 @@ from sbtiny.budget.seconds import Rate, tokens_in
 from sbtiny.config import EngineName, ServeSettings, Settings
 from sbtiny.errors import InputError
 from sbtiny.evaluation.calibration_file import load_calibration
-from sbtiny.models.prompt import Message, prompt_ids, to_messages
+from sbtiny.models.prompt import Message, to_messages
 from sbtiny.rollout.episode import Request
 from sbtiny.rollout.load_policy import load_policy
 from sbtiny.rollout.policy import Policy
@@ -91,7 +91,7 @@ class Assistant:
         """Begin an answer to a chat. Raises InputError for a chat that does not fit, or a promise that cannot be made."""
         check_messages(messages)
         messages = clean_history(list(messages))
-        return self._begin(messages, prompt_ids(self.policy.tokenizer, messages), ask)
+        return self._begin(messages, self.policy.prompt(messages), ask)
 
     def begin_text(self, text: str, ask: Ask) -> Reply:
         """Begin what follows a raw text, without a chat template; its special tokens are special. Raises InputError as `begin` does."""
@@ -191,24 +191,21 @@ class Assistant:
     @contextmanager
     def base_model(self) -> Iterator[None]:
         """Answer with the base model, adapter off and no budget stated. Raises InputError for what has no adapter."""
-        model = self.policy.model
-        if not hasattr(model, "disable_adapter"):
+        if not hasattr(self.policy.model, "disable_adapter"):
             raise InputError("there is no base model to compare with: only a run has one")
         calibration, self.calibration = self.calibration, None
         try:
-            with model.disable_adapter():
-                self._reopen(states_budget=False)
+            with self.policy.initial_model():
+                self._reopen()
                 yield
         finally:
             self.calibration = calibration
-            self._reopen(states_budget=True)
+            self._reopen()
 
-    def _reopen(self, states_budget: bool) -> None:
-        """Take the present weights. Answers that run, and what was kept of earlier ones, are of other weights: they are dropped."""
+    def _reopen(self) -> None:
+        """Answers that run, and what was kept of earlier ones, are of other weights than the present ones: drop them."""
         for reply in self.running:
             self.drop(reply)
-        self.policy.refresh()
-        self.policy.states_budget = states_budget
         self.session = self.policy.engine.open_session(self.context, KEPT_PREFIXES)
 
     # ---- one answer ----------------------------------------------------------------------------------------------------------------

@@ -153,6 +153,20 @@ def test_a_template_of_no_use_is_one_line(template: str, message: str) -> None:
     assert "\n" not in str(error.value)
 
 
+def test_what_qwq_is_asked_with() -> None:
+    """As published with QwQ-32B: Qwen2.5's, whose prompt opens the thoughts and whose earlier answers lose them."""
+    template, closes = (FOLDER / "qwen2_5.jinja").read_text(encoding="utf-8"), "message.content.split('</think>')[-1].lstrip('\\n')"
+    start = "<|im_start|>assistant\\n' }}"
+    assert template.count(start) == 1
+    opens = template.replace(start, "<|im_start|>assistant\\n<think>\\n' }}").replace("+ message.content +", f"+ {closes} +")
+    assert prompt_of(opens, [ASK])[1] == "<|im_start|>assistant\n<think>\n"
+    assert "add" not in text_of(opens, CHATS[1])
+    for chat in CHATS:
+        changed = strip_generation_think(opens, THINK)
+        assert prompt_of(changed, chat) == (text_of(opens, chat), "<|im_start|>assistant\n")
+        assert strip_generation_think(opens, SOLUTION) == opens
+
+
 def test_what_r1_is_asked_with() -> None:
     """It opens the thoughts: the paper's tags go inside them, ours before them."""
     assert prompt_of(strip_generation_think(R1, SOLUTION), [ASK])[1] == "<｜Assistant｜><think>\n"
