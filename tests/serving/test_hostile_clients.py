@@ -8,7 +8,7 @@ from typing import Any
 
 import psutil
 import pytest
-from serve_support import Served, text_of, wait_for, write_script
+from serve_support import Served, load_tiny, text_of, wait_for, write_script
 
 from sbtiny.serving import decoder as decoder_file
 from sbtiny.serving.app import COMMON
@@ -55,7 +55,7 @@ def test_nesting_of_100_000_is_refused(plain: Served, opening: str, closing: str
 
 @pytest.mark.parametrize("name", sorted({*COMMON, *REFUSED, *WRAPPERS, *NESTED, "messages", "max_completion_tokens"}))
 def test_a_wrong_type_in_any_field_is_refused_or_ignored(plain: Served, name: str) -> None:
-    for value in (*WRONG, {name: WRONG[5]}, [{"role": "user", "content": WRONG[9]}]):
+    for value in WRONG:
         answer = plain.client.post(CHAT, json=BODY | {"max_tokens": 1} | {name: value})
         assert answer.status_code in (200, 400), (name, value)
         if answer.status_code == 400:
@@ -69,34 +69,35 @@ def test_a_wrong_type_in_the_fields_of_the_other_routes_is_refused(plain: Served
     for value in WRONG:
         body: dict[str, Any] = {"id": "x", "action": "stop", "max_tokens": 1} | {name: value}
         answer = plain.client.post(path, json=body)
-        assert answer.status_code in (400, 404) or value == "x"
-        assert answer.status_code < 500
+        assert answer.status_code in (200, 400, 404)
+        assert (answer.status_code == 200) == (name == "prompt" and isinstance(value, str) and bool(value.strip()))
         assert answer.status_code == 200 or answer.json()["error"].keys() == {"message", "type", "param", "code"}
 
 
-def test_one_that_does_not_read_holds_no_slot_and_slows_nobody(plain: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_does_not_read_holds_no_slot_and_slows_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its stream stands still in full sockets, and is whole when it reads again."""
     monkeypatch.setattr(decoder_file, "FLUSH_SECONDS", 0.0)
     monkeypatch.setattr(decoder_file, "EVENT_SECONDS", 0.0)
-    whole, jobs = plain.chat(LONG).json(), plain.app.state.server.jobs
-    with monkeypatch.context() as patched:
-        write_script(patched, plain, "a) sells 1\n" * 200)
-        body = json.dumps({"messages": [{"role": "user", "content": "word " * 20}], "stream": True}).encode()
-        body = body.replace(b'"stream"', b'"stream_options": {"continuous_usage_stats": true}, "stream"')
-        deaf = socket.socket()
+    served = Served(load_tiny()).wait_ready()
+    served.server.servers[0].sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    whole, jobs = served.chat(LONG).json(), served.app.state.server.jobs
+    asked = {"messages": [{"role": "user", "content": "word " * 20}], "stream": True}
+    body = json.dumps(asked | {"stream_options": {"continuous_usage_stats": True}}).encode()
+    with monkeypatch.context() as patched, socket.socket() as deaf:
+        write_script(patched, served, "a) sells 1\n" * 200)
         deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
-        deaf.connect((plain.client.base_url.host, plain.client.base_url.port))
+        deaf.connect((served.client.base_url.host, served.client.base_url.port))
         deaf.sendall(b"POST %b HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % (CHAT.encode(), len(body)) + body)
-        wait_for(lambda: len(jobs) == 1 and plain.worker.accepted == 1)
-        wait_for(lambda: not plain.worker.decoder.assistant.session.is_busy)
-    time.sleep(0.3)
-    assert len(jobs) == 1  # all is decoded, and not all is sent
-    assert plain.worker.accepted == 0
-    assert plain.chat(LONG).json()["choices"] == whole["choices"]
-    deaf.settimeout(20)
-    received = b""
-    while b"data: [DONE]" not in received:
-        received += deaf.recv(65536)
-    assert received.count(b"sells 1") > 10
-    deaf.close()
-    wait_for(lambda: jobs == {})
+        wait_for(lambda: len(jobs) == 1)
+        wait_for(lambda: served.worker.accepted == 0)
+        patched.undo()
+        time.sleep(0.3)
+        assert len(jobs) == 1  # all is decoded, and not all is sent
+        assert served.chat(LONG).json()["choices"] == whole["choices"]
+        deaf.settimeout(20)
+        received = b""
+        while b"data: [DONE]" not in received:
+            received += deaf.recv(65536)
+        assert received.count(b'"finish_reason":"length"') + received.count(b'"finish_reason":"stop"') == 1
+        wait_for(lambda: jobs == {})
+    served.close()
