@@ -87,7 +87,10 @@ class Command:
     def leave(self, *signals: int) -> int:
         for each in signals:
             self.process.send_signal(each)
-        return self.process.wait(60)
+        try:
+            return self.process.wait(60)
+        finally:
+            self.process.kill()
 
 
 class Stream:
