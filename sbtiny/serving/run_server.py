@@ -26,14 +26,22 @@ class DrainingServer(uvicorn.Server):
     """Told to end, it takes no new requests and lets those that it has go on for `grace` seconds. The rest is told that it stops."""
 
     def __init__(self, config: uvicorn.Config, worker: Worker, grace: float) -> None:
-        config.timeout_graceful_shutdown = grace + TOLD_SECONDS  # a client that does not read would keep it for ever
+        config.timeout_graceful_shutdown = grace + 2 * TOLD_SECONDS  # the last resort: for ever otherwise
         super().__init__(config)
         self.worker, self.grace = worker, grace
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        stop = asyncio.get_running_loop().call_later(self.grace, self.worker.stop)
+        later = asyncio.get_running_loop().call_later
+        timers = [later(self.grace, self.worker.stop), later(self.grace + TOLD_SECONDS, self._cut_connections)]
         await super().shutdown(sockets)
-        stop.cancel()
+        for timer in timers:
+            timer.cancel()
+        self._cut_connections()
+
+    def _cut_connections(self) -> None:
+        """End those whose client does not read: uvicorn takes a cancelled answer for a failed one, and waits to write a 500."""
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
 
 
 def run_server(name: str, settings: Settings, listener: socket.socket, api_key: str | None, cors: Sequence[str], is_local: bool) -> None:
