@@ -39,6 +39,7 @@ Seed = Annotated[int, Range(lambda value: 0 <= value < 2**32, "a whole number fr
 GroupSize = Annotated[int, Range(lambda value: value >= 2, "a group of 2 or more (the paper's is 5)")]
 GroupTemperature = Annotated[float, Range(lambda value: value > 0, "above 0: equal answers teach nothing")]
 Chance = Annotated[float, Range(lambda value: 0 < value < 1, "a chance between 0 and 1, such as 0.9")]
+CountOrNone = Annotated[int | None, Range(lambda value: value is None or value >= 1, "1 or more, or null for none")]
 TokensOrNone = Annotated[float | None, Range(lambda value: value is None or value >= 1, "1 token or more, or null for none")]
 GibOrNone = Annotated[float | None, Range(lambda value: value is None or value > 0, "a number of GiB above 0, or null")]
 
@@ -157,12 +158,13 @@ class ServeSettings:
     ceiling: CountOr0 = 0  # body tokens that no budget may pass; 0 is off
     coverage: Chance = 0.9  # chance with which a promise is kept
     wrap_up: str | None = None  # text put into an answer that is cut; null: by the format
-    reserve: TokensOrNone = None  # tokens for the wrap-up and the final answer; null: 64, and 512 where an answer follows the thoughts
+    reserve: CountOrNone = None  # tokens for the wrap-up and the final answer; null: 64, and 512 where an answer follows the thoughts
     max_tokens: Count = 2048  # most tokens of an answer
     context: Count = 4096  # most tokens of a chat, the answer included
     max_num_seqs: Count = 16  # most sequences decoded at once
     queue: Count = 256  # server: requests that may wait beside those that are decoded
     seconds: AtLeast0 = 0.0  # server: an answer that takes longer is wrapped up; 0 is off
+    grace: AtLeast0 = 25.0  # server: seconds that answers may go on after SIGTERM; those that still run are told that it stops
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

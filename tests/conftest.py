@@ -7,12 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
-from support import settings_of, write_gguf
+from support import settings_of, skip_without_llama_cpp, write_gguf
 
 from sbtiny.config import DataSettings, Settings, SftSettings
 from sbtiny.models.aliases import BUNDLED
 from sbtiny.models.load import load_model
-from sbtiny.rollout.engines import llama_cpp
 from sbtiny.rollout.load_policy import build_policy
 from sbtiny.rollout.policy import Policy
 from sbtiny.tasks import arithmetic
@@ -72,12 +71,6 @@ def started_gguf(started: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     """The run `started` as a GGUF file; skips where llama.cpp is not installed."""
     skip_without_llama_cpp()
     return write_gguf(BUNDLED, "f32", tmp_path_factory.mktemp("gguf") / "started.gguf", started / "adapter")
-
-
-def skip_without_llama_cpp() -> None:
-    pytest.importorskip("gguf")
-    if not llama_cpp.is_available():
-        pytest.skip("needs llama-cpp-python")
 
 
 @pytest.fixture(scope="session")

@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pytest
 import typer
 from transformers import AutoConfig
 
-from sbtiny.budget.protocol import SOLUTION
+from sbtiny.budget.protocol import SOLUTION, Format
 from sbtiny.cli import main as cli
 from sbtiny.config import GrpoSettings, Settings
 from sbtiny.export import gguf
@@ -20,6 +21,7 @@ from sbtiny.export.base import load_export_tokenizer
 from sbtiny.export.gguf_tokenizer import read_vocabulary
 from sbtiny.export.merge import Merged
 from sbtiny.models.load import load_tokenizer
+from sbtiny.rollout.engines import llama_cpp
 from sbtiny.rollout.episode import Request
 from sbtiny.rollout.sampling import Sampling
 from sbtiny.rollout.session import Session, Ticket
@@ -84,10 +86,16 @@ def rows_of(file: Path) -> list[dict]:
     return [{key: value for key, value in row.items() if not key.startswith(TIMES)} for row in rows]
 
 
-def write_gguf(base: Path, kind: str, file: Path, adapter: Path | None = None) -> Path:
+def skip_without_llama_cpp() -> None:
+    pytest.importorskip("gguf")
+    if not llama_cpp.is_available():
+        pytest.skip("needs llama-cpp-python")
+
+
+def write_gguf(base: Path, kind: str, file: Path, adapter: Path | None = None, form: Format = SOLUTION) -> Path:
     """A GGUF file of a model folder. With an adapter its template asks for a budget, as that of an exported run."""
     config = AutoConfig.from_pretrained(base)
-    tokenizer = load_export_tokenizer(base, SOLUTION) if adapter else load_tokenizer(str(base))
+    tokenizer = load_export_tokenizer(base, form) if adapter else load_tokenizer(str(base))
     merged = Merged(base, adapter, tied=config.tie_word_embeddings)
     vocabulary = read_vocabulary(tokenizer, merged.tensors["model.embed_tokens.weight"].shape[0])
     list(gguf.write_gguf(file, kind, merged, config, tokenizer, vocabulary, [2], "x"))

@@ -12,16 +12,32 @@ from fastapi.responses import JSONResponse, Response
 from sse_starlette.sse import AppStatus
 
 from sbtiny import __version__
+from sbtiny.budget.protocol import MAX_BUDGET
 from sbtiny.errors import InputError
-from sbtiny.serving.budget_dialects import EFFORTS
+from sbtiny.serving.budget_dialects import EFFORTS, THINKING_TYPES
 from sbtiny.serving.guard import Guard
 from sbtiny.serving.request_error import RequestError, error_body
+from sbtiny.serving.requests import MOST_STOP_CHARACTERS, MOST_STOPS, ROLES
 from sbtiny.serving.server import Server
 from sbtiny.serving.worker import Worker
 
-TEXTS = {"oneOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
-TURN = {"type": "object", "required": ["role", "content"], "properties": {"role": {"type": "string"}, "content": {"type": "string"}}}
-TOKENS = {"type": "integer", "minimum": -1}
+STOP = {"type": "string", "minLength": 1, "maxLength": MOST_STOP_CHARACTERS}
+TEXTS = {"oneOf": [STOP, {"type": "array", "items": STOP, "maxItems": MOST_STOPS}]}
+ROLE = {"type": "string", "enum": list(ROLES)}
+TURN = {"type": "object", "required": ["role", "content"], "properties": {"role": ROLE, "content": {"type": "string"}}}
+TOKENS = {"type": "integer", "minimum": -1, "maximum": MAX_BUDGET}
+OWN_BUDGET = {
+    "type": "object",
+    "minProperties": 1,
+    "maxProperties": 1,
+    "additionalProperties": False,
+    "properties": {
+        "tokens": TOKENS,
+        "seconds": {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1e7},
+        "coverage": {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1},
+    },
+}
+EFFORT = {"type": "string", "enum": list(EFFORTS)}
 ACTION = {"type": "string", "enum": ["reasoning_end", "stop", "extend"]}
 COMMON = {
     "model": {"type": "string"},
@@ -35,16 +51,18 @@ COMMON = {
     "top_p": {"type": "number", "minimum": 0, "maximum": 1},
     "top_k": {"type": "integer", "minimum": -1},
     "min_p": {"type": "number", "minimum": 0, "exclusiveMaximum": 1},
-    "seed": {"type": "integer"},
+    "seed": {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1},
     "stop": TEXTS,
     "user": {"type": "string"},
-    "priority": {"type": "integer"},
-    "budget": {"oneOf": [TOKENS, {"type": "string"}, {"type": "object"}]},
+    "priority": {"type": "integer", "minimum": -(2**31), "maximum": 2**31 - 1},
+    "budget": {"oneOf": [TOKENS, {"type": "string", "pattern": "^(auto|[0-9]{1,6}|[0-9]{1,4}[sx]|[1-9][0-9]?%)$"}, OWN_BUDGET]},
     "thinking_token_budget": TOKENS,
     "thinking_budget_tokens": TOKENS,
     "reasoning_budget_tokens": TOKENS,
     "thinking_budget": TOKENS,
-    "reasoning_effort": {"type": "string", "enum": list(EFFORTS)},
+    "thinking": {"type": "object", "properties": {"type": {"type": "string", "enum": list(THINKING_TYPES)}, "budget_tokens": TOKENS}},
+    "reasoning": {"type": "object", "properties": {"effort": EFFORT, "max_tokens": TOKENS}},
+    "reasoning_effort": EFFORT,
 }
 
 
@@ -82,9 +100,9 @@ def create_app(worker: Worker, name: str, api_key: str | None = None, cors: Sequ
     app = FastAPI(title="sbtiny", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.server = server
     for path, route, more in (
-        ("/v1/chat/completions", server.chat, describe_body({"messages": {"type": "array", "items": TURN}}, **COMMON)),
+        ("/v1/chat/completions", server.chat, describe_body({"messages": {"type": "array", "items": TURN, "minItems": 1}}, **COMMON)),
         ("/v1/chat/completions/control", server.control, describe_body({"id": {"type": "string"}, "action": ACTION}, tokens=TOKENS)),
-        ("/v1/completions", server.complete, describe_body({"prompt": {"type": "string"}}, **COMMON)),
+        ("/v1/completions", server.complete, describe_body({"prompt": {"type": "string", "minLength": 1}}, **COMMON)),
     ):
         app.add_api_route(path, route, methods=["POST"], response_model=None, openapi_extra=more)
     for path, route in (

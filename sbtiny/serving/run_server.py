@@ -1,6 +1,8 @@
 """Run the server in this thread until it is told to stop, and greet the person who started it."""
 
+import asyncio
 import json
+import signal
 import socket
 import sys
 from collections.abc import Sequence
@@ -17,9 +19,33 @@ from sbtiny.serving.assistant import Assistant
 from sbtiny.serving.heads_first import HEAD_ROWS
 from sbtiny.serving.worker import Worker
 
+TOLD_SECONDS = 5  # for the last events to be read, before the connections are cut
+
+
+class DrainingServer(uvicorn.Server):
+    """Told to end, it takes no new requests and lets those that it has go on for `grace` seconds. The rest is told that it stops."""
+
+    def __init__(self, config: uvicorn.Config, worker: Worker, grace: float) -> None:
+        config.timeout_graceful_shutdown = grace + 2 * TOLD_SECONDS  # the last resort: for ever otherwise
+        super().__init__(config)
+        self.worker, self.grace = worker, grace
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        later = asyncio.get_running_loop().call_later
+        timers = [later(self.grace, self.worker.stop), later(self.grace + TOLD_SECONDS, self._cut_connections)]
+        await super().shutdown(sockets)
+        for timer in timers:
+            timer.cancel()
+        self._cut_connections()
+
+    def _cut_connections(self) -> None:
+        """End those whose client does not read: uvicorn takes a cancelled answer for a failed one, and waits to write a 500."""
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+
 
 def run_server(name: str, settings: Settings, listener: socket.socket, api_key: str | None, cors: Sequence[str], is_local: bool) -> None:
-    """Serve until SIGTERM or Ctrl-C: what runs is finished first, a second signal leaves at once.
+    """Serve until SIGTERM or Ctrl-C: what runs is finished first, for `serve.grace` seconds. A second Ctrl-C leaves at once.
 
     Raises InputError for a model that cannot be loaded, Failed where the decoder has crashed.
     """
@@ -28,7 +54,7 @@ def run_server(name: str, settings: Settings, listener: socket.socket, api_key: 
     worker = Worker(lambda: assistants.load(name, settings=with_heads), settings.serve.queue, settings.serve.seconds)
     app = create_app(worker, Path(name).name, api_key, cors, is_local)
     config = uvicorn.Config(app, log_level="warning", access_log=False, ws="none", server_header=False, timeout_keep_alive=30)
-    server = uvicorn.Server(config)
+    server = DrainingServer(config, worker, settings.serve.grace)
     url = url_of(listener)
 
     def greet() -> None:
@@ -38,7 +64,9 @@ def run_server(name: str, settings: Settings, listener: socket.socket, api_key: 
             print(greeting(name, url, worker.decoder.assistant, worker.decoder.slots, api_key), file=sys.stderr, flush=True)
 
     worker.on_ready = greet
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # uvicorn raises it once more at its end: to end as told is no failure
     server.run(sockets=[listener])
+    signal.signal(signal.SIGTERM, before)
     if isinstance(worker.error, InputError):
         raise worker.error
     if worker.error is not None:

@@ -1,7 +1,10 @@
-"""A real server on a real run, in threads of the test's process."""
+"""A real server on a real run: in threads of the test's process, or as a person starts it."""
 
 import json
+import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -65,6 +68,29 @@ class Served:
     def stream(self, question: str, path: str = "/v1/chat/completions", **body: Any) -> "Stream":
         asked = {"prompt": question} if path.endswith("/v1/completions") else {"messages": [{"role": "user", "content": question}]}
         return Stream(self.client, path, asked | {"stream": True} | body)
+
+
+class Command:
+    """A running `sbtiny serve`, its greeting and its address."""
+
+    def __init__(self, *arguments: str) -> None:
+        command = [sys.executable, "-m", "sbtiny", "serve", *arguments, "--port", "0"]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+        self.lines: list[str] = []
+        for line in self.process.stderr:
+            self.lines.append(line.rstrip("\n"))
+            if line.startswith("curl "):
+                break
+        self.url = next((line.split()[0] for line in self.lines if line.startswith("http")), "")
+
+    def leave(self, *signals: int) -> int:
+        for each in signals:
+            self.process.send_signal(each)
+        try:
+            return self.process.wait(60)
+        finally:
+            self.process.kill()
 
 
 class Stream:

@@ -1,17 +1,17 @@
 """`sbtiny serve` as a person starts and stops it."""
 
-import os
+import json
 import shlex
 import signal
 import socket
-import subprocess
-import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
+from serve_support import Command
 
 from sbtiny.cli import main as cli
 from sbtiny.cli.serve import listen
@@ -19,26 +19,6 @@ from sbtiny.tasks import arithmetic
 
 LONG = next(q.question for q in arithmetic.generate_questions("val", 99) if q.level >= 4)
 CHAT = "/v1/chat/completions"
-
-
-class Command:
-    """A running `sbtiny serve`, its greeting and its address."""
-
-    def __init__(self, *arguments: str) -> None:
-        command = [sys.executable, "-m", "sbtiny", "serve", *arguments, "--port", "0"]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
-        self.lines: list[str] = []
-        for line in self.process.stderr:
-            self.lines.append(line.rstrip("\n"))
-            if line.startswith("curl "):
-                break
-        self.url = next((line.split()[0] for line in self.lines if line.startswith("http")), "")
-
-    def leave(self, *signals: int) -> int:
-        for each in signals:
-            self.process.send_signal(each)
-        return self.process.wait(60)
 
 
 @pytest.fixture
@@ -78,11 +58,50 @@ def test_it_greets_answers_its_own_curl_and_finishes_what_runs(tiny: Command) ->
     code = tiny.leave(signal.SIGTERM)
     for thread in threads:
         thread.join(30)
-    assert code in (0, -signal.SIGTERM)
+    assert code == 0
     assert texts.count("data: [DONE]") == 5
     assert sum('"stop_reason":"end"' in line for line in texts) == 5
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{tiny.url}/health")
+
+
+def test_what_outlasts_the_grace_is_told_that_it_stops() -> None:
+    """Also where a client does not read, which would keep it for ever."""
+    command = Command("tiny", "--slots", "1", "--set", "serve.temperature=0", "--set", "serve.grace=0.5")
+    body = {"messages": [{"role": "user", "content": LONG}], "stream": True}
+    ends: list[list[str]] = []
+
+    def read() -> None:
+        with httpx.stream("POST", command.url + CHAT, json=body, timeout=60) as response:
+            begun.wait(60)
+            ends.append([line for line in response.iter_lines() if line.startswith("data: ")][-2:])
+
+    begun = threading.Barrier(41)
+    threads = [threading.Thread(target=read) for _ in range(40)]
+    with socket.create_connection(command.url.removeprefix("http://").split(":")) as deaf:
+        deaf.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n" * 400)
+        for thread in threads:
+            thread.start()
+        begun.wait(60)
+        assert command.leave(signal.SIGTERM) == 0
+    for thread in threads:
+        thread.join(30)
+    assert len(ends) == 40
+    assert {done for _, done in ends} == {"data: [DONE]"}
+    told = [json.loads(last.removeprefix("data: ")) for last, _ in ends]
+    stopped = [chunk["error"] for chunk in told if "error" in chunk]
+    assert {(error["code"], error["type"]) for error in stopped} == {("stopped", "server_error")}
+    assert all(chunk["choices"][0]["stop_reason"] == "end" for chunk in told if "error" not in chunk)
+
+
+def test_a_second_ctrl_c_leaves_at_once(tiny: Command) -> None:
+    with socket.create_connection(tiny.url.removeprefix("http://").split(":")) as deaf:
+        deaf.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n" * 400)
+        began = time.monotonic()
+        tiny.process.send_signal(signal.SIGINT)
+        time.sleep(1)
+        assert tiny.leave(signal.SIGINT) in (130, -signal.SIGINT)  # the same to a shell
+        assert time.monotonic() - began < 20  # of a grace of 25
 
 
 @pytest.mark.parametrize(

@@ -213,12 +213,14 @@ def test_a_closing_tag_in_the_code_of_an_answer_is_text(thinking: Served, monkey
 
 def test_there_is_no_second_close_after_a_cut(thinking: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """The model would close again at every step: it does not know that it was cut."""
-    closing, apply = thinking.worker.decoder.assistant.policy.encode("</think>"), TagMask.apply
+    policy, apply = thinking.worker.decoder.assistant.policy, TagMask.apply
+    closing = policy.encode("</think>")
+    written = {len(policy.tokenizer.decode(closing[:i])): token for i, token in enumerate(closing)}  # characters before each token of it
 
     def apply_after_closing(mask: TagMask, logits, enforcers) -> None:
         for row, enforcer in enumerate(enforcers):
             if enforcer.closed_by_force:
-                logits[row, closing[0]] += 1e4
+                logits[row, written.get(enforcer.tag_matched, closing[0])] += 1e4
         apply(mask, logits, enforcers)
 
     monkeypatch.setattr(TagMask, "apply", apply_after_closing)
