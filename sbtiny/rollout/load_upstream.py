@@ -1,6 +1,7 @@
 """Load a policy whose weights are elsewhere: the tokenizer, template and format that are given here, and the servers that decode."""
 
 import os
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -15,13 +16,14 @@ from sbtiny.models.chat_template import form_of_template
 from sbtiny.models.fingerprint import file_fingerprint, policy_fingerprint
 from sbtiny.models.gguf import read_field, tokenizer_from_gguf
 from sbtiny.models.load import base_folder, load_tokenizer, read_base
-from sbtiny.models.prompt import fit_template, prompt_ids, stop_ids_of
+from sbtiny.models.prompt import continuation_ids, fit_template, prompt_ids, stop_ids_of
 from sbtiny.models.tensors import read_config, read_generation
 from sbtiny.rollout.decode_engine import stop_mask
 from sbtiny.rollout.engines.upstream import UpstreamEngine
 from sbtiny.rollout.engines.upstream_balance import Upstream
 from sbtiny.rollout.engines.upstream_dialects import Dialect, Ollama, Vllm, detect_dialect
 from sbtiny.rollout.engines.upstream_reader import TIMEOUT, StreamReader
+from sbtiny.rollout.engines.upstream_vocabulary import UpstreamVocabulary
 from sbtiny.rollout.policy import Policy
 from sbtiny.rollout.sampling import Sampling
 from sbtiny.rollout.token_pieces import token_pieces
@@ -38,18 +40,16 @@ def load_upstream_policy(name: str, settings: Settings, slots: int) -> Policy:
     trained, run = form_of_template(tokenizer.chat_template), runs.find_run(name)
     form = FORMATS[runs.read_run(run)["format"]] if run else trained or FORMATS[settings.format]
     fit_template(tokenizer, form)
-    key, pieces = os.environ.get(UPSTREAM_KEY), token_pieces(tokenizer, rows)
+    key = os.environ.get(UPSTREAM_KEY)
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     upstreams = [connect(address, headers, tokenizer, stops, rows) for address in settings.upstream.split(",")]
     reader, weights = StreamReader(headers), weights_fingerprint(name)
+    encode = partial(continuation_ids, tokenizer)
+    vocabulary = UpstreamVocabulary(token_pieces(tokenizer, rows), stop_mask(stops, rows), encode)
 
     def policy_of(some: list[Upstream]) -> Policy:
-        def encode(text: str) -> list[int]:
-            return policy.encode(text)
-
-        engine = UpstreamEngine(some, reader, pieces, stop_mask(stops, rows), encode, slots, positions, weights)
-        policy = Policy(engine, tokenizer, form, states_budget=bool(run or trained))
-        return policy
+        engine = UpstreamEngine(some, reader, vocabulary, slots, positions, weights)
+        return Policy(engine, tokenizer, form, states_budget=bool(run or trained))
 
     if run or trained:
         for upstream in upstreams:

@@ -7,11 +7,8 @@ stops there by itself. An answer whose server dies goes on at another one.
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-
-import numpy as np
 
 from sbtiny.budget.remaining import estimate_remaining
 from sbtiny.errors import InputError, UpstreamError
@@ -19,11 +16,10 @@ from sbtiny.rollout.decode_engine import DecodeEngine
 from sbtiny.rollout.engines.upstream_balance import Foretell, Upstream, choose_upstream
 from sbtiny.rollout.engines.upstream_dialects import Chunk, Segment
 from sbtiny.rollout.engines.upstream_reader import Stream, StreamReader
+from sbtiny.rollout.engines.upstream_vocabulary import TagSkip, UpstreamVocabulary
 from sbtiny.rollout.episode import Request, StopReason
-from sbtiny.rollout.limit_enforcer import TagMask
 from sbtiny.rollout.sampling import Sampling
 from sbtiny.rollout.session import Session, Ticket, check_capacity
-from sbtiny.rollout.token_pieces import FRAGMENT
 
 STEP_SECONDS = 0.01  # a step waits so long for the first chunk: whoever calls has other things to do
 SPARE = 4  # tokens asked beyond a limit where the last ones came inside a character, which a server may not show
@@ -33,7 +29,7 @@ MOST_IDLE = 3  # requests in a row that bring no token
 class UpstreamEngine(DecodeEngine):
     """Decodes at most `slots` answers at once, at a server no more than its own slots.
 
-    `encode` turns a text that goes on into tokens. `foretell(stated, used)` gives the tokens left of an answer, by which the servers' loads
+    `foretell(stated, used)` gives the tokens left of an answer, by which the servers' loads
     are told. `weights`: the fingerprint of what the user says is there.
     """
 
@@ -41,19 +37,17 @@ class UpstreamEngine(DecodeEngine):
         self,
         upstreams: Sequence[Upstream],
         reader: StreamReader,
-        pieces: Sequence[str],
-        stops: np.ndarray,
-        encode: Callable[[str], list[int]],
+        vocabulary: UpstreamVocabulary,
         slots: int,
         max_positions: int | None,
         weights: str,
     ) -> None:
-        self.upstreams, self.reader, self.pieces, self.stops, self.encode = list(upstreams), reader, pieces, stops, encode
+        self.upstreams, self.reader, self.vocabulary = list(upstreams), reader, vocabulary
+        self.pieces, self.stops = vocabulary.pieces, vocabulary.stops
         self.rows, self.weights = slots, weights
         bounds = [max_positions, *(upstream.dialect.context for upstream in upstreams)]
         self.max_positions = min((bound for bound in bounds if bound), default=None)
         self.foretell: Foretell = estimate_remaining
-        self.stop_id, self.tag_mask = int(np.flatnonzero(stops)[0]), TagMask(pieces)
         self.session: UpstreamSession | None = None
 
     @property
@@ -84,29 +78,14 @@ class UpstreamEngine(DecodeEngine):
             raise InputError("an upstream gives no log-probabilities that could be trained on: leave --upstream out")
         return super().make_ticket(request, sampling)
 
-    def read_tokens(self, chunk: Chunk, shown: int) -> Sequence[int]:
-        """The tokens of a chunk; from its text where the server does not show them all. `shown`: those that it has shown before."""
-        tokens = chunk.tokens
-        hides = tokens is None or (chunk.count is not None and chunk.count > shown + len(tokens))
-        if hides and chunk.text:
-            known = self.ids_of_pieces.get(chunk.text)
-            tokens = self.encode(chunk.text) if known is None else (known,)
-        if outside := [token for token in tokens or () if not 0 <= token < len(self.stops)]:
-            raise UpstreamError(f"the upstream wrote token {outside[0]}, outside the vocabulary of {len(self.stops)}: it has another model")
-        return tokens or ()
-
-    @cached_property
-    def ids_of_pieces(self) -> dict[str, int]:
-        return {piece: token for token, piece in enumerate(self.pieces) if piece and FRAGMENT not in piece and not self.stops[token]}
-
 
 @dataclass(eq=False)
 class Course:
-    """How an answer got on: where it failed since its last token, requests in a row that brought nothing, and a tag to leave out."""
+    """How an answer got on: where it failed since its last token, and requests in a row that brought nothing."""
 
     failed: list[Upstream] = field(default_factory=list)
     idle: int = 0
-    left_out: str = ""
+    tag_skip: TagSkip = field(default_factory=TagSkip)
 
 
 class UpstreamSession(Session):
@@ -214,20 +193,17 @@ class UpstreamSession(Session):
 
         `masks_all`: ask one token, for which every token of a second closing tag is masked.
         """
-        request, enforcer, dialect = ticket.request, ticket.enforcer, upstream.dialect
-        room, masked = request.max_tokens - len(ticket.written) + spare, ()
+        request, enforcer = ticket.request, ticket.enforcer
+        room = request.max_tokens - len(ticket.written) + spare
         if enforcer is not None and (over := enforcer.tracker.tokens_until_over) is not None:
             room = min(room, over + spare)
-        if enforcer is not None and enforcer.masked_tag and dialect.masks:
-            tag, matched = enforcer.masked_tag
-            masked = self.engine.tag_mask.tokens(tag, matched if masks_all else 0).tolist()
         segment = Segment(
             prompt=(*request.prompt_ids, *ticket.written),
             tokens=1 if masks_all else room,
             sampling=ticket.sampling,
             seed=(request.seed + len(ticket.written)) % 2**31,  # else each part of an answer would draw as the first did
             context=self.capacity,
-            masked=masked,
+            masked=self.engine.vocabulary.masked_tokens(ticket, begun=masks_all) if upstream.dialect.masks else (),
             priority=enforcer.tracker.budget or 0 if enforcer else 0,
         )
         self.running[ticket] = stream = Stream(ticket, upstream, segment, len(ticket.written))
@@ -239,16 +215,17 @@ class UpstreamSession(Session):
 
     def _write(self, stream: Stream, chunk: Chunk) -> None:
         """Write the tokens of a chunk, until the answer ends or goes on in another way."""
-        ticket, course = stream.ticket, self.courses[stream.ticket]
+        ticket, course, vocabulary = stream.ticket, self.courses[stream.ticket], self.engine.vocabulary
+        masks = stream.upstream.dialect.masks
         try:
-            tokens = self.engine.read_tokens(chunk, stream.shown)
+            tokens = vocabulary.read_tokens(chunk, stream.shown)
         except UpstreamError as error:
             return self._move(stream, error)
         stream.shown += len(tokens)
         for token in tokens:
-            if self._leaves_out(course, stream, token):
+            if not masks and course.tag_skip.leaves_out(vocabulary, ticket, token):
                 continue
-            if self._is_masked(ticket, token):
+            if masks and token in vocabulary.masked_tokens(ticket, begun=True):
                 return self._ask_again(stream, masks_all=True)
             if reason := ticket.append(token, None, self.engine.stops):
                 return self._end(ticket, reason)
@@ -256,7 +233,7 @@ class UpstreamSession(Session):
             if ticket.enforcer is not None and ticket.enforcer.injected[-1]:
                 return self._wrap_up(stream)
         if chunk.end == "stop":
-            self._end(ticket, ticket.append(self.engine.stop_id, None, self.engine.stops) or "end")
+            self._end(ticket, ticket.append(vocabulary.stop_id, None, self.engine.stops) or "end")
         elif chunk.end == "length":
             self._go_on(stream, chunk)
         elif stream.upstream.dialect.schedules and ticket.enforcer and (ticket.enforcer.tracker.budget or 0) != stream.segment.priority:
@@ -279,24 +256,6 @@ class UpstreamSession(Session):
             if reason := ticket.append(ticket.written[-1], None, self.engine.stops):  # any token: the forced one takes its place
                 return self._end(ticket, reason)
         self._ask_again(stream)
-
-    def _is_masked(self, ticket: Ticket, token: int) -> bool:
-        tag = ticket.enforcer.masked_tag if ticket.enforcer else None
-        return tag is not None and token in self.engine.tag_mask.tokens(*tag)
-
-    def _leaves_out(self, course: Course, stream: Stream, token: int) -> bool:
-        """Leave a second closing tag out of what a server writes that cannot be told not to; a part that stands already stays."""
-        if stream.upstream.dialect.masks:
-            return False
-        if not course.left_out and self._is_masked(stream.ticket, token):
-            tag, matched = stream.ticket.enforcer.masked_tag
-            course.left_out = tag[matched:]
-        piece = self.engine.pieces[token]
-        if not course.left_out or not (piece.startswith(course.left_out) or course.left_out.startswith(piece)):
-            course.left_out = ""
-            return False
-        course.left_out = course.left_out[len(piece) :]
-        return True
 
     def _end(self, ticket: Ticket, reason: StopReason) -> None:
         self._close(ticket)
