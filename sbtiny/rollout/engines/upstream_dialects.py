@@ -193,7 +193,7 @@ def detect_dialect(http: httpx.Client, name: str | None = None) -> Dialect | Non
     if props and "default_generation_settings" in props:
         about = (get_json(http, "/v1/models") or {}).get("data") or [{}]
         context = props["default_generation_settings"].get("n_ctx")
-        model = str(props.get("model_alias") or props.get("model_path"))
+        model = choose_model([str(props.get("model_alias") or props.get("model_path"))], name, http)
         return LlamaServer(model, props.get("total_slots"), context, about[0].get("meta", {}).get("n_vocab"))
     models = (get_json(http, "/v1/models") or {}).get("data", []) if get_json(http, "/version") else []
     if by_vllm := {model["id"]: model for model in models if model.get("owned_by") == "vllm"}:
