@@ -78,7 +78,7 @@ def test_no_client_hangs_where_an_upstream_is_killed_among_32_streams(started: P
     assert refused.status_code == 502
     assert refused.json()["error"]["type"] == "server_error"
     assert refused.json()["error"]["code"] == "upstream_failed"
-    assert refused.json()["error"]["message"].startswith(f"upstream {pair[1].url} has failed")
+    assert " has failed in an answer" in refused.json()["error"]["message"]
     assert served.client.get("/health").status_code == 200  # it serves again when they are back
     wait_for(lambda: served.client.get("/slots").json() == [])
     served.close()
