@@ -191,7 +191,7 @@ class PlayedReader:
     def close(self, stream) -> None:
         self.closed.append(stream)
 
-    def take(self, seconds: float) -> list:
+    def take(self, seconds: float, gathers: bool) -> list:
         news, self.news = self.news, []
         return news
 

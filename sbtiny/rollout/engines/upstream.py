@@ -144,7 +144,7 @@ class UpstreamSession(Session):
         """Take what has come, at most a few tokens an answer; wait a moment where nothing has."""
         self._refill()
         decoding = {ticket for ticket, stream in self.running.items() if stream.shown}
-        for stream, news in self.engine.reader.take(STEP_SECONDS if self.running else 0):
+        for stream, news in self.engine.reader.take(STEP_SECONDS if self.running else 0, gathers=len(self.running) > 1):
             if self.running.get(stream.ticket) is not stream:
                 continue  # it was closed since
             decoding.add(stream.ticket)

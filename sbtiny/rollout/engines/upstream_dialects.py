@@ -66,7 +66,7 @@ class Dialect(ABC):
         """The request for a segment."""
 
     @abstractmethod
-    def read(self, line: str) -> Chunk | None:
+    def read(self, line: bytes) -> Chunk | None:
         """Read a line of the stream; None for one that says nothing."""
 
     def detokenize(self, post: Callable[[str, Json], Json], ids: Sequence[int]) -> str | None:
@@ -95,7 +95,7 @@ class LlamaServer(Dialect):
             "logit_bias": [[token, False] for token in segment.masked],
         }
 
-    def read(self, line: str) -> Chunk | None:
+    def read(self, line: bytes) -> Chunk | None:
         """Tokens inside a character are not shown: the next chunk has its text, and the count tells."""
         if (data := read_event(line)) is None:
             return None
@@ -133,7 +133,7 @@ class Vllm(Dialect):
             **({"priority": segment.priority} if self.schedules else {}),
         }
 
-    def read(self, line: str) -> Chunk | None:
+    def read(self, line: bytes) -> Chunk | None:
         data = read_event(line)
         if data is None or not data.get("choices"):
             return None
@@ -156,7 +156,7 @@ class Ollama(Dialect):
         options |= {"num_predict": segment.tokens, "num_ctx": segment.context, "repeat_penalty": 1.0}
         return {"model": self.model, "prompt": self.decode(segment.prompt), "raw": True, "stream": True, "options": options}
 
-    def read(self, line: str) -> Chunk | None:
+    def read(self, line: bytes) -> Chunk | None:
         if not line.strip():
             return None
         data = json.loads(line)
@@ -166,13 +166,13 @@ class Ollama(Dialect):
         return Chunk(data.get("response", ""), None, None, end)
 
 
-def read_event(line: str) -> Json | None:
+def read_event(line: bytes) -> Json | None:
     """The object of a line `data: {...}`; None for other lines. Raises UpstreamError for an error that is told in the stream."""
-    name, _, text = line.partition(":")
-    if name not in ("data", "error") or text.strip() in ("", "[DONE]"):
+    name, _, text = line.partition(b":")
+    if name not in (b"data", b"error") or text.strip() in (b"", b"[DONE]"):
         return None
     data = json.loads(text)
-    if name == "error" or "error" in data:
+    if name == b"error" or "error" in data:
         raise UpstreamError(error_text(data))
     return data
 

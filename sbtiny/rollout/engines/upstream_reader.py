@@ -3,6 +3,7 @@
 import asyncio
 import json
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from sbtiny.rollout.engines.upstream_dialects import Chunk, Segment, error_text
 from sbtiny.rollout.session import Ticket
 
 CONNECT_SECONDS, READ_SECONDS = 5.0, 120.0  # the second: between two chunks, a long prompt included
+GATHER_SECONDS = 0.002  # a step of many answers costs as much as one of few
 TIMEOUT = httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS, pool=None)
 
 
@@ -39,6 +41,7 @@ class StreamReader:
 
     def __init__(self, headers: dict[str, str]) -> None:
         self.news: SimpleQueue[News] = SimpleQueue()
+        headers = {"Accept-Encoding": "identity"} | headers  # it is read as it comes
         self.client = httpx.AsyncClient(timeout=TIMEOUT, headers=headers, limits=httpx.Limits(), trust_env=False)
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever, name="sbtiny-upstream", daemon=True)
@@ -51,10 +54,12 @@ class StreamReader:
         """Close a stream, so that its server stops. What has come of it already may still be taken."""
         stream.task.cancel()
 
-    def take(self, seconds: float) -> Iterator[News]:
-        """All that has come; waits so long for the first."""
+    def take(self, seconds: float, gathers: bool) -> Iterator[News]:
+        """All that has come; waits so long for the first, and a moment for others to come with it where it `gathers`."""
         try:
             yield self.news.get(timeout=seconds)
+            if gathers:
+                time.sleep(GATHER_SECONDS)
             while True:
                 yield self.news.get_nowait()
         except Empty:
@@ -83,11 +88,14 @@ class StreamReader:
             if response.status_code != 200:
                 text = (await response.aread()).decode(errors="replace")
                 raise UpstreamError(f"HTTP {response.status_code}, {read_error(text)}", 400 <= response.status_code < 500)
-            async for line in response.aiter_lines():
-                if (chunk := dialect.read(line)) is not None:
-                    self.news.put((stream, chunk))
-                    if chunk.end:
-                        return
+            rest = b""
+            async for part in response.aiter_raw():  # httpx's own lines take three times as long
+                *lines, rest = (rest + part).split(b"\n")
+                for line in lines:
+                    if (chunk := dialect.read(line)) is not None:
+                        self.news.put((stream, chunk))
+                        if chunk.end:
+                            return
         raise UpstreamError("its stream ended in the middle of an answer")
 
 
