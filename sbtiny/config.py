@@ -165,7 +165,7 @@ class Settings:
     four_bit: bool | None = None  # load base weights as NF4; null: where there is a GPU
     backend: BackendName = "auto"  # library that loads and trains; auto: unsloth where it can run, else transformers and peft
     engine: EngineName = "ours"  # decoder; generate is slower and takes any transformers model; vllm must be installed
-    upstream: str | None = None  # URL of a server that decodes elsewhere; several with commas between, a model's name after a #
+    upstream: str | None = None  # URL of a server that decodes elsewhere; several with commas between (docs/scaling.md)
     kv_cache_gib: GibOrNone = None  # GiB for the KV cache; null: most of the free memory
     report_to: Reporter = "none"  # where training curves go besides metrics.jsonl; its package must be installed
     data: DataSettings = field(default_factory=DataSettings)

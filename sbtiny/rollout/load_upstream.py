@@ -28,6 +28,7 @@ from sbtiny.rollout.policy import Policy
 from sbtiny.rollout.sampling import Sampling
 from sbtiny.rollout.token_pieces import token_pieces
 
+PRIORITY = "?priority"
 PROBES = ("What is 3 + 4?", "Max has 52 apples and sells 17. How many are left?", "Compute 12 * 3 - 5.")
 
 
@@ -102,9 +103,13 @@ def weights_fingerprint(name: str) -> str:
 
 
 def connect(address: str, headers: dict[str, str], tokenizer: PreTrainedTokenizerBase, stops: frozenset[int], rows: int) -> Upstream:
-    """Find out which server is there, and that its vocabulary is ours. Raises UpstreamError. `address`: a URL, and `#NAME` of a model."""
+    """Find out which server is there, and that its vocabulary is ours. Raises UpstreamError.
+
+    `address`: a URL; `?priority` after it says that vLLM orders by priority, `#NAME` which model is meant.
+    """
     address, _, model = address.strip().partition("#")
-    url = address.rstrip("/").removesuffix("/v1")
+    plain, schedules = address.removesuffix(PRIORITY), address.endswith(PRIORITY)
+    url = plain.rstrip("/").removesuffix("/v1")
     if not url.startswith(("http://", "https://")):
         raise UpstreamError(f"--upstream {address!r} is no URL: write it as http://host:port")
     try:
@@ -114,8 +119,10 @@ def connect(address: str, headers: dict[str, str], tokenizer: PreTrainedTokenize
             check_vocabulary(http, dialect, tokenizer, rows)
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError) as error:
         raise UpstreamError(f"cannot use upstream {url} ({str(error) or type(error).__name__}): is it running?") from error
+    if schedules and not isinstance(dialect, Vllm):
+        raise UpstreamError(f"{url} is {dialect.kind}, which knows no priority: leave {PRIORITY} out")
     if isinstance(dialect, Vllm):
-        dialect.stop_ids = sorted(stops)
+        dialect.stop_ids, dialect.schedules = sorted(stops), schedules
     if isinstance(dialect, Ollama):
         start = tokenizer.bos_token_id
 

@@ -137,6 +137,10 @@ def test_what_cannot_be_used_is_said_in_one_line(started: Path, server: LlamaSer
     base.close()
     with pytest.raises(InputError, match="cannot use upstream"):
         open_upstream(started, base.url)
+    with pytest.raises(InputError, match="is llama-server, which knows no priority"):
+        open_upstream(started, server.url + "?priority")
+    with pytest.raises(InputError, match="no model 'other'"):
+        open_upstream(started, server.url + "#other")
     with pytest.raises(InputError, match="no URL"):
         open_upstream(started, "localhost:8080")
     with pytest.MonkeyPatch.context() as patch:
