@@ -96,7 +96,10 @@ class LimitTracker:
 
     @property
     def tokens_until_over(self) -> int | None:
-        """The number of the next token that may pass the limit, counted from here; None while no limit is known."""
+        """The number of the next token that may pass the limit, counted from here; None while no limit is known.
+
+        Within the head it has room for the rest of one, so the limit may be passed a few tokens earlier.
+        """
         allowed = self.allowed if self.wrapped_at is None else self.wrapped_at
         if allowed is None:
             return None

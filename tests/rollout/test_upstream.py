@@ -1,5 +1,6 @@
 """Answers that servers elsewhere decode: what comes of them, of those servers' ends, and of what cannot be used."""
 
+import json
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,6 +13,7 @@ from support import write_gguf
 from upstream_support import FakeOllama, LlamaServer, make_requests, play_requests
 
 from sbtiny.budget.protocol import THINK
+from sbtiny.cli import main as cli
 from sbtiny.config import Settings
 from sbtiny.errors import InputError, UpstreamError
 from sbtiny.models.aliases import BUNDLED
@@ -92,6 +94,12 @@ def test_what_a_dropped_request_writes_is_not_read(started: Path, server: LlamaS
     while session.is_busy:
         session.step()
     assert [ticket.episode is None for ticket in tickets] == [True, False] * 4 + [True]
+    for request, _ in make_requests(policy, 4):
+        session.add(request, GREEDY)
+    session.step()
+    policy.engine.close()
+    assert not session.is_busy
+    assert not policy.engine.reader.thread.is_alive()
 
 
 def test_sampling_is_seeded_and_varies(started: Path, server: LlamaServer) -> None:
@@ -153,6 +161,25 @@ def test_what_cannot_be_used_is_said_in_one_line(started: Path, server: LlamaSer
         load_policy("tiny", Settings(upstream=server.url), 2, trainable=True)
     with pytest.raises(InputError, match="engine is generate"):
         Settings(upstream=server.url, engine="generate")
+
+
+def test_the_command_line_takes_address_and_key_and_fails_in_one_line(
+    exported: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("SBTINY_UPSTREAM_KEY", "wrong")
+    locked = LlamaServer(exported, 2, "--api-key", "secret")
+    asked = ["chat", str(exported), "Max has 52 apples.\na) sells 1\nHow many apples?", "--upstream", locked.url, "--json"]
+    assert cli.run(asked, debug=False) == 2
+    assert capsys.readouterr().err.strip().splitlines()[-1].startswith(f"error: {locked.url} refuses the key")
+    assert cli.run([*asked, "--upstream-key", "secret"], debug=False) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["used"] > 0
+    assert "secret" not in said.err + said.out
+    locked.close()
+    assert cli.run([*asked, "--upstream-key", "secret"], debug=False) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith(f"error: cannot use upstream {locked.url}")
+    assert "secret" not in error
 
 
 # ---- ollama, by its documentation ----------------------------------------------------------------------------------------------
@@ -286,6 +313,13 @@ def test_a_stated_budget_becomes_the_priority_where_it_is_scheduled_by(played) -
     assert list(second.prompt) == [*first.prompt, *ticket.written]
     dialect.schedules = False
     assert "priority" not in dialect.body(second)
+
+
+def test_what_a_server_writes_that_is_no_chunk_ends_the_answer(started: Path, server: LlamaServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = open_upstream(started, server.url)
+    monkeypatch.setattr(LlamaDialect, "read", lambda self, line: [][0])
+    with pytest.raises(UpstreamError, match="has failed in an answer"):
+        policy.sample([policy.request("1 + 1?", 20, 0)], GREEDY)
 
 
 def test_a_server_that_writes_nothing_or_other_tokens_ends_the_answer(played) -> None:

@@ -63,6 +63,12 @@ class UpstreamEngine(DecodeEngine):
         self.session = UpstreamSession(self, capacity)
         return self.session
 
+    def close(self) -> None:
+        """Close all streams and end the thread that reads them; the engine cannot be used afterwards."""
+        if self.session is not None:
+            self.session.close()
+        self.reader.stop()
+
     def slot_bytes(self, capacity: int) -> int:
         return 0  # the servers hold them
 

@@ -78,7 +78,7 @@ class StreamReader:
             await self._read_chunks(stream)
         except UpstreamError as error:
             self.news.put((stream, UpstreamError(f"upstream {upstream.url}: {error}", error.is_refusal)))
-        except (httpx.HTTPError, ValueError, KeyError) as error:
+        except Exception as error:  # whatever it is, who waits for the stream must be told
             reason = str(error) or type(error).__name__
             self.news.put((stream, UpstreamError(f"upstream {upstream.url} has failed in an answer ({reason})")))
 
