@@ -13,6 +13,7 @@ from sbtiny.errors import InputError
 WRAP_UP = "\n\nTime is up. \\boxed{"
 AUTO = "auto"  # max_tokens that follows the model's own lengths
 AUTO_LIMIT = 8192  # the most that it may choose
+UPSTREAM_KEY = "SBTINY_UPSTREAM_KEY"  # of the environment: settings are printed and saved, so a key is none of them
 BackendName = Literal["auto", "unsloth", "transformers"]
 EngineName = Literal["ours", "generate", "vllm"]
 Reporter = Literal["none", "tensorboard", "trackio", "wandb"]
@@ -177,6 +178,7 @@ class Settings:
     four_bit: bool | None = None  # load base weights as NF4; null: where there is a GPU
     backend: BackendName = "auto"  # library that loads and trains; auto: unsloth on a CUDA GPU, else transformers and peft
     engine: EngineName = "ours"  # decoder; generate is slower and takes any transformers model; vllm must be installed
+    upstream: str | None = None  # URL of a server that decodes elsewhere; several with commas between (docs/scaling.md)
     kv_cache_gib: GibOrNone = None  # GiB for the KV cache; null: most of the free memory
     report_to: Reporter = "none"  # where training curves go besides metrics.jsonl; its package must be installed
     prompt: PromptSettings = field(default_factory=PromptSettings)
@@ -192,6 +194,8 @@ class Settings:
         cuts_in_vllm = self.engine == "vllm" and (g.cut_share > 0 or self.eval.cut_at > 0 or self.eval.ceiling > 0)
         wanted = "ours or generate, or grpo.cut_share, eval.cut_at and eval.ceiling to 0: vllm cannot cut answers"
         require(not cuts_in_vllm, "engine", self.engine, wanted)
+        if self.upstream:
+            require(self.engine == "ours", "engine", self.engine, "ours, its default: the upstream decodes")
         require(g.user_share + g.cut_share <= 1, "grpo.cut_share", g.cut_share, "at most 1 - grpo.user_share")
         require(0 < g.user_low <= g.user_high, "grpo.user_low", g.user_low, "above 0 and at most grpo.user_high")
         for name in ("relabel_per_user_group", "relabel_per_group"):

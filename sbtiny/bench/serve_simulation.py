@@ -103,6 +103,11 @@ def compare_orders(load: ServeLoad, rounds: int = 1, advance: Callable[..., None
     result |= {"requests": load.requests, "rounds": rounds, "seed": load.seed, "ageing": load.ageing, "orders": {}}
     for name in runs[0]:
         figures = {key: statistics.median(run[name][key] for run in runs) for key in runs[0][name]}
-        ratios = {key: summarize([run[name][key] / run["fcfs"][key] for run in runs]) for key in figures}
+        ratios = {key: summarize([over(run[name][key], run["fcfs"][key]) for run in runs]) for key in figures}
         result["orders"][name] = figures | ({} if name == "fcfs" else {"over_fcfs": ratios})
     return result
+
+
+def over(time: float, by_fcfs: float) -> float:
+    """A time over that of first come first served; 1 where both are 0: with so many slots nobody waits in any order."""
+    return time / by_fcfs if by_fcfs else 1.0

@@ -33,12 +33,12 @@ class Rate:
     """
 
     def __init__(self, window: float = 1.0) -> None:
-        self.window, self.total, self.paused = window, 0, 0.0  # seconds of all pauses
-        self.marks: deque[tuple[float, int]] = deque()  # (seconds of decoding, tokens until then) of the window
-        self.history: deque[tuple[float, int]] = deque(maxlen=round(KEPT_SECONDS / GRAIN))  # every GRAIN seconds
+        self.window, self.total, self.paused = window, 0.0, 0.0  # seconds of all pauses
+        self.marks: deque[tuple[float, float]] = deque()  # (seconds of decoding, tokens until then) of the window
+        self.history: deque[tuple[float, float]] = deque(maxlen=round(KEPT_SECONDS / GRAIN))  # every GRAIN seconds
         self.is_paused = True
 
-    def record(self, tokens: int, now: float) -> None:
+    def record(self, tokens: float, now: float) -> None:
         """Count tokens that came at `now`. The first after a pause start the clock: they took an unknown time, and do not count."""
         last = self.marks[-1][0] if self.marks else 0.0
         if self.is_paused:

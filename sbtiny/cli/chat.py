@@ -7,12 +7,12 @@ from typing import Annotated
 import typer
 
 from sbtiny.cli.app import app
-from sbtiny.cli.options import COMMON, USE, Flags, print_result, start_work, with_flags
+from sbtiny.cli.options import COMMON, UPSTREAM, USE, Flags, print_result, start_work, with_flags
 from sbtiny.errors import InputError
 
 
 @app.command("chat", rich_help_panel=USE)
-@with_flags(*COMMON, "seed", "four_bit", "backend", "engine", "kv_memory", section="serve")
+@with_flags(*COMMON, "seed", "four_bit", "backend", "engine", "kv_memory", *UPSTREAM, section="serve")
 def chat(
     name: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="A run folder, its name under runs/, a model, or a .gguf file.")],
     question: Annotated[str | None, typer.Argument(help="Answer this and leave; without it, a chat, or one question from a pipe.")] = None,

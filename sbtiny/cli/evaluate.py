@@ -9,6 +9,7 @@ from sbtiny.cli.app import app
 from sbtiny.cli.options import (
     ASKING,
     COMMON,
+    UPSTREAM,
     USE,
     AsJson,
     Flags,
@@ -24,7 +25,7 @@ CALIBRATION_QUESTIONS = 500  # true coverage within about 2 % of the promised on
 
 
 @app.command("eval", rich_help_panel=USE)
-@with_flags(*COMMON, *ASKING, "output", section="eval")
+@with_flags(*COMMON, *ASKING, *UPSTREAM, "output", section="eval")
 def evaluate(
     name: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="A run folder, its name under runs/, or a model.")],
     task: Annotated[str | None, typer.Option(help="arithmetic, gsm8k, math, math500, aime25, or a JSONL file of questions.")] = None,
@@ -68,7 +69,7 @@ def evaluate(
 
 
 @app.command(rich_help_panel=USE)
-@with_flags(*COMMON, *ASKING[1:], "output", section="eval")
+@with_flags(*COMMON, *ASKING[1:], *UPSTREAM, "output", section="eval")
 def calibrate(
     name: Annotated[str, typer.Argument(metavar="RUN|MODEL|GGUF", help="A run folder, its name under runs/, a model or a .gguf file.")],
     task: Annotated[str | None, typer.Option(help="arithmetic, gsm8k, math, or a JSONL file of questions.")] = None,
@@ -106,7 +107,7 @@ def calibrate(
     from sbtiny.evaluation.calibration_file import calibration_path
     from sbtiny.evaluation.calibration_table import print_calibration
 
-    file = calibration_path(name, flags.output)
+    file = calibration_path(name, flags.output, bool(settings.upstream))
     runs.check_unclaimed(file.parent)
     runs.check_writable(file)
     record = run_calibration(name, settings, confidence, flags.output)

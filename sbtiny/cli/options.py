@@ -1,6 +1,7 @@
 """Shared options of the verbs, their settings, and helpers. Imports nothing heavy at the top."""
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -12,7 +13,7 @@ from typing import Annotated, Any, get_args
 import typer
 
 from sbtiny.cli import streams
-from sbtiny.config import Settings
+from sbtiny.config import UPSTREAM_KEY, Settings
 from sbtiny.errors import InputError
 
 TRAIN, USE, HELP = "Train", "Use and measure", "Look"  # panels of the help
@@ -28,6 +29,11 @@ VERIFIER = "auto, numeric, math, choice, exact, regex, or a function of your own
 FORMAT = "Tags to teach: solution (the paper's), or think, with the answer after it."
 BACKEND = "What loads and trains: auto (unsloth on a GPU), unsloth, or transformers."
 ENGINE = "What decodes: ours, generate (any model of transformers, slower), or vllm."
+Upstreams = Annotated[
+    list[str] | None,
+    typer.Option(metavar="URL", help="A llama-server, vLLM or ollama that decodes elsewhere; several may be given."),
+]
+UpstreamKey = Annotated[str | None, typer.Option(envvar=UPSTREAM_KEY, help="Key that the upstreams want.")]
 REPORT_TO = "Training curves also go to tensorboard, trackio or wandb (default: none)."
 
 # Shared options in the order of the help. Each has a type with its help text, and the settings key that it sets ("": no setting).
@@ -55,6 +61,8 @@ OPTIONS: dict[str, tuple[Any, str]] = {
     "backend": (Annotated[str | None, typer.Option(help=BACKEND)], "backend"),
     "engine": (Annotated[str | None, typer.Option(help=ENGINE)], "engine"),
     "kv_memory": (KvMemory, "kv_cache_gib"),
+    "upstream": (Upstreams, "upstream"),
+    "upstream_key": (UpstreamKey, ""),
     "report_to": (Annotated[str | None, typer.Option(help=REPORT_TO)], "report_to"),
     "resume": (
         Annotated[bool, typer.Option("--resume", help="Resume the run in --output (default: the newest unfinished).")],
@@ -65,6 +73,7 @@ OPTIONS: dict[str, tuple[Any, str]] = {
 }
 COMMON = ("config", "preset", "extra", "as_json")
 ASKING = ("verifier", "seed", "limit", "max_tokens", "four_bit", "backend", "engine", "kv_memory")
+UPSTREAM = ("upstream", "upstream_key")
 TRAINING = ("output", "steps", "save_steps", "report_to", "resume", "dry_run")
 LAST = ("dry_run", "as_json")
 
@@ -80,6 +89,7 @@ class Flags:
     resume: bool = False
     dry_run: bool = False
     as_json: bool = False
+    upstream_key: str | None = None
     values: dict[str, Any] = field(default_factory=dict)
 
     def load(self, more: dict[str, Any] | None = None) -> Settings:
@@ -88,6 +98,8 @@ class Flags:
         from sbtiny.models.device import pick_preset, probe_device
 
         preset = pick_preset(probe_device()) if self.preset == "auto" else self.preset
+        if self.upstream_key:
+            os.environ[UPSTREAM_KEY] = self.upstream_key
         given = [(key, value) for key, value in (self.values | (more or {})).items() if value is not None]
         return load_settings(self.config, preset, [*map(parse_assignment, self.extra or []), *given])
 
@@ -148,6 +160,8 @@ def with_flags(*names: str, section: str = "", questions: str = "", **defaults: 
         def command(**values: Any) -> Any:
             shared = {name: values.pop(name) for name in keys}
             settings = {key: shared.pop(name) for name, key in keys.items() if key}
+            if isinstance(several := settings.get("upstream"), list):
+                settings["upstream"] = ",".join(several)
             return verb(flags=Flags(**shared, values=settings), **values)
 
         middle, last = [parameter(name) for name in keys if name not in LAST], [parameter(name) for name in keys if name in LAST]

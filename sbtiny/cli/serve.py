@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from sbtiny.cli.app import app
-from sbtiny.cli.options import USE, Flags, start_work, with_flags
+from sbtiny.cli.options import UPSTREAM, USE, Flags, start_work, with_flags
 from sbtiny.errors import InputError
 
 NEEDED = ("fastapi", "uvicorn", "sse_starlette", "prometheus_client")
@@ -16,7 +16,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 @app.command("serve", rich_help_panel=USE)
-@with_flags("config", "preset", "extra", "seed", "four_bit", "backend", "engine", "kv_memory", section="serve")
+@with_flags("config", "preset", "extra", "seed", "four_bit", "backend", "engine", "kv_memory", *UPSTREAM, section="serve")
 def serve(
     name: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="A run folder, its name under runs/, a model, or a .gguf file.")],
     host: Annotated[str, typer.Option(help="Address to listen on; another than this machine's wants a key.")] = "127.0.0.1",

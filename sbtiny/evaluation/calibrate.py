@@ -27,7 +27,7 @@ def run_calibration(
     `run`: the run that a .gguf file was exported from, whose training questions are left out. The model states its budgets and nothing
     is cut, whatever the settings. Raises InputError for questions that are not for calibration, or where another process writes there.
     """
-    path, e = calibration_path(name, output), settings.eval
+    path, e = calibration_path(name, output, bool(settings.upstream)), settings.eval
     check_split(e.task, e.split)
     with runs.claim("calibrate", path.parent):
         questions = load_questions(e.task, e.split, e.limit, settings.seed)

@@ -13,29 +13,33 @@ from sbtiny.errors import InputError
 from sbtiny.models.aliases import resolve
 from sbtiny.models.fingerprint import file_fingerprint, policy_fingerprint
 from sbtiny.progress import console
+from sbtiny.rollout.engines.upstream import UpstreamEngine
 from sbtiny.rollout.load_policy import base_info
 from sbtiny.rollout.policy import Policy
 from sbtiny.tasks.sources import TASKS
 
-NAME = "calibration.json"
+NAME, UPSTREAM_NAME = "calibration.json", "upstream.calibration.json"
 
 
-def calibration_path(name: str, output: Path | None = None) -> Path:
+def calibration_path(name: str, output: Path | None = None, is_upstream: bool = False) -> Path:
     """The file of a run (in its folder), of `x.gguf` (`x.calibration.json` beside it) or of a model (in runs/calibrate-NAME).
 
-    `output`: the folder to have it in instead.
+    `output`: the folder to have it in instead. `is_upstream`: servers elsewhere answer, which have a calibration of their own.
     """
+    file = UPSTREAM_NAME if is_upstream else NAME
     if run := runs.find_run(name):
-        path = run / NAME
+        path = run / file
     elif name.endswith(".gguf"):
-        path = Path(name).with_suffix(f".{NAME}")
+        path = Path(name).with_suffix(f".{file}")
     else:
-        path = runs.ROOT / f"calibrate-{Path(name).name}" / NAME
+        path = runs.ROOT / f"calibrate-{Path(name).name}" / file
     return output / path.name if output else path
 
 
 def answering_fingerprint(policy: Policy, name: str) -> str:
-    """The fingerprint of the weights that `policy`, loaded by `name`, answers with."""
+    """The fingerprint of the weights that `policy`, loaded by `name`, answers with; an upstream's are known by name alone."""
+    if isinstance(policy.engine, UpstreamEngine):
+        return policy.engine.fingerprint
     run = runs.find_run(name)
     if run is None and name.endswith(".gguf"):
         return file_fingerprint(Path(resolve(name).ref))
@@ -51,7 +55,7 @@ def load_calibration(
     Raises InputError for a broken file, and by name for one made with other weights, format, sampling or task. What is None is not
     compared: the task of free questions, the sampling where each answer has its own. One file of questions may calibrate another.
     """
-    path = calibration_path(name)
+    path = calibration_path(name, is_upstream=isinstance(policy.engine, UpstreamEngine))
     if not path.is_file():
         return None
     found = from_record(runs.read_json(path), str(path))

@@ -1,11 +1,10 @@
 """The tokenizer, stops and generation config of an export, made from those of the base."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sbtiny.budget.protocol import Format
 from sbtiny.config import EvalSettings, PromptSettings
-from sbtiny.errors import InputError
 from sbtiny.models.chat_template import with_budget
 from sbtiny.models.load import load_tokenizer
 from sbtiny.models.prompt import PLAIN, check_prompts, fit_template, turn_end
@@ -21,19 +20,6 @@ def load_export_tokenizer(base: Path, form: Format, prompt: PromptSettings = PLA
     check_prompts(tokenizer, form)
     tokenizer.chat_template = with_budget(tokenizer.chat_template, form)
     return tokenizer
-
-
-def read_generation(base: Path, config: Any) -> "GenerationConfig":
-    """The base's generation config. Without a file, the one transformers derives from `config`, as in training."""
-    from transformers import GenerationConfig
-
-    file = base / "generation_config.json"
-    if not file.is_file():
-        return GenerationConfig.from_model_config(config)
-    try:
-        return GenerationConfig.from_pretrained(base)
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"cannot read {file} ({error}): give the model the run was trained on") from error
 
 
 def make_generation_config(base: "GenerationConfig", stops: list[int], vocabulary: int, e: EvalSettings) -> "GenerationConfig":

@@ -14,7 +14,7 @@ from sbtiny import locks, runs
 from sbtiny.disk import is_disk_full
 from sbtiny.errors import Failed, InputError
 from sbtiny.export import gguf, kquants, modelfile
-from sbtiny.export.base import load_export_tokenizer, make_generation_config, ordered_stops, read_generation
+from sbtiny.export.base import load_export_tokenizer, make_generation_config, ordered_stops
 from sbtiny.export.check import Check
 from sbtiny.export.config import ExportConfig
 from sbtiny.export.gguf_tokenizer import Vocabulary, read_vocabulary
@@ -22,7 +22,7 @@ from sbtiny.export.merge import Merged, save_weights
 from sbtiny.models.load import base_folder
 from sbtiny.models.prompt import stop_ids_of
 from sbtiny.models.tensor_faults import EMBEDDING
-from sbtiny.models.tensors import read_config, read_folder
+from sbtiny.models.tensors import read_config, read_folder, read_generation
 from sbtiny.progress import bar, console
 from sbtiny.tasks.sources import Question
 from sbtiny.tasks.verify import Verifier

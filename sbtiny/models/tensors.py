@@ -20,7 +20,7 @@ from sbtiny.models.adapters import FILES as ADAPTER
 from sbtiny.models.shapes import ARCHITECTURES
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import GenerationConfig, PreTrainedModel
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FLOATS = ("F64", "F32", "F16", "BF16")
@@ -93,6 +93,19 @@ def read_config(folder: Path) -> Any:
 
     with reading_config(folder):
         return AutoConfig.from_pretrained(folder)
+
+
+def read_generation(folder: Path, config: Any) -> "GenerationConfig":
+    """A folder's generation config. Without a file, the one transformers derives from `config`, as in training."""
+    from transformers import GenerationConfig
+
+    file = folder / "generation_config.json"
+    if not file.is_file():
+        return GenerationConfig.from_model_config(config)
+    try:
+        return GenerationConfig.from_pretrained(folder)
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"cannot read {file} ({error}): give the model the run was trained on") from error
 
 
 def build_on_meta(folder: Path, config: Any) -> "PreTrainedModel":

@@ -6,7 +6,7 @@
 | `generate` | the model's own `generate`               | any model of transformers, unsloth's too               |
 | `vllm`     | vLLM (`vllm`)                            | answers without limits, where it is installed          |
 
-A .gguf file is decoded by llama.cpp (`llama_cpp`) where it is installed.
+A .gguf file is decoded by llama.cpp (`llama_cpp`) where it is installed. With `--upstream` servers elsewhere decode (`upstream`).
 """
 
 from abc import ABC, abstractmethod
@@ -60,7 +60,8 @@ class DecodeEngine(ABC):
     def run(self, requests: Sequence[Request], sampling: Sampling, on_episode: OnEpisode | None = None) -> list[Episode]:
         """Sample every request, long ones first so that the end is short; episodes come in the order of the requests.
 
-        Calls `on_episode(index, episode)` as each one ends. Raises InputError, before any work, for an invalid request.
+        Calls `on_episode(index, episode)` as each one ends. Raises InputError, before any work, for an invalid request; UpstreamError
+        where a server fails.
         """
         for request in requests:
             self.make_ticket(request, sampling)  # raises before the memory is reserved
@@ -70,6 +71,8 @@ class DecodeEngine(ABC):
         episodes: dict[int, Episode] = {}
         while session.is_busy:
             for ticket in session.step():
+                if ticket.refusal is not None:
+                    raise ticket.refusal
                 i = places[ticket]
                 episodes[i] = ticket.episode
                 if on_episode:

@@ -27,6 +27,7 @@ from sbtiny.budget.protocol import BUDGET_OPEN, SOLUTION, THINK, Outcome, parse,
 from sbtiny.errors import InputError
 
 HEAD_CHARS = 64  # the longest legal head without white space has 41
+HEAD_TOKENS = 24  # of a usual head, at the most
 OPENING = re.compile(f"{SOLUTION.opening}|{THINK.opening}")
 
 
@@ -92,6 +93,19 @@ class LimitTracker:
     @property
     def allowed(self) -> int | None:
         return self.limits.allowed(self.budget)
+
+    @property
+    def tokens_until_over(self) -> int | None:
+        """The number of the next token that may pass the limit, counted from here; None while no limit is known.
+
+        Within the head it has room for the rest of one, so the limit may be passed a few tokens earlier.
+        """
+        allowed = self.allowed if self.wrapped_at is None else self.wrapped_at
+        if allowed is None:
+            return None
+        has_reserve = self.wrapped_at is not None or (self.section is AnswerSection.AFTER and self.form.answered)
+        head = HEAD_TOKENS if self.section is AnswerSection.HEAD else 0
+        return max(1, allowed + has_reserve * self.limits.reserve + head + 1 - self.used - self.pending)
 
     def check_token(self, piece: str, forced: bool = False) -> Verdict:
         """Judge the next token by its text. A forced token always stands. A token that does not stand leaves the state unchanged."""

@@ -21,6 +21,7 @@ from sbtiny.rollout.decode_engine import DecodeEngine
 from sbtiny.rollout.engine import Engine
 from sbtiny.rollout.engines import llama_cpp, vllm
 from sbtiny.rollout.engines.generate import GenerateEngine
+from sbtiny.rollout.load_upstream import load_upstream_policy
 from sbtiny.rollout.memory import return_freed_memory
 from sbtiny.rollout.policy import Policy
 from sbtiny.rollout.token_pieces import token_pieces
@@ -70,9 +71,14 @@ def load_policy(name: str, settings: Settings, slots: int, trainable: bool = Fal
     """Load a run's policy (base model and adapter), or a plain model without an adapter.
 
     `run`: the run to resume with it; its base must be the same. A .gguf file is decoded by llama.cpp where its module is installed and no
-    other engine is set, else unpacked like any model. Raises InputError for an unfinished run, another base or a missing engine.
+    other engine is set, else unpacked like any model; with `upstream` set, servers elsewhere decode. Raises InputError for an unfinished
+    run, another base or a missing engine.
     """
     folder = runs.find_run(name)
+    if settings.upstream:
+        if trainable:
+            raise InputError("an upstream answers and cannot be trained: leave --upstream out")
+        return load_upstream_policy(name, settings, slots)
     torch.manual_seed(settings.seed)
     if settings.engine == "vllm":
         vllm.require_vllm()

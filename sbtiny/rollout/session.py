@@ -14,7 +14,7 @@ from sbtiny.rollout.sampling import Sampling, counter_uniforms
 class Ticket:
     """A request in a session, and the tokens written for it so far. `episode` is there once it has ended.
 
-    `logprobs` stays empty unless its sampling asks for them.
+    `refusal` says why it ended without one: what decodes it has failed. `logprobs` stays empty unless its sampling asks for them.
     """
 
     def __init__(self, request: Request, sampling: Sampling, pieces: Sequence[str]) -> None:
@@ -23,6 +23,7 @@ class Ticket:
         self.written: list[int] = []
         self.logprobs: list[float] = []
         self.episode: Episode | None = None
+        self.refusal: InputError | None = None
 
     @property
     def is_stopped(self) -> bool:
@@ -59,7 +60,7 @@ class Session(ABC):
 
     @abstractmethod
     def step(self) -> list[Ticket]:
-        """Decode one token of each running answer. Returns the tickets that ended; their episodes are set."""
+        """Decode one token of each running answer. Returns the tickets that ended; their episodes are set, or their refusals."""
 
     @abstractmethod
     def drop(self, ticket: Ticket) -> None:
@@ -77,6 +78,10 @@ class Session(ABC):
     @abstractmethod
     def is_busy(self) -> bool:
         """Whether a request is queued or running; held ones do not count."""
+
+    def pace(self, written: int) -> float | None:
+        """The tokens that each running answer got in the last step, in which all got `written`. None: its time was a prompt's."""
+        return 1.0 if written else None
 
 
 class BatchSession(Session):

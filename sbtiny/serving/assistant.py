@@ -13,10 +13,12 @@ from sbtiny.config import EngineName, ServeSettings, Settings
 from sbtiny.errors import InputError
 from sbtiny.evaluation.calibration_file import load_calibration
 from sbtiny.models.prompt import Message, to_messages
+from sbtiny.rollout.engines.upstream import UpstreamEngine
 from sbtiny.rollout.episode import Request
 from sbtiny.rollout.load_policy import load_policy
 from sbtiny.rollout.policy import Policy
 from sbtiny.rollout.sampling import Sampling
+from sbtiny.rollout.session import Ticket
 from sbtiny.serving.answer_limits import SHORT_RESERVE, Limiter
 from sbtiny.serving.ask import Answer, Ask, check_messages, choose_budget, clean_history, default_ask
 from sbtiny.serving.reply import Reply
@@ -42,6 +44,7 @@ class Assistant:
             raise InputError("this engine decodes whole batches and cannot stream: use --engine ours")
         self.rate = Rate()  # steps per second: each running answer gets one token a step
         self.running: list[Reply] = []
+        self.warming_up: list[Ticket] = []  # what is decoded to measure the rate
 
     # ---- for users -----------------------------------------------------------------------------------------------------------------
 
@@ -131,14 +134,16 @@ class Assistant:
 
     def step_each(self) -> list[Reply]:
         """Decode as `step` does; an answer that cannot go on ends with its `refusal`, and the others go on."""
-        tickets = [ticket for reply in self.running if (ticket := reply.body or reply.head)]
+        tickets = [ticket for reply in self.running if (ticket := reply.body or reply.head)] + self.warming_up
         before = sum(len(ticket.written) for ticket in tickets)
         self.session.step()
-        if not tickets or sum(len(ticket.written) for ticket in tickets) > before:
-            self.rate.record(1, time.perf_counter())
-        else:  # a part of a prompt
+        pace = self.session.pace(sum(len(ticket.written) for ticket in tickets) - before)
+        if pace is None:
             self.rate.pause()
+        else:
+            self.rate.record(pace, time.perf_counter())
         for reply in self.running:
+            reply.refusal = next((t.refusal for t in (reply.body, reply.head) if t and t.refusal), reply.refusal)
             if reply.head is not None and reply.head.episode is not None:
                 try:
                     self._follow_head(reply)
@@ -183,8 +188,12 @@ class Assistant:
         if (rate := self.rate.per_second(time.perf_counter())) is None:
             request = self.policy.request("1 + 1?", WARM_UP_TOKENS, seed=0)
             ticket = self.session.add(request, Sampling(0))
-            while ticket.episode is None:
+            self.warming_up = [ticket]
+            while ticket.episode is None and ticket.refusal is None:
                 self.step_each()
+            self.warming_up = []
+            if ticket.refusal is not None:
+                raise ticket.refusal
             rate = self.rate.per_second(time.perf_counter())
         return rate or 1.0
 
@@ -278,4 +287,6 @@ def load(
     policy = load_policy(model, settings, settings.serve.max_num_seqs)
     serve = settings.serve
     calibration = load_calibration(policy, model) if policy.states_budget else None  # each answer asks whether its sampling fits
+    if calibration is not None and isinstance(policy.engine, UpstreamEngine):
+        policy.engine.foretell = calibration.remaining
     return Assistant(policy, serve, calibration, settings.seed)

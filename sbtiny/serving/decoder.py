@@ -7,7 +7,7 @@ from typing import Any
 
 from sbtiny.budget.calibration import COVERAGES
 from sbtiny.budget.online_calibration import OnlineCalibration
-from sbtiny.errors import InputError
+from sbtiny.errors import InputError, UpstreamError
 from sbtiny.serving.assistant import Assistant
 from sbtiny.serving.heads_first import HeadsFirst
 from sbtiny.serving.job import Job, Update
@@ -122,7 +122,8 @@ class Decoder:
         """Tell the text, and the budget when it stands, when a cut comes, when its place changes, about once a second and at the end."""
         reply = job.reply
         if reply.refusal is not None:
-            self.news.append((job, Update(error=RequestError(str(reply.refusal)))))
+            by_upstream = {"code": "upstream_failed", "status": 502} if isinstance(reply.refusal, UpstreamError) else {}
+            self.news.append((job, Update(error=RequestError(str(reply.refusal), **by_upstream))))
             return
         parts = job.take_parts(now, max(FLUSH_SECONDS, EVENT_SECONDS * min(len(self.jobs), self.slots)))
         if job.stops.is_hit and not reply.is_done:

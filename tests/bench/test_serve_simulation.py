@@ -136,3 +136,9 @@ def test_what_the_command_refuses(capsys, monkeypatch) -> None:
     code, _, said = run(capsys, monkeypatch, "--simulate", "--burst", "--load", "0.5")
     assert code == 2
     assert "exclude each other" in said
+
+
+def test_with_so_many_slots_that_nobody_waits_the_orders_are_alike() -> None:
+    result = compare_orders(ServeLoad(1024, 0.5, 1.0, 3000))
+    assert result["orders"]["ours"]["longest_wait"] == 0
+    assert all(ratio["median"] == 1 for ratio in result["orders"]["ours"]["over_fcfs"].values())

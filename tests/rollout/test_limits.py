@@ -166,3 +166,18 @@ def test_rambling_after_the_body_stops_without_wrap_up() -> None:
 def test_limits_that_make_no_sense_are_refused(wrong: dict) -> None:
     with pytest.raises(InputError):
         Limits(**wrong)
+
+
+@given(st.lists(st.sampled_from(WORDS), max_size=40), st.integers(0, 12), st.booleans(), st.sampled_from(["<think>", "<solution>"]))
+def test_no_limit_is_passed_before_the_token_that_is_foretold(words: list[str], ceiling: int, wraps: bool, opening: str) -> None:
+    limits = Limits(ceiling, None, (1, 2), 9) if wraps else Limits(ceiling)
+    control, foretold = LimitTracker(limits, "<budget>4</budget>" + opening), 0
+    for i, word in enumerate([*words, *("a" * 40)]):
+        earliest = i - 1 + control.tokens_until_over
+        assert earliest >= foretold  # what was asked for before does not go too far
+        foretold = earliest
+        if control.check_token(word) is not Verdict.GO:
+            assert i >= foretold
+            break
+    else:
+        pytest.fail("the limit was never passed")
