@@ -71,11 +71,11 @@ def load_policy(name: str, settings: Settings, slots: int, trainable: bool = Fal
     """
     folder = runs.find_run(name)
     torch.manual_seed(settings.seed)
-    if settings.engine == "vllm":
-        vllm.require_vllm()
     if folder is None and name.endswith(".gguf") and not trainable and settings.engine == "ours" and llama_cpp.is_available():
         return build_gguf_policy(Path(resolve(name).ref), slots, settings.kv_cache_gib)
     about = runs.read_run(folder) if folder else {"model": name, "format": settings.format}
+    if settings.engine == "vllm":
+        vllm.require_vllm(settings.backend, is_four_bit(settings, about))
     adapter = folder / "adapter" if folder else None
     if folder:
         runs.check_finished(folder)
