@@ -64,9 +64,7 @@ class StopAtLengths(StoppingCriteria):
 class OurEngine:
     """A decode engine of `rollout/`: our loop, or vLLM as `--engine vllm` steps it."""
 
-    def __init__(
-        self, model: nn.Module, slots: int, kv_cache_gib: float | None = None, engine: type[Engine | VllmEngine] = Engine
-    ) -> None:
+    def __init__(self, model: nn.Module, slots: int, kv_cache_gib: float | None = None, engine: type[Engine | VllmEngine] = Engine) -> None:
         vocabulary = model.get_input_embeddings().weight.shape[0]
         self.engine = engine(model, [""] * vocabulary, frozenset(), slots, kv_cache_gib)
 

@@ -1,16 +1,23 @@
 """vLLM itself (make test-vllm): its answers are ours, under the same control, by the adapter of this very update."""
 
+import json
 import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from support import GRPO, settings_of
+from typer.testing import CliRunner
 
 from sbtiny.budget.protocol import THINK
+from sbtiny.cli.main import app
+from sbtiny.config import ServeSettings, Settings
 from sbtiny.errors import InputError
+from sbtiny.grpo.run import run_grpo
 from sbtiny.models.load import add_lora, load_model
 from sbtiny.models.prompt import prompt_ids
 from sbtiny.rollout.engines.vllm import fit_rank
@@ -20,6 +27,7 @@ from sbtiny.rollout.limits import Limits
 from sbtiny.rollout.load_policy import build_policy
 from sbtiny.rollout.policy import Policy
 from sbtiny.rollout.sampling import Sampling
+from sbtiny.serving.assistant import load
 from sbtiny.tasks import arithmetic
 
 pytestmark = pytest.mark.vllm
@@ -223,3 +231,63 @@ def test_a_rank_is_rounded_up_to_one_of_theirs() -> None:
     assert [fit_rank(r) for r in (1, 8, 12, 32, 500)] == [8, 8, 16, 32, 512]
     with pytest.raises(InputError, match="up to rank 512"):
         fit_rank(513)
+
+
+def test_unsloths_own_engine_is_taken_where_the_model_brings_one(tiny, theirs: Policy, monkeypatch) -> None:
+    requests = asked(theirs, 3, 20)
+    expected = [e.completion_ids for e in theirs.sample(requests, Sampling(0))]
+    monkeypatch.setattr(tiny[0], "vllm_engine", SimpleNamespace(llm_engine=theirs.engine.core), raising=False)
+    policy = build_policy(*tiny, slots=3, engine="vllm")
+    assert [e.completion_ids for e in policy.sample(requests, Sampling(0))] == expected
+    assert policy.engine.core is theirs.engine.core
+    with pytest.raises(InputError, match=f"exceed the context of {theirs.engine.capacity}"):
+        policy.sample(asked(policy, 1, theirs.engine.capacity), Sampling(0))
+
+
+# ---- the verbs -------------------------------------------------------------------------------------------------------
+
+
+def run_verb(line: str) -> str:
+    result = CliRunner().invoke(app, line.split())
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_evaluation_finds_what_ours_finds(started: Path, tmp_path: Path) -> None:
+    cut = "--limit 8 --json --set eval.cut_at=0.5 --set eval.temperature=0 --set eval.max_tokens=40"
+    found = [json.loads(run_verb(f"eval {started} {cut} --engine {name} -o {tmp_path / name}")) for name in ("ours", "vllm")]
+    assert found[0] == found[1]
+    rows = [(tmp_path / name / "eval_samples.jsonl").read_text() for name in ("ours", "vllm")]
+    assert rows[0] == rows[1]
+
+
+def test_data_is_built(started: Path, tmp_path: Path) -> None:
+    out = tmp_path / "rows.jsonl"
+    run_verb(f"data build {out} --model {started} --limit 12 --engine vllm --set data.max_tokens=40 --set data.samples_per_question=2")
+    assert all(json.loads(line) for line in out.read_text().splitlines())
+
+
+def test_grpo_trains_on_its_answers_and_cuts_some(started: Path, tmp_path: Path) -> None:
+    settings = replace(settings_of(replace(GRPO, steps=3, cut_share=0.5, user_share=0.25)), engine="vllm")
+    run = run_grpo(settings, started, tmp_path / "run")
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "reward" in row] == [1, 2, 3]
+
+
+def test_it_is_chatted_with(started: Path) -> None:
+    greedy = ServeSettings(temperature=0.0)
+    theirs, ours = (load(str(started), settings=Settings(engine=name, serve=greedy)) for name in ("vllm", "ours"))
+    for budget in (None, 9):
+        found, expected = (each.ask("Compute 2 + 3.", budget=budget) for each in (theirs, ours))
+        assert (found.text, found.stated, found.used, found.stop_reason) == (
+            expected.text,
+            expected.stated,
+            expected.used,
+            expected.stop_reason,
+        )
+
+
+def test_the_bench_times_it_beside_ours() -> None:
+    found = json.loads(run_verb("bench rollout --engine ours,vllm --requests 8 --slots 4 --rounds 1 --mean 5 --max-tokens 20 --json"))
+    assert set(found["engines"]) == {"ours", "vllm"}
+    assert "ratio_vllm" in found
