@@ -5,14 +5,11 @@ answer so far are asked again; vLLM has their keys and values still. A held answ
 """
 
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sbtiny.rollout.episode import Request, StopReason
 from sbtiny.rollout.sampling import Sampling
 from sbtiny.rollout.session import Session, Ticket, check_capacity
-
-if TYPE_CHECKING:
-    from sbtiny.rollout.engines.vllm import VllmEngine
 
 SEED_STEP = 0x9E3779B97F4A7C15  # odd, so that no two parts of an answer have the same seed
 FORBIDDEN = -100.0  # the lowest bias that vLLM takes
@@ -21,8 +18,8 @@ FORBIDDEN = -100.0  # the lowest bias that vLLM takes
 class VllmSession(Session):
     """Hands vLLM as many requests as it decodes at once; the others wait here, where they can be dropped."""
 
-    def __init__(self, engine: "VllmEngine") -> None:
-        self.engine = engine
+    def __init__(self, engine: Any) -> None:
+        self.engine = engine  # the VllmEngine that opens it
         self.queue: deque[Ticket] = deque()
         self.running: dict[str, Ticket] = {}  # by vLLM's name of the request
         self.held: set[Ticket] = set()
