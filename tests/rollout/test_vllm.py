@@ -10,7 +10,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from support import GRPO, settings_of
+from support import GRPO, settings_of, write_gguf
+from transformers import CTRLConfig, CTRLLMHeadModel
 from typer.testing import CliRunner
 
 from sbtiny.budget.protocol import THINK
@@ -18,13 +19,14 @@ from sbtiny.cli.main import app
 from sbtiny.config import ServeSettings, Settings
 from sbtiny.errors import InputError
 from sbtiny.grpo.run import run_grpo
+from sbtiny.models.aliases import BUNDLED
 from sbtiny.models.load import add_lora, load_model
 from sbtiny.models.prompt import prompt_ids
-from sbtiny.rollout.engines.vllm import fit_rank
+from sbtiny.rollout.engines.vllm import VllmEngine, fit_rank
 from sbtiny.rollout.episode import Episode, Request
 from sbtiny.rollout.limit_enforcer import Interrupt, TagMask
 from sbtiny.rollout.limits import Limits
-from sbtiny.rollout.load_policy import build_policy
+from sbtiny.rollout.load_policy import build_policy, load_policy
 from sbtiny.rollout.policy import Policy
 from sbtiny.rollout.sampling import Sampling
 from sbtiny.serving.assistant import load
@@ -291,3 +293,27 @@ def test_the_bench_times_it_beside_ours() -> None:
     found = json.loads(run_verb("bench rollout --engine ours,vllm --requests 8 --slots 4 --rounds 1 --mean 5 --max-tokens 20 --json"))
     assert set(found["engines"]) == {"ours", "vllm"}
     assert "ratio_vllm" in found
+
+
+def test_a_gguf_file_is_unpacked_for_it(policy: Policy, tmp_path: Path) -> None:
+    file = write_gguf(BUNDLED, "f32", tmp_path / "plain.gguf")
+    theirs = load_policy(str(file), Settings(engine="vllm"), slots=4)
+    requests = asked(theirs, 4, 30)
+    found, expected = (each.sample(requests, Sampling(0)) for each in (theirs, policy))
+    assert [e.completion_ids for e in found] == [e.completion_ids for e in expected]
+
+
+def test_what_vllm_refuses_is_one_line(tmp_path: Path) -> None:
+    """CTRL is a model that vLLM does not know."""
+    model = CTRLLMHeadModel(CTRLConfig(vocab_size=97, n_embd=32, n_layer=1, n_head=4, n_positions=64, dff=32))
+    model.save_pretrained(tmp_path)
+    model.config._name_or_path = str(tmp_path)
+    engine = VllmEngine(model, ["a"] * 97, frozenset({1}))
+    with pytest.raises(InputError, match=r"vLLM cannot start for .*use --engine ours or generate") as error:
+        engine.run([Request((1, 2), 5)], Sampling())
+    assert "\n" not in str(error.value)
+
+
+def test_a_cache_too_small_for_one_answer_is_told_before_work(tiny) -> None:
+    with pytest.raises(InputError, match="raise --kv-memory"):
+        build_policy(*tiny, engine="vllm", kv_cache_gib=0.0001).engine.check_room(400)
