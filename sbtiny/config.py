@@ -191,9 +191,6 @@ class Settings:
     def __post_init__(self) -> None:
         check_ranges(self)
         g, group = self.grpo, "0 or more and fewer than grpo.num_generations"
-        cuts_in_vllm = self.engine == "vllm" and (g.cut_share > 0 or self.eval.cut_at > 0 or self.eval.ceiling > 0)
-        wanted = "ours or generate, or grpo.cut_share, eval.cut_at and eval.ceiling to 0: vllm cannot cut answers"
-        require(not cuts_in_vllm, "engine", self.engine, wanted)
         if self.upstream:
             require(self.engine == "ours", "engine", self.engine, "ours, its default: the upstream decodes")
         require(g.user_share + g.cut_share <= 1, "grpo.cut_share", g.cut_share, "at most 1 - grpo.user_share")

@@ -1,4 +1,4 @@
-"""Decoding speed: ours, `generate` called the way TRL calls it, and transformers' continuous batching, on the same work.
+"""Decoding speed: ours, `generate` called the way TRL calls it, transformers' continuous batching and vLLM, on the same work.
 
 Every answer has a fixed length, so all engines write equally many tokens; stop tokens do not end an answer.
 """
@@ -23,6 +23,7 @@ from sbtiny.progress import bar, console, format_duration, print_line
 from sbtiny.rollout.decode_engine import OnEpisode
 from sbtiny.rollout.engine import Engine
 from sbtiny.rollout.engines.generate import left_pad
+from sbtiny.rollout.engines.vllm import VllmEngine
 from sbtiny.rollout.episode import Episode, Request
 from sbtiny.rollout.sampling import Sampling
 from sbtiny.tasks import arithmetic
@@ -61,9 +62,11 @@ class StopAtLengths(StoppingCriteria):
 
 
 class OurEngine:
-    def __init__(self, model: nn.Module, slots: int, kv_cache_gib: float | None = None) -> None:
+    """A decode engine of `rollout/`: our loop, or vLLM as `--engine vllm` steps it."""
+
+    def __init__(self, model: nn.Module, slots: int, kv_cache_gib: float | None = None, engine: type[Engine | VllmEngine] = Engine) -> None:
         vocabulary = model.get_input_embeddings().weight.shape[0]
-        self.engine = Engine(model, [""] * vocabulary, frozenset(), slots, kv_cache_gib)
+        self.engine = engine(model, [""] * vocabulary, frozenset(), slots, kv_cache_gib)
 
     def decode(self, prompts: Sequence[list[int]], lengths: Sequence[int], seed: int, on_episode: OnEpisode | None = None) -> list[Episode]:
         """Answers of the given lengths, of which the engine has only guesses."""
@@ -167,6 +170,7 @@ def compare_engines(
         "ours": lambda: OurEngine(model, first.slots, kv_cache_gib),
         "generate": lambda: GenerateBaseline(model, tokenizer.pad_token_id),
         "continuous": lambda: ContinuousBaseline(model, tokenizer.pad_token_id),
+        "vllm": lambda: OurEngine(model, first.slots, kv_cache_gib, VllmEngine),
     }
     engines = {name: makers[name]() for name in names}
     with bar("warming up", len(names)) as advance:
@@ -253,7 +257,7 @@ def bench_record(model: nn.Module, work: BenchJob, rounds: int, timings: dict[st
         }
         for name, runs in timings.items()
     }
-    others = [name for name in ("generate", "continuous") if name in rates and "ours" in rates]
+    others = [name for name in ("generate", "continuous", "vllm") if name in rates and "ours" in rates]
     for name in others:
         result |= record_ratio(f"ratio_{name}", rates["ours"], rates[name])
     return result

@@ -14,7 +14,7 @@ bench = typer.Typer(no_args_is_help=True, help="Speed against other engines and 
 app.add_typer(bench, name="bench", rich_help_panel=USE)
 
 SIZES = ((128, 3), (128, 2), (64, 2), (64, 1), (32, 1))
-ENGINES = ("ours", "generate", "continuous")
+ENGINES = ("ours", "generate", "continuous", "vllm")
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16 (default: what suits the machine).")]
 ModelName = Annotated[str, typer.Option("--model", "-m", help="Alias, hub id, folder or .gguf file.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads (default: what torch takes).")]
@@ -25,8 +25,8 @@ SeedOf = Annotated[int, typer.Option("--seed", min=0, help="Seed of the draw.")]
 
 
 def parse_engines(names: str) -> list[str]:
-    """The engines of `--engine all` or `--engine ours,generate`."""
-    wanted = list(ENGINES) if names == "all" else names.split(",")
+    """The engines of `--engine all`, which leaves out vllm because few have it, or `--engine ours,generate`."""
+    wanted = [name for name in ENGINES if name != "vllm"] if names == "all" else names.split(",")
     if unknown := [name for name in wanted if name not in ENGINES]:
         raise InputError(f"--engine {unknown[0]!r} is unknown: choose all, or from {', '.join(ENGINES)}")
     return wanted
@@ -57,7 +57,7 @@ def start_bench(dtype: str | None, threads: int | None) -> None:
 @bench.command()
 def rollout(
     model: ModelName = "tiny",
-    engine: Annotated[str, typer.Option(help="all, or some of ours,generate,continuous.")] = "all",
+    engine: Annotated[str, typer.Option(help="all (without vllm), or some of ours,generate,continuous,vllm.")] = "all",
     requests: Annotated[int | None, typer.Option(min=1, help="Answers to write (default: 128, or what five minutes allow).")] = None,
     slots: Annotated[int, typer.Option(min=1, help="Answers decoded at a time.")] = 32,
     group: Annotated[int, typer.Option(min=1, help="Answers to each question.")] = 8,
@@ -72,7 +72,7 @@ def rollout(
     seed: SeedOf = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Useful tokens a second of our decode loop, of generate, and of transformers' continuous batching.
+    """Useful tokens a second of our decode loop, of generate, of transformers' continuous batching, and of vLLM.
 
     Example: sbtiny bench rollout --model smollm2-135m --dtype bfloat16
     """
@@ -81,7 +81,10 @@ def rollout(
     start_bench(dtype, threads)
     from sbtiny.bench.rollout import build_job, compare_engines
     from sbtiny.models.load import load_model
+    from sbtiny.rollout.engines.vllm import require_vllm
 
+    if "vllm" in names:
+        require_vllm(four_bit=bool(four_bit))
     weights, tokenizer = load_model(model, four_bit=bool(four_bit), dtype=dtype)
     jobs = [(build_job(tokenizer, work, slots, group, seed), times) for work, times in works]
     print_result(compare_engines(weights, tokenizer, jobs, names, kv_memory), as_json)

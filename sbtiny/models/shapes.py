@@ -19,6 +19,15 @@ def slot_bytes(layers: int, kv: int, capacity: int, number: int) -> int:
     return layers * 2 * kv * capacity * number
 
 
+def config_slot_bytes(config: Any, capacity: int, number: int) -> int:
+    """The same for transformers' text config of any model; 0 for one without attention heads."""
+    if not (heads := getattr(config, "num_attention_heads", None)):
+        return 0
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    return slot_bytes(config.num_hidden_layers, kv_heads * head_dim, capacity, number)
+
+
 @dataclass(frozen=True, slots=True)
 class Shape:
     """A Llama, Qwen2 or Qwen3 decoder: counts and widths. `bias`: q, k and v have one. `qk_norm`: q and k are normalised."""

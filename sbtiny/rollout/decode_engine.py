@@ -4,7 +4,7 @@
 |------------|------------------------------------------|--------------------------------------------------------|
 | `ours`     | a folded copy of the weights (`engine`)  | Llama, Qwen2 and Qwen3 models                          |
 | `generate` | the model's own `generate`               | any model of transformers, unsloth's too               |
-| `vllm`     | vLLM (`vllm`)                            | answers without limits, where it is installed          |
+| `vllm`     | vLLM, stepped under our limits (`vllm`)  | whatever vLLM runs, where it is installed              |
 
 A .gguf file is decoded by llama.cpp (`llama_cpp`) where it is installed. With `--upstream` servers elsewhere decode (`upstream`).
 """

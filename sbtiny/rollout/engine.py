@@ -120,6 +120,8 @@ class Engine(DecodeEngine):
             if beginning is not None:
                 k, v = (torch.cat((old[None], new), -2) for old, new in zip(beginning[i], (k, v), strict=True))
             layer_states.append(torch.stack((k, v)))
+            if layer is w.layers[-1]:  # nothing comes after its keys and values
+                break
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
             x = self._finish(layer, x, y.transpose(1, 2).flatten(2))
         stacked = torch.stack(layer_states)

@@ -80,11 +80,11 @@ def load_policy(name: str, settings: Settings, slots: int, trainable: bool = Fal
             raise InputError("an upstream answers and cannot be trained: leave --upstream out")
         return load_upstream_policy(name, settings, slots)
     torch.manual_seed(settings.seed)
-    if settings.engine == "vllm":
-        vllm.require_vllm()
     if folder is None and name.endswith(".gguf") and not trainable and settings.engine == "ours" and llama_cpp.is_available():
         return build_gguf_policy(Path(resolve(name).ref), slots, settings.kv_cache_gib, settings.prompt)
     about = runs.read_run(folder) if folder else {"model": name, "format": settings.format}
+    if settings.engine == "vllm":
+        vllm.require_vllm(settings.backend, is_four_bit(settings, about))
     adapter = folder / "adapter" if folder else None
     if folder:
         runs.check_finished(folder)

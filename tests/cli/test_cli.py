@@ -131,7 +131,6 @@ WRONG = {
     "grpo --preset t5 --dry-run": "unknown preset 't5'",
     "eval tiny --limit -1": "eval.limit is -1",
     "eval tiny --engine theirs": "engine in the command line is 'theirs': choose from ours, generate, vllm",
-    "eval tiny --engine vllm --set eval.cut_at=0.5": "vllm cannot cut answers",
     "eval tiny --kv-memory 0": "kv_cache_gib is 0.0: set it to a number of GiB above 0",
     "eval tiny --budget lots": "--budget 'lots' is not understood",
     "eval tiny --budget 0": "--budget '0'",
@@ -241,7 +240,7 @@ def test_an_engine_that_is_not_there_is_told_in_one_line(
     monkeypatch.setattr("sbtiny.rollout.engines.vllm.find_spec", lambda name: None)
     found = sbtiny_(f"{line} --engine vllm")
     assert (found.code, len(found.err.splitlines())) == (2, 1)
-    assert "vllm is not installed: pip install vllm, or use --engine ours or generate" in found.err
+    assert "vllm is not installed: pip install vllm (on a CPU: make vllm-env), or use --engine ours or generate" in found.err
     assert listing(tmp_path) == files
 
 

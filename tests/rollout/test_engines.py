@@ -1,26 +1,21 @@
 """Engines are one to their callers: the same request, the same text, the same control, whatever decodes."""
 
-import math
-import sys
 from dataclasses import replace
-from pathlib import Path
-from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from sbtiny.config import Settings
 from sbtiny.errors import InputError
-from sbtiny.load_settings import load_settings as settings_of
 from sbtiny.models.load import add_lora, load_model
 from sbtiny.rollout.engine import Engine
 from sbtiny.rollout.engines.generate import GenerateEngine
-from sbtiny.rollout.engines.vllm import VllmEngine
 from sbtiny.rollout.episode import Request
 from sbtiny.rollout.limit_enforcer import Interrupt
 from sbtiny.rollout.limits import Limits
-from sbtiny.rollout.load_policy import build_policy
+from sbtiny.rollout.load_policy import build_policy, load_policy
 from sbtiny.rollout.policy import Policy
 from sbtiny.rollout.sampling import Sampling
 from sbtiny.tasks import arithmetic
@@ -136,95 +131,27 @@ def test_generate_leaves_a_model_in_training_as_it_was(tiny) -> None:
     assert plain == [e.completion_ids for e in build_policy(*tiny).sample(requests, Sampling(0))] != adapted
 
 
-# ---- vLLM ------------------------------------------------------------------------------------------------------------
+# ---- vLLM, where it is not (tests/rollout/test_vllm.py has the rest) ------------------------------------------------
 
 
 def test_vllm_is_refused_in_one_line_where_it_is_not_installed(tiny, monkeypatch) -> None:
-    monkeypatch.setitem(sys.modules, "vllm", None)
     monkeypatch.setattr("sbtiny.rollout.engines.vllm.find_spec", lambda name: None)
-    with pytest.raises(InputError, match="vllm is not installed") as error:
+    with pytest.raises(InputError, match=r"vllm is not installed: pip install vllm \(on a CPU: make vllm-env\)") as error:
         build_policy(*tiny, engine="vllm")
     assert "\n" not in str(error.value)
-    for setting, value in (("grpo.cut_share", 0.5), ("eval.cut_at", 0.5), ("eval.ceiling", 40)):
-        with pytest.raises(InputError, match="vllm cannot cut"):
-            settings_of(overrides=[("engine", "vllm"), (setting, value), ("grpo.user_share", 0)])
 
 
-@pytest.fixture
-def stand_in(monkeypatch) -> list[SimpleNamespace]:
-    """Names and arguments of vLLM's API as its documentation has them; it writes 3, 4 and the first stop token. Not vLLM."""
-    made: list[SimpleNamespace] = []
-
-    class LLM(SimpleNamespace):
-        def generate(self, prompts, parameters, lora_request=None, use_tqdm=True):
-            self.asked, self.lora = list(zip(prompts, parameters, strict=True)), lora_request
-            outputs = []
-            for each in parameters:
-                ids = [3, 4, each.stop_token_ids[0]][: each.max_tokens]
-                reason = "stop" if len(ids) == 3 else "length"
-                outputs.append(SimpleNamespace(outputs=[SimpleNamespace(token_ids=ids, finish_reason=reason)]))
-            return outputs
-
-    def new(**arguments):
-        made.append(LLM(**arguments))
-        return made[-1]
-
-    modules = {name: ModuleType(name) for name in ("vllm", "vllm.lora", "vllm.lora.request")}
-    modules["vllm"].LLM, modules["vllm"].SamplingParams = new, SimpleNamespace
-    modules["vllm.lora.request"].LoRARequest = lambda name, number, path: SimpleNamespace(number=number, path=path)
-    for name, module in modules.items():
-        monkeypatch.setitem(sys.modules, name, module)
+@pytest.mark.parametrize(
+    ("asked", "world", "said"),
+    [
+        ({"four_bit": True}, 1, "no 4-bit layers: add --no-4bit, or use --engine ours"),
+        ({"backend": "unsloth"}, 1, "needs a GPU: use --backend transformers, or --engine ours"),
+        ({}, 2, "in one process, not beside others: use --engine ours"),
+    ],
+)
+def test_vllm_refuses_what_it_cannot_do_on_a_cpu(asked: dict, world: int, said: str, monkeypatch) -> None:
     monkeypatch.setattr("sbtiny.rollout.engines.vllm.find_spec", lambda name: True)
-    return made
-
-
-def test_vllm_gets_ids_and_stops_and_gives_episodes(tiny, stand_in) -> None:
-    policy = build_policy(*tiny, slots=7, kv_cache_gib=0.5, engine="vllm")
-    requests = [policy.request("1 + 1?", room, seed=2**64 - 1) for room in (2, 40)]
-    seen = []
-    short, whole = policy.sample(requests, Sampling(0.6, top_p=0.9), lambda i, e: seen.append(i))
-    stops = np.flatnonzero(policy.engine.stops).tolist()
-    assert (short.completion_ids, short.stop_reason, short.ended) == ([3, 4], "length", False)
-    assert (whole.completion_ids, whole.stop_reason, whole.ended) == ([3, 4, stops[0]], "end", True)
-    assert whole.text == "".join(policy.engine.pieces[i] for i in (3, 4))
-    assert seen == [0, 1]
-    prompt, told = stand_in[0].asked[0]
-    assert prompt == {"prompt_token_ids": list(requests[0].prompt_ids)}
-    assert (told.stop_token_ids, told.max_tokens, told.temperature, told.top_p, told.top_k) == (stops, 2, 0.6, 0.9, -1)
-    assert 0 <= told.seed < 2**63
-    assert (stand_in[0].max_num_seqs, stand_in[0].kv_cache_memory_bytes) == (7, 2**29)
-    assert stand_in[0].max_model_len >= len(requests[1].prompt_ids) + 40
-    policy.sample([policy.request("1 + 1?", 400, 0)], Sampling())
-    assert len(stand_in) == 2  # a longer sequence needs another engine
-    for bad in (replace(requests[0], limits=Limits(3)), replace(requests[0], interrupt=Interrupt())):
-        with pytest.raises(InputError, match="use --engine ours"):
-            policy.sample([bad], Sampling())
-
-
-def test_vllm_gets_the_adapter_anew_after_each_refresh(stand_in) -> None:
-    model, tokenizer = load_model("tiny")
-    model = add_lora(model, rank=4)
-    policy = build_policy(model, tokenizer, engine="vllm")
-    requests = [policy.request("1 + 1?", 5, 0)]
-    policy.sample(requests, Sampling())
-    first = stand_in[0].lora
-    policy.refresh()
-    policy.sample(requests, Sampling())
-    assert stand_in[0].lora.number == first.number + 1
-    assert stand_in[0].max_lora_rank == 4
-    assert (Path(stand_in[0].lora.path) / "adapter_model.safetensors").is_file()
-    assert not Path(first.path).exists()
-    with model.disable_adapter():
-        policy.refresh()
-        policy.sample(requests, Sampling())
-    assert stand_in[0].lora is None
-
-
-def test_unsloths_own_engine_is_taken_where_the_model_brings_one(tiny, stand_in, monkeypatch) -> None:
-    sys.modules["vllm"].LLM(brought=True)
-    monkeypatch.setattr(tiny[0], "vllm_engine", stand_in[0], raising=False)
-    model = tiny[0]
-    engine = VllmEngine(model, ["a"] * model.get_input_embeddings().weight.shape[0], frozenset({1}))
-    engine.run([Request((1, 2), 9)], Sampling())
-    assert len(stand_in) == 1
-    assert math.isinf(engine.capacity)
+    monkeypatch.setenv("WORLD_SIZE", str(world))
+    with pytest.raises(InputError, match=said) as error:
+        load_policy("tiny", Settings(engine="vllm", **asked), slots=4)
+    assert "\n" not in str(error.value)

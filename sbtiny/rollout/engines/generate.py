@@ -14,7 +14,7 @@ from transformers.generation.logits_process import LogitsProcessor, LogitsProces
 from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList
 
 from sbtiny.models.load import inference_mode_for
-from sbtiny.models.shapes import slot_bytes
+from sbtiny.models.shapes import config_slot_bytes
 from sbtiny.rollout.decode_engine import DecodeEngine, stop_mask
 from sbtiny.rollout.limit_enforcer import TagMask
 from sbtiny.rollout.memory import fit_slots
@@ -56,13 +56,8 @@ class GenerateEngine(DecodeEngine):
 
     def _rows(self, capacity: int, wanted: int) -> int:
         """Number of rows that fit, at most `wanted`; a model without attention heads has no keys and values."""
-        c = self.config
-        if not (heads := getattr(c, "num_attention_heads", None)):
-            return wanted
-        head_dim = getattr(c, "head_dim", None) or c.hidden_size // heads
-        kv_heads = getattr(c, "num_key_value_heads", None) or heads
-        slot = slot_bytes(c.num_hidden_layers, kv_heads * head_dim, capacity, self.model.dtype.itemsize)
-        return fit_slots(slot, wanted, self.kv_cache_gib, self.model.device)[0]
+        slot = config_slot_bytes(self.config, capacity, self.model.dtype.itemsize)
+        return fit_slots(slot, wanted, self.kv_cache_gib, self.model.device)[0] if slot else wanted
 
     def open_session(self, capacity: int, kept_prefixes: int = 0) -> BatchSession:
         return BatchSession(self._decode, self.make_ticket, self._rows(capacity, self.slots))

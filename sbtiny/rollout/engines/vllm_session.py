@@ -1,0 +1,157 @@
+"""vLLM's scheduler under our limits, a token at a time: what they forbid aborts a request, and the answer goes on as another.
+
+vLLM cannot replace a token. So where a limit forces the wrap-up, or a closing tag must not come, the request is aborted, and prompt and
+answer so far are asked again; vLLM has their keys and values still. A held answer waits in the same way.
+"""
+
+from collections import deque
+from typing import Any
+
+from sbtiny.rollout.episode import Request, StopReason
+from sbtiny.rollout.sampling import Sampling
+from sbtiny.rollout.session import Session, Ticket, check_capacity
+
+SEED_STEP = 0x9E3779B97F4A7C15  # odd, so that no two parts of an answer have the same seed
+FORBIDDEN = -100.0  # the lowest bias that vLLM takes
+
+
+class VllmSession(Session):
+    """Hands vLLM as many requests as it decodes at once; the others wait here, where they can be dropped."""
+
+    def __init__(self, engine: Any) -> None:
+        self.engine = engine  # the VllmEngine that opens it
+        self.queue: deque[Ticket] = deque()
+        self.running: dict[str, Ticket] = {}  # by vLLM's name of the request
+        self.held: set[Ticket] = set()
+        self.requests = 0
+
+    def add(self, request: Request, sampling: Sampling) -> Ticket:
+        ticket = self.engine.make_ticket(request, sampling)
+        check_capacity(request, self.engine.capacity)
+        self.queue.append(ticket)
+        return ticket
+
+    def drop(self, ticket: Ticket) -> None:
+        self.held.discard(ticket)
+        if ticket in self.queue:
+            self.queue.remove(ticket)
+        elif name := self._name(ticket):
+            self._abort(name)
+
+    def hold(self, ticket: Ticket) -> int:
+        """Abort the request. Returns 0: vLLM keeps the keys and values among its own, as long as nothing else needs the room."""
+        self._abort(self._name(ticket))
+        self.held.add(ticket)
+        return 0
+
+    def resume(self, ticket: Ticket) -> None:
+        if ticket not in self.held:
+            raise ValueError("this answer is not held")
+        self.held.remove(ticket)
+        self.queue.appendleft(ticket)
+
+    @property
+    def is_busy(self) -> bool:
+        return bool(self.queue or self.running)
+
+    def close(self) -> None:
+        """Abort what runs."""
+        self.engine.core.abort_request(list(self.running))
+        self.running.clear()
+
+    def step(self) -> list[Ticket]:
+        if self.engine.session is not self:
+            raise RuntimeError("another session was opened on this engine: it has one cache")
+        ended = self._refill()
+        for output in self.engine.core.step() if self.running else ():
+            if (ticket := self.running.get(output.request_id)) and (reason := self._read(output, ticket)):
+                ticket.finish(reason)
+                ended.append(ticket)
+        return ended
+
+    # ---- requests ------------------------------------------------------------------------------------------------------------------
+
+    def _refill(self) -> list[Ticket]:
+        """Hand vLLM what it has slots for. Returns the tickets that the user stopped before they began."""
+        stopped = []
+        while self.queue and len(self.running) < self.engine.rows:
+            ticket = self.queue.popleft()
+            if ticket.is_stopped:
+                ticket.finish("interrupted")
+                stopped.append(ticket)
+            else:
+                self._ask(ticket)
+        return stopped
+
+    def _ask(self, ticket: Ticket, forbidden: list[int] | None = None) -> None:
+        """Let an answer go on from what is written; by one token without those `forbidden`."""
+        from vllm.inputs.engine import tokens_input
+
+        self.requests += 1
+        name, ids = f"{id(self):x}-{self.requests}", [*ticket.request.prompt_ids, *ticket.written]
+        parameters = self._parameters(ticket, forbidden or [])
+        self.engine.core.add_request(name, tokens_input(ids), parameters, lora_request=self.engine.adapter)
+        self.running[name] = ticket
+
+    def _parameters(self, ticket: Ticket, forbidden: list[int]) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        request, sampling, place = ticket.request, ticket.sampling, 2 * len(ticket.written) + bool(forbidden)
+        return SamplingParams(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            min_p=sampling.min_p,
+            seed=(request.seed + SEED_STEP * place) % 2**63,
+            max_tokens=1 if forbidden else request.max_tokens - len(ticket.written),
+            logprobs=0 if sampling.logprobs else None,
+            logit_bias=dict.fromkeys(forbidden, FORBIDDEN) or None,
+            stop_token_ids=self.engine.stop_ids,
+            ignore_eos=True,  # the stop tokens are ours
+            detokenize=False,
+            output_kind=RequestOutputKind.DELTA,
+        )
+
+    def _abort(self, name: str) -> None:
+        self.engine.core.abort_request([name])
+        del self.running[name]
+
+    def _name(self, ticket: Ticket) -> str | None:
+        return next((name for name, running in self.running.items() if running is ticket), None)
+
+    # ---- answers -------------------------------------------------------------------------------------------------------------------
+
+    def _read(self, output: Any, ticket: Ticket) -> StopReason | None:
+        """Write vLLM's new tokens as far as the limits let them stand. Returns the stop reason when the answer is over."""
+        reason, goes_astray, forbidden = None, False, None
+        part = output.outputs[0]
+        for i, token in enumerate(part.token_ids):
+            if forbidden := self._forbidden(ticket, token):
+                break
+            logprob = part.logprobs[i][token].logprob if ticket.sampling.logprobs else None
+            reason, goes_astray = self._write(ticket, token, logprob)
+            if reason or goes_astray:
+                break
+        if reason or goes_astray or forbidden or output.finished:
+            del self.running[output.request_id]
+            if not output.finished:
+                self.engine.core.abort_request([output.request_id])
+            if not reason:
+                self._ask(ticket, forbidden)
+        return reason
+
+    def _forbidden(self, ticket: Ticket, token: int) -> list[int] | None:
+        """The tokens that must not come now, where this is one of them."""
+        if ticket.enforcer is None or not (tag := ticket.enforcer.masked_tag):
+            return None
+        masked = self.engine.tag_mask.tokens(*tag)
+        return masked.tolist() if bool((masked == token).any()) else None
+
+    def _write(self, ticket: Ticket, token: int, logprob: float | None) -> tuple[StopReason | None, bool]:
+        """Write a token, or the forced ones in its place, all at once. Returns the stop reason, and whether vLLM's token does not stand."""
+        reason = ticket.append(token, logprob, self.engine.stops)
+        forced = bool(ticket.enforcer and ticket.enforcer.injected and ticket.enforcer.injected[-1])
+        while reason is None and forced and ticket.enforcer.forced:
+            reason = ticket.append(token, logprob, self.engine.stops)
+        return reason, forced
