@@ -10,7 +10,7 @@ from collections import deque
 from typing import Any
 
 from sbtiny.budget.calibration import COVERAGES, Calibration, CalibrationAnswer, scale_up
-from sbtiny.budget.calibration_record import check_fields, is_number
+from sbtiny.budget.calibration_record import check_fields, is_finite
 from sbtiny.budget.remaining import ROUNDING
 from sbtiny.errors import InputError
 
@@ -57,8 +57,8 @@ class OnlineCalibration:
         keys = [str(c) for c in self.miss_levels]
         fields = {
             "model_fingerprint": lambda v: v == self.fingerprint,
-            "miss_levels": lambda v: isinstance(v, dict) and list(v) == keys and all(is_number(a) and 0 <= a <= 1 for a in v.values()),
-            "window": lambda v: isinstance(v, list) and 0 < len(v) <= WINDOW and all(s is None or (is_number(s) and s >= 0) for s in v),
+            "miss_levels": lambda v: isinstance(v, dict) and list(v) == keys and all(is_finite(a) and 0 <= a <= 1 for a in v.values()),
+            "window": lambda v: isinstance(v, list) and 0 < len(v) <= WINDOW and all(s is None or (is_finite(s) and s >= 0) for s in v),
         }
         check_fields(record, fields, where)
         self.miss_levels = {float(c): level for c, level in record["miss_levels"].items()}
