@@ -93,7 +93,7 @@ def test_it_greets_answers_its_own_curl_and_finishes_what_runs(tiny: Command) ->
         (["tiny", "--api-key", " "], "--api-key is empty"),
         (["tiny", "--host", "256.1.1.1", "--no-auth"], "cannot listen on"),
         (["no-such-model-here"], "no-such-model-here"),
-        (["tiny", "--budget", "many", "--port", "0"], "not understood"),
+        (["tiny", "--budget", "many", "--port", "0"], "such as 90%"),
     ],
 )
 def test_what_cannot_be_served_is_said_in_one_line(arguments: list[str], said: str, capsys: pytest.CaptureFixture) -> None:
