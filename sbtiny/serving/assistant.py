@@ -12,6 +12,7 @@ from sbtiny.config import EngineName, ServeSettings, Settings
 from sbtiny.errors import InputError
 from sbtiny.evaluation.calibration_file import load_calibration
 from sbtiny.models.prompt import Message, prompt_ids, to_messages
+from sbtiny.progress import quiet_libraries
 from sbtiny.rollout.episode import Request
 from sbtiny.rollout.load_policy import load_policy
 from sbtiny.rollout.policy import Policy
@@ -274,7 +275,7 @@ def load(
     """
     settings = settings or Settings(model=model, seed=seed, engine=engine, four_bit=four_bit)
     default_ask(settings.serve)  # a wrong budget is told before a model is loaded for minutes
-    policy = load_policy(model, settings, settings.serve.max_num_seqs)
-    serve = settings.serve
+    with quiet_libraries():
+        policy = load_policy(model, settings, settings.serve.max_num_seqs)
     calibration = load_calibration(policy, model) if policy.states_budget else None  # each answer asks whether its sampling fits
-    return Assistant(policy, serve, calibration, settings.seed)
+    return Assistant(policy, settings.serve, calibration, settings.seed)
