@@ -151,7 +151,7 @@ class EvalSettings:
 class ServeSettings:
     """Answers to a user: chat, the Python API, the server."""
 
-    budget: str = "auto"  # auto: stated by the model; N: tokens; 30s: seconds; 0.5x: a multiple of the stated one
+    budget: str = "auto"  # auto: stated by the model; N: tokens; 30s: seconds; 0.5x: a multiple of the stated one; 90%: what is promised
     temperature: AtLeast0 = 0.6  # sampling temperature; a calibration holds for the one it was made at
     top_p: TopP = 0.95  # nucleus sampling: share of the probability that is kept; 1 is off
     tolerance: AtLeast0 = 0.5  # a stated budget may be passed by this share before the answer is wrapped up

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from logging import ERROR, getLogger
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -51,6 +52,27 @@ def format_duration(seconds: float) -> str:
 def print_line(line: str) -> None:
     """Print a line on stderr as it is: unstyled, and not wrapped."""
     console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Hold back bars and notices of what loads models, and leave a user's own choices as they were. Warnings of Python and errors show."""
+    from transformers.utils import logging
+
+    noisy = getLogger("bitsandbytes")  # it misses a kernel that a CPU does not need
+    levels, had_bars = (logging.get_verbosity(), noisy.level), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    noisy.setLevel(ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning)
+            yield
+    finally:
+        logging.set_verbosity(levels[0])
+        noisy.setLevel(levels[1])
+        if had_bars:
+            logging.enable_progress_bar()
 
 
 def quieten_libraries() -> None:

@@ -19,7 +19,7 @@ import uvicorn
 
 from sbtiny.bench.lengths import summarize
 from sbtiny.bench.machine import describe_machine
-from sbtiny.bench.serve_client import Timing, send_requests
+from sbtiny.bench.serve_client import RequestTiming, send_requests
 from sbtiny.bench.serve_simulation import Arrivals, ServeLoad, draw_arrivals, measure
 from sbtiny.config import Settings
 from sbtiny.errors import Failed, InputError
@@ -32,7 +32,7 @@ from sbtiny.serving.run_server import url_of
 from sbtiny.serving.worker import Worker
 from sbtiny.tasks import arithmetic
 
-Send = Callable[[list[dict[str, Any]], list[float]], list[Timing]]  # bodies, seconds from now on
+Send = Callable[[list[dict[str, Any]], list[float]], list[RequestTiming]]  # bodies, seconds from now on
 ORDERS = ("fcfs", "ours", "oracle")
 MOST_TOKENS = 2_000  # of one answer
 SEEDS = 100_000  # between the seeds of two rounds
@@ -119,7 +119,7 @@ def make_rank(order: str, lengths: dict[int, int]) -> Callable[[Reply], float] |
     return lambda reply: rank(reply.budget or 0.0, lengths.get(reply.ask.seed, 0), reply.started)
 
 
-def compute_figures(timings: Sequence[Timing], slots: int) -> dict[str, float]:
+def compute_figures(timings: Sequence[RequestTiming], slots: int) -> dict[str, float]:
     """Times in the system and until the budget in seconds; tokens a second, and the busy share of the slots, until the last end."""
     times, budgets = ([getattr(timing, name) for timing in timings] for name in ("total", "until_budget"))
     seconds = max(timing.ended for timing in timings) - min(timing.due for timing in timings)

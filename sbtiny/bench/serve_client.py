@@ -19,7 +19,7 @@ LEAD = 0.2  # seconds before the first request, so that the tasks of all are the
 
 
 @dataclass(slots=True)
-class Timing:
+class RequestTiming:
     """Seconds on one clock. `due`: when it should be sent; times count from there, so that a late client hides nothing."""
 
     due: float
@@ -39,11 +39,11 @@ class Timing:
         return self.budget_at - self.due
 
 
-def send_requests(url: str, bodies: Sequence[dict[str, Any]], times: Sequence[float]) -> list[Timing]:
+def send_requests(url: str, bodies: Sequence[dict[str, Any]], times: Sequence[float]) -> list[RequestTiming]:
     return asyncio.run(send_all(url, bodies, times))
 
 
-async def send_all(url: str, bodies: Sequence[dict[str, Any]], times: Sequence[float]) -> list[Timing]:
+async def send_all(url: str, bodies: Sequence[dict[str, Any]], times: Sequence[float]) -> list[RequestTiming]:
     """Send each at its time, in seconds from now on. Raises Failed where one is not answered."""
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=len(bodies))
     async with httpx.AsyncClient(base_url=url, timeout=None, limits=limits, trust_env=False) as client:
@@ -51,9 +51,9 @@ async def send_all(url: str, bodies: Sequence[dict[str, Any]], times: Sequence[f
         return await asyncio.gather(*(send(client, body, begun + at) for body, at in zip(bodies, times, strict=True)))
 
 
-async def send(client: httpx.AsyncClient, body: dict[str, Any], due: float) -> Timing:
+async def send(client: httpx.AsyncClient, body: dict[str, Any], due: float) -> RequestTiming:
     """Send one request and read its stream. Only its first event and the last ones are parsed."""
-    timing = Timing(due)
+    timing = RequestTiming(due)
     await asyncio.sleep(due - time.perf_counter())
     async with client.stream("POST", PATH, json=body) as response:
         if response.status_code != 200:
@@ -66,7 +66,7 @@ async def send(client: httpx.AsyncClient, body: dict[str, Any], due: float) -> T
     return timing
 
 
-def read_event(timing: Timing, line: str) -> None:
+def read_event(timing: RequestTiming, line: str) -> None:
     if not timing.budget_at:
         timing.budget_at = time.perf_counter()
         budget = json.loads(line[6:]).get("budget") or {}

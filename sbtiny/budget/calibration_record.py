@@ -64,12 +64,12 @@ def check_fields(record: Any, fields: Fields, where: str) -> None:
             raise InputError(f"{where} is broken: {key} {value[:60]}{'...' if len(value) > 60 else ''} cannot be: {redo}")
 
 
-def is_number(value: Any) -> bool:
+def is_finite(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def is_count(value: Any) -> bool:
-    return is_number(value) and isinstance(value, int) and value >= 0
+    return is_finite(value) and isinstance(value, int) and value >= 0
 
 
 def is_text(value: Any) -> bool:
@@ -77,7 +77,7 @@ def is_text(value: Any) -> bool:
 
 
 def are_ratios(values: Any) -> bool:
-    return isinstance(values, list) and all(is_number(v) and v >= 0 for v in values) and values == sorted(values)
+    return isinstance(values, list) and all(is_finite(v) and v >= 0 for v in values) and values == sorted(values)
 
 
 def are_bins(rows: Any) -> bool:
@@ -91,10 +91,10 @@ def are_bins(rows: Any) -> bool:
 
 SCALARS: Fields = {
     **dict.fromkeys(("model_fingerprint", "format", "task", "split", "date"), is_text),
-    "temperature": lambda v: is_number(v) and v >= 0,
-    "top_p": lambda v: is_number(v) and 0 < v <= 1,
+    "temperature": lambda v: is_finite(v) and v >= 0,
+    "top_p": lambda v: is_finite(v) and 0 < v <= 1,
     **dict.fromkeys(("questions", "malformed", "cut"), is_count),
-    "confidence": lambda v: v is None or (is_number(v) and 0 < v < 1),
+    "confidence": lambda v: v is None or (is_finite(v) and 0 < v < 1),
     "median_stated": lambda v: v is None or (is_count(v) and v > 0),
 }
 FIELDS: Fields = {**SCALARS, "ratios": are_ratios, "by_bin": are_bins}

@@ -21,6 +21,8 @@ BUDGET_CLOSE = "</budget>"
 FormatName = Literal["solution", "think"]
 MAX_BUDGET = 1_000_000
 SCALE = re.compile(r"([0-9]{1,7}|[0-9]{0,7}\.[0-9]{1,9})([xs])")
+BUDGET_FORMS = f"auto (the stated budget), a number of tokens from 1 to {MAX_BUDGET} such as 200, or a factor such as 0.5x"
+SERVED_FORMS = f"{BUDGET_FORMS}, or seconds such as 30s, or what is promised at a chance such as 90%"
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,8 +199,7 @@ def parse_budget_option(text: str, seconds: bool = False) -> BudgetChoice:
     scale = SCALE.fullmatch(word)
     if scale and float(scale[1]) > 0 and (seconds or scale[2] == "x"):
         return BudgetChoice("scaled" if scale[2] == "x" else "seconds", float(scale[1]))
-    forms = f"auto (the stated budget), a number of tokens from 1 to {MAX_BUDGET} such as 200, or a factor such as 0.5x"
-    raise InputError(f"--budget {word[:40]!r} is not understood: use {forms}{', or seconds such as 30s' if seconds else ''}")
+    raise InputError(f"--budget {word[:40]!r} is not understood: use {SERVED_FORMS if seconds else BUDGET_FORMS}")
 
 
 def _read_budget(text: str, tags: list[re.Match[str]]) -> tuple[Outcome | None, int | None]:

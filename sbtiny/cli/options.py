@@ -210,7 +210,7 @@ def print_result(value: Any, as_json: bool, show: Callable[[Any], Any] | None = 
     if not distributed.is_main_process():
         return
     if as_json:
-        print(json.dumps(value, ensure_ascii=not streams.is_unicode(sys.stdout)))
+        print(json.dumps(value, ensure_ascii=not streams.encodes_unicode(sys.stdout)))
     elif show:
         show(value)
     else:

@@ -27,7 +27,7 @@ def accept_any_text() -> None:
             stream.reconfigure(errors="sbtiny")
 
 
-def is_unicode(stream: Any) -> bool:
+def encodes_unicode(stream: Any) -> bool:
     return "utf" in (getattr(stream, "encoding", None) or "utf").lower()
 
 

@@ -9,7 +9,7 @@ from sbtiny.budget.calibration import CalibrationAnswer, calibrate
 from sbtiny.budget.calibration_record import to_record
 from sbtiny.config import EvalSettings, Settings
 from sbtiny.evaluation.calibration_file import answering_fingerprint, calibration_path
-from sbtiny.evaluation.evaluate import choose_max_tokens, sample_with_progress
+from sbtiny.evaluation.evaluate import choose_max_tokens, sample_with_progress, with_seeds
 from sbtiny.evaluation.trained_questions import check_split, without_known_questions
 from sbtiny.models.prompt import check_texts
 from sbtiny.rollout.load_policy import load_policy
@@ -62,6 +62,6 @@ def exported_run(name: str) -> Path | None:
 
 def sample_answers(policy: Policy, questions: list[Question], e: EvalSettings, seed: int, title: str) -> list[CalibrationAnswer]:
     """Sample one answer to each question, with the budget left to the model and no limit but `eval.max_tokens`."""
-    requests = [policy.request(q.question, e.max_tokens, seed * 1_000_003 + i, system=q.system) for i, q in enumerate(questions)]
+    requests = [policy.request(q.question, e.max_tokens, own, system=q.system) for q, own in with_seeds(questions, seed)]
     episodes = sample_with_progress(policy, requests, Sampling(e.temperature, e.top_p), title)
     return [CalibrationAnswer(x.predicted, x.length if x.ended and x.parsed.ok else None, cut=not x.ended) for x in episodes]

@@ -19,6 +19,7 @@ from sbtiny.rollout.policy import Policy
 from sbtiny.tasks.sources import TASKS
 
 NAME, UPSTREAM_NAME = "calibration.json", "upstream.calibration.json"
+NAMED_BY = ("model_fingerprint", "date", "task", "split", "questions", "confidence")  # what tells two calibrations apart
 
 
 def calibration_path(name: str, output: Path | None = None, is_upstream: bool = False) -> Path:
@@ -67,7 +68,7 @@ def load_calibration(
 
 
 def measure_coverage(policy: Policy, name: str, settings: EvalSettings, samples: Sequence[Sample]) -> dict[str, Any]:
-    """Compute {"coverage": ...} for eval.json, empty where the model is not calibrated.
+    """Compute {"coverage": ..., "calibration": which one} for eval.json, empty where the model is not calibrated.
 
     A calibration that does not fit is named on stderr and not used: the rest of the evaluation does not need it.
     """
@@ -82,4 +83,6 @@ def measure_coverage(policy: Policy, name: str, settings: EvalSettings, samples:
         console.print(f"no coverage: {error}", markup=False, style="yellow", soft_wrap=True)
         return {}
     answers = [CalibrationAnswer(s.budget, s.length if s.ok else None) for s in samples]
-    return {"coverage": found.kept_coverage(answers)} if found else {}
+    if found is None:
+        return {}
+    return {"coverage": found.kept_coverage(answers), "calibration": {key: getattr(found, key) for key in NAMED_BY}}

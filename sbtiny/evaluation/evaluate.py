@@ -1,7 +1,7 @@
 """Evaluate a policy on held-out questions: the samples and the `eval.json` of a run folder."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -30,9 +30,14 @@ def sample_with_progress(policy: Policy, requests: Sequence[Request], sampling: 
         return policy.sample(requests, sampling, count)
 
 
+def with_seeds(questions: Sequence[Question], seed: int) -> Iterator[tuple[Question, int]]:
+    """Each question and the seed of its one request, which no other question of this seed or the next ones has."""
+    return ((question, seed * 1_000_003 + i) for i, question in enumerate(questions))
+
+
 def stated_budgets(policy: Policy, questions: Sequence[Question], sampling: Sampling, seed: int) -> list[int | None]:
     """Sample only the budget tag for each question. None where the model states no budget."""
-    requests = [policy.budget_request(q.question, seed * 1_000_003 + i, q.system) for i, q in enumerate(questions)]
+    requests = [policy.budget_request(q.question, own, q.system) for q, own in with_seeds(questions, seed)]
     return [episode.parsed.budget for episode in sample_with_progress(policy, requests, sampling, "asking for budgets")]
 
 
@@ -73,10 +78,8 @@ def evaluate(
     given = given_budgets(policy, questions, choice, sampling, seed)
     wrap_up = tuple(policy.encode(settings.wrap_up))
     requests = [
-        policy.request(
-            q.question, settings.max_tokens, seed * 1_000_003 + i, budget, limits=limits_for(settings, budget, wrap_up), system=q.system
-        )
-        for i, (q, budget) in enumerate(zip(questions, given, strict=True))
+        policy.request(q.question, settings.max_tokens, own, budget, limits=limits_for(settings, budget, wrap_up), system=q.system)
+        for (q, own), budget in zip(with_seeds(questions, seed), given, strict=True)
     ]
     episodes = sample_with_progress(policy, requests, sampling, title)
     return episodes, [score_answer(q, e, verify) for q, e in zip(questions, episodes, strict=True)]

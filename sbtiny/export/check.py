@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from sbtiny.budget.protocol import render_budget
-from sbtiny.evaluation.evaluate import choose_max_tokens, sample_with_progress, score_answer
+from sbtiny.evaluation.evaluate import choose_max_tokens, sample_with_progress, score_answer, with_seeds
 from sbtiny.export import verdict
 from sbtiny.export.compare import answer_logits, comparison_texts, distance, in_float32, kl, logit_fn
 from sbtiny.export.config import ExportConfig
@@ -188,10 +188,8 @@ class Check:
 
     def _ask(self, policy: Policy, title: str) -> list[Episode]:
         """Sample answers with the same questions and seeds for every policy."""
-        requests = [
-            policy.request(q.question, self.e.max_tokens, self.plan.settings.seed * 1_000_003 + i, system=q.system)
-            for i, q in enumerate(self.questions)
-        ]
+        asked = with_seeds(self.questions, self.plan.settings.seed)
+        requests = [policy.request(q.question, self.e.max_tokens, own, system=q.system) for q, own in asked]
         return sample_with_progress(policy, requests, Sampling(self.e.temperature, self.e.top_p), title)
 
     def _evaluate(self, episodes: Sequence[Episode]) -> verdict.ExportEval:

@@ -31,7 +31,7 @@ SELF_GROUP = Group("self")
 
 
 @dataclass(slots=True)
-class Answer:
+class GroupAnswer:
     """One answer of a group; its verdict and its reward come after it."""
 
     question: Question
@@ -69,12 +69,12 @@ def make_group(kind: GroupType, own: int | None, longest: float, g: GrpoSettings
     return Group("user", max(1, round(math.exp(rng.uniform(math.log(low), math.log(high))))))
 
 
-def are_rewards_equal(answers: Sequence[Answer]) -> bool:
+def are_rewards_equal(answers: Sequence[GroupAnswer]) -> bool:
     """Whether a group has no advantage, and so nothing to learn from."""
     return len({answer.reward.total for answer in answers}) == 1
 
 
-def step_metrics(groups: Sequence[Sequence[Answer]], b_max: Mapping[str, float], alpha: float, seconds: float) -> dict[str, float]:
+def step_metrics(groups: Sequence[Sequence[GroupAnswer]], b_max: Mapping[str, float], alpha: float, seconds: float) -> dict[str, float]:
     """Mean metrics of one step, before relabelling, for the log and the alarms. `b_max` by question id; `seconds` of generation.
 
     Names without a prefix cover self-budget groups only. A metric without samples is omitted.

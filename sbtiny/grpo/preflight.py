@@ -15,7 +15,7 @@ from typing import Any
 from sbtiny.budget.protocol import detect_format
 from sbtiny.config import Settings
 from sbtiny.errors import Failed
-from sbtiny.grpo.groups import SELF_GROUP, Answer, are_rewards_equal
+from sbtiny.grpo.groups import SELF_GROUP, GroupAnswer, are_rewards_equal
 from sbtiny.grpo.rollouts import Rollouts, alpha_at_step
 from sbtiny.progress import console
 from sbtiny.rollout.policy import Policy
@@ -104,7 +104,9 @@ def run_first_groups(policy: Policy, questions: Sequence[Question], verify: Veri
     return record
 
 
-def preflight_stats(groups: Sequence[Sequence[Answer]], questions: Sequence[Question], verify: Verifier, hours: float) -> PreflightStats:
+def preflight_stats(
+    groups: Sequence[Sequence[GroupAnswer]], questions: Sequence[Question], verify: Verifier, hours: float
+) -> PreflightStats:
     answers, first = [a for group in groups for a in group], questions[:PREFLIGHT_GROUPS]
     rewards = [a.reward.total for a in answers]
 

@@ -14,12 +14,12 @@ from dataclasses import replace
 
 from sbtiny.budget.protocol import render_budget
 from sbtiny.config import GrpoSettings
-from sbtiny.grpo.groups import Answer
+from sbtiny.grpo.groups import GroupAnswer
 from sbtiny.rollout.episode import Episode, read_episode
 from sbtiny.rollout.policy import Policy
 
 
-def choose_missed(group: Sequence[Answer], alpha: float, g: GrpoSettings) -> list[Answer]:
+def choose_missed(group: Sequence[GroupAnswer], alpha: float, g: GrpoSettings) -> list[GroupAnswer]:
     """The correct answers of a group to relabel: some of those that missed their budget.
 
     Self-budget groups: the shortest correct answers; a longer one would teach the budget of a waste. With the paper's peak, on the

@@ -16,7 +16,7 @@ from sbtiny import distributed
 from sbtiny.budget.reward import scheduled_alpha
 from sbtiny.config import GrpoSettings, Settings
 from sbtiny.grpo.group_reward import GroupReward, RewardInput, make_selfbudgeter_reward
-from sbtiny.grpo.groups import SELF_GROUP, Answer, Group, GroupType, are_rewards_equal, draw_group_types, make_group, step_metrics
+from sbtiny.grpo.groups import SELF_GROUP, Group, GroupAnswer, GroupType, are_rewards_equal, draw_group_types, make_group, step_metrics
 from sbtiny.grpo.relabel import best_budget, choose_missed, relabel_budget
 from sbtiny.progress import bar
 from sbtiny.rollout.episode import Request
@@ -93,22 +93,22 @@ class Rollouts:
         stated = iter(self._sample_stated_budgets([q for q, kind in pairs if kind != "self"], rng.getrandbits(63)))
         return [make_group(kind, None if kind == "self" else next(stated), self.finite_b_max(q), self.g, rng) for q, kind in pairs]
 
-    def sample(self, assigned: Sequence[tuple[Question, Group]], seeds: Iterable[int]) -> list[list[Answer]]:
+    def sample(self, assigned: Sequence[tuple[Question, Group]], seeds: Iterable[int]) -> list[list[GroupAnswer]]:
         """Sample `grpo.num_generations` answers for each question and its group, each with a seed of its own."""
         size = self.g.num_generations
         rows = [pair for pair in assigned for _ in range(size)]
         requests = [self.request(question, group, seed) for (question, group), seed in zip(rows, seeds, strict=False)]
         episodes = self.policy.sample(requests, Sampling(temperature=self.g.temperature)) if requests else []
-        answers = [Answer(question, group, episode) for (question, group), episode in zip(rows, episodes, strict=True)]
+        answers = [GroupAnswer(question, group, episode) for (question, group), episode in zip(rows, episodes, strict=True)]
         return [answers[start : start + size] for start in range(0, len(answers), size)]
 
-    def verify_answers(self, groups: Sequence[Sequence[Answer]]) -> None:
+    def verify_answers(self, groups: Sequence[Sequence[GroupAnswer]]) -> None:
         """Say which answers ended and are right; update `shortest`."""
         for answer in (answer for group in groups for answer in group):
             answer.correct = answer.episode.ended and self.verify(answer.episode.solution, answer.question)
         self._track_shortest(groups)
 
-    def reward_answers(self, groups: Sequence[Sequence[Answer]], alpha: float) -> None:
+    def reward_answers(self, groups: Sequence[Sequence[GroupAnswer]], alpha: float) -> None:
         """Reward the answers group by group; one that did not end counts as malformed."""
         for group in groups:
             inputs = [RewardInput(a.episode.budget if a.episode.ended else None, a.episode.length, a.correct) for a in group]
@@ -116,12 +116,12 @@ class Rollouts:
             for answer, reward in zip(group, rewards, strict=True):
                 answer.reward = reward
 
-    def score_answers(self, groups: Sequence[Sequence[Answer]], alpha: float) -> None:
+    def score_answers(self, groups: Sequence[Sequence[GroupAnswer]], alpha: float) -> None:
         """Verify and reward."""
         self.verify_answers(groups)
         self.reward_answers(groups, alpha)
 
-    def resample_equal_rewards(self, groups: list[list[Answer]], questions: Sequence[Question], step: int, alpha: float) -> None:
+    def resample_equal_rewards(self, groups: list[list[GroupAnswer]], questions: Sequence[Question], step: int, alpha: float) -> None:
         """Replace each group of equal rewards, once, by a self-budget group of a question outside this step, while there are any."""
         rank = "" if distributed.is_main_process() else f"/{distributed.rank()}"
         rng = random.Random(f"{self.seed}/{step}/again{rank}")
@@ -135,7 +135,7 @@ class Rollouts:
         for i, group in zip(equal, resampled, strict=False):
             groups[i] = group
 
-    def relabel(self, group: Sequence[Answer], alpha: float) -> None:
+    def relabel(self, group: Sequence[GroupAnswer], alpha: float) -> None:
         """Relabel the answers that `choose_missed` picks with their best budget, then reward the whole group again."""
         centre = self.g.reward_peak if group[0].group.kind == "self" else 1.0
         chosen = choose_missed(group, alpha, self.g)
@@ -170,7 +170,7 @@ class Rollouts:
         requests = [self.policy.budget_request(q.question, seed - 1 - i, q.system) for i, q in enumerate(questions)]
         return [e.parsed.budget for e in self.policy.sample(requests, Sampling(self.g.temperature))] if requests else []
 
-    def _track_shortest(self, groups: Sequence[Sequence[Answer]]) -> None:
+    def _track_shortest(self, groups: Sequence[Sequence[GroupAnswer]]) -> None:
         for answer in (answer for group in groups for answer in group if answer.correct):
             name = answer.question.id
             self.shortest[name] = min(self.shortest.get(name, math.inf), answer.episode.length)
@@ -182,7 +182,7 @@ class Rollouts:
             b_max = self.g.b_max_if_failed or math.inf
         return min(b_max, (1 + alpha) * self.shortest.get(question.id, math.inf)) if self.g.b_max_from_best else b_max
 
-    def _record_step(self, groups: list[list[Answer]], step: int, alpha: float, started: float) -> None:
+    def _record_step(self, groups: list[list[GroupAnswer]], step: int, alpha: float, started: float) -> None:
         """Gather the answers of all processes; update `shortest` and `metrics`; save a sample of each group every `sample_steps`."""
         gathered = distributed.gather(groups)
         self._track_shortest(gathered)
@@ -194,7 +194,7 @@ class Rollouts:
                 append_jsonl(self.output / "samples.jsonl", row)
 
 
-def to_trl(answers: Sequence[Answer]) -> dict[str, Any]:
+def to_trl(answers: Sequence[GroupAnswer]) -> dict[str, Any]:
     """What TRL's trainer takes from a rollout: token ids, the loss mask (`env_mask`) and the rewards."""
     return {
         "prompt_ids": [list(a.episode.request.prompt_ids) for a in answers],

@@ -15,7 +15,7 @@ WRAPPERS = {
 }  # fmt: skip
 LAYER = re.compile(r"\.(?:layers|h)\.(\d+)\.")
 
-Shape = tuple[int, ...]
+TensorShape = tuple[int, ...]
 Fault = tuple[str, str]  # what is wrong, and what to do
 
 
@@ -28,7 +28,7 @@ def check_names_and_shapes(
     wanted: Sequence[str],
     missing: Sequence[str],
     unexpected: Sequence[str],
-    changed: Sequence[tuple[str, Shape, Shape]],
+    changed: Sequence[tuple[str, TensorShape, TensorShape]],
 ) -> None:
     """Raises InputError for the first wrong tensor. `changed`: name, shape in the file, shape by config.json."""
     fault = explain_renamed(set(missing), unexpected) or explain_missing(wanted, missing) or explain_unexpected(wanted, unexpected)
@@ -77,7 +77,7 @@ def explain_unexpected(wanted: Sequence[str], unexpected: Sequence[str]) -> Faul
     return f"{list_names(unexpected)} no part of the model that config.json describes", hint
 
 
-def explain_resized(name: str, stored: Shape, wanted: Shape) -> Fault:
+def explain_resized(name: str, stored: TensorShape, wanted: TensorShape) -> Fault:
     fault = f"{name} is {' x '.join(map(str, stored))} in the file and {' x '.join(map(str, wanted))} by config.json"
     if name in (EMBEDDING, HEAD) and stored[1:] == wanted[1:]:
         return fault, f"the vocabulary was resized: set vocab_size to {stored[0]}, or take the weights that belong to config.json"

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from sbtiny.budget.stream import Part
-from sbtiny.serving.job import Job, Outcome, Update
+from sbtiny.serving.job import Job, JobOutcome, Update
 
 DONE = b"data: [DONE]\n\n"
 
@@ -20,7 +20,7 @@ def encode_queued(update: Update) -> bytes:
     return f": queued position={update.position}{eta}\n\n".encode()
 
 
-class Shape:
+class AnswerWriter:
     """Writes one job's answer, of a chat or of a completion, as chunks or as a whole."""
 
     def __init__(self, job: Job, model: str) -> None:
@@ -50,7 +50,7 @@ class Shape:
             made.append(self.head | {"object": self._kind("chunk"), "choices": [], "usage": usage(update)})
         return made
 
-    def _chunk(self, delta: dict[str, Any], update: Update, outcome: Outcome | None = None, **more: Any) -> dict[str, Any]:
+    def _chunk(self, delta: dict[str, Any], update: Update, outcome: JobOutcome | None = None, **more: Any) -> dict[str, Any]:
         text = {"delta": delta} if self.is_chat else {"text": delta.get("content", "")}
         choice = {"index": 0, **text, "logprobs": None, "finish_reason": None}
         if outcome is not None:
@@ -103,7 +103,7 @@ def usage(update: Update) -> dict[str, Any]:
     }
 
 
-def figures(outcome: Outcome) -> dict[str, Any]:
+def figures(outcome: JobOutcome) -> dict[str, Any]:
     """Times in milliseconds, by llama.cpp's names and by vLLM's. The first token comes before the wait: heads are decoded at once."""
     prompt, predicted = 1000 * outcome.first, 1000 * (outcome.total - outcome.first - outcome.queued)
     tokens = outcome.answer.tokens

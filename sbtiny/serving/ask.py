@@ -16,6 +16,7 @@ from sbtiny.rollout.sampling import Sampling
 
 COVERAGE = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,3})?) ?%")
 AUTO = BudgetChoice("auto")
+ROLES = ("system", "user", "assistant")
 BudgetSource = Literal["stated", "given", "scaled", "seconds", "coverage", "none"]
 
 
@@ -35,7 +36,7 @@ class Ask:
 
     def __post_init__(self) -> None:
         if self.coverage is not None and not 0 < self.coverage < 1:
-            raise InputError(f"a coverage of {self.coverage} is no chance: use one between 0 and 1, such as 0.9")
+            raise InputError(f"a coverage of {self.coverage} is no chance: use one between 0 and 1, such as 0.9 (or 90%)")
         if self.ceiling is not None and self.ceiling < 0:
             raise InputError(f"a ceiling of {self.ceiling} tokens is below 0: use 0 or more")
         if self.max_tokens < 1:
@@ -120,10 +121,12 @@ class Progress:
 
 
 def check_messages(messages: Sequence[Message]) -> None:
-    """Raise InputError unless these are turns with a role and a text each, the last one the user's."""
+    """Raise InputError unless these are turns with a role of ROLES and a text each, the last one the user's."""
     for message in messages:
         if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
             raise InputError(f"{str(message)[:60]!r} is no turn of a chat: use {{'role': 'user', 'content': 'a text'}}, or one question")
+        if message["role"] not in ROLES:
+            raise InputError(f"the role {message['role'][:40]!r} is none of {', '.join(ROLES)}: use one of them")
         try:
             message["content"].encode()
         except UnicodeEncodeError as error:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-from sbtiny.budget.protocol import MAX_BUDGET, BudgetChoice
+from sbtiny.budget.protocol import MAX_BUDGET, SERVED_FORMS, BudgetChoice
 from sbtiny.errors import InputError
 from sbtiny.serving.ask import AUTO, Ask, choose_budget
 from sbtiny.serving.request_error import RequestError
@@ -115,9 +115,7 @@ def read_own_budget(source: str, value: str | dict[str, Any]) -> BudgetWish:
         try:
             ask = choose_budget(Ask(), value)
         except InputError as error:
-            raise RequestError(
-                f"{source} {value[:40]!r} is not understood: tokens such as 200, or '12s', '2x', '90%', 'auto'", source
-            ) from error
+            raise RequestError(f"{source} {value[:40]!r} is not understood: use {SERVED_FORMS}", source) from error
         return BudgetWish(source, value, ask.choice, ask.coverage)
     if len(value) != 1 or not value.keys() <= {"tokens", "seconds", "coverage"}:
         raise RequestError(f"{source} must have one of tokens, seconds and coverage", source)

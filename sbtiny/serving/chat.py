@@ -1,12 +1,14 @@
 """A chat: its turns, its settings and its slash commands. Knows no terminal: a command's result is text to show, or an action."""
 
 import json
-import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from pathlib import Path
+from typing import NamedTuple
 
+from sbtiny.budget.protocol import MAX_BUDGET
 from sbtiny.errors import InputError
 from sbtiny.models.prompt import Message
 from sbtiny.serving.ask import Answer, Ask, choose_budget, describe_budget
@@ -24,8 +26,25 @@ HELP = """\
 /save FILE          append the chat to a JSONL file, as rows for training
 /help, /exit
 \"\"\" begins and ends a question of many lines. Ctrl-C while it thinks: answer now; again: stop. Ctrl-D leaves."""
-FLOATS, WHOLES = ("temperature", "top_p", "min_p"), ("top_k", "seed", "max_tokens")
-NUMBERS: dict[str, Callable[[str], float]] = dict.fromkeys(FLOATS, float) | dict.fromkeys(WHOLES, int)
+
+
+class Bounds(NamedTuple):
+    """What a number may be, ends included."""
+
+    least: float
+    most: float
+    kind: Callable[[str], float] = int
+
+
+CEILING = Bounds(0, MAX_BUDGET)  # 0: none
+NUMBERS = {
+    "temperature": Bounds(0, 100, float),
+    "top_p": Bounds(0.01, 1, float),
+    "top_k": Bounds(0, 1_000_000),
+    "min_p": Bounds(0, 0.99, float),
+    "seed": Bounds(0, 2**53),
+    "max_tokens": Bounds(1, MAX_BUDGET),
+}
 
 
 class Action(Enum):
@@ -89,7 +108,7 @@ class Chat:
 
     def _ceiling(self, text: str) -> str:
         if text:
-            self.ask = replace(self.ask, ceiling=int(read_number("ceiling", text, int)) or None)
+            self.ask = replace(self.ask, ceiling=int(parse_number("ceiling", text, CEILING)) or None)
         return f"ceiling {self.ask.ceiling or 'none'}"
 
     def _think(self, text: str) -> str:
@@ -102,7 +121,7 @@ class Chat:
         name, _, value = text.partition(" ")
         if name not in NUMBERS or not value:
             raise InputError(f"/set {text}: say one of {', '.join(NUMBERS)} and a value")
-        self.ask = replace(self.ask, **{name: read_number(name, value.strip(), NUMBERS[name])})
+        self.ask = replace(self.ask, **{name: parse_number(name, value.strip(), NUMBERS[name])})
         return f"{name} {value.strip()}"
 
     def _system(self, text: str) -> str:
@@ -156,10 +175,10 @@ class Chat:
 COMMANDS = ("help", "budget", "ceiling", "think", "set", "system", "clear", "regen", "compare", "save", "stats")
 
 
-def read_number(name: str, text: str, kind: Callable[[str], float]) -> float:
-    try:
-        if math.isfinite(value := kind(text)):
+def parse_number(name: str, text: str, bounds: Bounds) -> float:
+    """Read a setting's value. Raises InputError, with the range, for what is no such number."""
+    with suppress(ValueError):
+        if bounds.least <= (value := bounds.kind(text)) <= bounds.most:
             return value
-    except (ValueError, OverflowError):  # isfinite turns an int into a float
-        pass
-    raise InputError(f"{name} {text!r} is not a {'whole number' if kind is int else 'number'}")
+    kind = "whole number" if bounds.kind is int else "number"
+    raise InputError(f"{name} {text[:40]!r} cannot be: give a {kind} from {bounds.least:,} to {bounds.most:,}")

@@ -19,7 +19,7 @@ ServeStop = Literal["end", "ceiling", "interrupted", "length", "deadline"]
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class JobOutcome:
     """A finished answer and its times in seconds, from its acceptance on."""
 
     answer: Answer
@@ -46,7 +46,7 @@ class Update:
     prompt_tokens: int = 0
     tokens: int = 0
     thought_tokens: int = 0
-    outcome: Outcome | None = None
+    outcome: JobOutcome | None = None
     error: RequestError | None = None
 
     @property
@@ -103,7 +103,7 @@ class Job:
             parts.append(Part("answer", NO_ANSWER))
         return tuple(part for part in parts if part.text)
 
-    def outcome(self) -> Outcome:
+    def outcome(self) -> JobOutcome:
         answer, end = self.reply.answer, time.perf_counter()
         reason: ServeStop = answer.stop_reason
         if self.stops.is_hit:
@@ -112,7 +112,7 @@ class Job:
             reason = "deadline"
         queued = 0.0 if self.filed is None else (self.admitted or end) - self.filed
         first = self.reply.first_at or end
-        return Outcome(answer, reason, len(self.reply.prompt), queued, first - self.accepted, end - self.accepted)
+        return JobOutcome(answer, reason, len(self.reply.prompt), queued, first - self.accepted, end - self.accepted)
 
     def budget_object(self) -> dict[str, Any]:
         """What is known of its budget now, for its reader."""

@@ -2,7 +2,7 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from sbtiny.serving.job import Outcome, Update
+from sbtiny.serving.job import JobOutcome, Update
 from sbtiny.serving.worker import Worker
 
 SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
@@ -37,7 +37,7 @@ class Metrics:
         if update.outcome is None:
             self.requests.labels("queue_full" if update.error.status == 429 else "error").inc()
             return
-        outcome: Outcome = update.outcome
+        outcome: JobOutcome = update.outcome
         answer = outcome.answer
         self.requests.labels(outcome.stop_reason).inc()
         self.tokens.labels("prompt").inc(outcome.prompt_tokens)

@@ -10,11 +10,11 @@ from typing import Any
 
 from sbtiny.errors import InputError
 from sbtiny.models.prompt import Message
-from sbtiny.serving.ask import Ask, describe_budget
+from sbtiny.serving.ask import ROLES, Ask, describe_budget
 from sbtiny.serving.budget_dialects import WRAPPERS, BudgetWish, read_budget, require_object, shown
 from sbtiny.serving.request_error import RequestError
 
-ROLES = ("system", "developer", "user", "assistant")
+ROLES_OF_REQUESTS = (*ROLES, "developer")  # OpenAI's newer name of the system's
 MOST_STOPS, MOST_STOP_CHARACTERS = 16, 256
 REFUSED: dict[str, Callable[[Any], bool]] = {  # what is not supported, and the values that ask for nothing
     "n": lambda value: value == 1,
@@ -74,7 +74,7 @@ def read_completion(body: dict[str, Any], defaults: Ask) -> ServeRequest:
 def read_common(body: dict[str, Any], defaults: Ask) -> ServeRequest:
     check_supported(body)
     wish, warnings = read_budget(body)
-    stream = read_flag(body, "stream")
+    stream = read_bool(body, "stream")
     options = require_object(body["stream_options"], "stream_options") if body.get("stream_options") is not None else {}
     for name in ("user", "model"):
         if not isinstance(body.get(name, ""), str | None):
@@ -88,8 +88,8 @@ def read_common(body: dict[str, Any], defaults: Ask) -> ServeRequest:
         stop=read_stop(body.get("stop")),
         priority=read_whole(body, "priority", -(2**31), 2**31) or 0,
         stream=stream,
-        include_usage=read_flag(options, "include_usage", "stream_options."),
-        continuous_usage=read_flag(options, "continuous_usage_stats", "stream_options."),
+        include_usage=read_bool(options, "include_usage", "stream_options."),
+        continuous_usage=read_bool(options, "continuous_usage_stats", "stream_options."),
         seeded=body.get("seed") is not None,
     )
 
@@ -135,8 +135,8 @@ def read_messages(value: Any) -> list[Message]:
     for i, turn in enumerate(value):
         where = f"messages[{i}]"
         role, content = require_object(turn, where).get("role"), turn.get("content")
-        if role not in ROLES:
-            raise RequestError(f"{where}.role must be one of {', '.join(ROLES)}, not {shown(role)}", f"{where}.role")
+        if role not in ROLES_OF_REQUESTS:
+            raise RequestError(f"{where}.role must be one of {', '.join(ROLES_OF_REQUESTS)}, not {shown(role)}", f"{where}.role")
         if content is None and role == "assistant":
             content = ""
         messages.append({"role": "system" if role == "developer" else role, "content": read_text(content, f"{where}.content")})
@@ -165,7 +165,7 @@ def read_stop(value: Any) -> tuple[str, ...]:
     return tuple(stops)
 
 
-def read_flag(body: dict[str, Any], name: str, where: str = "") -> bool:
+def read_bool(body: dict[str, Any], name: str, where: str = "") -> bool:
     value = body.get(name)
     if value is not None and not isinstance(value, bool):
         raise RequestError(f"{where}{name} must be true or false, not {shown(value)}", where + name)

@@ -10,7 +10,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from sse_starlette import EventSourceResponse
 
 from sbtiny.budget.stream import Part
-from sbtiny.serving.answers import DONE, Shape, encode_event, encode_queued
+from sbtiny.serving.answers import DONE, AnswerWriter, encode_event, encode_queued
 from sbtiny.serving.assistant import Assistant
 from sbtiny.serving.guard import read_bounded
 from sbtiny.serving.job import Job, Update
@@ -84,11 +84,11 @@ class Server:
         self.metrics.record(last)
         if last.error is not None:
             raise last.error
-        return JSONResponse(Shape(job, self.name).whole(parts, last), headers={"X-Request-Id": job.id})
+        return JSONResponse(AnswerWriter(job, self.name).whole(parts, last), headers={"X-Request-Id": job.id})
 
     async def stream(self, job: Job) -> AsyncIterator[bytes]:
         """The events of an answer: all that has come since the last were sent, in one piece."""
-        shape, is_over = Shape(job, self.name), False
+        writer, is_over = AnswerWriter(job, self.name), False
         while not is_over:
             updates = [await job.updates.get()]
             while not job.updates.empty():
@@ -98,7 +98,7 @@ class Server:
                 if update.error is not None:
                     error = update.error
                     events.append(encode_event(error_body(str(error), error.status, error.param, error.code)))
-                events += [encode_event(chunk) for chunk in shape.chunks(update)]
+                events += [encode_event(chunk) for chunk in writer.chunks(update)]
                 if update.position:
                     events.append(encode_queued(update))
                 if is_over := update.is_last:

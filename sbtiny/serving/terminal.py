@@ -1,11 +1,12 @@
 """A chat in a terminal: text as it comes, a live line of budget and seconds below it, Ctrl-C as "answer now"."""
 
+import asyncio
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +143,7 @@ class Terminal:
 
     def run(self) -> None:
         """Read and answer until the user leaves."""
-        with press_on_interrupt(self.press):
+        with press_on_interrupt(self.press), leave_on_signals():
             while True:
                 try:
                     line = self._read_question()
@@ -218,10 +219,41 @@ def press_on_interrupt(press: Callable[[], None]) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
+@contextmanager
+def leave_on_signals() -> Iterator[None]:
+    """Leave at SIGTERM or SIGHUP with a shell's code for it (143, 129), by way of all that puts the terminal back as it was."""
+    code = 0
+
+    def leave(number: int, _: object) -> None:
+        nonlocal code
+        if code:  # a second signal would stop the way out
+            return
+        code = 128 + number
+        with suppress(RuntimeError):  # no loop runs
+            asyncio.get_running_loop().call_soon_threadsafe(sys.exit, code)  # at the prompt: an exception amid its loop could be lost
+            return
+        sys.exit(code)
+
+    before = {getattr(signal, name): None for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)}  # Windows has no SIGHUP
+    for number in before:
+        before[number] = signal.signal(number, leave)
+    try:
+        yield
+    except OSError:  # a closed terminal takes nothing of what is written on the way out
+        if not code:
+            raise
+        raise SystemExit(code) from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def make_reader(history: Path = HISTORY) -> Callable[[str], str]:
     """Read lines with editing and a history in a file; in memory, with a line that says so, where the file cannot be written."""
     from prompt_toolkit import PromptSession
     from prompt_toolkit.history import FileHistory, InMemoryHistory
+    from prompt_toolkit.key_binding import KeyBindings
+    from prompt_toolkit.keys import Keys
 
     kept: Any = FileHistory(str(history))
     try:
@@ -230,7 +262,9 @@ def make_reader(history: Path = HISTORY) -> Callable[[str], str]:
     except OSError as error:
         Console(stderr=True).print(f"no history is kept: {error}", markup=False)
         kept = InMemoryHistory()
-    session: PromptSession[str] = PromptSession(history=kept)
+    keys = KeyBindings()
+    keys.add(Keys.Vt100MouseEvent)(lambda _: None)  # no mouse is used here, and prompt_toolkit raises for reports that it does not know
+    session: PromptSession[str] = PromptSession(history=kept, key_bindings=keys)
     return lambda prompt: session.prompt(prompt, handle_sigint=False)
 
 
@@ -241,7 +275,7 @@ def answer_once(assistant: Assistant, chat: Chat, question: str, quiet: bool = F
     chat.handle_question(question)
     reply = assistant.begin(chat.messages, chat.ask)
     errors, out = Console(stderr=True, highlight=False), Console(highlight=False)
-    with press_on_interrupt(reply.press):
+    with press_on_interrupt(reply.press), leave_on_signals():
         if errors.is_terminal and out.is_terminal and not quiet:
             return show_reply(reply, out, chat.show_thoughts)
         for part in reply:

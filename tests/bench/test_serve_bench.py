@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 
 from sbtiny.bench.serve import ORDERS, ServePlan, compute_figures, make_rank, make_requests, start_server
-from sbtiny.bench.serve_client import Timing, read_event, send_requests
+from sbtiny.bench.serve_client import RequestTiming, read_event, send_requests
 from sbtiny.bench.serve_simulation import ServeLoad, draw_arrivals
 from sbtiny.cli import main as cli
 from sbtiny.config import ServeSettings, Settings
@@ -74,7 +74,7 @@ def test_ranks_of_the_orders() -> None:
 
 
 def test_figures_by_hand() -> None:
-    timings = [Timing(10.0, 10.5, 12.0, 0.25, 1.0, 30), Timing(11.0, 11.1, 15.0, 2.0, 2.0, 70)]
+    timings = [RequestTiming(10.0, 10.5, 12.0, 0.25, 1.0, 30), RequestTiming(11.0, 11.1, 15.0, 2.0, 2.0, 70)]
     figures = compute_figures(timings, 2)
     assert (figures["mean"], figures["longest"], figures["longest_wait"]) == (3.0, 4.0, 2.0)
     assert (figures["tokens_per_second"], figures["busy"]) == (20.0, 0.3)
@@ -82,7 +82,7 @@ def test_figures_by_hand() -> None:
 
 
 def test_events_are_read() -> None:
-    timing = Timing(0.0)
+    timing = RequestTiming(0.0)
     read_event(timing, 'data: {"budget":{"predicted":12,"requested":null},"choices":[]}')
     assert (timing.stated, timing.budget_at > 0) == (12, True)
     read_event(timing, 'data: {"metrics":{"queue_time_ms":500.0},"timings":{"predicted_ms":1500.0},"usage":null}')

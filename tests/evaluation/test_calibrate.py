@@ -72,7 +72,10 @@ def test_eval_reports_promised_and_kept(calibrated: Path, tmp_path: Path, capsys
     assert result == runs.read_json(tmp_path / "e" / "eval.json")
     assert result["coverage"].keys() == {"0.8", "0.9", "0.95"}
     rows = [json.loads(row) for row in (tmp_path / "e" / "eval_samples.jsonl").read_text().splitlines()]
-    found = from_record(runs.read_json(calibrated / "calibration.json"), "c")
+    record = runs.read_json(calibrated / "calibration.json")
+    found = from_record(record, "c")
+    named = ("model_fingerprint", "date", "task", "split", "questions", "confidence")
+    assert result["calibration"] == {key: record[key] for key in named}
     for key, row in result["coverage"].items():
         if found.scores.factor(float(key)) is None:
             assert row["promised"] is row["kept"] is None
@@ -135,7 +138,7 @@ def test_one_file_calibrates_another_and_not_itself(mine: Path, tmp_path: Path, 
 def test_given_budgets_and_cuts_have_no_coverage(calibrated: Path, tmp_path: Path, capsys: pytest.CaptureFixture, more: list[str]) -> None:
     line = ["eval", str(calibrated), "--limit", "2", "--set", "eval.max_tokens=50", "-o", str(tmp_path / "e"), "--json", *more]
     assert call(line, False) == 0
-    assert "coverage" not in json.loads(capsys.readouterr().out)
+    assert not {"coverage", "calibration"} & json.loads(capsys.readouterr().out).keys()
 
 
 def test_another_model_is_refused_by_its_fingerprint(mine: Path) -> None:

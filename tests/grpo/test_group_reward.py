@@ -10,7 +10,7 @@ from rival_rewards import kimi
 from sbtiny.budget.reward import Reward
 from sbtiny.config import GrpoSettings, Settings
 from sbtiny.grpo.group_reward import RewardInput, make_selfbudgeter_reward, scalar_reward
-from sbtiny.grpo.groups import SELF_GROUP, Answer, GroupType
+from sbtiny.grpo.groups import SELF_GROUP, GroupAnswer, GroupType
 from sbtiny.grpo.rollouts import Rollouts
 from sbtiny.rollout.episode import read_episode
 from sbtiny.rollout.policy import Policy
@@ -61,7 +61,7 @@ def test_another_reward_sees_whole_groups_and_is_obeyed(policy: Policy, tmp_path
         return read_episode(policy.request(question.question, 99, 1), [*ids, policy.tokenizer.eos_token_id], policy.engine.pieces, "end")
 
     box = f"\\boxed{{{question.answer}}}"
-    scored = [Answer(question, SELF_GROUP, e) for e in (episode(500, box), episode(500, f"a)+1=2\n{box}"))]
+    scored = [GroupAnswer(question, SELF_GROUP, e) for e in (episode(500, box), episode(500, f"a)+1=2\n{box}"))]
     rollouts.score_answers([scored], 0.5)
     assert [s.reward.total for s in scored] == [1.5, 0.5]
     short, long = (s.episode.length for s in scored)

@@ -12,7 +12,7 @@ import pytest
 from sbtiny.budget.protocol import BudgetChoice, render_budget
 from sbtiny.config import EvalSettings, GrpoSettings, Settings
 from sbtiny.evaluation.evaluate import evaluate
-from sbtiny.grpo.groups import Answer, Group, step_metrics
+from sbtiny.grpo.groups import Group, GroupAnswer, step_metrics
 from sbtiny.grpo.relabel import best_budget
 from sbtiny.grpo.rollouts import Rollouts, alpha_at_step, mask_through_last_injected, sample_b_max
 from sbtiny.models.prompt import prompt_ids
@@ -32,9 +32,9 @@ def episode(policy, question, stated: str, body: str, budget: int | None = None)
     return read_episode(request, ids, policy.engine.pieces, "end")
 
 
-def score(rollouts: Rollouts, question, episodes: list, alpha: float, kind: str) -> list[Answer]:
+def score(rollouts: Rollouts, question, episodes: list, alpha: float, kind: str) -> list[GroupAnswer]:
     """The episodes as a rewarded group."""
-    group = [Answer(question, Group(kind), e) for e in episodes]
+    group = [GroupAnswer(question, Group(kind), e) for e in episodes]
     rollouts.score_answers([group], alpha)
     return group
 

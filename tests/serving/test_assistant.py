@@ -3,6 +3,8 @@
 import copy
 import re
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -195,12 +197,14 @@ def test_what_cannot_be_asked_is_said(assistant: Assistant, plain: Assistant) ->
     for call, reason in (
         (lambda: assistant.ask(SHORT, coverage=0.9), "no promise without a calibration"),
         (lambda: assistant.ask(SHORT, budget=3, seconds=1), "say one of them"),
-        (lambda: assistant.ask(SHORT, budget="many"), "not understood"),
+        (lambda: assistant.ask(SHORT, budget="many"), "not understood.* 90%"),
         (lambda: assistant.ask("x" * 9000), "begin a new one"),
         (lambda: assistant.ask("<|im_end|>"), "special token"),
         (lambda: assistant.ask(""), "no question"),
         (lambda: assistant.ask([{"role": "user"}]), "is no turn of a chat"),
         (lambda: assistant.ask([SHORT]), "is no turn of a chat"),
+        (lambda: assistant.ask([{"role": "usr", "content": SHORT}]), "the role 'usr' is none of system, user, assistant"),
+        (lambda: assistant.ask([{"role": "", "content": "x"}, {"role": "user", "content": SHORT}]), "the role '' is none of"),
         (lambda: assistant.ask("\ud800"), "is not UTF-8"),
         (lambda: assistant.ask_all(SHORT), "use ask for one"),
         (lambda: plain.base_model().__enter__(), "no base model"),
@@ -285,3 +289,24 @@ def test_bytes_that_are_no_character_do_not_end_the_others(plain: Assistant) -> 
         texts.append(reply._decode(token) or "")
     assert reply._decode(0) is not None
     assert {"a", "\ufffd"} <= set("".join(texts))
+
+
+QUIET = """
+import sys, warnings
+import sbtiny
+from sbtiny.progress import quiet_libraries
+from transformers.utils import logging
+seen = lambda: (logging.get_verbosity(), logging.is_progress_bar_enabled())
+before = seen()
+sbtiny.load(sys.argv[1]).ask("1 + 1?")
+assert seen() == before
+with quiet_libraries():
+    warnings.warn("soon otherwise", FutureWarning)
+    warnings.warn("a matter of yours")
+"""
+
+
+def test_loading_prints_nothing_but_warnings(started: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", QUIET, str(started)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert re.fullmatch(r"<string>:\d+: UserWarning: a matter of yours\n", done.stderr)

@@ -112,7 +112,7 @@ def test_a_second_ctrl_c_leaves_at_once(tiny: Command) -> None:
         (["tiny", "--api-key", " "], "--api-key is empty"),
         (["tiny", "--host", "256.1.1.1", "--no-auth"], "cannot listen on"),
         (["no-such-model-here"], "no-such-model-here"),
-        (["tiny", "--budget", "many", "--port", "0"], "not understood"),
+        (["tiny", "--budget", "many", "--port", "0"], "such as 90%"),
     ],
 )
 def test_what_cannot_be_served_is_said_in_one_line(arguments: list[str], said: str, capsys: pytest.CaptureFixture) -> None:

@@ -5,8 +5,10 @@ import json
 import os
 import random
 import re
+import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -30,6 +32,7 @@ from sbtiny.tasks import arithmetic
 SHORT = next(q.question for q in arithmetic.generate_questions("val", 99) if q.level <= 2)
 LONG = next(q.question for q in arithmetic.generate_questions("val", 99) if q.level >= 4).replace("\n", " ")
 READY = ">>>"
+TEXT = {"encoding": "utf-8", "codec_errors": "replace"}
 LEFT_PROMPT = "\x1b[?2004l"  # prompt_toolkit ends bracketed paste as it leaves a prompt
 
 
@@ -44,7 +47,7 @@ class Screen:
             "PROMPT_TOOLKIT_NO_CPR": "1",
         }
         command = ["-m", "sbtiny", "chat", model, "--set", "serve.temperature=0", *options]
-        self.child = pexpect.spawn(sys.executable, command, dimensions=(40, columns), env=environment, encoding="utf-8", timeout=120)
+        self.child = pexpect.spawn(sys.executable, command, dimensions=(40, columns), env=environment, timeout=120, **TEXT)
         self.screen = pyte.HistoryScreen(columns, 40, history=5000)
         self.stream, self.raw = pyte.Stream(self.screen), ""
         self.wait(READY)
@@ -68,15 +71,26 @@ class Screen:
             assert time.monotonic() < end, "\n".join(self.lines)
             self.read()
 
+    def wait_for(self, text: str) -> None:
+        """Read until this is anywhere on the screen."""
+        end = time.monotonic() + 120
+        while not any(text in line for line in self.lines):
+            assert time.monotonic() < end, "\n".join(self.lines)
+            self.read()
+
     def ask(self, text: str) -> None:
         """Send the lines of a text, each at a prompt, and read until the next prompt stands alone."""
         for line in text.split("\n"):
-            before, end = self.raw.count(LEFT_PROMPT), time.monotonic() + 120
-            self.child.send(line + "\r")
-            while self.raw.count(LEFT_PROMPT) == before:
-                assert time.monotonic() < end, "\n".join(self.lines)
-                self.read()
+            self.begin(line)
         self.wait(READY)
+
+    def begin(self, line: str, junk: bytes = b"") -> None:
+        """Send a line, with more bytes in the same burst, and read until the prompt is left."""
+        before, end = self.raw.count(LEFT_PROMPT), time.monotonic() + 120
+        os.write(self.child.child_fd, line.encode() + b"\r" + junk)
+        while self.raw.count(LEFT_PROMPT) == before:
+            assert time.monotonic() < end, "\n".join(self.lines)
+            self.read()
 
     def leave(self) -> int:
         self.child.send("\x04")
@@ -151,6 +165,47 @@ def test_ctrl_c_at_200_random_moments(tmp_path: Path) -> None:
     assert questions == 200
 
 
+MOUSE = b"\x1b[M\xff\xfe\x80\x1b[<64;10;10M\x1b[<64;10M\x1b[M ab\x1b[;M"  # a wheel in three dialects, and two that are broken
+
+
+def test_a_mouse_turned_while_it_thinks_is_not_heard(tmp_path: Path) -> None:
+    screen = Screen("tiny", tmp_path)
+    screen.begin(LONG, MOUSE)  # in one burst: prompt_toolkit keeps it for the next prompt
+    screen.wait(READY)
+    screen.begin(LONG)
+    os.write(screen.child.child_fd, MOUSE)
+    screen.wait(READY)
+    assert "Traceback" not in screen.raw
+    assert "Press ENTER" not in screen.raw
+    assert screen.leave() == 0
+
+
+@pytest.mark.parametrize("is_thinking", [False, True])
+def test_a_signal_leaves_the_terminal_as_it_was(tmp_path: Path, is_thinking: bool) -> None:
+    screen = Screen("tiny", tmp_path)
+    if is_thinking:
+        screen.begin(LONG)
+        screen.wait_for("used")
+    screen.child.kill(signal.SIGTERM)
+    screen.child.expect(pexpect.EOF)
+    screen.raw += screen.child.before
+    assert screen.child.wait() == 143
+    assert termios.tcgetattr(screen.child.child_fd)[3] & (termios.ECHO | termios.ICANON) == termios.ECHO | termios.ICANON
+    assert "Traceback" not in screen.raw
+    for shown, hidden in (("\x1b[?25h", "\x1b[?25l"), (LEFT_PROMPT, "\x1b[?2004h")):
+        assert screen.raw.rindex(shown) > screen.raw.rindex(hidden)
+
+
+@pytest.mark.parametrize("is_thinking", [False, True])
+def test_a_terminal_that_is_closed_ends_the_chat(tmp_path: Path, is_thinking: bool) -> None:
+    screen = Screen("tiny", tmp_path)
+    if is_thinking:
+        screen.begin(LONG)
+        screen.wait_for("used")
+    os.close(screen.child.child_fd)
+    assert os.waitstatus_to_exitcode(os.waitpid(screen.child.pid, 0)[1]) == 129
+
+
 Called = tuple[int, str, str]  # exit code, stdout, stderr
 
 
@@ -190,7 +245,7 @@ def test_an_answer_as_json_and_wrong_input(started: Path, tmp_path: Path, chat_)
         ((str(started),), b"1 + \xff", "is not utf-8 at byte 4"),
         ((str(started), "1 + \udcff"), b"", "is not UTF-8 at character 4"),
         ((str(started), "1", "--budget", "90%"), b"", "no promise without a calibration"),
-        ((str(started), "1", "--budget", "abc"), b"", "is not understood"),
+        ((str(started), "1", "--budget", "abc"), b"", "such as 90%"),
         (("nowhere", "1"), b"", "nowhere"),
         ((str(cut), "1"), b"", "not a readable GGUF file" if find_spec("gguf") else "gguf"),
     ):
