@@ -164,22 +164,51 @@ def show_orders(result: dict[str, Any]) -> None:
     console().print(table)
 
 
-def measure_server(name: str, load: Any, draws_lengths: bool, mean: int, rounds: int, threads: int | None) -> dict[str, Any]:
-    """Serve a run or a model and measure each order."""
+def start_serving(name: str, seed: int, threads: int | None) -> Settings:
+    """Settings to serve a run or a model with. Raises InputError for a name that is none, or a run that is not finished."""
     from sbtiny import runs
     from sbtiny.models.aliases import resolve
-    from sbtiny.progress import bar
 
     run = runs.find_run(name)
     if run:
         runs.check_finished(run)
-    settings = Settings(model=runs.read_run(run)["model"] if run else name, seed=load.seed)
+    settings = Settings(model=runs.read_run(run)["model"] if run else name, seed=seed)
     resolve(settings.model)
     start_bench(None, threads)
+    return settings
+
+
+def measure_server(name: str, load: Any, draws_lengths: bool, mean: int, rounds: int, threads: int | None) -> dict[str, Any]:
+    """Serve a run or a model and measure each order."""
+    settings = start_serving(name, load.seed, threads)
     from sbtiny.bench.serve import ORDERS, ServePlan, compare_served_orders
+    from sbtiny.progress import bar
 
     with bar("serving", rounds * (1 + len(ORDERS))) as advance:
         return compare_served_orders(name, settings, ServePlan(load, draws_lengths, mean), rounds, advance)
+
+
+@bench.command()
+def streams(
+    name: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="What is served.")],
+    slots: Annotated[int, typer.Option(min=1, help="Answers decoded at a time.")] = 64,
+    requests: Annotated[int, typer.Option(min=1, help="Streams at once.")] = 64,
+    rounds: Annotated[int, typer.Option(min=1, help="Repetitions by turns, after one that warms up.")] = 5,
+    threads: Threads = None,
+    seed: SeedOf = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Tokens a second of streams of a server over those of the closed loop, on the same questions.
+
+    Example: sbtiny bench streams smollm2-135m --slots 16 --requests 64
+    """
+    settings = start_serving(name, seed, threads)
+    from sbtiny.bench.serve_streams import compare_with_closed_loop
+    from sbtiny.progress import bar
+
+    with bar("serving", 2 * (1 + rounds)) as advance:
+        result = compare_with_closed_loop(name, settings, slots, requests, rounds, seed, advance)
+    print_result(result, as_json)
 
 
 @bench.command()

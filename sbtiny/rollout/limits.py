@@ -71,8 +71,10 @@ class Limits:
 
     def allowed(self, budget: int | None) -> int | None:
         """Body tokens before the wrap-up of an answer with this budget."""
-        tolerated = None if budget is None or self.tolerance is None else math.floor(budget * (1 + self.tolerance))
-        return min((n for n in (self.ceiling, tolerated) if n is not None), default=None)
+        if budget is None or self.tolerance is None:
+            return self.ceiling
+        tolerated = math.floor(budget * (1 + self.tolerance))
+        return tolerated if self.ceiling is None else min(self.ceiling, tolerated)
 
 
 class LimitTracker:
@@ -109,6 +111,9 @@ class LimitTracker:
 
     def check_token(self, piece: str, forced: bool = False) -> Verdict:
         """Judge the next token by its text. A forced token always stands. A token that does not stand leaves the state unchanged."""
+        if self._has_room():  # nearly always: the judgement runs at each token of each answer
+            self._take(piece)
+            return Verdict.GO
         before = (self.head, self.section, self.budget, self.used, self.pending, self.seen, self.tail)
         self._take(piece)
         if forced or not self._over():
@@ -128,6 +133,11 @@ class LimitTracker:
     def wrap_up_here(self) -> None:
         """Begin the wrap-up before the limit is reached. From here on `reserve` tokens are left."""
         self.wrapped_at = self.used + self.pending
+
+    def _has_room(self) -> bool:
+        """Whether the next token surely stays within the limit, whatever it is."""
+        allowed = self.allowed if self.wrapped_at is None else self.wrapped_at
+        return allowed is None or (self.section is not AnswerSection.HEAD and self.used + self.pending < allowed)
 
     def _over(self) -> bool:
         allowed = self.allowed if self.wrapped_at is None else self.wrapped_at

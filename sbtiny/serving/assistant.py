@@ -144,7 +144,8 @@ class Assistant:
         else:
             self.rate.record(pace, time.perf_counter())
         for reply in self.running:
-            reply.refusal = next((t.refusal for t in (reply.body, reply.head) if t and t.refusal), reply.refusal)
+            ticket = reply.body or reply.head
+            reply.refusal = reply.refusal or (ticket and ticket.refusal)
             if reply.head is not None and reply.head.episode is not None:
                 try:
                     self._follow_head(reply)
@@ -152,8 +153,8 @@ class Assistant:
                     reply.refusal = error
             if reply.body is not None:
                 reply.advance()
-        ended = [reply for reply in self.running if reply.is_done]
-        self.running = [reply for reply in self.running if not reply.is_done]
+        if ended := [reply for reply in self.running if reply.is_done]:
+            self.running = [reply for reply in self.running if not reply.is_done]
         if not self.session.is_busy:
             self.rate.pause()
         return ended

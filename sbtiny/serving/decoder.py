@@ -7,6 +7,7 @@ from typing import Any
 
 from sbtiny.budget.calibration import COVERAGES
 from sbtiny.budget.online_calibration import OnlineCalibration
+from sbtiny.budget.protocol import BudgetChoice
 from sbtiny.errors import InputError, UpstreamError
 from sbtiny.serving.assistant import Assistant
 from sbtiny.serving.heads_first import HeadsFirst
@@ -81,6 +82,7 @@ class Decoder:
             log.exception("a request could not begin")
             self.news.append((job, Update(error=RequestError("this request cannot be read by the model", status=500))))
         else:
+            job.most_seconds = self._most_seconds(job.request.ask.choice)
             self.bodies.add(job.reply, request.priority)
             self.jobs.append(job)
             self.has_begun = True
@@ -108,24 +110,32 @@ class Decoder:
             self._foresee_waits(now)
         self.has_begun = False
         self.ticked = now if tick else self.ticked
+        interval = max(FLUSH_SECONDS, EVENT_SECONDS * min(len(self.jobs), self.slots))
         for job in self.jobs:
-            if job.filed is None and job.reply in self.bodies.queue:
-                job.filed = now
-            if job.admitted is None and (job.reply in self.bodies.bodies or job.reply.is_done):
-                job.admitted = started
-            self._enforce_time(job, now)
-            self._tell(job, now, tick)
+            if job.admitted is None:
+                self._follow_queue(job, started, now)
+            elif job.most_seconds is not None:
+                self._enforce_time(job, now)
+            if tick or job.has_news(now, interval):
+                self._tell(job, now, tick, interval)
             self._learn(job.reply)
         self.jobs = [job for job in self.jobs if not job.reply.is_done]
 
-    def _tell(self, job: Job, now: float, tick: bool) -> None:
+    def _follow_queue(self, job: Job, started: float, now: float) -> None:
+        """Note when its body began to wait, and when it got its slot."""
+        if job.filed is None and job.reply in self.bodies.queue:
+            job.filed = now
+        if job.reply in self.bodies.bodies or job.reply.is_done:
+            job.admitted = started
+
+    def _tell(self, job: Job, now: float, tick: bool, interval: float) -> None:
         """Tell the text, and the budget when it stands, when a cut comes, when its place changes, about once a second and at the end."""
         reply = job.reply
         if reply.refusal is not None:
             by_upstream = {"code": "upstream_failed", "status": 502} if isinstance(reply.refusal, UpstreamError) else {}
             self.news.append((job, Update(error=RequestError(str(reply.refusal), **by_upstream))))
             return
-        parts = job.take_parts(now, max(FLUSH_SECONDS, EVENT_SECONDS * min(len(self.jobs), self.slots)))
+        parts = job.take_parts(now, interval)
         if job.stops.is_hit and not reply.is_done:
             reply.interrupt.stop()
         stands = not job.has_begun and (reply.budget is not None or bool(parts) or reply.is_done)
@@ -166,13 +176,15 @@ class Decoder:
 
     def _enforce_time(self, job: Job, now: float) -> None:
         """Ask for the answer now where its seconds are over."""
-        choice, tolerance = job.request.ask.choice, self.assistant.settings.given_tolerance
-        given = choice.value * (1 + tolerance) if choice.mode == "seconds" else 0.0
-        most = min((s for s in (given, self.seconds) if s), default=None)
-        if most is not None and job.admitted is not None and not job.is_late and now - job.admitted > most:
+        if not job.is_late and now - job.admitted > job.most_seconds:
             job.is_late = not job.is_forced and not job.reply.interrupt.presses and not job.reply.is_done
             if job.is_late:
                 job.reply.press()
+
+    def _most_seconds(self, choice: BudgetChoice) -> float | None:
+        """The seconds in its slot after which an answer is wrapped up: the user's with their tolerance, or the server's."""
+        given = choice.value * (1 + self.assistant.settings.given_tolerance) if choice.mode == "seconds" else 0.0
+        return min((seconds for seconds in (given, self.seconds) if seconds), default=None)
 
     def _foresee_waits(self, now: float) -> None:
         """Give each request its position in the queue and the seconds until its turn."""

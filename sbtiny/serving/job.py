@@ -69,6 +69,7 @@ class Job:
     wait: SecondsLeft | None = None  # until its turn
     filed: float | None = None  # when its body began to wait
     admitted: float | None = None  # when its body got a slot
+    most_seconds: float | None = None  # in its slot, before it is wrapped up
     is_late: bool = False
 
     def __post_init__(self) -> None:
@@ -84,6 +85,12 @@ class Job:
     def is_forced(self) -> bool:
         """Whether a wrap-up was put into it."""
         return self.reply.body is not None and self.reply.body.enforcer.tracker.wrapped_at is not None
+
+    def has_news(self, now: float, interval: float) -> bool:
+        """Whether its reader may have to be told something: its budget, a cut, its place, its end, or text every `interval` seconds."""
+        if not self.has_begun or self.reply.is_done or now - self.flushed >= interval:
+            return True
+        return self.told != (self.is_forced, self.position)
 
     def take_parts(self, now: float, interval: float) -> tuple[Part, ...]:
         """The text that is new, where `interval` seconds have passed since the last or the answer is done."""
