@@ -12,6 +12,7 @@ from sbtiny.errors import InputError
 from sbtiny.models.load import add_lora, load_model
 from sbtiny.rollout.engine import Engine
 from sbtiny.rollout.engines.generate import GenerateEngine
+from sbtiny.rollout.engines.vllm import fit_rank
 from sbtiny.rollout.episode import Request
 from sbtiny.rollout.limit_enforcer import Interrupt
 from sbtiny.rollout.limits import Limits
@@ -155,3 +156,15 @@ def test_vllm_refuses_what_it_cannot_do_on_a_cpu(asked: dict, world: int, said: 
     with pytest.raises(InputError, match=said) as error:
         load_policy("tiny", Settings(engine="vllm", **asked), slots=4)
     assert "\n" not in str(error.value)
+
+
+def test_a_rank_is_rounded_up_to_one_of_theirs() -> None:
+    assert [fit_rank(r) for r in (1, 8, 12, 32, 500)] == [8, 8, 16, 32, 512]
+    with pytest.raises(InputError, match="up to rank 512"):
+        fit_rank(513)
+
+
+def test_a_cache_too_small_for_one_answer_is_told_before_work(tiny, monkeypatch) -> None:
+    monkeypatch.setattr("sbtiny.rollout.engines.vllm.find_spec", lambda name: True)
+    with pytest.raises(InputError, match="raise --kv-memory"):
+        build_policy(*tiny, engine="vllm", kv_cache_gib=0.0001).engine.check_room(400)

@@ -21,7 +21,6 @@ from sbtiny.grpo.run import run_grpo
 from sbtiny.models.aliases import BUNDLED
 from sbtiny.models.load import add_lora, load_model
 from sbtiny.models.prompt import prompt_ids
-from sbtiny.rollout.engines.vllm import fit_rank
 from sbtiny.rollout.episode import Episode, Request
 from sbtiny.rollout.limit_enforcer import Interrupt, TagMask
 from sbtiny.rollout.limits import Limits
@@ -150,8 +149,7 @@ def test_what_must_not_come_after_a_forced_closing_tag_does_not(tiny, theirs: Po
     monkeypatch.setattr(TagMask, "tokens", lambda *_: torch.tensor(liked))
     ours, found = (each.sample([request], Sampling(0))[0] for each in (policy, theirs))
     rest = [token for token, forced in zip(found.completion_ids[7:], found.injected[7:], strict=True) if not forced]
-    assert rest
-    assert not set(rest) & set(liked)
+    assert set(rest).isdisjoint(liked) == bool(rest)
     assert ours.completion_ids == found.completion_ids
 
 
@@ -184,9 +182,8 @@ def test_its_start_leaves_this_process_as_it_was(tiny) -> None:
     policy = build_policy(*tiny, slots=2, engine="vllm")
     policy.sample(asked(policy, 1, 5), Sampling(0))
     capacity = policy.engine.capacity
-    longer = policy.sample(asked(policy, 1, capacity), Sampling(0))[0]  # a longer sequence needs another start
+    policy.sample(asked(policy, 1, capacity), Sampling(0))  # a longer sequence needs another start
     assert policy.engine.capacity > capacity
-    assert len(longer.completion_ids) <= capacity
     assert random.getstate() == before[0]
     assert torch.equal(torch.get_rng_state(), before[1])
     assert torch.set_num_threads is set_threads
@@ -226,12 +223,6 @@ def test_after_an_update_it_answers_as_the_updated_model(tiny) -> None:
     theirs.refresh()
     assert [e.completion_ids for e in theirs.sample(requests, Sampling(0))] == answers[2]
     assert len(list(Path(theirs.engine.folder.name).iterdir())) == 1
-
-
-def test_a_rank_is_rounded_up_to_one_of_theirs() -> None:
-    assert [fit_rank(r) for r in (1, 8, 12, 32, 500)] == [8, 8, 16, 32, 512]
-    with pytest.raises(InputError, match="up to rank 512"):
-        fit_rank(513)
 
 
 def test_unsloths_own_engine_is_taken_where_the_model_brings_one(tiny, theirs: Policy, monkeypatch) -> None:
@@ -307,8 +298,3 @@ def test_what_vllm_refuses_at_its_start_is_one_line(tiny) -> None:
     with pytest.raises(InputError, match=r"vLLM cannot start for .*use --engine ours or generate") as error:
         build_policy(*tiny, engine="vllm", kv_cache_gib=0.0001).sample(asked(build_policy(*tiny), 1, 300), Sampling())
     assert "\n" not in str(error.value)
-
-
-def test_a_cache_too_small_for_one_answer_is_told_before_work(tiny) -> None:
-    with pytest.raises(InputError, match="raise --kv-memory"):
-        build_policy(*tiny, engine="vllm", kv_cache_gib=0.0001).engine.check_room(400)
