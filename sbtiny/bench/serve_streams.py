@@ -5,6 +5,7 @@ import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 from sbtiny.bench.lengths import summarize
@@ -12,9 +13,9 @@ from sbtiny.bench.machine import describe_machine
 from sbtiny.bench.serve import SEEDS, start_server
 from sbtiny.bench.serve_client import send_requests
 from sbtiny.config import Settings
-from sbtiny.rollout.load_policy import load_policy
-from sbtiny.rollout.policy import Policy
-from sbtiny.serving.ask import default_ask
+from sbtiny.models.prompt import to_messages
+from sbtiny.serving import assistant as assistants
+from sbtiny.serving.assistant import Assistant
 from sbtiny.tasks import arithmetic
 
 MOST_TOKENS = 512  # of one answer
@@ -24,7 +25,9 @@ def compare_with_closed_loop(
     name: str, settings: Settings, slots: int, requests: int, rounds: int, seed: int, advance: Callable[..., None] = lambda *_: None
 ) -> dict[str, Any]:
     """Measure tokens a second of `requests` streams on `slots` slots, and of the closed loop; the ratio by round, median and range."""
-    policy = load_policy(name, settings, slots)
+    closed = assistants.load(
+        name, settings=replace(settings, serve=replace(settings.serve, max_num_seqs=slots, given_tolerance=MOST_TOKENS))
+    )
     speeds: dict[str, list[float]] = {"served": [], "closed": []}
     tokens: dict[str, list[int]] = {"served": [], "closed": []}
     with (
@@ -33,7 +36,7 @@ def compare_with_closed_loop(
     ):
         ways = {
             "served": lambda work: client.submit(measure_streams, url, work).result(),
-            "closed": lambda work: measure_closed_loop(policy, settings, work),
+            "closed": lambda work: measure_closed_loop(closed, work),
         }
         for turn in range(-1, rounds):  # the first warms up
             work = [
@@ -59,9 +62,14 @@ def measure_streams(url: str, work: list[tuple[str, int]]) -> tuple[int, float]:
     return sum(timing.tokens for timing in timings), max(t.ended for t in timings) - min(t.due for t in timings)
 
 
-def measure_closed_loop(policy: Policy, settings: Settings, work: list[tuple[str, int]]) -> tuple[int, float]:
-    """Sample all answers as training and evaluation do, with the server's sampling. Returns tokens and seconds."""
+def measure_closed_loop(assistant: Assistant, work: list[tuple[str, int]]) -> tuple[int, float]:
+    """Sample all answers as training and evaluation do: the server's own requests, limits included. Returns tokens and seconds."""
     begun = time.perf_counter()
-    requests = [policy.request(question, MOST_TOKENS, seed) for question, seed in work]
-    episodes = policy.sample(requests, default_ask(settings.serve).sampling())
+    replies = [
+        assistant.begin(to_messages(question), replace(assistant.defaults, seed=seed, max_tokens=MOST_TOKENS)) for question, seed in work
+    ]
+    requests = [reply.body.request for reply in replies]
+    for reply in replies:
+        assistant.drop(reply)
+    episodes = assistant.policy.sample(requests, assistant.defaults.sampling())
     return sum(len(episode.completion_ids) for episode in episodes), time.perf_counter() - begun
