@@ -17,6 +17,7 @@ from sbtiny.budget.online_calibration import STEP, OnlineCalibration
 from sbtiny.config import ServeSettings, Settings
 from sbtiny.evaluation.calibration_file import NAME, answering_fingerprint
 from sbtiny.rollout.session import Ticket
+from sbtiny.serving import decoder
 from sbtiny.serving.decoder import Decoder
 from sbtiny.serving.heads_first import HEAD_ROWS
 from sbtiny.tasks import arithmetic
@@ -162,6 +163,8 @@ def test_an_answer_at_a_coverage_tells_about_that_one_alone(
 def test_what_is_no_answer_of_the_calibrated_kind_tells_nothing(
     calibrated: Served, monkeypatch: pytest.MonkeyPatch, length: int, body: dict[str, Any], reason: str
 ) -> None:
+    for name in ("FLUSH_SECONDS", "EVENT_SECONDS"):  # a stop text is looked for where text is sent: at each token here
+        monkeypatch.setattr(decoder, name, 0.0)
     write_answer(monkeypatch, calibrated, length, stated=60 if "max_tokens" in body else 10)
     answer = calibrated.chat(SHORT, **body).json()
     assert answer["choices"][0]["stop_reason"] == reason
