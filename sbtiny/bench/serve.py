@@ -96,7 +96,7 @@ def measure_orders(send: Send, worker: Worker, plan: ServePlan, advance: Callabl
     alone = send(bodies, [0.0] * len(bodies))  # warms up, and tells lengths and services
     advance()
     mean_tokens = statistics.mean(timing.tokens for timing in alone)
-    service = mean_tokens / statistics.median(timing.tokens / timing.service for timing in alone)  # the first are slowed by all the heads
+    service = statistics.mean(timing.service for timing in alone)  # with what others' prompts take from it, which is load too
     times = [at * service for at in arrivals.times]
     lengths = {body["seed"]: timing.tokens for body, timing in zip(bodies, alone, strict=True)}
     turn = load.seed % len(ORDERS)

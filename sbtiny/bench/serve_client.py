@@ -75,6 +75,6 @@ def read_event(timing: RequestTiming, line: str) -> None:
     if '"metrics":{' in line:
         event = json.loads(line[6:])
         timing.queued = event["metrics"]["queue_time_ms"] / 1000
-        timing.service = max(1e-6, event["timings"]["predicted_ms"] / 1000 - timing.queued)
+        timing.service = event["timings"]["predicted_ms"] / 1000  # the wait is not in it
     if '"usage":{' in line:
         timing.tokens, timing.ended = json.loads(line[6:])["usage"]["completion_tokens"], time.perf_counter()
