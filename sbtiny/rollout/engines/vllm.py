@@ -167,7 +167,7 @@ class VllmEngine(DecodeEngine):
         if self.model.device.type != "cpu":
             return None
         slot = self.slot_bytes(self.capacity)
-        return (fit_slots(slot, self.slots, None, self.model.device) + 1) * slot
+        return (fit_slots(slot, self.slots, None, self.model.device)[0] + 1) * slot
 
 
 def fit_rank(rank: int) -> int:
