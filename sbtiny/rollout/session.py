@@ -52,7 +52,8 @@ class Session(ABC):
     """Decodes the requests that are in it. One thread owns it; only a request's `interrupt` may be pressed from another."""
 
     streams = True  # whether tokens can be read between steps, while answers are unfinished
-    spare_bytes = 0  # that the states of held and of ended answers may take together: what the slots leave of the planned memory
+    # That the states of held and of ended answers may take: what the slots leave of the planned memory. None: they take none of ours.
+    spare_bytes: int | None = None
 
     @abstractmethod
     def add(self, request: Request, sampling: Sampling) -> Ticket:
