@@ -1,6 +1,7 @@
 """Answers that servers elsewhere decode: what comes of them, of those servers' ends, and of what cannot be used."""
 
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,9 +15,10 @@ from upstream_support import FakeOllama, LlamaServer, make_requests, play_reques
 
 from sbtiny.budget.protocol import THINK
 from sbtiny.cli import main as cli
-from sbtiny.config import Settings
+from sbtiny.config import PromptSettings, Settings
 from sbtiny.errors import InputError, UpstreamError
 from sbtiny.models.aliases import BUNDLED
+from sbtiny.models.load import load_tokenizer
 from sbtiny.rollout.engines.upstream import UpstreamEngine
 from sbtiny.rollout.engines.upstream_balance import Upstream
 from sbtiny.rollout.engines.upstream_dialects import Chunk, Ollama, Vllm
@@ -205,6 +207,22 @@ def test_ollama_gets_text_and_gives_text(tiny) -> None:
     assert all(body["raw"] and body["model"] == "mine:latest" for body in server.asked)
     with pytest.raises(InputError, match=r"no model 'other': there are mine:latest"):
         open_upstream("tiny", server.url + "#other")
+
+
+def test_it_is_asked_with_the_prompt_settings_and_opens_what_the_format_took_off(tiny, tmp_path: Path) -> None:
+    server = FakeOllama(len(tiny[1]), lambda prompt, most: [])
+    opens = shutil.copytree(BUNDLED, tmp_path / "opens")
+    load_tokenizer(str(opens)).save_pretrained(opens)
+    template = opens / "chat_template.jinja"
+    template.write_text(template.read_text().rstrip() + "{% if add_generation_prompt %}<think>\n{% endif %}")
+    asked = Settings(upstream=server.url, format="think", prompt=PromptSettings(instruction="Count aloud.", system="Be brief."))
+    for name in (BUNDLED, opens):
+        policy, local = load_policy(str(name), asked, 2), load_policy(str(name), replace(asked, upstream=None, four_bit=False), 2)
+        text = policy.tokenizer.decode(policy.prompt("1 + 1?"))
+        assert text == local.tokenizer.decode(local.prompt("1 + 1?"))
+        assert "Count aloud." in text
+        assert "Be brief." in text
+        assert text.endswith("<think>\n") == (name is opens)
 
 
 # ---- what servers seldom do, played ------------------------------------------------------------------------------------------------
