@@ -353,6 +353,16 @@ def test_a_server_that_writes_nothing_or_other_tokens_ends_the_answer(played) ->
     assert "token 99999, outside the vocabulary" in str(other.refusal)
 
 
+def test_an_earlier_session_is_told_that_another_was_opened(played) -> None:
+    there = played(LlamaDialect("m"))
+    ticket = there.session.add(there.policy.request("1 + 1?", 40, 0), GREEDY)
+    there.session.step()
+    there.policy.engine.open_session(512)
+    assert [stream.ticket for stream in there.reader.closed] == [ticket]
+    with pytest.raises(RuntimeError, match="another session"):  # its answers would never come
+        there.session.step()
+
+
 def test_the_next_answer_goes_where_the_fewest_stated_tokens_are_left(played) -> None:
     there = played(LlamaDialect("a"))
     engine = there.policy.engine
