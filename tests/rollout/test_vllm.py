@@ -325,6 +325,9 @@ def test_a_gguf_file_is_unpacked_for_it(policy: Policy, tmp_path: Path) -> None:
 
 
 def test_what_vllm_refuses_at_its_start_is_one_line(tiny) -> None:
+    policy = build_policy(*tiny, engine="vllm", kv_cache_gib=0.0001)
     with pytest.raises(InputError, match=r"vLLM cannot start for .*use --engine ours or generate") as error:
-        build_policy(*tiny, engine="vllm", kv_cache_gib=0.0001).sample(asked(build_policy(*tiny), 1, 300), Sampling())
+        policy.sample(asked(policy, 1, 300), Sampling())
     assert "\n" not in str(error.value)
+    policy.engine.kv_cache_gib = None
+    assert policy.sample(asked(policy, 1, 20), Sampling())[0].completion_ids  # it starts anew

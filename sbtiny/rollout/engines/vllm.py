@@ -122,7 +122,7 @@ class VllmEngine(DecodeEngine):
 
     def _reserve(self, capacity: int) -> None:
         """Start vLLM for sequences of `capacity` tokens; longer ones need another start."""
-        if capacity <= self.capacity:
+        if capacity <= self.capacity and self.core is not None:  # a larger one may have been refused
             return
         if self.brought:
             self.capacity = self.core.model_config.max_model_len

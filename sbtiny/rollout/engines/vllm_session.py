@@ -57,8 +57,8 @@ class VllmSession(Session):
 
     def close(self) -> None:
         """Abort what runs."""
-        self.engine.core.abort_request(list(self.running))
-        self.running.clear()
+        for name in list(self.running):
+            self._abort(name)
 
     def step(self) -> list[Ticket]:
         if self.engine.session is not self:
