@@ -20,7 +20,7 @@ import uvicorn
 from sbtiny.bench.lengths import summarize
 from sbtiny.bench.machine import describe_machine
 from sbtiny.bench.serve_client import RequestTiming, send_requests
-from sbtiny.bench.serve_simulation import Arrivals, ServeLoad, draw_arrivals, measure
+from sbtiny.bench.serve_simulation import Arrivals, ServeLoad, draw_arrivals, measure, over
 from sbtiny.config import Settings
 from sbtiny.errors import Failed, InputError
 from sbtiny.serving import assistant as assistants
@@ -160,7 +160,5 @@ def compare_with_first_come(runs: Sequence[dict[str, Any]], order: str) -> dict[
     ratios = {}
     for name, key in (("over_fcfs", "orders"), ("simulated_over_fcfs", "simulated")):
         shared = runs[0][key][order]
-        ratios[name] = {
-            figure: summarize([run[key][order][figure] / max(run[key]["fcfs"][figure], 1e-9) for run in runs]) for figure in shared
-        }
+        ratios[name] = {figure: summarize([over(run[key][order][figure], run[key]["fcfs"][figure]) for run in runs]) for figure in shared}
     return ratios

@@ -25,9 +25,7 @@ def compare_with_closed_loop(
     name: str, settings: Settings, slots: int, requests: int, rounds: int, seed: int, advance: Callable[..., None] = lambda *_: None
 ) -> dict[str, Any]:
     """Measure tokens a second of `requests` streams on `slots` slots, and of the closed loop; the ratio by round, median and range."""
-    closed = assistants.load(
-        name, settings=replace(settings, serve=replace(settings.serve, max_num_seqs=slots, given_tolerance=MOST_TOKENS))
-    )
+    closed = assistants.load(name, settings=replace(settings, serve=replace(settings.serve, max_num_seqs=slots)))
     speeds: dict[str, list[float]] = {"served": [], "closed": []}
     tokens: dict[str, list[int]] = {"served": [], "closed": []}
     with (

@@ -48,8 +48,6 @@ def unpack_gguf(file: Path) -> Path:
 
     Raises InputError when the file is no GGUF, would be read wrongly, or the cache cannot be written.
     """
-    if find_spec("gguf") is None:
-        raise InputError(f"reading {file.name} needs the gguf package: pip install 'sbtiny[gguf]'")
     state = file.stat()
     key = f"{file.resolve()} {state.st_size} {state.st_mtime_ns} {__version__}"
     target = cache_folder() / f"{file.stem}-{sha256(key.encode()).hexdigest()[:12]}"
@@ -74,20 +72,26 @@ def _save_to_cache(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase
         raise InputError(f"cannot unpack into {target.parent}: {error}; free space or set SBTINY_CACHE") from error
 
 
-def read_gguf(file: Path) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
-    """Model and tokenizer of a GGUF file, on the CPU; weights in 16 bits, or 32 if the file's matrices have them."""
+def open_gguf(file: Path) -> "GGUFReader":
+    """Raises InputError where the file is no GGUF, or the package that reads it is missing."""
+    if find_spec("gguf") is None:
+        raise InputError(f"reading {file.name} needs the gguf package: pip install 'sbtiny[gguf]'")
     from gguf import GGUFReader
 
     try:
-        reader = GGUFReader(file)
+        return GGUFReader(file)
     except (ValueError, IndexError, OSError) as error:
         raise InputError(f"{file} is not a readable GGUF file: {error}") from error
+
+
+def read_gguf(file: Path) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
+    """Model and tokenizer of a GGUF file, on the CPU; weights in 16 bits, or 32 if the file's matrices have them."""
+    reader = open_gguf(file)
     if dropped := find_dropped_feature(reader):
         raise InputError(f"{file} has {dropped}, which transformers drops from a GGUF: {ORIGINAL}")
     tokenizer = tokenizer_from_gguf(reader, file)
     model = _read_model(reader, file)
-    ends = {read_field(reader, f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot")} - {None}
-    model.generation_config.eos_token_id = sorted(ends) or None
+    model.generation_config.eos_token_id = read_ends(reader)
     return model, tokenizer
 
 
@@ -95,6 +99,11 @@ def read_field(reader: "GGUFReader", key: str) -> Any:
     """The value of a metadata key, None when the file lacks it."""
     field = reader.get_field(key)
     return None if field is None else field.contents()
+
+
+def read_ends(reader: "GGUFReader") -> list[int] | None:
+    """The tokens that end an answer, as a generation config has them."""
+    return sorted({read_field(reader, f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot")} - {None}) or None
 
 
 def find_dropped_feature(reader: "GGUFReader") -> str | None:

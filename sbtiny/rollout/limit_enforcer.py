@@ -148,6 +148,13 @@ class TagMask:
             self.found[tag, matched] = torch.tensor(ids, dtype=torch.int64)
         return self.found[tag, matched]
 
+    def masked_tokens(self, enforcer: LimitEnforcer | None, begun: bool = True) -> list[int]:
+        """The tokens that would go on with a second closing tag; without `begun` those that would begin one."""
+        if enforcer is None or (masked := enforcer.masked_tag) is None:
+            return []
+        tag, matched = masked
+        return self.tokens(tag, matched if begun else 0).tolist()
+
     def apply(self, logits: Tensor, enforcers: Sequence[LimitEnforcer | None]) -> None:
         """Mask, in place, each row's tag; logits (rows, vocabulary)."""
         for row, enforcer in enumerate(enforcers):

@@ -102,12 +102,10 @@ class LimitTracker:
 
         Within the head it has room for the rest of one, so the limit may be passed a few tokens earlier.
         """
-        allowed = self.allowed if self.wrapped_at is None else self.wrapped_at
-        if allowed is None:
+        if (most := self._most) is None:
             return None
-        has_reserve = self.wrapped_at is not None or (self.section is AnswerSection.AFTER and self.form.answered)
         head = HEAD_TOKENS if self.section is AnswerSection.HEAD else 0
-        return max(1, allowed + has_reserve * self.limits.reserve + head + 1 - self.used - self.pending)
+        return max(1, most + head + 1 - self.used - self.pending)
 
     def check_token(self, piece: str, forced: bool = False) -> Verdict:
         """Judge the next token by its text. A forced token always stands. A token that does not stand leaves the state unchanged."""
@@ -134,19 +132,20 @@ class LimitTracker:
         """Begin the wrap-up before the limit is reached. From here on `reserve` tokens are left."""
         self.wrapped_at = self.used + self.pending
 
-    def _has_room(self) -> bool:
-        """Whether the next token surely stays within the limit, whatever it is."""
+    @property
+    def _most(self) -> int | None:
+        """Tokens that may stand now; the reserve is among them from a wrap-up on, and in the answer after thoughts."""
         allowed = self.allowed if self.wrapped_at is None else self.wrapped_at
-        return allowed is None or (self.section is not AnswerSection.HEAD and self.used + self.pending < allowed)
+        has_reserve = self.wrapped_at is not None or (self.section is AnswerSection.AFTER and self.form.answered)
+        return allowed + self.limits.reserve if has_reserve and allowed is not None else allowed
+
+    def _has_room(self) -> bool:
+        """Whether the next token surely stays within the limit, whatever it is. In the head it may show the limit, and be over it."""
+        return self.section is not AnswerSection.HEAD and ((most := self._most) is None or self.used + self.pending < most)
 
     def _over(self) -> bool:
-        allowed = self.allowed if self.wrapped_at is None else self.wrapped_at
-        if allowed is None:
-            return False
-        answering = self.section is AnswerSection.AFTER and self.form.answered
-        if self.wrapped_at is None and not answering:
-            return self.used > allowed
-        return self.used + (self.pending if self.section is not AnswerSection.AFTER else 0) > allowed + self.limits.reserve
+        counts_pending = self.wrapped_at is not None and self.section is not AnswerSection.AFTER
+        return (most := self._most) is not None and self.used + counts_pending * self.pending > most
 
     def _take(self, piece: str) -> None:
         self.seen += 1

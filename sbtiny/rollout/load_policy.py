@@ -14,7 +14,7 @@ from sbtiny.config import EngineName, PromptSettings, Settings
 from sbtiny.errors import InputError
 from sbtiny.models.aliases import fill_prompt, resolve
 from sbtiny.models.chat_template import form_of_template, split_prompt
-from sbtiny.models.gguf import tokenizer_from_gguf
+from sbtiny.models.gguf import open_gguf, tokenizer_from_gguf
 from sbtiny.models.load import add_lora, load_model, read_base
 from sbtiny.models.prompt import PLAIN, fit_template, stop_ids
 from sbtiny.rollout.decode_engine import DecodeEngine
@@ -48,12 +48,7 @@ def build_policy(
 
 def build_gguf_policy(file: Path, slots: int = 64, kv_cache_gib: float | None = None, prompt: PromptSettings = PLAIN) -> Policy:
     """The policy of a GGUF file, with the file's tokenizer and chat template. Raises InputError when they cannot be read."""
-    from gguf import GGUFReader
-
-    try:
-        tokenizer = tokenizer_from_gguf(GGUFReader(file), file)
-    except (ValueError, IndexError, OSError) as error:
-        raise InputError(f"{file} is not a readable GGUF file: {error}") from error
+    tokenizer = tokenizer_from_gguf(open_gguf(file), file)
     trained = form_of_template(tokenizer.chat_template)
     form = trained or SOLUTION
     fit_template(tokenizer, form, prompt)

@@ -10,11 +10,11 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from sbtiny import runs
 from sbtiny.budget.protocol import FORMATS
 from sbtiny.config import UPSTREAM_KEY, Settings
-from sbtiny.errors import InputError, UpstreamError
-from sbtiny.models.aliases import resolve
+from sbtiny.errors import UpstreamError
+from sbtiny.models.aliases import fill_prompt, resolve
 from sbtiny.models.chat_template import form_of_template
 from sbtiny.models.fingerprint import file_fingerprint, policy_fingerprint
-from sbtiny.models.gguf import read_field, tokenizer_from_gguf
+from sbtiny.models.gguf import open_gguf, read_ends, read_field, tokenizer_from_gguf
 from sbtiny.models.load import base_folder, load_tokenizer, read_base
 from sbtiny.models.prompt import continuation_ids, fit_template, prompt_ids, stop_ids_of
 from sbtiny.models.tensors import read_config, read_generation
@@ -40,7 +40,7 @@ def load_upstream_policy(name: str, settings: Settings, slots: int) -> Policy:
     tokenizer, rows, stops, positions = read_vocabulary(name)
     trained, run = form_of_template(tokenizer.chat_template), runs.find_run(name)
     form = FORMATS[runs.read_run(run)["format"]] if run else trained or FORMATS[settings.format]
-    fit_template(tokenizer, form)
+    opening = fit_template(tokenizer, form, runs.kept_prompt(run, settings.prompt) if run else fill_prompt(settings.prompt, name))
     key = os.environ.get(UPSTREAM_KEY)
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     upstreams = [connect(address, headers, tokenizer, stops, rows) for address in settings.upstream.split(",")]
@@ -50,7 +50,7 @@ def load_upstream_policy(name: str, settings: Settings, slots: int) -> Policy:
 
     def policy_of(some: list[Upstream]) -> Policy:
         engine = UpstreamEngine(some, reader, vocabulary, slots, positions, weights)
-        return Policy(engine, tokenizer, form, states_budget=bool(run or trained))
+        return Policy(engine, tokenizer, form, states_budget=bool(run or trained), opening=opening)
 
     if run or trained:
         for upstream in upstreams:
@@ -72,16 +72,9 @@ def read_vocabulary(name: str) -> tuple[PreTrainedTokenizerBase, int, frozenset[
 
 
 def read_gguf_vocabulary(file: Path) -> tuple[PreTrainedTokenizerBase, int, frozenset[int], int | None]:
-    from gguf import GGUFReader
-
-    try:
-        reader = GGUFReader(file)
-        tokenizer = tokenizer_from_gguf(reader, file)
-    except (ValueError, IndexError, OSError) as error:
-        raise InputError(f"{file} is not a readable GGUF file: {error}") from error
-    rows = len(read_field(reader, "tokenizer.ggml.tokens"))
-    ends = [read_field(reader, f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot")]
-    stops = stop_ids_of(GenerationConfig(eos_token_id=[i for i in ends if i is not None] or None), tokenizer, rows)
+    reader = open_gguf(file)
+    tokenizer, rows = tokenizer_from_gguf(reader, file), len(read_field(reader, "tokenizer.ggml.tokens"))
+    stops = stop_ids_of(GenerationConfig(eos_token_id=read_ends(reader)), tokenizer, rows)
     return tokenizer, rows, stops, read_field(reader, f"{read_field(reader, 'general.architecture')}.context_length")
 
 

@@ -44,6 +44,17 @@ class Ticket:
             return "end"
         return "length" if len(self.written) >= self.request.max_tokens else None
 
+    def append_all(self, token: int, logprob: float | None, stops: Sequence[bool]) -> tuple[StopReason | None, bool]:
+        """Append a token for what cannot replace one by itself: a wrap-up that begins in its place is written whole.
+
+        Returns the stop reason, and whether forced tokens stand in its place.
+        """
+        reason = self.append(token, logprob, stops)
+        is_forced = bool(self.enforcer and self.enforcer.injected and self.enforcer.injected[-1])
+        while reason is None and is_forced and self.enforcer.forced:
+            reason = self.append(token, logprob, stops)
+        return reason, is_forced
+
     def finish(self, reason: StopReason) -> None:
         self.episode = to_episode(self.request, self.written, self.pieces, reason, self.logprobs or None, self.enforcer)
 
@@ -52,7 +63,8 @@ class Session(ABC):
     """Decodes the requests that are in it. One thread owns it; only a request's `interrupt` may be pressed from another."""
 
     streams = True  # whether tokens can be read between steps, while answers are unfinished
-    spare_bytes = 0  # that the states of held and of ended answers may take together: what the slots leave of the planned memory
+    # That the states of held and of ended answers may take: what the slots leave of the planned memory. None: they take none of ours.
+    spare_bytes: int | None = None
 
     @abstractmethod
     def add(self, request: Request, sampling: Sampling) -> Ticket:

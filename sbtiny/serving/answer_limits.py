@@ -32,7 +32,7 @@ class Limiter:
         """The tokens that a head, a wrap-up and an answer after it take."""
         return self.head_tokens + len(self._wrap_up(reply.prompt)[0]) + LEAST_ANSWER
 
-    def limits(self, reply: Reply, budget: int | None, prefilled: int | None) -> tuple[Limits, int]:
+    def limits(self, reply: Reply, budget: int | None) -> tuple[Limits, int]:
         """The limits of an answer and its most tokens: a wrap-up comes before those end."""
         ask, s = reply.ask, self.settings
         wrap_up, reserve = self._wrap_up(reply.prompt)

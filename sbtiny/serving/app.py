@@ -17,13 +17,13 @@ from sbtiny.errors import InputError
 from sbtiny.serving.budget_dialects import EFFORTS, THINKING_TYPES
 from sbtiny.serving.guard import Guard
 from sbtiny.serving.request_error import RequestError, error_body
-from sbtiny.serving.requests import MOST_STOP_CHARACTERS, MOST_STOPS, ROLES
+from sbtiny.serving.requests import MOST_STOP_CHARACTERS, MOST_STOPS, ROLES_OF_REQUESTS
 from sbtiny.serving.server import Server
 from sbtiny.serving.worker import Worker
 
 STOP = {"type": "string", "minLength": 1, "maxLength": MOST_STOP_CHARACTERS}
 TEXTS = {"oneOf": [STOP, {"type": "array", "items": STOP, "maxItems": MOST_STOPS}]}
-ROLE = {"type": "string", "enum": list(ROLES)}
+ROLE = {"type": "string", "enum": list(ROLES_OF_REQUESTS)}
 TURN = {"type": "object", "required": ["role", "content"], "properties": {"role": ROLE, "content": {"type": "string"}}}
 TOKENS = {"type": "integer", "minimum": -1, "maximum": MAX_BUDGET}
 OWN_BUDGET = {

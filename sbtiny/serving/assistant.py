@@ -238,7 +238,7 @@ class Assistant:
         ask, reply.source = reply.ask, source
         prefilled = budget if self.policy.states_budget else None  # an untrained model makes nothing of it: it is a ceiling alone
         reply.given = budget if source != "coverage" else None
-        limits, max_tokens = self.limiter.limits(reply, budget, prefilled)
+        limits, max_tokens = self.limiter.limits(reply, budget)
         request = self.policy.request(
             reply.prompt, max_tokens, ask.seed, prefilled, limits=limits, interrupt=reply.interrupt, opens_budget=self._opens_budget(reply)
         )

@@ -36,9 +36,7 @@ class Decoder:
         self.slots = self.bodies.slots
         if assistant.calibration is not None:
             assistant.online = OnlineCalibration(assistant.calibration, (*COVERAGES, assistant.settings.coverage))
-        self.promises: dict[
-            float, tuple[float, float | None]
-        ] = {}  # level and kept share by coverage; replaced whole, read from any thread
+        self.promises: dict[float, tuple[float, float | None]] = {}  # by coverage: level and kept share; replaced whole, for any thread
         self.jobs: list[Job] = []  # in the order of their arrival
         self.news: list[tuple[Job, Update]] = []
         self.count = 0
@@ -77,7 +75,7 @@ class Decoder:
                 (job, Update(error=RequestError(f"{full}: try again later", code="queue_full", status=429, retry=full.retry_after)))
             )
         except InputError as error:
-            self.news.append((job, Update(error=RequestError(str(error)))))
+            self.news.append((job, Update(error=to_request_error(error))))
         except Exception:  # a template or a tokenizer that fails on one request must not end the others
             log.exception("a request could not begin")
             self.news.append((job, Update(error=RequestError("this request cannot be read by the model", status=500))))
@@ -132,8 +130,7 @@ class Decoder:
         """Tell the text, and the budget when it stands, when a cut comes, when its place changes, about once a second and at the end."""
         reply = job.reply
         if reply.refusal is not None:
-            by_upstream = {"code": "upstream_failed", "status": 502} if isinstance(reply.refusal, UpstreamError) else {}
-            self.news.append((job, Update(error=RequestError(str(reply.refusal), **by_upstream))))
+            self.news.append((job, Update(error=to_request_error(reply.refusal))))
             return
         parts = job.take_parts(now, interval)
         if job.stops.is_hit and not reply.is_done:
@@ -191,3 +188,8 @@ class Decoder:
         waits = self.bodies.foresee(self.assistant.rate.per_second(now), now)
         for job in self.jobs:
             job.position, job.wait = waits.get(job.reply, (0, None))
+
+
+def to_request_error(error: InputError) -> RequestError:
+    """A 502 where an upstream has failed, else a 400."""
+    return RequestError(str(error), **({"code": "upstream_failed", "status": 502} if isinstance(error, UpstreamError) else {}))

@@ -66,8 +66,10 @@ def run_server(name: str, settings: Settings, listener: socket.socket, api_key: 
 
     worker.on_ready = greet
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # uvicorn raises it once more at its end: to end as told is no failure
-    server.run(sockets=[listener])
-    signal.signal(signal.SIGTERM, before)
+    try:
+        server.run(sockets=[listener])
+    finally:
+        signal.signal(signal.SIGTERM, before)
     if isinstance(worker.error, InputError):
         raise worker.error
     if worker.error is not None:

@@ -168,3 +168,10 @@ def test_a_cache_too_small_for_one_answer_is_told_before_work(tiny, monkeypatch)
     monkeypatch.setattr("sbtiny.rollout.engines.vllm.find_spec", lambda name: True)
     with pytest.raises(InputError, match="raise --kv-memory"):
         build_policy(*tiny, engine="vllm", kv_cache_gib=0.0001).engine.check_room(400)
+
+
+def test_what_vllm_reserves_on_a_cpu_is_its_slots_and_a_block_more(tiny, monkeypatch) -> None:
+    monkeypatch.setattr("sbtiny.rollout.engines.vllm.find_spec", lambda name: True)
+    engine = build_policy(*tiny, slots=5, engine="vllm").engine
+    engine.capacity = 128
+    assert engine._cache_bytes() == 6 * engine.slot_bytes(128)

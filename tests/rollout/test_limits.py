@@ -181,3 +181,10 @@ def test_no_limit_is_passed_before_the_token_that_is_foretold(words: list[str], 
             break
     else:
         pytest.fail("the limit was never passed")
+
+
+def test_the_token_that_makes_a_head_malformed_is_judged_by_the_budget_before_it() -> None:
+    """Its tokens all count from here on, and without a ceiling no limit was known before."""
+    control = LimitTracker(Limits(tolerance=0.0))
+    verdicts = [control.check_token(piece) for piece in ("<budget>2</budget>", " ", " ", "<budget>")]
+    assert verdicts == [Verdict.GO, Verdict.GO, Verdict.GO, Verdict.STOP]

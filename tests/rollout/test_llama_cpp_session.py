@@ -217,3 +217,14 @@ def test_a_held_state_takes_the_bytes_that_its_tokens_are_counted_at(policy: Pol
     tokens = len(ticket.request.prompt_ids) + len(ticket.written)
     assert session.spare_bytes > 0
     assert session.hold(ticket) <= 1.05 * policy.engine.slot_bytes(tokens)
+
+
+def test_after_a_session_that_was_too_long_a_shorter_one_is_opened(plain_gguf: Path) -> None:
+    policy = build_gguf_policy(plain_gguf, slots=2)
+    policy.engine.kv_cache_gib = policy.engine.slot_bytes(1000) / 2**30
+    request = asked(policy, 1)[0]
+    expected = policy.sample([request], GREEDY)[0].completion_ids
+    with pytest.raises(InputError, match="no room for an answer"):
+        policy.engine.open_session(100_000)
+    assert policy.sample([request], GREEDY)[0].completion_ids == expected
+    policy.engine.close()

@@ -1,6 +1,7 @@
 """Answers that servers elsewhere decode: what comes of them, of those servers' ends, and of what cannot be used."""
 
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,9 +15,10 @@ from upstream_support import FakeOllama, LlamaServer, make_requests, play_reques
 
 from sbtiny.budget.protocol import THINK
 from sbtiny.cli import main as cli
-from sbtiny.config import Settings
+from sbtiny.config import PromptSettings, Settings
 from sbtiny.errors import InputError, UpstreamError
 from sbtiny.models.aliases import BUNDLED
+from sbtiny.models.load import load_tokenizer
 from sbtiny.rollout.engines.upstream import UpstreamEngine
 from sbtiny.rollout.engines.upstream_balance import Upstream
 from sbtiny.rollout.engines.upstream_dialects import Chunk, Ollama, Vllm
@@ -207,6 +209,22 @@ def test_ollama_gets_text_and_gives_text(tiny) -> None:
         open_upstream("tiny", server.url + "#other")
 
 
+def test_it_is_asked_with_the_prompt_settings_and_opens_what_the_format_took_off(tiny, tmp_path: Path) -> None:
+    server = FakeOllama(len(tiny[1]), lambda prompt, most: [])
+    opens = shutil.copytree(BUNDLED, tmp_path / "opens")
+    load_tokenizer(str(opens)).save_pretrained(opens)
+    template = opens / "chat_template.jinja"
+    template.write_text(template.read_text().rstrip() + "{% if add_generation_prompt %}<think>\n{% endif %}")
+    asked = Settings(upstream=server.url, format="think", prompt=PromptSettings(instruction="Count aloud.", system="Be brief."))
+    for name in (BUNDLED, opens):
+        policy, local = load_policy(str(name), asked, 2), load_policy(str(name), replace(asked, upstream=None, four_bit=False), 2)
+        text = policy.tokenizer.decode(policy.prompt("1 + 1?"))
+        assert text == local.tokenizer.decode(local.prompt("1 + 1?"))
+        assert "Count aloud." in text
+        assert "Be brief." in text
+        assert text.endswith("<think>\n") == (name is opens)
+
+
 # ---- what servers seldom do, played ------------------------------------------------------------------------------------------------
 
 
@@ -333,6 +351,16 @@ def test_a_server_that_writes_nothing_or_other_tokens_ends_the_answer(played) ->
     there.session.step()
     assert there.say(Chunk(tokens=(99999,))) == [other]
     assert "token 99999, outside the vocabulary" in str(other.refusal)
+
+
+def test_an_earlier_session_is_told_that_another_was_opened(played) -> None:
+    there = played(LlamaDialect("m"))
+    ticket = there.session.add(there.policy.request("1 + 1?", 40, 0), GREEDY)
+    there.session.step()
+    there.policy.engine.open_session(512)
+    assert [stream.ticket for stream in there.reader.closed] == [ticket]
+    with pytest.raises(RuntimeError, match="another session"):  # its answers would never come
+        there.session.step()
 
 
 def test_the_next_answer_goes_where_the_fewest_stated_tokens_are_left(played) -> None:

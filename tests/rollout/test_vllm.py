@@ -1,5 +1,6 @@
 """vLLM itself (make test-vllm): its answers are ours, under the same control, by the adapter of this very update."""
 
+import asyncio
 import json
 import random
 from collections.abc import Sequence
@@ -27,7 +28,12 @@ from sbtiny.rollout.limits import Limits
 from sbtiny.rollout.load_policy import build_policy, load_policy
 from sbtiny.rollout.policy import Policy
 from sbtiny.rollout.sampling import Sampling
+from sbtiny.serving.ask import Ask
 from sbtiny.serving.assistant import load
+from sbtiny.serving.decoder import Decoder
+from sbtiny.serving.heads_first import HEAD_ROWS
+from sbtiny.serving.job import Job
+from sbtiny.serving.requests import ServeRequest
 from sbtiny.tasks import arithmetic
 
 pytestmark = pytest.mark.vllm
@@ -280,6 +286,30 @@ def test_it_is_chatted_with(started: Path) -> None:
         )
 
 
+def test_it_is_served_and_more_wait_than_it_decodes(started: Path) -> None:
+    serve = ServeSettings(temperature=0.0, max_num_seqs=1 + HEAD_ROWS)
+
+    def answers(engine: str) -> list[str]:
+        """Of six requests that come at once, with one slot."""
+        decoder, told = Decoder(load(str(started), settings=Settings(engine=engine, serve=serve, four_bit=False)), 9), {}
+        for i in range(6):
+            messages = ({"role": "user", "content": f"Compute {i} + 3."},)
+            decoder.begin(Job(ServeRequest(ask=Ask(temperature=0, seed=i), messages=messages)))
+        while decoder.jobs:
+            decoder.turn()
+        for job, update in decoder.take_news():
+            assert update.error is None
+            told[job] = told.get(job, "") + "".join(part.text for part in update.parts)
+        return list(told.values())
+
+    async def both() -> tuple[list[str], list[str]]:
+        return answers("vllm"), answers("ours")
+
+    found, expected = asyncio.run(both())
+    assert len(found) == 6
+    assert found == expected
+
+
 def test_the_bench_times_it_beside_ours() -> None:
     found = json.loads(run_verb("bench rollout --engine ours,vllm --requests 8 --slots 4 --rounds 1 --mean 5 --max-tokens 20 --json"))
     assert set(found["engines"]) == {"ours", "vllm"}
@@ -295,6 +325,9 @@ def test_a_gguf_file_is_unpacked_for_it(policy: Policy, tmp_path: Path) -> None:
 
 
 def test_what_vllm_refuses_at_its_start_is_one_line(tiny) -> None:
+    policy = build_policy(*tiny, engine="vllm", kv_cache_gib=0.0001)
     with pytest.raises(InputError, match=r"vLLM cannot start for .*use --engine ours or generate") as error:
-        build_policy(*tiny, engine="vllm", kv_cache_gib=0.0001).sample(asked(build_policy(*tiny), 1, 300), Sampling())
+        policy.sample(asked(policy, 1, 300), Sampling())
     assert "\n" not in str(error.value)
+    policy.engine.kv_cache_gib = None
+    assert policy.sample(asked(policy, 1, 20), Sampling())[0].completion_ids  # it starts anew

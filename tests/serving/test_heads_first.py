@@ -7,9 +7,12 @@ import pytest
 
 import sbtiny
 from sbtiny.budget.protocol import BudgetChoice
+from sbtiny.budget.seconds import Rate
 from sbtiny.config import ServeSettings, Settings
+from sbtiny.rollout.engines.vllm_session import VllmSession
 from sbtiny.rollout.load_policy import build_policy
 from sbtiny.rollout.scheduler import count_bytes
+from sbtiny.serving.ask import Ask
 from sbtiny.serving.assistant import Assistant
 from sbtiny.serving.heads_first import HEAD_ROWS, HeadsFirst
 from sbtiny.serving.queue import QueueFull
@@ -310,3 +313,12 @@ def test_a_long_head_among_short_ones_counts_by_its_own_length(plain: Assistant)
     for reply in (blocker, waiting):
         line.drop(reply)
     assert line.is_empty()
+
+
+def test_what_waits_in_an_engine_of_its_own_memory_is_bounded_by_its_number_alone() -> None:
+    bodies = HeadsFirst(VllmSession(None), 1 + HEAD_ROWS, bytes_per_token=4096, max_waiting=1, head_limit=30)
+    bodies.bodies[Reply([], [1], Ask(), lambda: None, Rate(), None, 0.9)] = 0.0
+    bodies.check_room(10_000)
+    bodies.queue.push("first", 20, 0.0, kept_bytes=10_000 * 4096)
+    with pytest.raises(QueueFull, match="1 requests wait"):
+        bodies.check_room(1)

@@ -9,11 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sbtiny.budget.protocol import BudgetChoice
+from sbtiny.serving.app import TURN
 from sbtiny.serving.ask import AUTO, Ask
 from sbtiny.serving.budget_dialects import EFFORTS, KEYS, WRAPPERS
 from sbtiny.serving.request_body import MOST_BYTES, parse_body
 from sbtiny.serving.request_error import RequestError
-from sbtiny.serving.requests import REFUSED, ServeRequest, read_chat, read_completion
+from sbtiny.serving.requests import REFUSED, ROLES_OF_REQUESTS, ServeRequest, read_chat, read_completion
 
 DEFAULTS = Ask(ceiling=400, max_tokens=512)
 USER = [{"role": "user", "content": "1+1?"}]
@@ -277,3 +278,7 @@ def test_the_page_of_documentation_names_every_key() -> None:
     text = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
     names = {*KEYS, *WRAPPERS, *EFFORTS, "priority", "stop_reason", "queue_time_ms"}
     assert {name for name in names if f"`{name}`" not in text} == set()
+
+
+def test_the_schema_names_the_roles_that_are_taken() -> None:
+    assert TURN["properties"]["role"]["enum"] == list(ROLES_OF_REQUESTS)

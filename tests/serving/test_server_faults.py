@@ -16,7 +16,7 @@ from serve_support import SLOTS, Served, load_tiny, slow_down, text_of, wait_for
 from test_requests import NAMES, VALUES
 
 from sbtiny.config import ServeSettings
-from sbtiny.errors import InputError
+from sbtiny.errors import InputError, UpstreamError
 from sbtiny.models.load import load_model
 from sbtiny.rollout.load_policy import build_policy
 from sbtiny.serving.ask import Ask
@@ -271,6 +271,15 @@ def test_no_json_makes_it_fail(plain: Served, body: dict, where: str, is_chat: b
     answer = plain.client.post(CHAT + where, content=json.dumps(body))
     assert answer.status_code < 500
     assert answer.status_code == 200 or answer.json()["error"]["message"]
+
+
+def test_an_upstream_that_fails_before_an_answer_begins_is_a_502(plain: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> float:
+        raise UpstreamError("upstream http://there has failed")
+
+    monkeypatch.setattr(plain.worker.decoder.assistant, "measured_rate", fail)
+    refused = plain.chat("2 + 2?", budget="1s")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (502, "upstream_failed")
 
 
 def test_the_page_brings_nothing_from_outside(plain: Served) -> None:

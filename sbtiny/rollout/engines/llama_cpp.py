@@ -7,8 +7,10 @@ import ctypes
 import os
 from collections import deque
 from collections.abc import Sequence
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +32,14 @@ def is_available() -> bool:
     return find_spec("llama_cpp") is not None
 
 
+@cache
+def silent_callback() -> Any:
+    """A log callback that says nothing. C holds no reference to it and calls it for all models: it is kept for ever."""
+    from llama_cpp import llama_log_callback
+
+    return llama_log_callback(lambda level, text, data: None)
+
+
 class LlamaCppEngine(DecodeEngine):
     """A decode engine for a GGUF file; `stops` are llama.cpp's own end-of-generation tokens."""
 
@@ -37,8 +47,7 @@ class LlamaCppEngine(DecodeEngine):
         import llama_cpp
 
         self.lib, self.slots, self.kv_cache_gib, self.capacity, self.context = llama_cpp, slots, kv_cache_gib, 0, None
-        self._quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)  # kept: C holds no reference
-        llama_cpp.llama_log_set(self._quiet, None)
+        llama_cpp.llama_log_set(silent_callback(), None)
         llama_cpp.llama_backend_init()
         self.model = llama_cpp.llama_model_load_from_file(str(file).encode(), llama_cpp.llama_model_default_params())
         if not self.model:
@@ -117,7 +126,7 @@ class LlamaCppEngine(DecodeEngine):
 
     def _reserve(self, capacity: int, keeps_states: bool = False) -> None:
         """Make a context of at most `slots` sequences of `capacity` tokens each."""
-        if capacity <= self.capacity:
+        if capacity <= self.capacity and self.context is not None:  # a larger one may have been refused
             return
         if self.context is not None:
             self.lib.llama_free(self.context)

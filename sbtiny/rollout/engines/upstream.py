@@ -148,6 +148,8 @@ class UpstreamSession(Session):
 
     def step(self) -> list[Ticket]:
         """Take what has come, at most a few tokens an answer; wait a moment where nothing has."""
+        if self.engine.session is not self:
+            raise RuntimeError("another session was opened on this engine: it has one reader")
         self._refill()
         decoding = {ticket for ticket, stream in self.running.items() if stream.shown}
         for stream, news in self.engine.reader.take(STEP_SECONDS if self.running else 0, gathers=len(self.running) > 1):
@@ -209,7 +211,7 @@ class UpstreamSession(Session):
             sampling=ticket.sampling,
             seed=(request.seed + len(ticket.written)) % 2**31,  # else each part of an answer would draw as the first did
             context=self.capacity,
-            masked=self.engine.vocabulary.masked_tokens(ticket, begun=masks_all) if upstream.dialect.masks else (),
+            masked=self.engine.vocabulary.tag_mask.masked_tokens(enforcer, begun=masks_all) if upstream.dialect.masks else (),
             priority=enforcer.tracker.budget or 0 if enforcer else 0,
         )
         self.running[ticket] = stream = Stream(ticket, upstream, segment, len(ticket.written))
@@ -231,13 +233,14 @@ class UpstreamSession(Session):
         for token in tokens:
             if not masks and course.tag_skip.leaves_out(vocabulary, ticket, token):
                 continue
-            if masks and token in vocabulary.masked_tokens(ticket, begun=True):
+            if masks and token in vocabulary.tag_mask.masked_tokens(ticket.enforcer):
                 return self._ask_again(stream, masks_all=True)
-            if reason := ticket.append(token, None, self.engine.stops):
+            reason, is_forced = ticket.append_all(token, None, self.engine.stops)
+            if reason:
                 return self._end(ticket, reason)
             course.failed, course.idle = [], 0
-            if ticket.enforcer is not None and ticket.enforcer.injected[-1]:
-                return self._wrap_up(stream)
+            if is_forced:
+                return self._ask_again(stream)  # the server goes on after the closing text
         if chunk.end == "stop":
             self._end(ticket, ticket.append(vocabulary.stop_id, None, self.engine.stops) or "end")
         elif chunk.end == "length":
@@ -254,14 +257,6 @@ class UpstreamSession(Session):
         hidden = chunk.count is not None and chunk.count > stream.shown
         pending = ticket.enforcer is not None and ticket.enforcer.tracker.pending
         self._ask_again(stream, spare=SPARE if hidden or pending or course.idle else 0)
-
-    def _wrap_up(self, stream: Stream) -> None:
-        """The closing text stands in a token's place: write all of it, and let the server go on after it."""
-        ticket = stream.ticket
-        while ticket.enforcer.forced:
-            if reason := ticket.append(ticket.written[-1], None, self.engine.stops):  # any token: the forced one takes its place
-                return self._end(ticket, reason)
-        self._ask_again(stream)
 
     def _end(self, ticket: Ticket, reason: StopReason) -> None:
         self._close(ticket)

@@ -37,13 +37,6 @@ class UpstreamVocabulary:
     def ids_of_pieces(self) -> dict[str, int]:
         return {piece: token for token, piece in enumerate(self.pieces) if piece and FRAGMENT not in piece and not self.stops[token]}
 
-    def masked_tokens(self, ticket: Ticket, begun: bool) -> list[int]:
-        """The tokens that would begin a second closing tag; with `begun` those that would go on with what stands of it."""
-        if ticket.enforcer is None or (masked := ticket.enforcer.masked_tag) is None:
-            return []
-        tag, matched = masked
-        return self.tag_mask.tokens(tag, matched if begun else 0).tolist()
-
 
 class TagSkip:
     """Leaves a second closing tag out of what a server writes that cannot be told not to; a part that stands already stays."""
@@ -52,7 +45,7 @@ class TagSkip:
         self.rest = ""  # of the tag that is being left out
 
     def leaves_out(self, vocabulary: UpstreamVocabulary, ticket: Ticket, token: int) -> bool:
-        if not self.rest and token in vocabulary.masked_tokens(ticket, begun=True):
+        if not self.rest and token in vocabulary.tag_mask.masked_tokens(ticket.enforcer):
             tag, matched = ticket.enforcer.masked_tag
             self.rest = tag[matched:]
         piece = vocabulary.pieces[token]

@@ -122,7 +122,7 @@ class VllmEngine(DecodeEngine):
 
     def _reserve(self, capacity: int) -> None:
         """Start vLLM for sequences of `capacity` tokens; longer ones need another start."""
-        if capacity <= self.capacity:
+        if capacity <= self.capacity and self.core is not None:  # a larger one may have been refused
             return
         if self.brought:
             self.capacity = self.core.model_config.max_model_len
@@ -167,7 +167,7 @@ class VllmEngine(DecodeEngine):
         if self.model.device.type != "cpu":
             return None
         slot = self.slot_bytes(self.capacity)
-        return (fit_slots(slot, self.slots, None, self.model.device) + 1) * slot
+        return (fit_slots(slot, self.slots, None, self.model.device)[0] + 1) * slot
 
 
 def fit_rank(rank: int) -> int:

@@ -5,6 +5,7 @@ answer so far are asked again; vLLM has their keys and values still. A held answ
 """
 
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 from sbtiny.rollout.episode import Request, StopReason
@@ -56,8 +57,8 @@ class VllmSession(Session):
 
     def close(self) -> None:
         """Abort what runs."""
-        self.engine.core.abort_request(list(self.running))
-        self.running.clear()
+        for name in list(self.running):
+            self._abort(name)
 
     def step(self) -> list[Ticket]:
         if self.engine.session is not self:
@@ -83,17 +84,17 @@ class VllmSession(Session):
                 self._ask(ticket)
         return stopped
 
-    def _ask(self, ticket: Ticket, forbidden: list[int] | None = None) -> None:
+    def _ask(self, ticket: Ticket, forbidden: Sequence[int] = ()) -> None:
         """Let an answer go on from what is written; by one token without those `forbidden`."""
         from vllm.inputs.engine import tokens_input
 
         self.requests += 1
         name, ids = f"{id(self):x}-{self.requests}", [*ticket.request.prompt_ids, *ticket.written]
-        parameters = self._parameters(ticket, forbidden or [])
+        parameters = self._parameters(ticket, forbidden)
         self.engine.core.add_request(name, tokens_input(ids), parameters, lora_request=self.engine.adapter)
         self.running[name] = ticket
 
-    def _parameters(self, ticket: Ticket, forbidden: list[int]) -> Any:
+    def _parameters(self, ticket: Ticket, forbidden: Sequence[int]) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -124,34 +125,20 @@ class VllmSession(Session):
 
     def _read(self, output: Any, ticket: Ticket) -> StopReason | None:
         """Write vLLM's new tokens as far as the limits let them stand. Returns the stop reason when the answer is over."""
-        reason, goes_astray, forbidden = None, False, None
+        reason, is_forced, forbidden = None, False, []
         part = output.outputs[0]
         for i, token in enumerate(part.token_ids):
-            if forbidden := self._forbidden(ticket, token):
+            if token in (masked := self.engine.tag_mask.masked_tokens(ticket.enforcer)):
+                forbidden = masked
                 break
             logprob = part.logprobs[i][token].logprob if ticket.sampling.logprobs else None
-            reason, goes_astray = self._write(ticket, token, logprob)
-            if reason or goes_astray:
+            reason, is_forced = ticket.append_all(token, logprob, self.engine.stops)
+            if reason or is_forced:
                 break
-        if reason or goes_astray or forbidden or output.finished:
+        if reason or is_forced or forbidden or output.finished:
             del self.running[output.request_id]
             if not output.finished:
                 self.engine.core.abort_request([output.request_id])
             if not reason:
                 self._ask(ticket, forbidden)
         return reason
-
-    def _forbidden(self, ticket: Ticket, token: int) -> list[int] | None:
-        """The tokens that must not come now, where this is one of them."""
-        if ticket.enforcer is None or not (tag := ticket.enforcer.masked_tag):
-            return None
-        masked = self.engine.tag_mask.tokens(*tag)
-        return masked.tolist() if bool((masked == token).any()) else None
-
-    def _write(self, ticket: Ticket, token: int, logprob: float | None) -> tuple[StopReason | None, bool]:
-        """Write a token, or the forced ones in its place, all at once. Returns the stop reason, and whether vLLM's token does not stand."""
-        reason = ticket.append(token, logprob, self.engine.stops)
-        forced = bool(ticket.enforcer and ticket.enforcer.injected and ticket.enforcer.injected[-1])
-        while reason is None and forced and ticket.enforcer.forced:
-            reason = ticket.append(token, logprob, self.engine.stops)
-        return reason, forced
