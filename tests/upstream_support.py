@@ -58,9 +58,9 @@ def wait_for(holds: Callable[[], bool], seconds: float = 120) -> None:
 
 
 class FakeOllama:
-    """ollama's routes by its documentation. `answer` makes the pieces of text after a raw prompt."""
+    """ollama's routes by its documentation. `answer` makes the pieces of text after a raw prompt; `status` is that of its answers."""
 
-    def __init__(self, tokens: int, answer: Callable[[str, int], list[str]]) -> None:
+    def __init__(self, tokens: int, answer: Callable[[str, int], list[str]], status: int = 200) -> None:
         asked = self.asked = []
 
         class Handler(BaseHTTPRequestHandler):
@@ -73,6 +73,8 @@ class FakeOllama:
                 if self.path == "/api/show":
                     return self.reply(200, [{"model_info": {"tokenizer.ggml.tokens": ["x"] * tokens}}])
                 asked.append(body)
+                if status != 200:
+                    return self.reply(status, [{"error": "not now"}])
                 most = body["options"]["num_predict"]
                 pieces = answer(body["prompt"], most)
                 rows = [{"model": body["model"], "response": piece, "done": False} for piece in pieces]

@@ -52,9 +52,12 @@ def load_upstream_policy(name: str, settings: Settings, slots: int) -> Policy:
         engine = UpstreamEngine(some, reader, vocabulary, slots, positions, weights)
         return Policy(engine, tokenizer, form, states_budget=bool(run or trained), opening=opening)
 
-    if run or trained:
-        for upstream in upstreams:
+    try:
+        for upstream in upstreams if run or trained else ():
             check_states_budget(policy_of([upstream]), name, upstream)
+    except InputError:
+        reader.stop()
+        raise
     return policy_of(upstreams)
 
 

@@ -209,6 +209,21 @@ def test_ollama_gets_text_and_gives_text(tiny) -> None:
         open_upstream("tiny", server.url + "#other")
 
 
+@pytest.mark.parametrize(("status", "goes_on"), [(429, True), (401, True), (500, True), (400, False)])
+def test_what_one_server_refuses_another_may_take_but_for_the_fault_of_a_request(tiny, status: int, goes_on: bool) -> None:
+    rows = tiny[0].config.vocab_size
+    refusing, willing = FakeOllama(rows, lambda prompt, most: [], status), FakeOllama(rows, lambda prompt, most: ["2"])
+    policy = open_upstream("tiny", f"{refusing.url},{willing.url}")
+    requests = [policy.request(f"{i} + 1?", 20, i) for i in range(2)]
+    if goes_on:
+        assert [episode.text for episode in policy.sample(requests, GREEDY)] == ["2", "2"]
+        assert refusing.asked
+    else:
+        with pytest.raises(UpstreamError, match=f"HTTP {status}, not now"):
+            policy.sample(requests, GREEDY)
+        assert len(willing.asked) < 2
+
+
 def test_it_is_asked_with_the_prompt_settings_and_opens_what_the_format_took_off(tiny, tmp_path: Path) -> None:
     server = FakeOllama(len(tiny[1]), lambda prompt, most: [])
     opens = shutil.copytree(BUNDLED, tmp_path / "opens")

@@ -19,6 +19,7 @@ from sbtiny.rollout.session import Ticket
 CONNECT_SECONDS, READ_SECONDS = 5.0, 120.0  # the second: between two chunks, a long prompt included
 GATHER_SECONDS = 0.002  # a step of many answers costs as much as one of few
 TIMEOUT = httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS, pool=None)
+OF_THE_REQUEST = (400, 413, 422)  # statuses of a request that no other server would take either; 401, 408 or 429 are one server's own
 
 
 @dataclass(eq=False)
@@ -87,7 +88,7 @@ class StreamReader:
         async with self.client.stream("POST", stream.upstream.url + dialect.path, json=dialect.body(stream.segment)) as response:
             if response.status_code != 200:
                 text = (await response.aread()).decode(errors="replace")
-                raise UpstreamError(f"HTTP {response.status_code}, {read_error(text)}", 400 <= response.status_code < 500)
+                raise UpstreamError(f"HTTP {response.status_code}, {read_error(text)}", response.status_code in OF_THE_REQUEST)
             rest = b""
             async for part in response.aiter_raw():  # httpx's own lines take three times as long
                 *lines, rest = (rest + part).split(b"\n")
