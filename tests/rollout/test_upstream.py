@@ -1,6 +1,7 @@
 """Answers that servers elsewhere decode: what comes of them, of those servers' ends, and of what cannot be used."""
 
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,6 +13,7 @@ import pytest
 from support import write_gguf
 from upstream_support import FakeOllama, LlamaServer, make_requests, play_requests
 
+from sbtiny import runs
 from sbtiny.budget.protocol import THINK
 from sbtiny.cli import main as cli
 from sbtiny.config import Settings
@@ -205,6 +207,15 @@ def test_ollama_gets_text_and_gives_text(tiny) -> None:
     assert all(body["raw"] and body["model"] == "mine:latest" for body in server.asked)
     with pytest.raises(InputError, match=r"no model 'other': there are mine:latest"):
         open_upstream("tiny", server.url + "#other")
+
+
+def test_a_run_is_asked_there_with_its_instruction(started: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(started, tmp_path / "run"))
+    runs.write_json(run / "run.json", runs.read_run(run) | {"prompt": {"instruction": "Think.", "system": None}})
+    ours = load_policy(str(run), Settings(four_bit=False), 2)
+    server = FakeOllama(len(ours.engine.pieces), lambda *_: ["<budget>9</budget>"])
+    assert open_upstream(run, server.url).prompt("1 + 1?") == ours.prompt("1 + 1?")
+    assert all("\nThink." in body["prompt"] for body in server.asked)
 
 
 # ---- what servers seldom do, played ------------------------------------------------------------------------------------------------
