@@ -55,7 +55,7 @@ unsloth-env: setup
 		$$(grep -h '^unsloth' sbtiny/constraints.txt) $(UNSLOTH_NEEDS)
 
 test-unsloth: unsloth-env
-	PYTHONPATH=$(UNSLOTH) $(BIN)/python -m pytest -m slow tests/unsloth_backend
+	PYTHONPATH=$(UNSLOTH) $(PYTEST) -m slow tests/unsloth_backend
 
 test-vllm: vllm-env
 	OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m pytest -m vllm

@@ -104,7 +104,7 @@ class GrpoSettings:
     beta: AtLeast0 = 0.0  # weight of the KL penalty; 0 needs no reference model
     loss_type: Literal["dapo", "grpo", "dr_grpo", "bnpo"] = "dapo"  # TRL's loss
     temperature: GroupTemperature = 0.8  # sampling temperature; at 1.0 many stated budgets are noise
-    max_tokens: MaxTokens = 640  # most tokens of an answer; auto: by a probe of the model's own lengths
+    max_tokens: MaxTokens = 640  # most tokens of an answer; auto: by a probe of the lengths of the policy and of the initial model
     alpha_start: float = 6.0  # alpha at the first update: half the window's width, as a share of the budget
     alpha_end: float = 0.1  # alpha at the end
     alpha_schedule: Schedule = "linear"  # how alpha falls; fixed: alpha_end throughout

@@ -55,7 +55,7 @@ def print_line(line: str) -> None:
 
 
 @contextmanager
-def quiet_libraries() -> Iterator[None]:
+def quiet_while_loading() -> Iterator[None]:
     """Hold back bars and notices of what loads models, and leave a user's own choices as they were. Warnings of Python and errors show."""
     from transformers.utils import logging
 

@@ -105,8 +105,9 @@ def grpo(
 
     flags.find_resumed("grpo")
     start = find_cold_start(run, flags.output if flags.resume else None, flags.dry_run)
-    model = runs.read_run(start)["model"] if start else None
-    settings, preset, note = flags.load_for_device({"model": model, "grpo.questions": data, "grpo.cut_share": cut_share})
+    about = runs.read_run(start) if start else {}
+    inherited = {key: about.get(key) for key in ("model", "format")}
+    settings, preset, note = flags.load_for_device(inherited | {"grpo.questions": data, "grpo.cut_share": cut_share})
     settings = apply_auto_micro_batch(settings, "grpo", preset)
     if flags.dry_run:
         prompt = runs.kept_prompt(start, settings.prompt) if start else settings.prompt

@@ -33,14 +33,14 @@ def show_row(file: str, model_name: str, row: int, form: Format = SOLUTION, prom
     fit_template(tokenizer, form, prompt)
     encode = partial(continuation_ids, tokenizer)
     check_texts(tokenizer, [chosen])
-    prompt = prompt_ids(tokenizer, chosen.question, chosen.system)
-    example = tokenize_row(encode, chosen, tokenizer.eos_token_id, prompt, form)
+    asked = prompt_ids(tokenizer, chosen.question, chosen.system)
+    example = tokenize_row(encode, chosen, tokenizer.eos_token_id, asked, form)
     ids, read = example["input_ids"], example["completion_mask"].index(1)
     pieces = [tokenizer.decode([i], skip_special_tokens=False, clean_up_tokenization_spaces=False) for i in ids]
     console = Console(soft_wrap=True, highlight=False)
     console.print(color_tokens(pieces, read, console.is_terminal))
-    budget_kind = "given" if read > len(prompt) else "stated"
-    console.print(f"{len(prompt)} prompt tokens, {len(ids) - read} trained tokens, {budget_kind} budget {example['budget']}")
+    budget_kind = "given" if read > len(asked) else "stated"
+    console.print(f"{len(asked)} prompt tokens, {len(ids) - read} trained tokens, {budget_kind} budget {example['budget']}")
 
 
 def color_tokens(pieces: Sequence[str], prompt: int, underline: bool) -> Text:

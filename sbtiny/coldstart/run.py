@@ -57,10 +57,11 @@ def train_sft_in(folder: Path, settings: Settings, resume: bool) -> None:
     sft.check_tags_learnable(policy)
     dataset = sft.build_dataset(policy, rows, settings) if rows else None
     about = base_info(policy)
+    own = {name: text for name, text in about["prompt"].items() if text}  # an export of ours brings its instruction in its template
+    settings = replace(settings, prompt=replace(settings.prompt, **own))
     if not rows:
-        most = distributed.broadcast_from_main(lambda: choose_max_tokens(policy, questions, settings))
-        if d.max_tokens == AUTO:  # a longer row could not be trained
-            most = max(1, min(most, settings.sft.max_length - PROMPT_TOKENS))
+        trainable = settings.sft.max_length - PROMPT_TOKENS
+        most = distributed.broadcast_from_main(lambda: choose_max_tokens(policy, questions, settings, trainable))
         settings, about = replace(settings, data=replace(d, max_tokens=most)), about | {"max_tokens": most}
         policy.engine.check_room(most)
     distributed.split_batch(settings.sft.batch, settings.sft.micro_batch, "sft.batch")

@@ -14,7 +14,7 @@ import numpy as np
 
 from sbtiny import runs
 from sbtiny.budget.protocol import FORMATS, split_response
-from sbtiny.config import AUTO, DataSettings, Settings
+from sbtiny.config import AUTO, AUTO_LIMIT, DataSettings, Settings
 from sbtiny.errors import InputError
 from sbtiny.models.aliases import fill_prompt
 from sbtiny.models.prompt import find_token, special_tokens
@@ -92,12 +92,12 @@ def sample_answers(
         return policy.sample(requests, Sampling(temperature=temperature), count)
 
 
-def choose_max_tokens(policy: Policy, questions: Sequence[Question], settings: Settings) -> int:
-    """`data.max_tokens`, or for auto what a probe of this model finds."""
-    d = settings.data
+def choose_max_tokens(policy: Policy, questions: Sequence[Question], settings: Settings, most: int = AUTO_LIMIT) -> int:
+    """`data.max_tokens`, or for auto what a probe of this model finds, at most `most`."""
+    d, seed = settings.data, settings.seed
     if d.max_tokens != AUTO:
         return d.max_tokens
-    return probe_max_tokens(policy, draw_probe(questions, settings.seed), Sampling(temperature=d.temperature), settings.seed)
+    return probe_max_tokens(policy, draw_probe(questions, seed), Sampling(temperature=d.temperature), seed, most=most)
 
 
 def sample_correct(policy: Policy, questions: Sequence[Question], verify: Verifier, settings: Settings, file: Path) -> BuildResult:

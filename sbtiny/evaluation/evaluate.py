@@ -104,7 +104,7 @@ def score_answer(question: Question, episode: Episode, verify: Verifier) -> Samp
 
 
 def eval_record(samples: Sequence[Sample], model: str, settings: EvalSettings, seed: int) -> dict[str, Any]:
-    """Build the content of eval.json (design.md section 5)."""
+    """Build the content of eval.json."""
     head = {"model": model, "task": settings.task, "questions": len(samples), "seed": seed}
     sampling = {"temperature": settings.temperature, "budget": settings.budget, "cut": settings.cut_at, "ceiling": settings.ceiling}
     return head | sampling | {"max_tokens": settings.max_tokens} | summarise(samples)

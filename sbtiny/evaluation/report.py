@@ -119,7 +119,7 @@ def read_settings(path: Path) -> Row:
 
 
 def build_report(evidence: ReportData, seconds: dict[str, float] | None) -> dict[str, Any]:
-    """Build the content of report.json (design.md section 5)."""
+    """Build the content of report.json."""
     file = evidence.folder / "report.json"
     earlier = read_json(file) if file.is_file() else {}
     last = evidence.evals[evidence.last_stage] or {}

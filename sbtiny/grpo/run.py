@@ -96,11 +96,17 @@ def train_grpo_in(folder: Path, settings: Settings, start: Path, resume: bool, f
 
 
 def choose_max_tokens(policy: Policy, questions: Sequence[Question], settings: Settings) -> Settings:
-    """The settings with a number for `grpo.max_tokens`: for auto, what a probe of the policy finds."""
+    """The settings with a number for `grpo.max_tokens`: for auto, the most that a probe of the policy and of the initial model finds.
+
+    A b_max is the length of an answer of the initial model, which is the longer one: cut, it would be none.
+    """
     g = settings.grpo
-    if g.max_tokens != AUTO or not questions:
+    if g.max_tokens != AUTO:
         return settings
-    most = probe_max_tokens(policy, draw_probe(questions, settings.seed), Sampling(temperature=g.temperature), settings.seed)
+    asked = draw_probe(questions, settings.seed)
+    most = probe_max_tokens(policy, asked, Sampling(temperature=g.temperature), settings.seed)
+    with policy.initial_model():
+        most = max(most, probe_max_tokens(policy, asked, Sampling(temperature=settings.data.temperature), settings.seed))
     return replace(settings, grpo=replace(g, max_tokens=most))
 
 

@@ -57,10 +57,10 @@ def with_budget(template: str, form: Format) -> str:
     """The template with a place for `budget`, and with `<think>` one for split thoughts. Drops a line break at its end, as Jinja does."""
     if template.endswith(ending(form)):
         return template
-    body = template.removesuffix("\n")
+    asked_with, body = split_prompt(template.removesuffix("\n"))  # what is asked stays in front, where it is read
     if form.answered:
         body = TAKE_ANSWER % (BUDGET_OPEN, form.closing) + body + PUT_ANSWER
-    return body + ending(form)
+    return with_prompt(body + ending(form), asked_with)
 
 
 def form_of_template(template: str | None) -> Format | None:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -205,11 +205,6 @@ def _is_unsloth(model: nn.Module) -> bool:
     return hasattr(model, "for_training")
 
 
-def _unsloth_checkpointing() -> Literal["unsloth", False]:
-    """Its gradient checkpointing moves activations to the CPU's memory. On a CPU they are there, and it would only compute them again."""
-    return "unsloth" if torch.cuda.is_available() else False
-
-
 def _unsloth_lora(model: nn.Module, rank: int, alpha: int, dropout: float, targets: str | list[str]) -> "PeftModel":
     from unsloth import FastLanguageModel
 
@@ -219,7 +214,8 @@ def _unsloth_lora(model: nn.Module, rank: int, alpha: int, dropout: float, targe
         lora_alpha=alpha,
         lora_dropout=dropout,
         target_modules=list(UNSLOTH_LINEAR) if targets == ALL_LINEAR else targets,
-        use_gradient_checkpointing=_unsloth_checkpointing(),
+        # It moves activations to the memory of the CPU. On a CPU they are there, and it would only compute them again.
+        use_gradient_checkpointing="unsloth" if torch.cuda.is_available() else False,
         random_state=torch.initial_seed() % 2**32,  # it sets all seeds, so give it the present one
     )
 

@@ -10,7 +10,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from sbtiny import runs
 from sbtiny.budget.protocol import FORMATS
 from sbtiny.config import UPSTREAM_KEY, Settings
-from sbtiny.errors import UpstreamError
+from sbtiny.errors import InputError, UpstreamError
 from sbtiny.models.aliases import fill_prompt, resolve
 from sbtiny.models.chat_template import form_of_template
 from sbtiny.models.fingerprint import file_fingerprint, policy_fingerprint
@@ -40,7 +40,8 @@ def load_upstream_policy(name: str, settings: Settings, slots: int) -> Policy:
     tokenizer, rows, stops, positions = read_vocabulary(name)
     trained, run = form_of_template(tokenizer.chat_template), runs.find_run(name)
     form = FORMATS[runs.read_run(run)["format"]] if run else trained or FORMATS[settings.format]
-    opening = fit_template(tokenizer, form, runs.kept_prompt(run, settings.prompt) if run else fill_prompt(settings.prompt, name))
+    prompt = runs.kept_prompt(run, settings.prompt) if run else fill_prompt(settings.prompt, name)
+    opening = fit_template(tokenizer, form, prompt)
     key = os.environ.get(UPSTREAM_KEY)
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     upstreams = [connect(address, headers, tokenizer, stops, rows) for address in settings.upstream.split(",")]

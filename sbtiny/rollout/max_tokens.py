@@ -65,14 +65,14 @@ def probe_lengths(policy: Policy, requests: Sequence[Request], sampling: Samplin
 
 
 def probe_max_tokens(
-    policy: Policy, questions: Sequence[Question], sampling: Sampling, seed: int, budgets: Sequence[int | None] = ()
+    policy: Policy, questions: Sequence[Question], sampling: Sampling, seed: int, budgets: Sequence[int | None] = (), most: int = AUTO_LIMIT
 ) -> int:
-    """Most tokens of an answer, by one answer to each of the questions (`draw_probe`); prints what it chose and why.
+    """Tokens of an answer, at most `most`, by one answer to each of the questions (`draw_probe`); prints what it chose and why.
 
     `budgets`: those that will be given, one a question. Raises InputError where the prompts leave no room.
     """
-    prompts, positions = [policy.prompt(q.question, q.system) for q in questions], policy.engine.max_positions
-    most = AUTO_LIMIT if positions is None else min(AUTO_LIMIT, positions - max(map(len, prompts)) - HEAD_ROOM)
+    prompts = [policy.prompt(q.question, q.system) for q in questions]
+    most = min(most, AUTO_LIMIT, (policy.engine.max_positions or math.inf) - max(map(len, prompts)) - HEAD_ROOM)
     if most < MULTIPLE:
         raise InputError("the questions leave no room for an answer: give shorter ones, or a number for --max-tokens")
     given = budgets or [None] * len(prompts)

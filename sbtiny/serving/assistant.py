@@ -13,7 +13,7 @@ from sbtiny.config import EngineName, ServeSettings, Settings
 from sbtiny.errors import InputError
 from sbtiny.evaluation.calibration_file import load_calibration
 from sbtiny.models.prompt import Message, to_messages
-from sbtiny.progress import quiet_libraries
+from sbtiny.progress import quiet_while_loading
 from sbtiny.rollout.engines.upstream import UpstreamEngine
 from sbtiny.rollout.episode import Request
 from sbtiny.rollout.load_policy import load_policy
@@ -286,7 +286,7 @@ def load(
     """
     settings = settings or Settings(model=model, seed=seed, engine=engine, four_bit=four_bit)
     default_ask(settings.serve)  # a wrong budget is told before a model is loaded for minutes
-    with quiet_libraries():
+    with quiet_while_loading():
         policy = load_policy(model, settings, settings.serve.max_num_seqs)
     calibration = load_calibration(policy, model) if policy.states_budget else None  # each answer asks whether its sampling fits
     if calibration is not None and isinstance(policy.engine, UpstreamEngine):

@@ -28,7 +28,7 @@ def choose_trainer(ours: type, needed: str = "") -> type:
         return ours
     if needed:
         raise InputError(f"{line}, which {needed} needs: use --backend transformers")
-    console.print(f"{line}: training goes on without it, and slower", markup=False, soft_wrap=True, style="yellow")
+    console.print(f"{line}: training goes on with other batches, and slower", markup=False, soft_wrap=True, style="yellow")
     return ours.__bases__[0]
 
 

@@ -427,9 +427,10 @@ def test_a_dry_run_shows_what_a_preset_comes_to(verb: str, preset: str, sbtiny_:
     )
 
 
-def test_a_dry_run_of_grpo_shows_the_model_of_its_run(sbtiny_: Sbtiny) -> None:
-    runs.create_run("sft", Path("mine"), Settings(model="smollm2-135m"))
-    assert json.loads(sbtiny_("grpo --run mine --dry-run --json").out)["model"] == "smollm2-135m"
+def test_a_dry_run_of_grpo_shows_the_model_and_the_format_of_its_run(sbtiny_: Sbtiny) -> None:
+    runs.create_run("sft", Path("mine"), Settings(model="smollm2-135m", format="think"))
+    shown = json.loads(sbtiny_("grpo --run mine --dry-run --json").out)
+    assert (shown["model"], shown["format"]) == ("smollm2-135m", "think")
 
 
 def test_long_values_stay_on_their_line(sbtiny_: Sbtiny) -> None:

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,11 @@ from sbtiny.rollout.load_policy import build_policy
 from sbtiny.tasks import arithmetic
 
 LLAMA_SERVER = os.environ.get("SBTINY_LLAMA_SERVER") or shutil.which("llama-server")
-VLLM = shutil.which("vllm", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
 QUESTION = "Leo has 32 nuts.\na) wins 8\nb) loses 5\nHow many nuts?"
 MESSAGES = [{"role": "user", "content": QUESTION}]
 SMALL = ("-t", "1", "-np", "1", "-c", "1024")  # of llama-server
-ON_A_CPU = ("--dtype", "float32", "--max-model-len", "1024", "--enforce-eager")  # of vllm
+ON_A_CPU = ("--dtype", "float32", "--max-model-len", "1024", "--enforce-eager", "--gpu-memory-utilization", "0.15")  # of vllm
+VLLM_SERVE = (sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model")  # the `vllm` of a CPU build asks for another package
 needs_llama_server = pytest.mark.skipif(not LLAMA_SERVER, reason="no llama-server in PATH or in SBTINY_LLAMA_SERVER")
 pytestmark = pytest.mark.slow
 
@@ -186,23 +187,24 @@ def test_the_lines_for_transformers_run(solution_export: Path) -> None:
 
 
 @pytest.mark.vllm
-@pytest.mark.skipif(not VLLM, reason="no vllm in PATH")
+@pytest.mark.skipif(not find_spec("vllm"), reason="no vllm: make test-vllm")
 def test_the_lines_for_vllm_run(solution_export: Path, tmp_path: Path) -> None:
     server, _ = commands_of(solution_export, "vLLM")
-    with serving(solution_export, [VLLM, *server[1:], *ON_A_CPU], tmp_path / "log") as client:
+    assert server[:2] == ["vllm", "serve"]
+    with serving(solution_export, [*VLLM_SERVE, *server[2:], *ON_A_CPU], tmp_path / "log") as client:
         stated, given = ask(client), ask(client, chat_template_kwargs={"budget": 200})
         assert parse(stated["content"]).ok
         assert given["content"] == parse(stated["content"]).body + "</solution>"
 
 
 @pytest.mark.vllm
-@pytest.mark.skipif(not VLLM, reason="no vllm in PATH")
+@pytest.mark.skipif(not find_spec("vllm"), reason="no vllm: make test-vllm")
 def test_vllm_splits_thoughts_from_the_answer_and_cuts_them(tmp_path: Path) -> None:
     folder = export(train_thinking(tmp_path, as_tokens=True), tmp_path / "out")
     server, _ = commands_of(folder, "vLLM")
     assert server[:3] == ["vllm", "serve", "merged"]
     assert "--reasoning-parser" in server
-    with serving(folder, [VLLM, *server[1:], *ON_A_CPU], tmp_path / "log") as client:
+    with serving(folder, [*VLLM_SERVE, *server[2:], *ON_A_CPU], tmp_path / "log") as client:
         stated, given = ask(client), ask(client, chat_template_kwargs={"budget": 200})
         for found in (stated, given):
             assert re.fullmatch(r"[\d ]+", found["thoughts"])

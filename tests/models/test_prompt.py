@@ -11,7 +11,7 @@ from sbtiny.budget.protocol import FORMATS, SOLUTION, THINK, Format
 from sbtiny.config import PromptSettings
 from sbtiny.errors import InputError
 from sbtiny.models.aliases import STEP_BY_STEP, fill_prompt
-from sbtiny.models.chat_template import render_chat, split_prompt, with_prompt
+from sbtiny.models.chat_template import render_chat, split_prompt, strip_generation_think, with_budget, with_prompt
 from sbtiny.models.prompt import fit_template, prompt_ids
 
 FOLDER = Path(pytest.importorskip("trl").__file__).parent / "chat_templates"
@@ -79,6 +79,17 @@ def test_settings_take_the_place_of_earlier_ones_and_null_leaves_them() -> None:
     assert split_prompt(with_prompt(both, PromptSettings(system="")))[0] == PromptSettings(instruction="A")
     assert with_prompt(both, PromptSettings(instruction="", system="")) == "{{ messages }}"
     assert with_prompt("{{ messages }}", PromptSettings()) == "{{ messages }}"
+
+
+@pytest.mark.parametrize("form", FORMATS.values(), ids=lambda form: form.name)
+def test_what_an_export_is_asked_with_is_read_off_it_and_can_be_changed(form: Format) -> None:
+    plain = strip_generation_think(template_of("deepseek_r1_distill"), form)
+    first, second = (with_budget(with_prompt(plain, PromptSettings(instruction=text)), form) for text in ("Think.", "Be quick."))
+    assert split_prompt(first)[0] == PromptSettings(instruction="Think.")
+    assert with_prompt(first, PromptSettings(instruction="Be quick.")) == second
+    split = {"role": "assistant", "content": "2", "reasoning_content": "7</budget><think>1+1"}
+    if form is THINK:
+        assert render_chat(first, [ASK, split]).endswith("?\nThink.<｜Assistant｜><budget>7</budget><think>1+1</think>2")
 
 
 @pytest.mark.parametrize("form", FORMATS.values(), ids=lambda form: form.name)

@@ -95,7 +95,7 @@ def test_a_stopped_build_goes_on_with_its_number(policy: Policy, tmp_path: Path,
         raise KeyboardInterrupt
 
     with monkeypatch.context() as probing:
-        probing.setattr("sbtiny.coldstart.sample_correct.probe_max_tokens", lambda *_: 250)
+        probing.setattr("sbtiny.coldstart.sample_correct.probe_max_tokens", lambda *_, **__: 250)
         answered: list[int] = []
         with pytest.raises(KeyboardInterrupt):
             sample_correct(policy, ASKED[:12], lambda *_: stop() if len(answered) > 2 else not answered.append(1), settings, file)
@@ -117,7 +117,9 @@ def test_a_run_keeps_its_number_and_resumes_with_it(started: Path, tmp_path: Pat
         with pytest.raises(KeyboardInterrupt):
             run_grpo(auto_settings, started, tmp_path / "run", force=True)
     chosen = runs.read_run(tmp_path / "run")["max_tokens"]
-    assert 16 <= chosen < 100  # a budget and a box
+    b_max = runs.read_json(tmp_path / "run" / "b_max.json").values()
+    assert list(b_max).count("inf") < len(b_max) / 2  # the answers of the initial model, ten times as long, are not cut
+    assert chosen < AUTO_LIMIT
     assert load_settings(tmp_path / "run" / "config.yaml").grpo.max_tokens == chosen
     seen = []
     monkeypatch.setattr("sbtiny.grpo.trainer.train_grpo", lambda *given: seen.append(given[4].grpo.max_tokens))
@@ -134,11 +136,12 @@ def test_an_evaluation_says_what_it_allowed(started: Path, tmp_path: Path) -> No
     assert given["mean_budget"] == 60
 
 
-def test_a_cold_start_that_samples_its_rows_writes_the_number(tmp_path: Path) -> None:
+def test_a_cold_start_that_samples_its_rows_writes_the_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = DataSettings(limit=8, samples_per_question=1, max_tokens="auto", max_num_seqs=8)
     folder = run_sft(Settings(data=data, sft=SftSettings(steps=1, max_length=500)), tmp_path / "sft")
     assert runs.read_run(folder)["max_tokens"] == 500 - 256  # no longer row can be trained; the probe would have said 320 or more
     assert load_settings(folder / "config.yaml").data.max_tokens == 500 - 256
+    assert "max_tokens auto: 244 (" in capsys.readouterr().err
 
 
 def test_a_plan_counts_what_a_probe_may_take() -> None:

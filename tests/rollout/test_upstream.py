@@ -13,6 +13,7 @@ import pytest
 from support import write_gguf
 from upstream_support import FakeOllama, LlamaServer, make_requests, play_requests
 
+from sbtiny import runs
 from sbtiny.budget.protocol import THINK
 from sbtiny.cli import main as cli
 from sbtiny.config import PromptSettings, Settings
@@ -238,6 +239,15 @@ def test_it_is_asked_with_the_prompt_settings_and_opens_what_the_format_took_off
         assert "Count aloud." in text
         assert "Be brief." in text
         assert text.endswith("<think>\n") == (name is opens)
+
+
+def test_a_run_is_asked_there_with_its_instruction(started: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(started, tmp_path / "run"))
+    runs.write_json(run / "run.json", runs.read_run(run) | {"prompt": {"instruction": "Think.", "system": None}})
+    ours = load_policy(str(run), Settings(four_bit=False), 2)
+    server = FakeOllama(len(ours.engine.pieces), lambda *_: ["<budget>9</budget>"])
+    assert open_upstream(run, server.url).prompt("1 + 1?") == ours.prompt("1 + 1?")
+    assert all("\nThink." in body["prompt"] for body in server.asked)
 
 
 # ---- what servers seldom do, played ------------------------------------------------------------------------------------------------

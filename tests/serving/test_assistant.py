@@ -294,13 +294,13 @@ def test_bytes_that_are_no_character_do_not_end_the_others(plain: Assistant) -> 
 QUIET = """
 import sys, warnings
 import sbtiny
-from sbtiny.progress import quiet_libraries
+from sbtiny.progress import quiet_while_loading
 from transformers.utils import logging
 seen = lambda: (logging.get_verbosity(), logging.is_progress_bar_enabled())
 before = seen()
 sbtiny.load(sys.argv[1]).ask("1 + 1?")
 assert seen() == before
-with quiet_libraries():
+with quiet_while_loading():
     warnings.warn("soon otherwise", FutureWarning)
     warnings.warn("a matter of yours")
 """

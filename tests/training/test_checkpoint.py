@@ -1,5 +1,6 @@
 """Killed at any moment and resumed, a run ends as if nothing had happened: the same adapter, the same rows."""
 
+import copy
 import json
 import random
 import shutil
@@ -22,11 +23,12 @@ from sbtiny import runs
 from sbtiny.cli.train import find_cold_start
 from sbtiny.coldstart import trainer as sft
 from sbtiny.coldstart.run import run_sft
-from sbtiny.config import Settings, SftSettings
+from sbtiny.config import PromptSettings, Settings, SftSettings
 from sbtiny.errors import InputError
 from sbtiny.grpo.rollouts import Rollouts
 from sbtiny.grpo.run import run_grpo
 from sbtiny.load_settings import load_settings
+from sbtiny.models.chat_template import with_prompt
 from sbtiny.training import checkpoint, monitor
 from sbtiny.training.checkpoint import MANIFEST, last_checkpoint
 
@@ -128,6 +130,22 @@ def test_cold_start_resumes_within_and_between_epochs(
     assert last_checkpoint(tmp_path / "run").name == f"checkpoint-{stop}"
     run_sft(settings, tmp_path / "run", resume=True)
     assert result(tmp_path / "run") == result(whole)
+
+
+def test_a_cold_start_whose_model_brings_an_instruction_in_its_template_resumes(
+    tiny, whole_cold_start: tuple[Settings, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an export of ours does: the run keeps it as its own."""
+    model, tokenizer = tiny[0], copy.deepcopy(tiny[1])
+    tokenizer.chat_template = with_prompt(tokenizer.chat_template, PromptSettings(instruction="Think."))
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "model")
+    settings = replace(whole_cold_start[0], model=str(tmp_path / "model"))
+    settings = replace(settings, sft=replace(settings.sft, steps=4))
+    with killed(monkeypatch, sft.ManifestCallback, "on_step_end", lambda self, args, state, *_, **__: state.global_step == 3):
+        run_sft(settings, tmp_path / "run")
+    run = run_sft(load_settings(tmp_path / "run" / "config.yaml"), tmp_path / "run", resume=True)
+    assert load_settings(run / "config.yaml").prompt.instruction == runs.read_run(run)["prompt"]["instruction"] == "Think."
 
 
 # ---- what is refused, and what is picked -----------------------------------------------------------------------------

@@ -58,7 +58,7 @@ def test_ours_fit_on_trl(ours: type) -> None:
 
 def test_without_a_fit_the_other_trainer_trains_and_a_line_says_why(ours: type, capfd: pytest.CaptureFixture[str]) -> None:
     assert choose_trainer(ours) is ours.__bases__[0]
-    assert capfd.readouterr().err == f"{LINE}: training goes on without it, and slower\n"
+    assert capfd.readouterr().err == f"{LINE}: training goes on with other batches, and slower\n"
 
 
 def test_without_a_fit_what_only_ours_can_do_is_refused(ours: type) -> None:
