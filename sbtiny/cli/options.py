@@ -93,7 +93,10 @@ class Flags:
     values: dict[str, Any] = field(default_factory=dict)
 
     def load(self, more: dict[str, Any] | None = None) -> Settings:
-        """Settings from file, preset and flags; `more` are the verb's own flags by settings key."""
+        """Settings from file, preset and flags; `more` are the verb's own flags by settings key.
+
+        Raises InputError for wrong ones, and for an upstream in a verb without --upstream: what trains must see the weights.
+        """
         from sbtiny.load_settings import load_settings, parse_assignment
         from sbtiny.models.device import pick_preset, probe_device
 
@@ -101,7 +104,10 @@ class Flags:
         if self.upstream_key:
             os.environ[UPSTREAM_KEY] = self.upstream_key
         given = [(key, value) for key, value in (self.values | (more or {})).items() if value is not None]
-        return load_settings(self.config, preset, [*map(parse_assignment, self.extra or []), *given])
+        settings = load_settings(self.config, preset, [*map(parse_assignment, self.extra or []), *given])
+        if settings.upstream and "upstream" not in self.values:
+            raise InputError("upstream is for serve, chat, eval and calibrate: leave it out here, where the weights are needed")
+        return settings
 
     def load_for_device(self, more: dict[str, Any] | None = None) -> tuple[Settings, str | None, str]:
         """Settings, the preset they come from, and a note for the user ("" for none).

@@ -128,6 +128,8 @@ WRONG = {
     "sft --preset t5 -o out": "choose from cpu, t4, rtx4090",
     "sft --limit 0 -o out": "data.limit is 0",
     "sft --seed -1 -o out": "seed is -1",
+    "sft --set upstream=http://there -o out": "upstream is for serve, chat, eval and calibrate",
+    "data build out.jsonl --set upstream=http://there": "upstream is for serve, chat, eval and calibrate",
     "grpo --preset t5 --dry-run": "unknown preset 't5'",
     "eval tiny --limit -1": "eval.limit is -1",
     "eval tiny --engine theirs": "engine in the command line is 'theirs': choose from ours, generate, vllm",
