@@ -105,9 +105,9 @@ def test_a_calibration_is_that_of_the_upstream_and_another_is_refused_by_name(
 
 def test_a_budget_in_seconds_goes_by_the_rate_of_the_upstream(started: Path, pair: list[LlamaServer]) -> None:
     assistant = sbtiny.load(str(started), settings=settings_for(pair[1:], slots=4))
-    answer = assistant.ask("1 + 1?", seconds=0.5)
+    answer = assistant.ask("1 + 1?", seconds=60.0)
     assert answer.source == "seconds"
-    assert answer.given > 5
+    assert answer.given > 60  # more than a token a second, as slow as the machine may be
     pair[1].close()
     assistant.rate = type(assistant.rate)()
     with pytest.raises(InputError, match="has failed"):
