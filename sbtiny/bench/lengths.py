@@ -38,16 +38,16 @@ def guess_lengths(lengths: Sequence[int], seed: int) -> list[int]:
     return [max(1, round(guess)) for guess in (errors * lengths).tolist()]
 
 
-def read_lengths(file: Path, count: int) -> list[int]:
-    """The first `count` answer lengths of a file: one number a line, or JSONL rows with `length`. Raises InputError."""
+def read_lengths(file: Path, count: int | None = None) -> list[int]:
+    """The first `count` answer lengths of a file, or all: one number a line, or JSONL rows with `length`. Raises InputError."""
     if not file.is_file():
         raise InputError(f"no file {file}: check the path given to --lengths")
     lengths = []
     for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), 1):
         if line.strip():
             lengths.append(parse_length(line, f"{file} line {number}"))
-    if len(lengths) < count:
-        raise InputError(f"{file} holds {len(lengths)} lengths, {count} are needed: lower --requests")
+    if len(lengths) < (count or 2):
+        raise InputError(f"{file} holds {len(lengths)} lengths, {count or 2} are needed: {'lower --requests' if count else 'give more'}")
     return lengths[:count]
 
 

@@ -22,8 +22,8 @@ Rank = Callable[[float, float, float], float]  # stated, length, arrival -> what
 class ServeLoad:
     """Requests that come at random at `load` x what the slots can do; `load` None: all at once.
 
-    Lengths are log-normal; `sigma` is the standard deviation of their logarithm. `ageing`: c in mean lengths a mean service; None is the
-    queue's own.
+    Lengths are drawn from `answer_lengths`, or log-normal; `sigma` is the standard deviation of their logarithm. `ageing`: c in mean
+    lengths a mean service; None is the queue's own.
     """
 
     slots: int = 4
@@ -32,6 +32,7 @@ class ServeLoad:
     requests: int = 60_000
     seed: int = 0
     ageing: float | None = None
+    answer_lengths: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,10 @@ class Arrivals:
 
 def draw_arrivals(load: ServeLoad) -> Arrivals:
     rng = np.random.default_rng(load.seed)
-    lengths = np.exp(rng.normal(-(load.sigma**2) / 2, load.sigma, load.requests))
+    if load.answer_lengths:
+        lengths = rng.choice(load.answer_lengths, load.requests) / np.mean(load.answer_lengths)
+    else:
+        lengths = np.exp(rng.normal(-(load.sigma**2) / 2, load.sigma, load.requests))
     stated = lengths * np.exp(rng.normal(0, STATED_NOISE * load.sigma, load.requests))
     times = np.zeros(load.requests)
     if load.load is not None:

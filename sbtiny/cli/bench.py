@@ -224,6 +224,7 @@ def serve(
         typer.Option(min=0, help="Standard deviation of the log of lengths that are drawn (simulated: 1; else the model's own lengths)."),
     ] = None,
     mean: Mean = 44,
+    lengths: Lengths = None,
     ageing: Annotated[
         float | None, typer.Option(min=0, help="Simulated: mean lengths that a wait of a mean service is worth (default: ours).")
     ] = None,
@@ -244,10 +245,18 @@ def serve(
         raise InputError("give a run or a model to serve, or --simulate for the queue alone: one of them")
     if not simulate and ageing is not None:
         raise InputError("--ageing is for --simulate: a server has its own")
+    if lengths and sigma is not None:
+        raise InputError("--lengths and --sigma exclude each other: lengths are those of the file, or drawn")
+    import numpy as np
+
+    from sbtiny.bench.lengths import read_lengths
     from sbtiny.bench.serve_simulation import ServeLoad, compare_orders
     from sbtiny.progress import bar
 
-    plan = ServeLoad(slots, offered, 1.0 if sigma is None else sigma, requests or (count if simulate else SERVED), seed, ageing)
+    known = tuple(read_lengths(lengths)) if lengths else ()
+    if known:
+        mean, sigma = round(np.mean(known)), float(np.std(np.log(known)))
+    plan = ServeLoad(slots, offered, 1.0 if sigma is None else sigma, requests or (count if simulate else SERVED), seed, ageing, known)
     if not simulate:
         print_result(measure_server(name, plan, sigma is not None, mean, rounds, threads), as_json, show_served_orders)
         return

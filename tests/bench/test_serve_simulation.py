@@ -142,3 +142,11 @@ def test_with_so_many_slots_that_nobody_waits_the_orders_are_alike() -> None:
     result = compare_orders(ServeLoad(1024, 0.5, 1.0, 3000))
     assert result["orders"]["ours"]["longest_wait"] == 0
     assert all(ratio["median"] == 1 for ratio in result["orders"]["ours"]["over_fcfs"].values())
+
+
+def test_lengths_may_be_those_of_real_answers() -> None:
+    arrivals = draw_arrivals(ServeLoad(requests=2000, answer_lengths=(10, 20, 90)))
+    assert {round(40 * length) for length in arrivals.lengths} == {10, 20, 90}
+    assert 0.9 < sum(arrivals.lengths) / 2000 < 1.1
+    other = draw_arrivals(ServeLoad(requests=2000, answer_lengths=(10, 20, 90), seed=1))
+    assert arrivals.lengths != other.lengths
