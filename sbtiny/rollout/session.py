@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -94,6 +95,32 @@ class Session(ABC):
     def pace(self, written: int) -> float | None:
         """The tokens that each running answer got in the last step, in which all got `written`. None: its time was a prompt's."""
         return 1.0 if written else None
+
+
+class AskingSession(Session):
+    """A session before a decoder that keeps keys and values by itself: a held answer is stopped there, and asked for again later."""
+
+    def __init__(self, make_ticket: Callable[[Request, Sampling], Ticket], capacity: int) -> None:
+        self.make_ticket, self.capacity = make_ticket, capacity
+        self.queue: deque[Ticket] = deque()
+        self.running: dict[Any, Any] = {}
+        self.held: set[Ticket] = set()
+
+    def add(self, request: Request, sampling: Sampling) -> Ticket:
+        ticket = self.make_ticket(request, sampling)
+        check_capacity(request, self.capacity)
+        self.queue.append(ticket)
+        return ticket
+
+    def resume(self, ticket: Ticket) -> None:
+        if ticket not in self.held:
+            raise ValueError("this answer is not held")
+        self.held.remove(ticket)
+        self.queue.appendleft(ticket)
+
+    @property
+    def is_busy(self) -> bool:
+        return bool(self.running or self.queue)
 
 
 class BatchSession(Session):

@@ -6,7 +6,6 @@ stops there by itself. An answer whose server dies goes on at another one.
 """
 
 import time
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -19,7 +18,7 @@ from sbtiny.rollout.engines.upstream_reader import Stream, StreamReader
 from sbtiny.rollout.engines.upstream_vocabulary import TagSkip, UpstreamVocabulary
 from sbtiny.rollout.episode import Request, StopReason
 from sbtiny.rollout.sampling import Sampling
-from sbtiny.rollout.session import Session, Ticket, check_capacity
+from sbtiny.rollout.session import AskingSession, Ticket
 
 STEP_SECONDS = 0.01  # a step waits so long for the first chunk: whoever calls has other things to do
 SPARE = 4  # tokens asked beyond a limit where the last ones came inside a character, which a server may not show
@@ -94,23 +93,20 @@ class Course:
     tag_skip: TagSkip = field(default_factory=TagSkip)
 
 
-class UpstreamSession(Session):
+class UpstreamSession(AskingSession):
     """Answers that are decoded elsewhere. A step takes what has come."""
 
     def __init__(self, engine: UpstreamEngine, capacity: int) -> None:
-        self.engine, self.capacity = engine, capacity
-        self.queue: deque[Ticket] = deque()
+        super().__init__(engine.make_ticket, capacity)
+        self.engine = engine
         self.running: dict[Ticket, Stream] = {}
-        self.held: set[Ticket] = set()
         self.courses: dict[Ticket, Course] = {}
         self.ended: list[Ticket] = []
         self.decoding = 0  # answers that the last step could bring tokens of
 
     def add(self, request: Request, sampling: Sampling) -> Ticket:
-        ticket = self.engine.make_ticket(request, sampling)
-        check_capacity(request, self.capacity)
+        ticket = super().add(request, sampling)
         self.courses[ticket] = Course()
-        self.queue.append(ticket)
         return ticket
 
     def drop(self, ticket: Ticket) -> None:
@@ -128,20 +124,10 @@ class UpstreamSession(Session):
         self.held.add(ticket)
         return 0
 
-    def resume(self, ticket: Ticket) -> None:
-        if ticket not in self.held:
-            raise ValueError("this answer is not held")
-        self.held.remove(ticket)
-        self.queue.appendleft(ticket)
-
     def close(self) -> None:
         """Close all streams."""
         for ticket in [*self.running, *self.queue, *self.held]:
             self.drop(ticket)
-
-    @property
-    def is_busy(self) -> bool:
-        return bool(self.running or self.queue)
 
     def pace(self, written: int) -> float | None:
         return written / self.decoding if self.decoding else None

@@ -4,33 +4,24 @@ vLLM cannot replace a token. So where a limit forces the wrap-up, or a closing t
 answer so far are asked again; vLLM has their keys and values still. A held answer waits in the same way.
 """
 
-from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-from sbtiny.rollout.episode import Request, StopReason
-from sbtiny.rollout.sampling import Sampling
-from sbtiny.rollout.session import Session, Ticket, check_capacity
+from sbtiny.rollout.episode import StopReason
+from sbtiny.rollout.session import AskingSession, Ticket
 
 SEED_STEP = 0x9E3779B97F4A7C15  # odd, so that no two parts of an answer have the same seed
 FORBIDDEN = -100.0  # the lowest bias that vLLM takes
 
 
-class VllmSession(Session):
+class VllmSession(AskingSession):
     """Hands vLLM as many requests as it decodes at once; the others wait here, where they can be dropped."""
 
     def __init__(self, engine: Any) -> None:
+        super().__init__(engine.make_ticket, engine.capacity)
         self.engine = engine  # the VllmEngine that opens it
-        self.queue: deque[Ticket] = deque()
         self.running: dict[str, Ticket] = {}  # by vLLM's name of the request
-        self.held: set[Ticket] = set()
         self.requests = 0
-
-    def add(self, request: Request, sampling: Sampling) -> Ticket:
-        ticket = self.engine.make_ticket(request, sampling)
-        check_capacity(request, self.engine.capacity)
-        self.queue.append(ticket)
-        return ticket
 
     def drop(self, ticket: Ticket) -> None:
         self.held.discard(ticket)
@@ -44,16 +35,6 @@ class VllmSession(Session):
         self._abort(self._name(ticket))
         self.held.add(ticket)
         return 0
-
-    def resume(self, ticket: Ticket) -> None:
-        if ticket not in self.held:
-            raise ValueError("this answer is not held")
-        self.held.remove(ticket)
-        self.queue.appendleft(ticket)
-
-    @property
-    def is_busy(self) -> bool:
-        return bool(self.queue or self.running)
 
     def close(self) -> None:
         """Abort what runs."""
