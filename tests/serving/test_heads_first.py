@@ -317,7 +317,9 @@ def test_a_long_head_among_short_ones_counts_by_its_own_length(plain: Assistant)
 
 
 def test_what_waits_in_an_engine_of_its_own_memory_is_bounded_by_its_number_alone() -> None:
-    bodies = HeadsFirst(VllmSession(SimpleNamespace(make_ticket=None, capacity=None)), 1 + HEAD_ROWS, bytes_per_token=4096, max_waiting=1, head_limit=30)
+    bodies = HeadsFirst(
+        VllmSession(SimpleNamespace(make_ticket=None, capacity=None)), 1 + HEAD_ROWS, bytes_per_token=4096, max_waiting=1, head_limit=30
+    )
     bodies.bodies[Reply([], [1], Ask(), lambda: None, Rate(), None, 0.9)] = 0.0
     bodies.check_room(10_000)
     bodies.queue.push("first", 20, 0.0, kept_bytes=10_000 * 4096)
