@@ -40,6 +40,7 @@ Seed = Annotated[int, Range(lambda value: 0 <= value < 2**32, "a whole number fr
 GroupSize = Annotated[int, Range(lambda value: value >= 2, "a group of 2 or more (the paper's is 5)")]
 GroupTemperature = Annotated[float, Range(lambda value: value > 0, "above 0: equal answers teach nothing")]
 Chance = Annotated[float, Range(lambda value: 0 < value < 1, "a chance between 0 and 1, such as 0.9")]
+ChanceOrNone = Annotated[float | None, Range(lambda value: value is None or 0 < value < 1, "between 0 and 1, such as 0.5, or null")]
 CountOrNone = Annotated[int | None, Range(lambda value: value is None or value >= 1, "1 or more, or null for none")]
 TokensOrNone = Annotated[float | None, Range(lambda value: value is None or value >= 1, "1 token or more, or null for none")]
 GibOrNone = Annotated[float | None, Range(lambda value: value is None or value > 0, "a number of GiB above 0, or null")]
@@ -61,6 +62,8 @@ class DataSettings:
     limit: Count = 1200  # number of questions
     samples_per_question: Count = 4  # answers sampled for each question
     rows_per_question: CountOr0 = 2  # correct answers kept for each question, spread from the shortest to the longest; 0 keeps all
+    # The stated budget to learn: this quantile of the lengths of a question's correct answers; null: each answer's own length.
+    budget_quantile: ChanceOrNone = None
     temperature: AtLeast0 = 0.7  # sampling temperature
     max_tokens: MaxTokens = 900  # most tokens of an answer; auto: by a probe of the model's own lengths
     verifier: str = "auto"  # how answers are checked: auto, numeric, math, choice, exact, regex, or my.py:check

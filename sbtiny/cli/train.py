@@ -52,6 +52,7 @@ def demo(*, flags: Flags) -> None:
 @with_flags(*COMMON, *ASKING, *TRAINING, "model", "format", section="sft", questions="data")
 def sft(
     data: Annotated[str | None, typer.Option(help="Labelled rows; without it they are sampled first.")] = None,
+    run: Annotated[str | None, typer.Option(help="Run whose adapter is trained on (default: a new adapter).")] = None,
     *,
     flags: Flags,
 ) -> None:
@@ -65,7 +66,11 @@ def sft(
     from sbtiny.training.arguments import require_reporter
 
     flags.find_resumed("sft")
-    settings, preset, note = flags.load_for_device({"sft.rows": data})
+    start = find_start(run, flags.output if flags.resume else None)
+    about = runs.read_run(start) if start else {}
+    if start and flags.values.get("model"):
+        raise InputError(f"--run goes on from {start}, which has its model: leave --model out")
+    settings, preset, note = flags.load_for_device({key: about[key] for key in ("model", "format") if start} | {"sft.rows": data})
     settings = apply_auto_micro_batch(settings, "sft", preset)
     if flags.dry_run:
         return print_dry_run(settings, ("data", "sft"), preset, flags.as_json)
@@ -80,7 +85,7 @@ def sft(
     start_work(settings, note)
     from sbtiny.coldstart.run import run_sft
 
-    return print_next_step("sft", run_sft(settings, flags.output, flags.resume), flags.as_json)
+    return print_next_step("sft", run_sft(settings, flags.output, flags.resume, start), flags.as_json)
 
 
 @app.command(rich_help_panel=TRAIN)
@@ -104,7 +109,7 @@ def grpo(
     from sbtiny.training.arguments import require_reporter
 
     flags.find_resumed("grpo")
-    start = find_cold_start(run, flags.output if flags.resume else None, flags.dry_run)
+    start = find_start(run, flags.output if flags.resume else None) or (None if flags.dry_run else runs.newest_run("sft"))
     about = runs.read_run(start) if start else {}
     inherited = {key: about.get(key) for key in ("model", "format")}
     settings, preset, note = flags.load_for_device(inherited | {"grpo.questions": data, "grpo.cut_share": cut_share})
@@ -127,17 +132,14 @@ def grpo(
     return print_next_step("grpo", run_grpo(settings, start, flags.output, flags.resume, force), flags.as_json)
 
 
-def find_cold_start(run: str | None, resumed_run: Path | None, dry_run: bool) -> Path | None:
-    """The run that GRPO starts from: `run`, else the resumed run's parent, else the newest. None in a dry run without the first two."""
+def find_start(run: str | None, resumed_run: Path | None) -> Path | None:
+    """The run whose adapter is trained on: `run`, else the parent of the resumed run. None without either."""
     from sbtiny import runs
 
     parent = runs.read_run(resumed_run).get("parent") if resumed_run else None
     if run and parent and run_folder(run).resolve() != Path(parent).resolve():
         raise InputError(f"--run is {run}, but {resumed_run} went on from {parent}: leave --run out, or start a new run without --resume")
-    run = run or parent
-    if run:
-        return run_folder(run)
-    return None if dry_run else runs.newest_run("sft")
+    return run_folder(found) if (found := run or parent) else None
 
 
 def print_next_step(verb: str, folder: Path, as_json: bool) -> None:

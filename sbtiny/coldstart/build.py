@@ -8,7 +8,7 @@ from rich.table import Table
 
 from sbtiny import locks, runs
 from sbtiny.coldstart.sample_correct import BuildResult, find_tag, make_row, progress_file, sample_correct
-from sbtiny.config import AUTO, Settings
+from sbtiny.config import AUTO, DataSettings, Settings
 from sbtiny.errors import InputError
 from sbtiny.models.prompt import check_prompts, check_texts
 from sbtiny.progress import console
@@ -40,7 +40,7 @@ def build_rows(settings: Settings, file: Path, traces: str | None, policy: Polic
     check_prompts(policy.tokenizer, policy.form)
     check_texts(policy.tokenizer, [replace(trace, response="") for trace in source] if traces else source)  # responses: where used
     if traces:
-        result = label_traces(policy, source, verify, d.rows_per_question)
+        result = label_traces(policy, source, verify, d)
     else:
         if d.max_tokens != AUTO:
             policy.engine.check_room(d.max_tokens)
@@ -60,7 +60,7 @@ def first_traces(path: str, limit: int) -> list[Trace]:
     return traces[:limit]
 
 
-def label_traces(policy: Policy, traces: Sequence[Trace], verify: Verifier, keep: int) -> BuildResult:
+def label_traces(policy: Policy, traces: Sequence[Trace], verify: Verifier, data: DataSettings) -> BuildResult:
     """Rows from traces that finished and are correct: as published, or verified if that is unknown.
 
     All answers to a question get the id of its first, as the model's own answers have. Raises InputError if no trace is usable.
@@ -76,7 +76,7 @@ def label_traces(policy: Policy, traces: Sequence[Trace], verify: Verifier, keep
             check_texts(policy.tokenizer, [trace])
             same = rows.setdefault((trace.question, trace.system), [])
             same.append(make_row(policy, trace, trace.response) | {"id": same[0]["id"] if same else trace.id})
-    result = BuildResult.of(traces, kinds, [row for same in rows.values() for row in same], keep)
+    result = BuildResult.of(traces, kinds, [row for same in rows.values() for row in same], data)
     if not result.rows:
         why = f"the first is {traces[0].location} with the answer {traces[0].answer[:40]!r}"
         counts = f"{result.wrong} wrong, {result.cut} unfinished"

@@ -29,7 +29,8 @@ class LabelledRow(dict[str, Any]):
         return self.get("system")
 
     @property
-    def response(self) -> str:
+    def response(self) -> str | None:
+        """The answer; None in a row that teaches a budget alone."""
         return self["response"]
 
 
@@ -47,6 +48,8 @@ def validate_row(row: dict[str, Any], where: str) -> LabelledRow:
     if missing := [key for key in KEYS if key not in row]:
         raise InputError(f"{where} has no {missing[0]!r}: labelled rows come from sbtiny data build (--traces labels a file)")
     for key in ("question", "response"):
+        if key == "response" and row[key] is None:
+            continue
         if not isinstance(row[key], str):
             raise wrong_value(row, key, where, "text")
         read_text(row, key, where)
@@ -57,6 +60,8 @@ def validate_row(row: dict[str, Any], where: str) -> LabelledRow:
         raise InputError(f"{where}: budget {preview_value(budget)} is no positive whole number: rebuild the file with sbtiny data build")
     if not isinstance(row.get("given", False), bool):
         raise wrong_value(row, "given", where, "true or false")
+    if row.get("given") and row["response"] is None:
+        raise InputError(f"{where} has a given budget and no response: nothing in it would be trained")
     return LabelledRow(row | {"id": read_text(row, "id", where)}, where)
 
 
@@ -65,9 +70,14 @@ def tokenize_row(encode: Encode, row: dict[str, Any], turn_end: int, prompt: Seq
 
     `body_at` is the index of the first body token. `budget` is the stated one: less than the row's if the answer's own `<think>` tags
     become the format's. A row with `given` has its budget masked: it is read, as a user's, and not learnt.
+    A row whose response is None ends behind its budget, which alone is learnt.
     The parts are tokenized separately, so that the budget is exactly the number of body tokens.
     Raises InputError if the row's budget is not its token count (labelled for another tokenizer) or if the answer holds tags.
     """
+    if row["response"] is None:
+        opening = encode(render_budget(row["budget"], form))
+        mask = [0] * len(prompt) + [1] * len(opening)
+        return {"input_ids": [*prompt, *opening], "completion_mask": mask, "body_at": len(mask), "budget": row["budget"]}
     if (tokens := len(encode(row["response"]))) != row["budget"]:
         raise InputError(
             f"{row_location(row)}: budget {row['budget']} but {tokens} tokens for this model's tokenizer; "

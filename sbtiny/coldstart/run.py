@@ -20,30 +20,37 @@ from sbtiny.training.interrupt import cleanup_on_stop, resume_checkpoint
 from sbtiny.training.out_of_memory import train_with_oom_retry
 
 
-def run_sft(settings: Settings, output: Path | None, resume: bool = False) -> Path:
+def run_sft(settings: Settings, output: Path | None, resume: bool = False, start: Path | None = None) -> Path:
     """Train a cold start into a run folder, which it returns. Without `sft.rows` the rows are sampled first, into its data.jsonl.
 
-    Wrong input leaves no folder. Raises InputError if another process trains there.
+    `start`: a run whose adapter is trained on, in place of a new one. Wrong input leaves no folder. Raises InputError if another process
+    trains there.
     """
     distributed.init_process_group()
     with distributed.claim("sft", output) as folder:
-        train_sft_in(folder, settings, resume and output is not None)
+        train_sft_in(folder, settings, resume and output is not None, start)
     return folder
 
 
-def complete_settings(settings: Settings, resumed: Path | None) -> Settings:
-    """The settings with the model's absolute name and instruction; a run that is resumed keeps its prompt and its most tokens."""
+def complete_settings(settings: Settings, resumed: Path | None, start: Path | None = None) -> Settings:
+    """The settings with the model's absolute name and instruction; a run that is resumed keeps its prompt and its most tokens.
+
+    `start`: the run that is trained on; its model, format and prompt are taken.
+    """
+    if start:
+        about, prompt = runs.read_run(start), runs.kept_prompt(start, settings.prompt)
+        settings = replace(settings, model=about["model"], format=about["format"], prompt=prompt)
     named = replace(settings, model=absolute_name(settings.model))
     if not resumed:
-        return replace(named, prompt=fill_prompt(settings.prompt, settings.model))
+        return named if start else replace(named, prompt=fill_prompt(settings.prompt, settings.model))
     most = runs.kept_max_tokens(resumed, settings.data.max_tokens)
     return replace(named, prompt=runs.kept_prompt(resumed, settings.prompt), data=replace(settings.data, max_tokens=most))
 
 
-def train_sft_in(folder: Path, settings: Settings, resume: bool) -> None:
+def train_sft_in(folder: Path, settings: Settings, resume: bool, start: Path | None = None) -> None:
     """Cold start in a folder that this process has claimed. Checks all input before it writes anything."""
     # The main process's settings for all: each may have derived another micro-batch from its free memory.
-    settings = distributed.broadcast_from_main(lambda: complete_settings(settings, folder if resume else None))
+    settings = distributed.broadcast_from_main(lambda: complete_settings(settings, folder if resume else None, start))
     sampled = folder / "data.jsonl"
     file = settings.sft.rows or (str(sampled) if resume and sampled.is_file() else None)
     rows = read_labelled(file) if file else []
@@ -52,11 +59,11 @@ def train_sft_in(folder: Path, settings: Settings, resume: bool) -> None:
     d = settings.data
     questions = [] if file else load_questions(d.task, "train", d.limit if d.max_tokens == AUTO else 1, settings.seed)
     last = distributed.broadcast_from_main(lambda: resume_checkpoint(folder, settings, "sft", rows)) if resume else None
-    policy = load_policy(settings.model, settings, settings.data.max_num_seqs, trainable=True, run=folder if resume else None)
+    policy = load_policy(str(start or settings.model), settings, settings.data.max_num_seqs, trainable=True, run=folder if resume else None)
     check_prompts(policy.tokenizer, policy.form)
     sft.check_tags_learnable(policy)
     dataset = sft.build_dataset(policy, rows, settings) if rows else None
-    about = base_info(policy)
+    about = base_info(policy) | ({"parent": str(start)} if start else {})
     own = {name: text for name, text in about["prompt"].items() if text}  # an export of ours brings its instruction in its template
     settings = replace(settings, prompt=replace(settings.prompt, **own))
     if not rows:

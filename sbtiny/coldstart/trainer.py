@@ -46,7 +46,8 @@ def build_dataset(policy: Policy, rows: Sequence[dict[str, Any]], settings: Sett
             raise InputError(
                 f"{row_location(row)} has {len(example['input_ids'])} tokens, over sft.max_length {max_length}: raise it or drop the row"
             )
-        examples.append(example | {"question": row["id"]})
+        # A row of a budget alone is in no batch with answers: beside hundreds of their tokens its few digits would hardly count.
+        examples.append(example | {"question": row["id"] if row["response"] is not None else f"{row['id']}, its budget"})
     if not examples:
         raise InputError("no rows to train on")
     return Dataset.from_list(contrast.add_negatives(examples))

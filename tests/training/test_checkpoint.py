@@ -20,7 +20,7 @@ from support import GRPO, rows_of, settings_of
 from transformers import Trainer
 
 from sbtiny import runs
-from sbtiny.cli.train import find_cold_start
+from sbtiny.cli.train import find_start
 from sbtiny.coldstart import trainer as sft
 from sbtiny.coldstart.run import run_sft
 from sbtiny.config import PromptSettings, Settings, SftSettings
@@ -105,9 +105,9 @@ def test_a_run_does_not_go_on_from_another_cold_start(started: Path, tmp_path: P
     for name in ("one", "other"):
         shutil.copytree(started, tmp_path / name)
     run = runs.create_run("grpo", tmp_path / "run", settings_of(), parent=str(tmp_path / "one"))
-    assert find_cold_start(str(tmp_path / "one"), run, False) == find_cold_start(None, run, False) == tmp_path / "one"
+    assert find_start(str(tmp_path / "one"), run) == find_start(None, run) == tmp_path / "one"
     with pytest.raises(InputError, match=r"--run is .*other, but .*run went on from .*one: leave --run out"):
-        find_cold_start(str(tmp_path / "other"), run, False)
+        find_start(str(tmp_path / "other"), run)
 
 
 @pytest.fixture(scope="module")
