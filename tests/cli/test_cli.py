@@ -576,6 +576,23 @@ def test_resuming_takes_the_settings_and_the_start_of_the_run(sbtiny_: Sbtiny, m
     assert given[2] == (Settings(), other, Path("fresh"), False, False)
 
 
+def test_a_cold_start_goes_on_from_a_run_with_its_model(sbtiny_: Sbtiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sbtiny.coldstart import run
+
+    given: list[tuple] = []
+    monkeypatch.setattr(run, "run_sft", lambda *arguments: given.append(arguments) or Path("made"))
+    first = runs.create_run("sft", Path("first"), Settings(format="think"))
+    assert sbtiny_("sft --run first").code == 0
+    assert (given[0][0].format, given[0][-1]) == ("think", first)
+    runs.create_run("sft", Path("second"), Settings(), parent=str(first))
+    assert sbtiny_("sft --resume -o second").code == 0
+    assert given[1][-1] == first
+    refused = sbtiny_("sft --run first --model tiny")
+    assert (refused.code, len(given)) == (2, 2)
+    assert "--run goes on from first, which has its model: leave --model out" in refused.err
+    assert sbtiny_("sft --run nowhere").code == 2
+
+
 def test_the_reward_of_given_samples(sbtiny_: Sbtiny) -> None:
     Path("s.jsonl").write_text('{"budget": 100, "length": 90, "correct": true}\n{"budget": null, "length": 9, "correct": false}\n')
     found = sbtiny_("reward s.jsonl --alpha 0.1 --json")
