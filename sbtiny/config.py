@@ -62,7 +62,7 @@ class DataSettings:
     limit: Count = 1200  # number of questions
     samples_per_question: Count = 4  # answers sampled for each question
     rows_per_question: CountOr0 = 2  # correct answers kept for each question, spread from the shortest to the longest; 0 keeps all
-    # The stated budget to learn: this quantile of the lengths of a question's correct answers; null: each answer's own length.
+    # The stated budget to learn: this quantile of the lengths of a question's correct answers, foretold; null: each answer's own length.
     budget_quantile: ChanceOrNone = None
     temperature: AtLeast0 = 0.7  # sampling temperature
     max_tokens: MaxTokens = 900  # most tokens of an answer; auto: by a probe of the model's own lengths

@@ -7,8 +7,9 @@ from pathlib import Path
 from rich.table import Table
 
 from sbtiny import locks, runs
+from sbtiny.coldstart.foretell import foretell_budgets
 from sbtiny.coldstart.sample_correct import BuildResult, find_tag, make_row, progress_file, sample_correct
-from sbtiny.config import AUTO, DataSettings, Settings
+from sbtiny.config import AUTO, Settings
 from sbtiny.errors import InputError
 from sbtiny.models.prompt import check_prompts, check_texts
 from sbtiny.progress import console
@@ -17,6 +18,7 @@ from sbtiny.rollout.policy import Policy
 from sbtiny.tasks.leaks import drop_eval_questions
 from sbtiny.tasks.load import load_questions
 from sbtiny.tasks.row_files import Row
+from sbtiny.tasks.sources import Question
 from sbtiny.tasks.traces import Trace, read_traces, unverified_questions
 from sbtiny.tasks.verify import Verifier, check_references, load_verifier
 
@@ -40,16 +42,26 @@ def build_rows(settings: Settings, file: Path, traces: str | None, policy: Polic
     check_prompts(policy.tokenizer, policy.form)
     check_texts(policy.tokenizer, [replace(trace, response="") for trace in source] if traces else source)  # responses: where used
     if traces:
-        result = label_traces(policy, source, verify, d)
+        result = label_traces(policy, source, verify, d.rows_per_question)
     else:
         if d.max_tokens != AUTO:
             policy.engine.check_room(d.max_tokens)
         result = sample_correct(policy, source, verify, settings, file)
+    if d.budget_quantile:
+        result = with_foretold_budgets(policy, source, result, d.budget_quantile)
     result = replace(result, leaked=heldout)
     runs.write_jsonl(file, result.rows)
     progress_file(file).unlink(missing_ok=True)
     print_build_summary(result, file)
     return result
+
+
+def with_foretold_budgets(policy: Policy, source: Sequence[Question], result: BuildResult, quantile: float) -> BuildResult:
+    """The result with a row of a budget alone for each question; the answers' own budgets become given ones, read and not learnt."""
+    ids = {(row["question"], row.get("system")): row["id"] for row in result.rows}  # traces of one question have the id of the first
+    asked = {ids.get((question.question, question.system), question.id): question for question in source}
+    budgets = foretell_budgets(policy, [replace(question, id=name) for name, question in asked.items()], result.lengths, quantile)
+    return replace(result, rows=[*(row | {"given": True} for row in result.rows), *budgets])
 
 
 def first_traces(path: str, limit: int) -> list[Trace]:
@@ -60,7 +72,7 @@ def first_traces(path: str, limit: int) -> list[Trace]:
     return traces[:limit]
 
 
-def label_traces(policy: Policy, traces: Sequence[Trace], verify: Verifier, data: DataSettings) -> BuildResult:
+def label_traces(policy: Policy, traces: Sequence[Trace], verify: Verifier, keep: int) -> BuildResult:
     """Rows from traces that finished and are correct: as published, or verified if that is unknown.
 
     All answers to a question get the id of its first, as the model's own answers have. Raises InputError if no trace is usable.
@@ -76,7 +88,7 @@ def label_traces(policy: Policy, traces: Sequence[Trace], verify: Verifier, data
             check_texts(policy.tokenizer, [trace])
             same = rows.setdefault((trace.question, trace.system), [])
             same.append(make_row(policy, trace, trace.response) | {"id": same[0]["id"] if same else trace.id})
-    result = BuildResult.of(traces, kinds, [row for same in rows.values() for row in same], data)
+    result = BuildResult.of(traces, kinds, [row for same in rows.values() for row in same], keep)
     if not result.rows:
         why = f"the first is {traces[0].location} with the answer {traces[0].answer[:40]!r}"
         counts = f"{result.wrong} wrong, {result.cut} unfinished"

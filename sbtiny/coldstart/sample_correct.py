@@ -1,8 +1,6 @@
 """Cold-start data: the model's own correct answers, each labelled with its own token count (paper section 2).
 
-A row is one line of JSON: `id, question, answer, level, response, budget`; `budget` counts the tokens of `response`. With
-`data.budget_quantile` the budget of an answer is `given` (it is read, as a user's, and not learnt to be stated), and one more row a
-question, without a response, has the budget to state.
+A row is one line of JSON: `id, question, answer, level, response, budget`; `budget` counts the tokens of `response`.
 """
 
 import time
@@ -47,15 +45,17 @@ class BuildResult:
     max_tokens: int = 0  # most tokens of an answer; 0 for traces
     asked: Counter[int | None] = field(default_factory=Counter)  # answers by level
     right: Counter[int | None] = field(default_factory=Counter)  # correct answers by level
+    lengths: dict[str, list[int]] = field(default_factory=dict)  # tokens of the correct answers by question id, also of those not kept
 
     @classmethod
-    def of(cls, asked: Sequence[Question], kinds: Sequence[str], right: list[Row], data: DataSettings) -> "BuildResult":
-        """Count the answers to `asked`, one of `kinds` each, and make the rows of the `right` ones."""
-        rows, levels = select_by_length(right, data.rows_per_question), Counter(question.level for question in asked)
+    def of(cls, asked: Sequence[Question], kinds: Sequence[str], right: list[Row], keep: int) -> "BuildResult":
+        """Count the answers to `asked`, one of `kinds` each, and keep `keep` of the `right` rows of each question."""
+        rows, levels = select_by_length(right, keep), Counter(question.level for question in asked)
         counts = {"spare": len(right) - len(rows), "asked": levels, "right": Counter(row["level"] for row in right)}
-        if data.budget_quantile:
-            rows = [row | {"given": True} for row in rows] + make_budget_rows(right, data.budget_quantile)
-        return cls(rows, len(kinds), kinds.count("cut"), kinds.count("wrong"), **counts)
+        lengths: dict[str, list[int]] = {}
+        for row in right:
+            lengths.setdefault(row["id"], []).append(row["budget"])
+        return cls(rows, len(kinds), kinds.count("cut"), kinds.count("wrong"), lengths=lengths, **counts)
 
     def levels(self) -> list[Row]:
         """By level, and over all: rows, share of answers accepted, percentiles of the rows' tokens."""
@@ -135,7 +135,7 @@ def sample_correct(policy: Policy, questions: Sequence[Question], verify: Verifi
         sample_answers(policy, [requests[i] for i in todo], data.temperature, label)
     lines = [progress.done[i] for i in range(len(requests))]
     right = [line["row"] for line in lines if line["row"]]
-    result = BuildResult.of(question_of, [line["kind"] for line in lines], right, data)
+    result = BuildResult.of(question_of, [line["kind"] for line in lines], right, data.rows_per_question)
     result = replace(result, max_tokens=data.max_tokens)
     if not result.rows:
         progress.path.unlink(missing_ok=True)  # a build with other settings could not resume from it
@@ -232,20 +232,6 @@ def select_by_length(rows: list[Row], keep: int) -> list[Row]:
         order = [by_length[length] for length in sorted(by_length)]
         chosen |= {order[round(n * (len(order) - 1) / max(1, keep - 1))] for n in range(keep)}
     return [row for i, row in enumerate(rows) if i in chosen]
-
-
-def make_budget_rows(rows: Sequence[Row], quantile: float) -> list[Row]:
-    """One row a question without a response: its budget is the quantile of its rows' lengths, its other fields are its first row's.
-
-    The length of one answer is mostly chance; what can be foretold of a question is the middle of its answers' lengths.
-    """
-    by_question: dict[str, list[Row]] = {}
-    for row in rows:
-        by_question.setdefault(row["id"], []).append(row)
-    return [
-        same[0] | {"response": None, "budget": round(np.quantile([row["budget"] for row in same], quantile))}
-        for same in by_question.values()
-    ]
 
 
 def make_row(policy: Policy, question: Question, response: str) -> Row:

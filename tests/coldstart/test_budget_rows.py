@@ -1,63 +1,105 @@
-"""Rows of a budget alone: the quantile of a question's correct answers, learnt apart from the answers, whose budgets are given."""
+"""Rows of a budget alone: foretold from the question, learnt apart from the answers, whose budgets are given."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 from safetensors.torch import load_file
 
 from sbtiny import runs
+from sbtiny.budget.metrics import spearman
 from sbtiny.budget.protocol import render_budget
-from sbtiny.coldstart.build import label_traces
+from sbtiny.coldstart.build import build_data
+from sbtiny.coldstart.foretell import choose_penalty, cross_predict, foretell_budgets, round_budget
 from sbtiny.coldstart.rows import read_labelled
 from sbtiny.coldstart.run import run_sft
 from sbtiny.coldstart.trainer import GroupedLengthSampler, build_dataset
 from sbtiny.config import DataSettings, Settings, SftSettings
 from sbtiny.errors import InputError
 from sbtiny.models.prompt import prompt_ids
-from sbtiny.rollout.load_policy import load_policy
+from sbtiny.rollout.load_policy import build_policy, load_policy
 from sbtiny.rollout.policy import Policy
 from sbtiny.rollout.sampling import Sampling
 from sbtiny.tasks import arithmetic
 from sbtiny.tasks.traces import Trace
-from sbtiny.tasks.verify import auto
 
-FILLERS = (0, 4, 9, 30)  # words before the answer
+FILLERS = (0, 4, 9)  # words before an answer, beside those that the question's length asks for
 
 
-def traces(questions: int) -> list[Trace]:
-    asked = arithmetic.generate_questions("train", questions, seed=5)
+def traces(questions: int, seed: int = 5) -> list[Trace]:
+    """Answers that are longer the longer their question is; of every third question none is right."""
+    asked = arithmetic.generate_questions("train", questions, seed=seed)
     return [
-        Trace(q.id, q.question, q.answer, q.level, response="so " * words + f"\\boxed{{{q.answer}}}", correct=None, finished=True)
-        for q in asked
+        Trace(
+            q.id,
+            q.question,
+            q.answer,
+            q.level,
+            response="so " * (words + len(q.question) // 4) + f"\\boxed{{{q.answer}}}",
+            correct=bool(i % 3),
+        )
+        for i, q in enumerate(asked)
         for words in FILLERS
     ]
 
 
-@pytest.mark.parametrize(("quantile", "place"), [(0.01, 0), (0.99, 3)])
-def test_a_question_states_the_quantile_of_its_correct_answers_and_they_have_theirs_given(
-    policy: Policy, quantile: float, place: int
-) -> None:
-    found = label_traces(policy, traces(3), auto, DataSettings(rows_per_question=2, budget_quantile=quantile))
-    told = [row for row in found.rows if row["response"] is not None]
-    stated = [row for row in found.rows if row["response"] is None]
-    assert [row["given"] for row in told] == [True] * 6  # the shortest and the longest of each
-    assert not any("given" in row for row in stated)
-    assert [row["id"] for row in stated] == [row["id"] for row in told[::2]]
-    ends = [(short["budget"], longest["budget"]) for short, longest in zip(told[::2], told[1::2], strict=True)]
-    assert all(abs(row["budget"] - pair[place > 0]) <= 1 for row, pair in zip(stated, ends, strict=True))
-    assert found.levels()[-1]["rows"] == 6  # answers
+@pytest.fixture(scope="module")
+def built(tiny, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Trace], list[dict]]:
+    """Traces of 160 questions and the rows that `data build` makes of them."""
+    folder = tmp_path_factory.mktemp("rows")
+    told = traces(160)
+    runs.write_jsonl(folder / "traces.jsonl", [asdict(trace) for trace in told])
+    settings = Settings(data=DataSettings(rows_per_question=2, budget_quantile=0.5))
+    build_data(settings, folder / "rows.jsonl", str(folder / "traces.jsonl"), policy=build_policy(*tiny, slots=4))
+    return told, [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
 
 
-def test_the_middle_is_that_of_all_correct_answers_not_of_those_kept(policy: Policy) -> None:
-    found = label_traces(policy, traces(1), auto, DataSettings(rows_per_question=2, budget_quantile=0.5))
-    kept, every = found.rows[:2], label_traces(policy, traces(1), auto, DataSettings(rows_per_question=0)).rows
-    lengths = sorted(row["budget"] for row in every)
-    assert found.rows[2]["budget"] == round((lengths[1] + lengths[2]) / 2) < (kept[0]["budget"] + kept[1]["budget"]) / 2
+def test_every_question_states_a_budget_that_is_foretold_and_answers_have_theirs_given(built: tuple) -> None:
+    told, rows = built
+    answers = [row for row in rows if row["response"] is not None]
+    stated = {row["id"]: row["budget"] for row in rows if row["response"] is None}
+    assert all(row["given"] for row in answers)
+    assert len(stated) == 160 > len({row["id"] for row in answers}) == 106
+    lengths = {trace.id: len(trace.question) for trace in told}
+    unknown = [name for name in stated if name not in {row["id"] for row in answers}]
+    assert spearman([lengths[name] for name in stated], list(stated.values())) > 0.9
+    assert spearman([lengths[name] for name in unknown], [stated[name] for name in unknown]) > 0.8
+    assert all(budget < 100 or budget % 10 == 0 for budget in stated.values())
 
 
-def test_only_the_budget_of_such_a_row_is_trained_in_batches_of_its_like(policy: Policy, tmp_path: Path) -> None:
-    rows = label_traces(policy, traces(8), auto, DataSettings(rows_per_question=2, budget_quantile=0.5)).rows
+@pytest.mark.parametrize(("tokens", "budget"), [(0.4, 1), (7.4, 7), (99.6, 100), (184.0, 180), (2551.0, 2600)])
+def test_a_budget_has_two_digits(tokens: float, budget: int) -> None:
+    assert round_budget(tokens) == budget
+
+
+def test_noise_is_foretold_as_the_mean() -> None:
+    """States that say nothing of the lengths: the chosen penalty draws all predictions to the middle."""
+    rng = np.random.default_rng(3)
+    states, targets = rng.normal(size=(200, 60)), rng.normal(size=200)
+    assert cross_predict(states, targets, choose_penalty(states, targets)).std() < 0.2
+
+
+def test_the_quantile_moves_the_foretold_budget(policy: Policy) -> None:
+    asked = arithmetic.generate_questions("train", 60, seed=4)
+    lengths = {q.id: [20, 40, 80] for q in asked}
+    low, high = (foretell_budgets(policy, asked, lengths, quantile) for quantile in (0.01, 0.99))
+    assert {row["budget"] for row in low} == {20}
+    assert {row["budget"] for row in high} == {79}
+
+
+def test_too_few_questions_are_refused(policy: Policy) -> None:
+    asked = arithmetic.generate_questions("train", 60, seed=4)
+    with pytest.raises(InputError, match="3 questions with a correct answer are too few to foretell a budget"):
+        foretell_budgets(policy, asked, {q.id: [4] for q in asked[:3]}, 0.5)
+
+
+def test_only_the_budget_of_such_a_row_is_trained_in_batches_of_its_like(policy: Policy, built: tuple, tmp_path: Path) -> None:
+    by_id: dict[str, list[dict]] = {}
+    for row in built[1]:
+        by_id.setdefault(row["id"], []).append(row)
+    rows = [row for same in by_id.values() if len(same) == 3 for row in same][:24]  # of eight questions
     runs.write_jsonl(tmp_path / "rows.jsonl", rows)
     dataset = build_dataset(policy, read_labelled(str(tmp_path / "rows.jsonl")), Settings())
     alone = [i for i, row in enumerate(rows) if row["response"] is None]

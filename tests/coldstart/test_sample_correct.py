@@ -39,7 +39,6 @@ RESPONSES = (
     "naïve – 数学 🙂",
 )
 DATA = DataSettings(samples_per_question=1, max_tokens=600, max_num_seqs=8)
-ALL = DataSettings(rows_per_question=0)
 
 
 def example(policy: Policy, row: dict) -> dict[str, list[int]]:
@@ -313,7 +312,7 @@ def test_traces_that_are_unfinished_or_wrong_are_dropped(policy: Policy) -> None
         trace("published as right", "seven", correct=True),
         trace("published as wrong", "\\boxed{7}", correct=False),
     ]
-    found = label_traces(policy, traces, auto, ALL)
+    found = label_traces(policy, traces, auto, keep=0)
     assert [row["response"] for row in found.rows] == ["\\boxed{7}", "seven"]
     assert (found.sampled, found.wrong, found.cut) == (6, 2, 2)
     assert all(row["budget"] == len(policy.encode(row["response"])) for row in found.rows)
@@ -330,19 +329,19 @@ def test_traces_that_are_unfinished_or_wrong_are_dropped(policy: Policy) -> None
 )
 def test_a_trace_with_budget_tags_is_refused(policy: Policy, response: str) -> None:
     with pytest.raises(InputError, match=r"question t2: the answer holds the tag <\w+> at character \d+: give the plain answers"):
-        label_traces(policy, [trace("t1", "\\boxed{7}"), trace("t2", response)], auto, ALL)
+        label_traces(policy, [trace("t1", "\\boxed{7}"), trace("t2", response)], auto, keep=0)
 
 
 def test_a_trace_with_a_special_token_in_the_middle_is_refused_where_it_would_be_a_row(policy: Policy) -> None:
     stray = "it is <|im_start|>\\boxed{7}"
-    assert len(label_traces(policy, [trace("t1", "\\boxed{7}"), trace("t2", stray, correct=False)], auto, ALL).rows) == 1
+    assert len(label_traces(policy, [trace("t1", "\\boxed{7}"), trace("t2", stray, correct=False)], auto, keep=0).rows) == 1
     with pytest.raises(InputError, match=r"question t2: the response holds '<\|im_start\|>', a special token"):
-        label_traces(policy, [trace("t1", "\\boxed{7}"), trace("t2", stray)], auto, ALL)
+        label_traces(policy, [trace("t1", "\\boxed{7}"), trace("t2", stray)], auto, keep=0)
 
 
 def test_turn_ends_that_were_cut_off_are_counted(policy: Policy) -> None:
     traces = [trace("t1", "\\boxed{7}"), replace(trace("t2", "\\boxed{7}"), ended=True)]
-    assert label_traces(policy, traces, auto, ALL).turn_ends == 1
+    assert label_traces(policy, traces, auto, keep=0).turn_ends == 1
 
 
 def test_an_own_answer_with_a_special_token_in_it_is_no_row(policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -377,7 +376,7 @@ def test_what_a_chat_is_set_to_stands_in_every_prompt(policy: Policy) -> None:
 
 def test_one_question_under_two_system_turns_is_two(policy: Policy) -> None:
     traces = [replace(trace(name, "\\boxed{7}"), system=system) for name, system in (("a", "Be brief."), ("b", None), ("c", "Be brief."))]
-    assert [row["id"] for row in label_traces(policy, traces, auto, ALL).rows] == ["a", "a", "b"]
+    assert [row["id"] for row in label_traces(policy, traces, auto, keep=0).rows] == ["a", "a", "b"]
 
 
 SILENT = "{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}"
@@ -412,7 +411,7 @@ def test_thoughts_beside_an_answer_are_trained_in_both_formats(policy: Policy) -
 def test_several_traces_of_a_question_are_rows_of_one_question(policy: Policy) -> None:
     traces = [trace("a", "so it must be \\boxed{7}"), trace("b", "\\boxed{7}", question="Another?"), trace("c", "\\boxed{7}")]
     traces += [trace(f"d{n}", "so " * n + "\\boxed{7}") for n in range(2, 30)]
-    found = label_traces(policy, traces, auto, DataSettings(rows_per_question=2))
+    found = label_traces(policy, traces, auto, keep=2)
     short, long = (len(policy.encode(t.response)) for t in (traces[2], traces[-1]))
     assert [(row["id"], row["budget"]) for row in found.rows] == [("a", short), ("a", long), ("b", short)]  # side by side
     assert (found.sampled, found.spare, found.levels()[-1]["accepted"]) == (31, 28, 1.0)
@@ -420,7 +419,7 @@ def test_several_traces_of_a_question_are_rows_of_one_question(policy: Policy) -
 
 def test_traces_without_one_to_use_are_wrong_input(policy: Policy) -> None:
     with pytest.raises(InputError, match="no usable trace in 2: 1 wrong, 1 unfinished; the first is question a with"):
-        label_traces(policy, [trace("a", "\\boxed{8}"), trace("b", "\\boxed{7}", finished=False)], auto, ALL)
+        label_traces(policy, [trace("a", "\\boxed{8}"), trace("b", "\\boxed{7}", finished=False)], auto, keep=0)
 
 
 @pytest.mark.parametrize(

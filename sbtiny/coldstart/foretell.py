@@ -1,0 +1,102 @@
+"""Foretells a question's budget: a ridge regression of log length on the hidden state that the initial model has of the question.
+
+The length of one answer is mostly chance. A model trained on a thousand such lengths learns their distribution and nothing of the
+question, though its middle layers know: a linear probe there foretells the length of unseen questions (dev/LOG.md, 32). So the budget to
+state is the probe's. It is free of chance, and every question has one, also where no answer was right.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sbtiny.errors import InputError
+from sbtiny.progress import bar
+from sbtiny.rollout.engines.generate import PAD_TOKEN, left_pad
+from sbtiny.rollout.policy import Policy
+from sbtiny.tasks.row_files import Row
+from sbtiny.tasks.sources import Question
+
+Matrix = NDArray[np.float64]
+DEPTH = 2 / 3  # of the layers: where lengths were read best; the last ones are busy with the next token
+BATCH = 16  # prompts a forward pass
+FOLDS = 5  # a question's own length does not foretell it
+PENALTIES = (0.1, 0.3, 1.0, 3.0, 10.0)  # of the ridge, as multiples of the number of questions
+FEWEST_QUESTIONS = 50  # with correct answers
+
+
+def foretell_budgets(policy: Policy, questions: Sequence[Question], lengths: Mapping[str, Sequence[int]], quantile: float) -> list[Row]:
+    """A row of a budget alone for each question. `lengths`: tokens of a question's correct answers, by its id.
+
+    The budget foretells that quantile of the lengths. Raises InputError where too few questions have a correct answer, or where the
+    policy has no model to read.
+    """
+    known = np.array([i for i, question in enumerate(questions) if question.id in lengths])
+    if len(known) < FEWEST_QUESTIONS:
+        raise InputError(
+            f"{len(known)} questions with a correct answer are too few to foretell a budget from (data.budget_quantile): "
+            f"ask more (data.limit), at least until {FEWEST_QUESTIONS} have one"
+        )
+    logs = np.log([np.quantile(lengths[questions[i].id], quantile) for i in known])
+    states = read_hidden_states(policy, questions)
+    penalty = choose_penalty(states[known], logs)
+    foretold = fit_ridge(states[known], logs, penalty)(states)
+    foretold[known] = cross_predict(states[known], logs, penalty)
+    return [make_budget_row(question, round_budget(np.exp(value))) for question, value in zip(questions, foretold, strict=True)]
+
+
+def make_budget_row(question: Question, budget: int) -> Row:
+    row = {"id": question.id, "question": question.question, "answer": question.answer, "level": question.level}
+    return row | {"response": None, "budget": budget} | ({"system": question.system} if question.system else {})
+
+
+def round_budget(tokens: float) -> int:
+    """Round to two digits: a third is chance, and would have to be learnt."""
+    return max(1, round(tokens, 1 - int(np.log10(tokens)) if tokens >= 100 else None))
+
+
+@torch.no_grad()
+def read_hidden_states(policy: Policy, questions: Sequence[Question]) -> Matrix:
+    """The hidden state at the last token of each prompt, DEPTH of the way up: (questions, width)."""
+    if policy.model is None:
+        raise InputError("data.budget_quantile reads a model's hidden states, which llama.cpp does not give: use --engine generate")
+    prompts = [policy.prompt(question.question, question.system) for question in questions]
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    states: Matrix | None = None
+    with bar("reading questions", len(prompts)) as advance:
+        for start in range(0, len(order), BATCH):
+            places = order[start : start + BATCH]
+            ids, mask = left_pad([prompts[i] for i in places], PAD_TOKEN, policy.model.device)
+            layers = policy.model(
+                input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False, logits_to_keep=1
+            ).hidden_states
+            last = layers[round(DEPTH * (len(layers) - 1))][:, -1].double().cpu().numpy()
+            states = np.empty((len(prompts), last.shape[1])) if states is None else states
+            states[places] = last
+            advance(len(places))
+    return states
+
+
+def fit_ridge(states: Matrix, targets: Matrix, penalty: float) -> Callable[[Matrix], Matrix]:
+    """Fit a ridge regression on standardized states; returns its prediction. `penalty`: a multiple of the number of rows."""
+    mean, spread, middle = states.mean(0), states.std(0) + 1e-6, targets.mean()
+    inputs = (states - mean) / spread
+    gram = inputs.T @ inputs + penalty * len(inputs) * np.eye(inputs.shape[1])
+    weights = np.linalg.solve(gram, inputs.T @ (targets - middle))
+    return lambda others: (others - mean) / spread @ weights + middle
+
+
+def cross_predict(states: Matrix, targets: Matrix, penalty: float) -> Matrix:
+    """Predict each row from the rows of the other folds."""
+    folds = np.random.default_rng(0).permutation(len(targets)) % FOLDS
+    predicted = np.empty(len(targets))
+    for fold in range(FOLDS):
+        inside = folds == fold
+        predicted[inside] = fit_ridge(states[~inside], targets[~inside], penalty)(states[inside])
+    return predicted
+
+
+def choose_penalty(states: Matrix, targets: Matrix) -> float:
+    """The penalty with the smallest squared error on rows that were left out."""
+    return min(PENALTIES, key=lambda penalty: float(np.square(cross_predict(states, targets, penalty) - targets).sum()))
