@@ -99,7 +99,7 @@ def load_policy(name: str, settings: Settings, slots: int, trainable: bool = Fal
     if not folder and not trainable:  # an export of ours shows its format in its template
         form = trained or form
     states_budget = bool(folder or trained)
-    prompt = runs.kept_prompt(folder, settings.prompt) if folder else fill_prompt(settings.prompt, name)
+    prompt = fill_prompt(settings.prompt, name)
     return build_policy(model, tokenizer, slots, settings.kv_cache_gib, settings.engine, form, states_budget, prompt)
 
 

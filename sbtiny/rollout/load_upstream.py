@@ -40,8 +40,7 @@ def load_upstream_policy(name: str, settings: Settings, slots: int) -> Policy:
     tokenizer, rows, stops, positions = read_vocabulary(name)
     trained, run = form_of_template(tokenizer.chat_template), runs.find_run(name)
     form = FORMATS[runs.read_run(run)["format"]] if run else trained or FORMATS[settings.format]
-    prompt = runs.kept_prompt(run, settings.prompt) if run else fill_prompt(settings.prompt, name)
-    opening = fit_template(tokenizer, form, prompt)
+    opening = fit_template(tokenizer, form, fill_prompt(settings.prompt, name))
     key = os.environ.get(UPSTREAM_KEY)
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     upstreams = [connect(address, headers, tokenizer, stops, rows) for address in settings.upstream.split(",")]
