@@ -7,12 +7,13 @@ from sbtiny import distributed, runs
 from sbtiny.coldstart import trainer as sft
 from sbtiny.coldstart.build import build_data
 from sbtiny.coldstart.rows import read_labelled
-from sbtiny.coldstart.sample_correct import choose_max_tokens
 from sbtiny.config import AUTO, Settings
 from sbtiny.models.aliases import absolute_name, fill_prompt
 from sbtiny.models.prompt import check_prompts
 from sbtiny.planning.workload import PROMPT_TOKENS
 from sbtiny.rollout.load_policy import base_info, load_policy
+from sbtiny.rollout.max_tokens import choose_max_tokens
+from sbtiny.rollout.sampling import Sampling
 from sbtiny.tasks.leaks import drop_eval_questions
 from sbtiny.tasks.load import load_questions
 from sbtiny.training import checkpoint
@@ -60,8 +61,10 @@ def train_sft_in(folder: Path, settings: Settings, resume: bool) -> None:
     own = {name: text for name, text in about["prompt"].items() if text}  # an export of ours brings its instruction in its template
     settings = replace(settings, prompt=replace(settings.prompt, **own))
     if not rows:
-        trainable = settings.sft.max_length - PROMPT_TOKENS
-        most = distributed.broadcast_from_main(lambda: choose_max_tokens(policy, questions, settings, trainable))
+        sampling, trainable = Sampling(temperature=d.temperature), settings.sft.max_length - PROMPT_TOKENS
+        most = distributed.broadcast_from_main(
+            lambda: choose_max_tokens(d.max_tokens, policy, questions, sampling, settings.seed, most=trainable)
+        )
         settings, about = replace(settings, data=replace(d, max_tokens=most)), about | {"max_tokens": most}
         policy.engine.check_room(most)
     distributed.split_batch(settings.sft.batch, settings.sft.micro_batch, "sft.batch")

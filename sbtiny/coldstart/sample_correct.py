@@ -14,13 +14,13 @@ import numpy as np
 
 from sbtiny import runs
 from sbtiny.budget.protocol import FORMATS, split_response
-from sbtiny.config import AUTO, AUTO_LIMIT, DataSettings, Settings
+from sbtiny.config import DataSettings, Settings
 from sbtiny.errors import InputError
 from sbtiny.models.aliases import fill_prompt
 from sbtiny.models.prompt import find_token, special_tokens
 from sbtiny.progress import bar, console
 from sbtiny.rollout.episode import Episode, Request
-from sbtiny.rollout.max_tokens import draw_probe, probe_max_tokens
+from sbtiny.rollout.max_tokens import choose_max_tokens
 from sbtiny.rollout.policy import Policy
 from sbtiny.rollout.sampling import Sampling
 from sbtiny.tasks.row_files import Row
@@ -92,23 +92,16 @@ def sample_answers(
         return policy.sample(requests, Sampling(temperature=temperature), count)
 
 
-def choose_max_tokens(policy: Policy, questions: Sequence[Question], settings: Settings, most: int = AUTO_LIMIT) -> int:
-    """`data.max_tokens`, or for auto what a probe of this model finds, at most `most`."""
-    d, seed = settings.data, settings.seed
-    if d.max_tokens != AUTO:
-        return d.max_tokens
-    return probe_max_tokens(policy, draw_probe(questions, seed), Sampling(temperature=d.temperature), seed, most=most)
-
-
 def sample_correct(policy: Policy, questions: Sequence[Question], verify: Verifier, settings: Settings, file: Path) -> BuildResult:
     """Sample answers and label the correct ones. Answers in `file`.part are not sampled again, and are as long as its others may be.
 
     Raises InputError if no answer is correct.
     """
-    progress = BuildProgress(file, build_signature(settings, questions))
+    progress, data = BuildProgress(file, build_signature(settings, questions)), settings.data
     if progress.max_tokens is None:
-        progress.max_tokens = choose_max_tokens(policy, questions, settings)
-    data = replace(settings.data, max_tokens=progress.max_tokens)
+        sampling = Sampling(temperature=data.temperature)
+        progress.max_tokens = choose_max_tokens(data.max_tokens, policy, questions, sampling, settings.seed)
+    data = replace(data, max_tokens=progress.max_tokens)
     settings = replace(settings, data=data)
     requests = build_requests(policy, questions, data, settings.seed)
     question_of = [question for question in questions for _ in range(data.samples_per_question)]

@@ -9,7 +9,7 @@ from sbtiny.budget.calibration import CalibrationAnswer, calibrate
 from sbtiny.budget.calibration_record import to_record
 from sbtiny.config import EvalSettings, Settings
 from sbtiny.evaluation.calibration_file import answering_fingerprint, calibration_path
-from sbtiny.evaluation.evaluate import choose_max_tokens, sample_with_progress, with_seeds
+from sbtiny.evaluation.evaluate import sample_with_progress, with_max_tokens, with_seeds
 from sbtiny.evaluation.trained_questions import check_split, without_known_questions
 from sbtiny.models.prompt import check_texts
 from sbtiny.rollout.load_policy import load_policy
@@ -34,7 +34,7 @@ def run_calibration(
         questions = without_known_questions(questions, e.task, run or runs.find_run(name) or exported_run(name))
         policy = load_policy(name, settings, e.max_num_seqs)
         check_texts(policy.tokenizer, questions)
-        e = choose_max_tokens(policy, questions, e, settings.seed)
+        e = with_max_tokens(policy, questions, e, settings.seed)
         policy.engine.check_room(e.max_tokens)
         found = calibrate(
             sample_answers(policy, questions, e, settings.seed, f"calibrating {Path(name).name}"),
