@@ -6,7 +6,6 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import uvicorn
@@ -17,7 +16,7 @@ from sbtiny.rollout.engines.upstream import UpstreamEngine
 from sbtiny.serving import assistant as assistants
 from sbtiny.serving.app import create_app
 from sbtiny.serving.assistant import Assistant
-from sbtiny.serving.heads_first import HEAD_ROWS
+from sbtiny.serving.heads_first import add_head_rows
 from sbtiny.serving.worker import Worker
 
 TOLD_SECONDS = 5  # for the last events to be read, before the connections are cut
@@ -50,8 +49,7 @@ def run_server(name: str, settings: Settings, listener: socket.socket, api_key: 
 
     Raises InputError for a model that cannot be loaded, Failed where the decoder has crashed.
     """
-    rows = settings.serve.max_num_seqs + HEAD_ROWS
-    with_heads = replace(settings, serve=replace(settings.serve, max_num_seqs=rows))
+    with_heads = add_head_rows(settings)
     worker = Worker(lambda: assistants.load(name, settings=with_heads), settings.serve.queue, settings.serve.seconds)
     app = create_app(worker, Path(name).name, api_key, cors, is_local)
     config = uvicorn.Config(app, log_level="warning", access_log=False, ws="none", server_header=False, timeout_keep_alive=30)
