@@ -13,7 +13,6 @@ from sbtiny.errors import InputError
 from sbtiny.models.aliases import resolve
 from sbtiny.models.fingerprint import file_fingerprint, policy_fingerprint
 from sbtiny.progress import console
-from sbtiny.rollout.engines.upstream import UpstreamEngine
 from sbtiny.rollout.load_policy import base_info
 from sbtiny.rollout.policy import Policy
 from sbtiny.tasks.sources import TASKS
@@ -39,7 +38,7 @@ def calibration_path(name: str, output: Path | None = None, is_upstream: bool = 
 
 def answering_fingerprint(policy: Policy, name: str) -> str:
     """The fingerprint of the weights that `policy`, loaded by `name`, answers with; an upstream's are known by name alone."""
-    if isinstance(policy.engine, UpstreamEngine):
+    if policy.engine.fingerprint:
         return policy.engine.fingerprint
     run = runs.find_run(name)
     if run is None and name.endswith(".gguf"):
@@ -56,7 +55,7 @@ def load_calibration(
     Raises InputError for a broken file, and by name for one made with other weights, format, sampling or task. What is None is not
     compared: the task of free questions, the sampling where each answer has its own. One file of questions may calibrate another.
     """
-    path = calibration_path(name, is_upstream=isinstance(policy.engine, UpstreamEngine))
+    path = calibration_path(name, is_upstream=bool(policy.engine.servers))
     if not path.is_file():
         return None
     found = from_record(runs.read_json(path), str(path))

@@ -12,7 +12,6 @@ import uvicorn
 
 from sbtiny.config import Settings
 from sbtiny.errors import Failed, InputError
-from sbtiny.rollout.engines.upstream import UpstreamEngine
 from sbtiny.serving import assistant as assistants
 from sbtiny.serving.app import create_app
 from sbtiny.serving.assistant import Assistant
@@ -89,6 +88,5 @@ def greeting(name: str, url: str, assistant: Assistant, slots: int, api_key: str
         promise = "not calibrated" if assistant.policy.states_budget else "states no budget: a given one is a ceiling alone"
     body = json.dumps({"messages": [{"role": "user", "content": "Max has 52 apples.\na) sells 1\nb) buys 2\nHow many apples?"}]})
     key = " -H 'Authorization: Bearer KEY'" if api_key else ""
-    engine = assistant.policy.engine
-    where = [f"decoded by {u.dialect.kind} at {u.url}" for u in engine.upstreams] if isinstance(engine, UpstreamEngine) else []
+    where = [f"decoded by {server}" for server in assistant.policy.engine.servers]
     return f"{url} serves {name} · {' · '.join([promise, f'{slots} slots', *where])}\ncurl {url}/v1/chat/completions{key} -d '{body}'"
