@@ -193,7 +193,7 @@ class UpstreamSession(AskingSession):
             prompt=(*request.prompt_ids, *ticket.written),
             tokens=1 if masks_all else room,
             sampling=ticket.sampling,
-            seed=(request.seed + len(ticket.written)) % 2**31,  # else each part of an answer would draw as the first did
+            seed=ticket.part_seed(31, masks_all),
             context=self.capacity,
             masked=self.engine.vocabulary.tag_mask.masked_tokens(enforcer, begun=masks_all) if upstream.dialect.masks else (),
             priority=enforcer.tracker.budget or 0 if enforcer else 0,
