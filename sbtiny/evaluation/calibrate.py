@@ -1,6 +1,7 @@
 """`sbtiny calibrate`: one sampled answer to each held-out question, and what its stated budget is worth."""
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ def run_calibration(
             confidence,
             model_fingerprint=answering_fingerprint(policy, name),
             format=policy.form.name,
+            prompt=asdict(policy.asked_with),
             task=e.task,
             split=e.split,
             temperature=float(e.temperature),

@@ -1,6 +1,7 @@
 """Where a calibration lies, whether it fits what answers now, and how its promises were kept. Chat, server and evaluation read it here."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def load_calibration(
 ) -> Calibration | None:
     """Read the calibration of what `policy`, loaded by `name`, answers; None where there is no file.
 
-    Raises InputError for a broken file, and by name for one made with other weights, format, sampling or task. What is None is not
+    Raises InputError for a broken file, and by name for one made with other weights, format, prompt, sampling or task. What is None is not
     compared: the task of free questions, the sampling where each answer has its own. One file of questions may calibrate another.
     """
     path = calibration_path(name, is_upstream=bool(policy.engine.servers))
@@ -62,7 +63,8 @@ def load_calibration(
     same_kind = task is None or (task not in TASKS and found.task not in TASKS)
     asked = {"temperature": temperature, "top_p": top_p, "task": None if same_kind else task}
     asked = {key: value for key, value in asked.items() if value is not None}
-    found.check_matches(str(path), model_fingerprint=answering_fingerprint(policy, name), format=policy.form.name, **asked)
+    asked |= {"format": policy.form.name, "prompt": asdict(policy.asked_with)}
+    found.check_matches(str(path), model_fingerprint=answering_fingerprint(policy, name), **asked)
     return found
 
 
