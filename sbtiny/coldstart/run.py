@@ -10,7 +10,7 @@ from sbtiny.coldstart.rows import read_labelled
 from sbtiny.config import AUTO, Settings
 from sbtiny.models.aliases import absolute_name, fill_prompt
 from sbtiny.models.prompt import check_prompts
-from sbtiny.planning.workload import PROMPT_TOKENS
+from sbtiny.planning.workload import StageWorkload
 from sbtiny.rollout.load_policy import base_info, load_policy
 from sbtiny.rollout.max_tokens import choose_max_tokens
 from sbtiny.rollout.sampling import Sampling
@@ -61,7 +61,7 @@ def train_sft_in(folder: Path, settings: Settings, resume: bool) -> None:
     own = {name: text for name, text in about["prompt"].items() if text}  # an export of ours brings its instruction in its template
     settings = replace(settings, prompt=replace(settings.prompt, **own))
     if not rows:
-        sampling, trainable = Sampling(temperature=d.temperature), settings.sft.max_length - PROMPT_TOKENS
+        sampling, trainable = Sampling(temperature=d.temperature), StageWorkload("sft", settings).max_new_tokens
         most = distributed.broadcast_from_main(
             lambda: choose_max_tokens(d.max_tokens, policy, questions, sampling, settings.seed, most=trainable)
         )

@@ -145,6 +145,9 @@ def test_a_cold_start_that_samples_its_rows_writes_the_number(tmp_path: Path, ca
 
 def test_a_plan_counts_what_a_probe_may_take() -> None:
     assert StageWorkload("eval", Settings(eval=EvalSettings(max_tokens="auto"))).max_new_tokens == AUTO_LIMIT
+    sampled = Settings(data=DataSettings(max_tokens="auto"), sft=SftSettings(max_length=500))
+    assert StageWorkload("sft", sampled).record()["max_new_tokens"] == 500 - 256  # no longer row can be trained
+    assert StageWorkload("data", sampled).record()["max_new_tokens"] == AUTO_LIMIT
 
 
 @pytest.mark.parametrize("wrong", ["0", "-1", "most", "1.5"])
