@@ -6,7 +6,7 @@ from pathlib import Path
 from sbtiny import distributed, runs
 from sbtiny.coldstart import trainer as sft
 from sbtiny.coldstart.build import build_data
-from sbtiny.coldstart.rows import read_labelled
+from sbtiny.coldstart.rows import read_labelled, warn_of_other_prompt
 from sbtiny.config import AUTO, Settings
 from sbtiny.models.aliases import absolute_name, fill_prompt
 from sbtiny.models.prompt import check_prompts
@@ -58,6 +58,7 @@ def train_sft_in(folder: Path, settings: Settings, resume: bool) -> None:
     sft.check_tags_learnable(policy)
     dataset = sft.build_dataset(policy, rows, settings) if rows else None
     about = base_info(policy)
+    warn_of_other_prompt(rows, about["prompt"])
     own = {name: text for name, text in about["prompt"].items() if text}  # an export of ours brings its instruction in its template
     settings = replace(settings, prompt=replace(settings.prompt, **own))
     if not rows:

@@ -1,12 +1,13 @@
 """Cold-start data: the model's own correct answers, each labelled with its own token count (paper section 2).
 
-A row is one line of JSON: `id, question, answer, level, response, budget`; `budget` counts the tokens of `response`.
+A row is one line of JSON: `id, question, answer, level, response, budget, asked_with`; `budget` counts the tokens of `response`,
+`asked_with` is the instruction and the system turn that it was sampled with.
 """
 
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
 
@@ -118,7 +119,8 @@ def sample_correct(policy: Policy, questions: Sequence[Question], verify: Verifi
             if not progress.resumed:
                 progress.path.unlink(missing_ok=True)
             raise
-        progress.add(answer, kind, make_row(policy, question_of[answer], episode.solution) if kind == "row" else None)
+        row = make_row(policy, question_of[answer], episode.solution) | {"asked_with": asdict(policy.asked_with)}
+        progress.add(answer, kind, row if kind == "row" else None)
 
     if todo:
         sample_answers(policy, [requests[i] for i in todo], data.temperature, label)
