@@ -26,7 +26,7 @@ from enum import Enum, auto
 from sbtiny.budget.protocol import BUDGET_OPEN, SOLUTION, THINK, Outcome, parse, tag_prefix_length
 from sbtiny.errors import InputError
 
-HEAD_CHARS = 64  # the longest legal head without white space has 41; a head has no more tokens
+HEAD_CHARS = 64  # the longest legal head without white space has 41, and no head has more tokens
 OPENING = re.compile(f"{SOLUTION.opening}|{THINK.opening}")
 
 
