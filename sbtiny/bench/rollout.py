@@ -61,7 +61,7 @@ class StopAtLengths(StoppingCriteria):
         return self.ends <= input_ids.shape[1]
 
 
-class OurEngine:
+class RolloutEngine:
     """A decode engine of `rollout/`: our loop, or vLLM as `--engine vllm` steps it."""
 
     def __init__(self, model: nn.Module, slots: int, kv_cache_gib: float | None = None, engine: type[Engine | VllmEngine] = Engine) -> None:
@@ -167,10 +167,10 @@ def compare_engines(
     """
     first, _ = choices[0]
     makers = {
-        "ours": lambda: OurEngine(model, first.slots, kv_cache_gib),
+        "ours": lambda: RolloutEngine(model, first.slots, kv_cache_gib),
         "generate": lambda: GenerateBaseline(model, tokenizer.pad_token_id),
         "continuous": lambda: ContinuousBaseline(model, tokenizer.pad_token_id),
-        "vllm": lambda: OurEngine(model, first.slots, kv_cache_gib, VllmEngine),
+        "vllm": lambda: RolloutEngine(model, first.slots, kv_cache_gib, VllmEngine),
     }
     engines = {name: makers[name]() for name in names}
     with bar("warming up", len(names)) as advance:

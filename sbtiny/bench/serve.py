@@ -25,7 +25,7 @@ from sbtiny.config import Settings
 from sbtiny.errors import Failed, InputError
 from sbtiny.serving import assistant as assistants
 from sbtiny.serving.app import create_app
-from sbtiny.serving.heads_first import HEAD_ROWS
+from sbtiny.serving.heads_first import add_head_rows
 from sbtiny.serving.queue import rank_first_come, rank_oracle
 from sbtiny.serving.reply import Reply
 from sbtiny.serving.run_server import url_of
@@ -51,8 +51,8 @@ class ServePlan:
 @contextmanager
 def start_server(name: str, settings: Settings, slots: int, most_waiting: int) -> Iterator[tuple[str, Worker]]:
     """Serve in threads of this process, on a free port of this machine. Raises InputError for a model that cannot be loaded."""
-    serve = replace(settings.serve, max_num_seqs=slots + HEAD_ROWS, given_tolerance=MOST_TOKENS)  # drawn lengths are no budget's to cut
-    with_heads = replace(settings, serve=serve)
+    serve = replace(settings.serve, max_num_seqs=slots, given_tolerance=MOST_TOKENS)  # drawn lengths are no budget's to cut
+    with_heads = add_head_rows(replace(settings, serve=serve))
     loaded = threading.Event()
     worker = Worker(lambda: assistants.load(name, settings=with_heads), most_waiting, on_ready=loaded.set)
     listener = socket.create_server(("127.0.0.1", 0), backlog=1024)

@@ -96,6 +96,7 @@ class Calibration:
     bins: tuple[Bin, ...]
     date: str
     ratios: tuple[float, ...]
+    prompt: dict[str, str | None] | None = None  # instruction and system turn; None: a file from before they were recorded
 
     @property
     def scores(self) -> NonconformityScores:
@@ -124,10 +125,11 @@ class Calibration:
         return estimate_remaining(stated, used, scores.ratios, cut)
 
     def check_matches(self, where: str, **used: Any) -> None:
-        """Raise InputError, with `where`, if it was made with another fingerprint, format, task, temperature or top_p than `used`."""
-        names = {"model_fingerprint": "of another model", "format": "of another format", "task": "for another task"}
+        """Raise InputError, with `where`, for the first of `used` that it was not made with; what it does not say is not compared."""
+        names = {"model_fingerprint": "of another model", "format": "of another format"}
+        names |= {"task": "for another task", "prompt": "for another prompt"}
         for key, value in used.items():
-            if value != (own := getattr(self, key)):
+            if (own := getattr(self, key)) not in (value, None):
                 kind = names.get(key, f"at another {key}")
                 raise InputError(f"{where}: the calibration is {kind} ({key} {own}, here {value}): run sbtiny calibrate again")
 

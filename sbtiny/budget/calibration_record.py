@@ -29,6 +29,7 @@ def bin_record(b: Bin) -> dict[str, Any]:
 
 def from_record(record: Any, where: str) -> Calibration:
     """Read the content of a calibration.json. Raises InputError, with `where`, for the first field that is missing or impossible."""
+    record = {"prompt": None} | record if isinstance(record, dict) else record
     check_fields(record, FIELDS, where)
     finite = record["questions"] - record["malformed"] - record["cut"]
     bins = [
@@ -76,6 +77,10 @@ def is_text(value: Any) -> bool:
     return isinstance(value, str) and bool(value)
 
 
+def is_prompt(value: Any) -> bool:
+    return value is None or (isinstance(value, dict) and all(text is None or isinstance(text, str) for text in value.values()))
+
+
 def are_ratios(values: Any) -> bool:
     return isinstance(values, list) and all(is_finite(v) and v >= 0 for v in values) and values == sorted(values)
 
@@ -91,6 +96,7 @@ def are_bins(rows: Any) -> bool:
 
 SCALARS: Fields = {
     **dict.fromkeys(("model_fingerprint", "format", "task", "split", "date"), is_text),
+    "prompt": is_prompt,
     "temperature": lambda v: is_finite(v) and v >= 0,
     "top_p": lambda v: is_finite(v) and 0 < v <= 1,
     **dict.fromkeys(("questions", "malformed", "cut"), is_count),

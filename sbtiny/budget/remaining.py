@@ -2,7 +2,7 @@
 
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 ROUNDING = 1e-7  # tokens; 34 / 30 x 30 is a little above 34
@@ -19,6 +19,9 @@ class Remaining:
     low: int | None
     high: int | None
     over: float = 0.0
+
+
+Foretell = Callable[[int, int], Remaining]  # stated and used tokens -> those left
 
 
 def estimate_remaining(stated: int, used: int, ratios: Sequence[float] = (), cut: int = 0) -> Remaining:

@@ -72,7 +72,8 @@ def memory_plan_table(model: str, stages: dict[str, dict[str, Any]]) -> Any:
     for part in first["parts"]:
         table.add_row(part.replace("_", " "), *(f"{f['parts'][part]:.2f}" for f in stages.values()))
     table.add_section()
-    for key in ("peak_gb", "free_gb", "fits", "slots", "micro_batch", "gradient_accumulation", "largest_micro_batch", "hours_at_least"):
+    passes = ("micro_batch", "gradient_accumulation", "largest_micro_batch")
+    for key in ("peak_gb", "free_gb", "fits", "slots", "max_new_tokens", *passes, "hours_at_least"):
         if key in first:
             table.add_row(key.replace("_gb", "").replace("_", " "), *(str(f[key]) for f in stages.values()))
     for key in first["tokens_at_most"]:

@@ -5,6 +5,7 @@ from typing import Any
 
 from sbtiny.budget.protocol import Format, render_budget, split_response
 from sbtiny.errors import InputError
+from sbtiny.progress import console
 from sbtiny.tasks.fields import preview_value, read_text, wrong_value
 from sbtiny.tasks.row_files import format_row_location
 from sbtiny.tasks.sources import numbered_rows
@@ -63,6 +64,16 @@ def validate_row(row: dict[str, Any], where: str) -> LabelledRow:
     if row.get("given") and row["response"] is None:
         raise InputError(f"{where} has a given budget and no response: nothing in it would be trained")
     return LabelledRow(row | {"id": read_text(row, "id", where)}, where)
+
+
+def warn_of_other_prompt(rows: Sequence[dict[str, Any]], asked_with: dict[str, str | None]) -> None:
+    """Print one line where rows were sampled with another instruction or system turn; those of traces do not say."""
+    others = [row for row in rows if row.get("asked_with", asked_with) != asked_with]
+    if others:
+        place, sampled = row_location(others[0]), others[0]["asked_with"]
+        what = f"{len(others)} of {len(rows)} rows were sampled with another prompt than they are trained with"
+        line = f"{what} ({place}: {sampled}, here {asked_with}): set prompt.instruction and prompt.system alike for data build and sft"
+        console.print(line, markup=False, soft_wrap=True, style="yellow")
 
 
 def tokenize_row(encode: Encode, row: dict[str, Any], turn_end: int, prompt: Sequence[int], form: Format) -> dict[str, Any]:

@@ -6,13 +6,14 @@ from pathlib import Path
 from sbtiny import distributed, runs
 from sbtiny.coldstart import trainer as sft
 from sbtiny.coldstart.build import build_data
-from sbtiny.coldstart.rows import read_labelled
-from sbtiny.coldstart.sample_correct import choose_max_tokens
+from sbtiny.coldstart.rows import read_labelled, warn_of_other_prompt
 from sbtiny.config import AUTO, Settings
 from sbtiny.models.aliases import absolute_name, fill_prompt
 from sbtiny.models.prompt import check_prompts
-from sbtiny.planning.workload import PROMPT_TOKENS
+from sbtiny.planning.workload import StageWorkload
 from sbtiny.rollout.load_policy import base_info, load_policy
+from sbtiny.rollout.max_tokens import choose_max_tokens
+from sbtiny.rollout.sampling import Sampling
 from sbtiny.tasks.leaks import drop_eval_questions
 from sbtiny.tasks.load import load_questions
 from sbtiny.training import checkpoint
@@ -37,14 +38,11 @@ def complete_settings(settings: Settings, resumed: Path | None, start: Path | No
 
     `start`: the run that is trained on; its model, format and prompt are taken.
     """
-    if start:
-        about, prompt = runs.read_run(start), runs.kept_prompt(start, settings.prompt)
-        settings = replace(settings, model=about["model"], format=about["format"], prompt=prompt)
-    named = replace(settings, model=absolute_name(settings.model))
-    if not resumed:
-        return named if start else replace(named, prompt=fill_prompt(settings.prompt, settings.model))
-    most = runs.kept_max_tokens(resumed, settings.data.max_tokens)
-    return replace(named, prompt=runs.kept_prompt(resumed, settings.prompt), data=replace(settings.data, max_tokens=most))
+    known = runs.read_run(start) if start else {"model": settings.model, "format": settings.format}
+    prompt = fill_prompt(settings.prompt, str(resumed or start or settings.model))
+    settings = replace(settings, model=absolute_name(known["model"]), format=known["format"], prompt=prompt)
+    most = runs.kept_max_tokens(resumed, settings.data.max_tokens) if resumed else settings.data.max_tokens
+    return replace(settings, data=replace(settings.data, max_tokens=most))
 
 
 def train_sft_in(folder: Path, settings: Settings, resume: bool, start: Path | None = None) -> None:
@@ -64,11 +62,14 @@ def train_sft_in(folder: Path, settings: Settings, resume: bool, start: Path | N
     sft.check_tags_learnable(policy)
     dataset = sft.build_dataset(policy, rows, settings) if rows else None
     about = base_info(policy) | ({"parent": str(start)} if start else {})
+    warn_of_other_prompt(rows, about["prompt"])
     own = {name: text for name, text in about["prompt"].items() if text}  # an export of ours brings its instruction in its template
     settings = replace(settings, prompt=replace(settings.prompt, **own))
     if not rows:
-        trainable = settings.sft.max_length - PROMPT_TOKENS
-        most = distributed.broadcast_from_main(lambda: choose_max_tokens(policy, questions, settings, trainable))
+        sampling, trainable = Sampling(temperature=d.temperature), StageWorkload("sft", settings).max_new_tokens
+        most = distributed.broadcast_from_main(
+            lambda: choose_max_tokens(d.max_tokens, policy, questions, sampling, settings.seed, most=trainable)
+        )
         settings, about = replace(settings, data=replace(d, max_tokens=most)), about | {"max_tokens": most}
         policy.engine.check_room(most)
     distributed.split_batch(settings.sft.batch, settings.sft.micro_batch, "sft.batch")

@@ -1,12 +1,13 @@
 """Cold-start data: the model's own correct answers, each labelled with its own token count (paper section 2).
 
-A row is one line of JSON: `id, question, answer, level, response, budget`; `budget` counts the tokens of `response`.
+A row is one line of JSON: `id, question, answer, level, response, budget, asked_with`; `budget` counts the tokens of `response`,
+`asked_with` is the instruction and the system turn that it was sampled with.
 """
 
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
 
@@ -14,13 +15,13 @@ import numpy as np
 
 from sbtiny import runs
 from sbtiny.budget.protocol import FORMATS, split_response
-from sbtiny.config import AUTO, AUTO_LIMIT, DataSettings, Settings
+from sbtiny.config import DataSettings, Settings
 from sbtiny.errors import InputError
 from sbtiny.models.aliases import fill_prompt
 from sbtiny.models.prompt import find_token, special_tokens
 from sbtiny.progress import bar, console
 from sbtiny.rollout.episode import Episode, Request
-from sbtiny.rollout.max_tokens import draw_probe, probe_max_tokens
+from sbtiny.rollout.max_tokens import choose_max_tokens
 from sbtiny.rollout.policy import Policy
 from sbtiny.rollout.sampling import Sampling
 from sbtiny.tasks.row_files import Row
@@ -96,23 +97,16 @@ def sample_answers(
         return policy.sample(requests, Sampling(temperature=temperature), count)
 
 
-def choose_max_tokens(policy: Policy, questions: Sequence[Question], settings: Settings, most: int = AUTO_LIMIT) -> int:
-    """`data.max_tokens`, or for auto what a probe of this model finds, at most `most`."""
-    d, seed = settings.data, settings.seed
-    if d.max_tokens != AUTO:
-        return d.max_tokens
-    return probe_max_tokens(policy, draw_probe(questions, seed), Sampling(temperature=d.temperature), seed, most=most)
-
-
 def sample_correct(policy: Policy, questions: Sequence[Question], verify: Verifier, settings: Settings, file: Path) -> BuildResult:
     """Sample answers and label the correct ones. Answers in `file`.part are not sampled again, and are as long as its others may be.
 
     Raises InputError if no answer is correct.
     """
-    progress = BuildProgress(file, build_signature(settings, questions))
+    progress, data = BuildProgress(file, build_signature(settings, questions)), settings.data
     if progress.max_tokens is None:
-        progress.max_tokens = choose_max_tokens(policy, questions, settings)
-    data = replace(settings.data, max_tokens=progress.max_tokens)
+        sampling = Sampling(temperature=data.temperature)
+        progress.max_tokens = choose_max_tokens(data.max_tokens, policy, questions, sampling, settings.seed)
+    data = replace(data, max_tokens=progress.max_tokens)
     settings = replace(settings, data=data)
     requests = build_requests(policy, questions, data, settings.seed)
     question_of = [question for question in questions for _ in range(data.samples_per_question)]
@@ -129,7 +123,8 @@ def sample_correct(policy: Policy, questions: Sequence[Question], verify: Verifi
             if not progress.resumed:
                 progress.path.unlink(missing_ok=True)
             raise
-        progress.add(answer, kind, make_row(policy, question_of[answer], episode.solution) if kind == "row" else None)
+        row = make_row(policy, question_of[answer], episode.solution) | {"asked_with": asdict(policy.asked_with)}
+        progress.add(answer, kind, row if kind == "row" else None)
 
     if todo:
         sample_answers(policy, [requests[i] for i in todo], data.temperature, label)

@@ -1,6 +1,7 @@
 """`sbtiny calibrate`: one sampled answer to each held-out question, and what its stated budget is worth."""
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from sbtiny.budget.calibration import CalibrationAnswer, calibrate
 from sbtiny.budget.calibration_record import to_record
 from sbtiny.config import EvalSettings, Settings
 from sbtiny.evaluation.calibration_file import answering_fingerprint, calibration_path
-from sbtiny.evaluation.evaluate import choose_max_tokens, sample_with_progress, with_seeds
+from sbtiny.evaluation.evaluate import sample_with_progress, with_max_tokens, with_seeds
 from sbtiny.evaluation.trained_questions import check_split, without_known_questions
 from sbtiny.models.prompt import check_texts
 from sbtiny.rollout.load_policy import load_policy
@@ -34,13 +35,14 @@ def run_calibration(
         questions = without_known_questions(questions, e.task, run or runs.find_run(name) or exported_run(name))
         policy = load_policy(name, settings, e.max_num_seqs)
         check_texts(policy.tokenizer, questions)
-        e = choose_max_tokens(policy, questions, e, settings.seed)
+        e = with_max_tokens(policy, questions, e, settings.seed)
         policy.engine.check_room(e.max_tokens)
         found = calibrate(
             sample_answers(policy, questions, e, settings.seed, f"calibrating {Path(name).name}"),
             confidence,
             model_fingerprint=answering_fingerprint(policy, name),
             format=policy.form.name,
+            prompt=asdict(policy.asked_with),
             task=e.task,
             split=e.split,
             temperature=float(e.temperature),

@@ -1,6 +1,7 @@
 """Where a calibration lies, whether it fits what answers now, and how its promises were kept. Chat, server and evaluation read it here."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ from sbtiny.errors import InputError
 from sbtiny.models.aliases import resolve
 from sbtiny.models.fingerprint import file_fingerprint, policy_fingerprint
 from sbtiny.progress import console
-from sbtiny.rollout.engines.upstream import UpstreamEngine
 from sbtiny.rollout.load_policy import base_info
 from sbtiny.rollout.policy import Policy
 from sbtiny.tasks.sources import TASKS
@@ -39,7 +39,7 @@ def calibration_path(name: str, output: Path | None = None, is_upstream: bool = 
 
 def answering_fingerprint(policy: Policy, name: str) -> str:
     """The fingerprint of the weights that `policy`, loaded by `name`, answers with; an upstream's are known by name alone."""
-    if isinstance(policy.engine, UpstreamEngine):
+    if policy.engine.fingerprint:
         return policy.engine.fingerprint
     run = runs.find_run(name)
     if run is None and name.endswith(".gguf"):
@@ -53,17 +53,18 @@ def load_calibration(
 ) -> Calibration | None:
     """Read the calibration of what `policy`, loaded by `name`, answers; None where there is no file.
 
-    Raises InputError for a broken file, and by name for one made with other weights, format, sampling or task. What is None is not
+    Raises InputError for a broken file, and by name for one made with other weights, format, prompt, sampling or task. What is None is not
     compared: the task of free questions, the sampling where each answer has its own. One file of questions may calibrate another.
     """
-    path = calibration_path(name, is_upstream=isinstance(policy.engine, UpstreamEngine))
+    path = calibration_path(name, is_upstream=bool(policy.engine.servers))
     if not path.is_file():
         return None
     found = from_record(runs.read_json(path), str(path))
     same_kind = task is None or (task not in TASKS and found.task not in TASKS)
     asked = {"temperature": temperature, "top_p": top_p, "task": None if same_kind else task}
     asked = {key: value for key, value in asked.items() if value is not None}
-    found.check_matches(str(path), model_fingerprint=answering_fingerprint(policy, name), format=policy.form.name, **asked)
+    asked |= {"format": policy.form.name, "prompt": asdict(policy.asked_with)}
+    found.check_matches(str(path), model_fingerprint=answering_fingerprint(policy, name), **asked)
     return found
 
 

@@ -7,11 +7,11 @@ from typing import Any
 
 from sbtiny.budget.metrics import Sample, summarise
 from sbtiny.budget.protocol import MAX_BUDGET, BudgetChoice, parse_budget_option
-from sbtiny.config import AUTO, EvalSettings
+from sbtiny.config import EvalSettings
 from sbtiny.progress import bar
 from sbtiny.rollout.episode import Episode, Request
 from sbtiny.rollout.limits import Limits
-from sbtiny.rollout.max_tokens import draw_probe, probe_max_tokens
+from sbtiny.rollout.max_tokens import choose_max_tokens
 from sbtiny.rollout.policy import Policy
 from sbtiny.rollout.sampling import Sampling
 from sbtiny.tasks.sources import Question
@@ -51,15 +51,13 @@ def given_budgets(policy: Policy, questions: Sequence[Question], choice: BudgetC
     return [None if b is None else min(MAX_BUDGET, max(1, round(b * choice.value))) for b in stated]
 
 
-def choose_max_tokens(
-    policy: Policy, questions: Sequence[Question], settings: EvalSettings, seed: int, budget: str = "auto"
-) -> EvalSettings:
-    """The settings with a number for `max_tokens`: for auto, what a probe finds with the largest `budget` that will be asked for."""
-    if settings.max_tokens != AUTO:
-        return settings
-    asked, sampling = draw_probe(questions, seed), Sampling(settings.temperature, settings.top_p)
-    budgets = given_budgets(policy, asked, parse_budget_option(budget), sampling, seed)
-    return replace(settings, max_tokens=probe_max_tokens(policy, asked, sampling, seed, budgets))
+def with_max_tokens(policy: Policy, questions: Sequence[Question], settings: EvalSettings, seed: int, budget: str = "auto") -> EvalSettings:
+    """The settings with a number for `max_tokens`, for the largest `budget` that will be asked for."""
+    sampling, choice = Sampling(settings.temperature, settings.top_p), parse_budget_option(budget)
+    most = choose_max_tokens(
+        settings.max_tokens, policy, questions, sampling, seed, give=lambda asked: given_budgets(policy, asked, choice, sampling, seed)
+    )
+    return replace(settings, max_tokens=most)
 
 
 def evaluate(

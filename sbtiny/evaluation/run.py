@@ -36,7 +36,7 @@ def evaluate_into(folder: Path, name: str, settings: Settings, sweep: bool, cuts
     check_references(verify, questions)
     policy = load_policy(name, settings, e.max_num_seqs)
     check_texts(policy.tokenizer, questions)
-    e = evaluate.choose_max_tokens(policy, questions, e, settings.seed, SWEEP[-1] if sweep else e.budget)
+    e = evaluate.with_max_tokens(policy, questions, e, settings.seed, SWEEP[-1] if sweep else e.budget)
     policy.engine.check_room(e.max_tokens)
 
     def one(**changed: Any) -> tuple[dict[str, Any], list[Episode], list[Sample]]:

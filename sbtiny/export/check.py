@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from sbtiny.budget.protocol import render_budget
-from sbtiny.evaluation.evaluate import choose_max_tokens, sample_with_progress, score_answer, with_seeds
+from sbtiny.evaluation.evaluate import sample_with_progress, score_answer, with_max_tokens, with_seeds
 from sbtiny.export import verdict
 from sbtiny.export.compare import answer_logits, comparison_texts, distance, in_float32, kl, logit_fn
 from sbtiny.export.config import ExportConfig
@@ -75,7 +75,7 @@ class Check:
         )
         in_float32(model)
         policy = self._policy(model, tokenizer)
-        self.e = choose_max_tokens(policy, self.questions, self.e, self.plan.settings.seed)
+        self.e = with_max_tokens(policy, self.questions, self.e, self.plan.settings.seed)
         episodes = self._ask(policy, "asking the trained policy")
         self.samples = comparison_texts(episodes, model.get_input_embeddings().weight.shape[0])
         self.policy_logits = answer_logits(logit_fn(model), self.samples)

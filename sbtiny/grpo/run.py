@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from sbtiny import distributed, runs
-from sbtiny.config import AUTO, Settings
+from sbtiny.config import Settings
 from sbtiny.grpo import preflight, rollouts
 from sbtiny.grpo import trainer as grpo
 from sbtiny.grpo.group_reward import GroupReward
 from sbtiny.models.aliases import absolute_name
 from sbtiny.models.prompt import check_texts
 from sbtiny.rollout.load_policy import base_info, load_policy
-from sbtiny.rollout.max_tokens import draw_probe, probe_max_tokens
+from sbtiny.rollout.max_tokens import choose_max_tokens
 from sbtiny.rollout.policy import Policy
 from sbtiny.rollout.sampling import Sampling
 from sbtiny.tasks.leaks import drop_eval_questions
@@ -75,7 +75,7 @@ def train_grpo_in(folder: Path, settings: Settings, start: Path, resume: bool, f
     last = distributed.broadcast_from_main(lambda: resume_checkpoint(folder, settings, "grpo", questions)) if resume else None
     policy = load_policy(str(start), settings, settings.grpo.max_num_seqs, trainable=True, run=folder if resume else None)
     check_texts(policy.tokenizer, questions)
-    settings = distributed.broadcast_from_main(lambda: choose_max_tokens(policy, questions, settings))
+    settings = distributed.broadcast_from_main(lambda: with_max_tokens(policy, questions, settings))
     policy.engine.check_room(settings.grpo.max_tokens)
     about = {"parent": str(start), "max_tokens": settings.grpo.max_tokens} | base_info(policy)
     if not resume:
@@ -95,18 +95,13 @@ def train_grpo_in(folder: Path, settings: Settings, start: Path, resume: bool, f
         train_with_oom_retry(attempt, policy, settings, "grpo", folder, last)
 
 
-def choose_max_tokens(policy: Policy, questions: Sequence[Question], settings: Settings) -> Settings:
-    """The settings with a number for `grpo.max_tokens`: for auto, the most that a probe of the policy and of the initial model finds.
+def with_max_tokens(policy: Policy, questions: Sequence[Question], settings: Settings) -> Settings:
+    """The settings with a number for `grpo.max_tokens`.
 
-    A b_max is the length of an answer of the initial model, which is the longer one: cut, it would be none.
+    The initial model is probed too: a b_max is the length of its answer, which is the longer one; cut, it would be none.
     """
-    g = settings.grpo
-    if g.max_tokens != AUTO:
-        return settings
-    asked = draw_probe(questions, settings.seed)
-    most = probe_max_tokens(policy, asked, Sampling(temperature=g.temperature), settings.seed)
-    with policy.initial_model():
-        most = max(most, probe_max_tokens(policy, asked, Sampling(temperature=settings.data.temperature), settings.seed))
+    g, initial = settings.grpo, Sampling(temperature=settings.data.temperature)
+    most = choose_max_tokens(g.max_tokens, policy, questions, Sampling(temperature=g.temperature), settings.seed, initial=initial)
     return replace(settings, grpo=replace(g, max_tokens=most))
 
 
@@ -117,7 +112,7 @@ def run_preflight(settings: Settings, start: Path) -> dict[str, Any]:
     check_references(verify, questions)
     policy = load_policy(str(start), settings, settings.grpo.max_num_seqs)
     check_texts(policy.tokenizer, questions)
-    settings = choose_max_tokens(policy, questions, settings)
+    settings = with_max_tokens(policy, questions, settings)
     return preflight.run_first_groups(policy, questions, verify, settings)
 
 

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
+from sbtiny import runs
 from sbtiny.config import PromptSettings
 from sbtiny.errors import InputError
 
@@ -75,7 +76,12 @@ def resolve(name: str) -> Source:
 
 
 def fill_prompt(wanted: PromptSettings, name: str) -> PromptSettings:
-    """The prompt settings with the model's own instruction where none is set. `name`: as in `resolve`."""
+    """The prompt that a run was trained with; for a model, the settings with its own instruction where none is set.
+
+    Raises InputError where `wanted` is another prompt than the run's.
+    """
+    if run := runs.find_run(name):
+        return runs.kept_prompt(run, wanted)
     own = next((alias.instruction for alias in ALIASES if name in (alias.name, alias.hub_id)), None)
     return wanted if wanted.instruction is not None else replace(wanted, instruction=own)
 

@@ -25,7 +25,7 @@ SAVED_16 = {"width": 18, "feed_forward": 8, "q": 6, "kv": 4, "rank": 14, "heads"
 SAVED_32 = {"width": 16, "feed_forward": 16, "q": 8, "kv": 8, "rank": 28, "heads": 6}
 KV_COPIES = 2  # a padded micro-batch copies keys and values for every query head
 RECORDED = (
-    *("here", "dtype", "four_bit", "slots", "micro_batch", "gradient_accumulation", "largest_micro_batch", "parts"),
+    *("here", "dtype", "four_bit", "slots", "max_new_tokens", "micro_batch", "gradient_accumulation", "largest_micro_batch", "parts"),
     *("peak_gb", "free_gb", "tokens_at_most", "fits"),
 )
 

@@ -28,8 +28,10 @@ class StageWorkload:
 
     @property
     def max_new_tokens(self) -> int:
-        """Most tokens of an answer; what a probe may take where it is to choose."""
-        return AUTO_LIMIT if self.sampling.max_tokens == AUTO else self.sampling.max_tokens
+        """Most tokens of an answer; the most that a probe may choose where it is to: of sampled rows what can be trained."""
+        if self.sampling.max_tokens != AUTO:
+            return self.sampling.max_tokens
+        return min(AUTO_LIMIT, max(1, self.max_row_tokens - PROMPT_TOKENS)) if self.stage == "sft" else AUTO_LIMIT
 
     @property
     def micro_batch(self) -> int:
@@ -77,4 +79,4 @@ class StageWorkload:
         return {"sampled": answers * self.max_new_tokens, "trained": 0}
 
     def record(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("micro_batch", "gradient_accumulation", "tokens_at_most")}
+        return {name: getattr(self, name) for name in ("max_new_tokens", "micro_batch", "gradient_accumulation", "tokens_at_most")}

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from sbtiny.budget.remaining import Foretell, estimate_remaining
 from sbtiny.errors import InputError
 from sbtiny.rollout.episode import Episode, Request
 from sbtiny.rollout.sampling import Sampling
@@ -25,12 +26,16 @@ OnEpisode = Callable[[int, Episode], None]
 class DecodeEngine(ABC):
     """`pieces[i]` is the text of token i of the vocabulary, `stops[i]` says whether it ends an answer.
 
-    `max_positions` is the longest sequence of the model; None is no limit.
+    `max_positions` is the longest sequence of the model; None is no limit. `servers` says what decodes elsewhere, none where this process
+    does, and `fingerprint` what is known of the weights there. Answers are shared out among them by `foretell`.
     """
 
     pieces: Sequence[str]
     stops: np.ndarray
     max_positions: int | None
+    servers: Sequence[str] = ()
+    fingerprint: str | None = None
+    foretell: Foretell = staticmethod(estimate_remaining)
 
     @abstractmethod
     def open_session(self, capacity: int, kept_prefixes: int = 0) -> Session:

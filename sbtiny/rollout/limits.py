@@ -26,8 +26,7 @@ from enum import Enum, auto
 from sbtiny.budget.protocol import BUDGET_OPEN, SOLUTION, THINK, Outcome, parse, tag_prefix_length
 from sbtiny.errors import InputError
 
-HEAD_CHARS = 64  # the longest legal head without white space has 41
-HEAD_TOKENS = 24  # of a usual head, at the most
+HEAD_CHARS = 64  # the longest legal head without white space has 41, and no head has more tokens
 OPENING = re.compile(f"{SOLUTION.opening}|{THINK.opening}")
 
 
@@ -104,7 +103,7 @@ class LimitTracker:
         """
         if (most := self._most) is None:
             return None
-        head = HEAD_TOKENS if self.section is AnswerSection.HEAD else 0
+        head = HEAD_CHARS if self.section is AnswerSection.HEAD else 0
         return max(1, most + head + 1 - self.used - self.pending)
 
     def check_token(self, piece: str, forced: bool = False) -> Verdict:

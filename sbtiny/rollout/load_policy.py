@@ -13,7 +13,7 @@ from sbtiny.budget.protocol import FORMATS, SOLUTION, Format
 from sbtiny.config import EngineName, PromptSettings, Settings
 from sbtiny.errors import InputError
 from sbtiny.models.aliases import fill_prompt, resolve
-from sbtiny.models.chat_template import form_of_template, split_prompt
+from sbtiny.models.chat_template import form_of_template
 from sbtiny.models.gguf import open_gguf, tokenizer_from_gguf
 from sbtiny.models.load import add_lora, load_model, read_base
 from sbtiny.models.prompt import PLAIN, fit_template, stop_ids
@@ -99,7 +99,7 @@ def load_policy(name: str, settings: Settings, slots: int, trainable: bool = Fal
     if not folder and not trainable:  # an export of ours shows its format in its template
         form = trained or form
     states_budget = bool(folder or trained)
-    prompt = runs.kept_prompt(folder, settings.prompt) if folder else fill_prompt(settings.prompt, name)
+    prompt = fill_prompt(settings.prompt, name)
     return build_policy(model, tokenizer, slots, settings.kv_cache_gib, settings.engine, form, states_budget, prompt)
 
 
@@ -107,5 +107,5 @@ def base_info(policy: Policy) -> dict[str, Any]:
     """What export needs and config.yaml may leave open: the base in 4 bits or not, its dtype, its fingerprint; what it is asked with."""
     embedding = policy.model.get_input_embeddings().weight
     four_bit = any(hasattr(weight, "quant_state") for weight in policy.model.parameters())
-    dtype, asked_with = str(embedding.dtype).removeprefix("torch."), split_prompt(policy.tokenizer.chat_template)[0]
-    return {"four_bit": four_bit, "dtype": dtype, "base": policy.model.base_fingerprint, "prompt": asdict(asked_with)}
+    dtype, base = str(embedding.dtype).removeprefix("torch."), policy.model.base_fingerprint
+    return {"four_bit": four_bit, "dtype": dtype, "base": base, "prompt": asdict(policy.asked_with)}

@@ -22,7 +22,7 @@ from sbtiny.rollout.decode_engine import stop_mask
 from sbtiny.rollout.engines.upstream import UpstreamEngine
 from sbtiny.rollout.engines.upstream_balance import Upstream
 from sbtiny.rollout.engines.upstream_dialects import Dialect, Ollama, Vllm, detect_dialect
-from sbtiny.rollout.engines.upstream_reader import TIMEOUT, StreamReader
+from sbtiny.rollout.engines.upstream_reader import StreamReader, timeout_for
 from sbtiny.rollout.engines.upstream_vocabulary import UpstreamVocabulary
 from sbtiny.rollout.policy import Policy
 from sbtiny.rollout.sampling import Sampling
@@ -40,8 +40,7 @@ def load_upstream_policy(name: str, settings: Settings, slots: int) -> Policy:
     tokenizer, rows, stops, positions = read_vocabulary(name)
     trained, run = form_of_template(tokenizer.chat_template), runs.find_run(name)
     form = FORMATS[runs.read_run(run)["format"]] if run else trained or FORMATS[settings.format]
-    prompt = runs.kept_prompt(run, settings.prompt) if run else fill_prompt(settings.prompt, name)
-    opening = fit_template(tokenizer, form, prompt)
+    opening = fit_template(tokenizer, form, fill_prompt(settings.prompt, name))
     key = os.environ.get(UPSTREAM_KEY)
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     upstreams = [connect(address, headers, tokenizer, stops, rows) for address in settings.upstream.split(",")]
@@ -110,7 +109,7 @@ def connect(address: str, headers: dict[str, str], tokenizer: PreTrainedTokenize
     if not url.startswith(("http://", "https://")):
         raise UpstreamError(f"--upstream {address!r} is no URL: write it as http://host:port")
     try:
-        with httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT, trust_env=False) as http:
+        with httpx.Client(base_url=url, headers=headers, timeout=timeout_for(), trust_env=False) as http:
             if (dialect := detect_dialect(http, model or None)) is None:
                 raise UpstreamError(f"{url} is no llama-server, vLLM or ollama (by /props, /version and /api/version): check the address")
             check_vocabulary(http, dialect, tokenizer, rows)

@@ -2,10 +2,10 @@
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from sbtiny.config import AUTO_LIMIT
+from sbtiny.config import AUTO, AUTO_LIMIT
 from sbtiny.errors import InputError
 from sbtiny.progress import bar, console
 from sbtiny.rollout.episode import Request
@@ -17,6 +17,31 @@ PROBE_ANSWERS = 32
 QUANTILE, MARGIN, MULTIPLE = 0.95, 1.5, 16
 FIRST_LIMIT = 512  # tokens; twice as many for those that it cuts, and so on up to AUTO_LIMIT
 HEAD_ROOM = 64  # tokens for a given budget, which stands in the prompt
+
+
+def choose_max_tokens(
+    wanted: int | str,
+    policy: Policy,
+    questions: Sequence[Question],
+    sampling: Sampling,
+    seed: int,
+    *,
+    most: int = AUTO_LIMIT,
+    give: Callable[[list[Question]], Sequence[int | None]] | None = None,
+    initial: Sampling | None = None,
+) -> int:
+    """Most tokens of an answer: a number as it is wanted; for auto, what a probe finds, at most `most`.
+
+    `give`: makes the budgets that will be given. `initial`: the initial model answers too, sampled so, and the larger number counts.
+    """
+    if wanted != AUTO:
+        return wanted
+    asked = draw_probe(questions, seed)
+    chosen = probe_max_tokens(policy, asked, sampling, seed, give(asked) if give else (), most)
+    if initial:
+        with policy.initial_model():
+            chosen = max(chosen, probe_max_tokens(policy, asked, initial, seed, most=most))
+    return chosen
 
 
 def draw_probe(questions: Sequence[Question], seed: int) -> list[Question]:

@@ -7,6 +7,8 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from sbtiny.budget.protocol import BUDGET_OPEN, Format, render_budget
+from sbtiny.config import PromptSettings
+from sbtiny.models.chat_template import split_prompt
 from sbtiny.models.prompt import Message, continuation_ids, prompt_ids
 from sbtiny.rollout.decode_engine import DecodeEngine, OnEpisode
 from sbtiny.rollout.episode import Episode, Request
@@ -33,6 +35,11 @@ class Policy:
     ) -> None:
         self.engine, self.tokenizer, self.form, self.model, self.states_budget = engine, tokenizer, form, model, states_budget
         self.opening = opening
+
+    @property
+    def asked_with(self) -> PromptSettings:
+        """The instruction and the system turn of every question, None for none."""
+        return split_prompt(self.tokenizer.chat_template)[0]
 
     def refresh(self) -> None:
         self.engine.refresh()

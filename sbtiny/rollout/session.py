@@ -11,6 +11,8 @@ from sbtiny.errors import InputError
 from sbtiny.rollout.episode import Episode, Request, StopReason, to_episode
 from sbtiny.rollout.sampling import Sampling, counter_uniforms
 
+PART_STEP = 0x9E3779B97F4A7C15  # odd, so that no two parts of an answer have the same seed
+
 
 class Ticket:
     """A request in a session, and the tokens written for it so far. `episode` is there once it has ended.
@@ -30,6 +32,13 @@ class Ticket:
     def is_stopped(self) -> bool:
         """Whether the user has ended it already, so that it need not begin."""
         return self.enforcer is not None and self.enforcer.is_stopped
+
+    def part_seed(self, bits: int, masks: bool = False) -> int:
+        """The seed below 2**bits of the part that begins here; with one for all, each part would draw as the first did.
+
+        `masks`: the part is one token, asked again without those that may not stand.
+        """
+        return (self.request.seed + PART_STEP * (2 * len(self.written) + masks)) % 2**bits
 
     def append(self, token: int, logprob: float | None, stops: Sequence[bool]) -> StopReason | None:
         """Write one sampled token, or the one its limits force. Returns the stop reason when the answer is over."""

@@ -14,7 +14,6 @@ from sbtiny.errors import InputError
 from sbtiny.evaluation.calibration_file import load_calibration
 from sbtiny.models.prompt import Message, to_messages
 from sbtiny.progress import quiet_while_loading
-from sbtiny.rollout.engines.upstream import UpstreamEngine
 from sbtiny.rollout.episode import Request
 from sbtiny.rollout.load_policy import load_policy
 from sbtiny.rollout.policy import Policy
@@ -289,6 +288,6 @@ def load(
     with quiet_while_loading():
         policy = load_policy(model, settings, settings.serve.max_num_seqs)
     calibration = load_calibration(policy, model) if policy.states_budget else None  # each answer asks whether its sampling fits
-    if calibration is not None and isinstance(policy.engine, UpstreamEngine):
+    if calibration is not None:
         policy.engine.foretell = calibration.remaining
     return Assistant(policy, settings.serve, calibration, settings.seed)

@@ -4,14 +4,21 @@ A head is a prompt and some six tokens. Its keys and values are kept while its b
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from sbtiny.budget.seconds import SecondsLeft
+from sbtiny.config import Settings
 from sbtiny.rollout.session import Session
 from sbtiny.serving.eta import estimate_start
 from sbtiny.serving.queue import BodyQueue, QueueFull
 from sbtiny.serving.reply import Reply
 
 HEAD_ROWS = 4  # rows of the engine beyond the slots, so that a head does not wait for a body
+
+
+def add_head_rows(settings: Settings) -> Settings:
+    """The settings with HEAD_ROWS rows more than the slots of `serve.max_num_seqs`."""
+    return replace(settings, serve=replace(settings.serve, max_num_seqs=settings.serve.max_num_seqs + HEAD_ROWS))
 
 
 class HeadsFirst:

@@ -9,7 +9,7 @@ stated tokens.
 import heapq
 import math
 from collections import deque
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterator
 from typing import NamedTuple
 
 SERVICES_TO_AGE = 50  # mean services after which a mean body has aged by its own size; 10 cost a third of the gain at one slot (LOG 30)
@@ -75,7 +75,7 @@ class BodyQueue:
         self.kept_bytes = 0
         self._heap: list[WaitingBody] = []
         self._waiting: dict[Hashable, WaitingBody] = {}
-        self._standing: dict[Hashable, tuple[int, float]] | None = None  # place and tokens ahead; None after a change
+        self._places: dict[Hashable, int] | None = None  # from 1; None after a change
         self._recent: deque[tuple[float, int, float]] = deque(maxlen=RECENT)  # arrival, priority, stated
         self._now: float | None = None
         self._credit, self._sequence = 0.0, 0
@@ -127,7 +127,7 @@ class BodyQueue:
         self._waiting[item] = body
         self._recent.append((now, priority, size))
         self.kept_bytes += kept_bytes
-        self._standing = None
+        self._places = None
 
     def pop(self, now: float) -> Hashable:
         """Take out the next body. Raises IndexError if none waits."""
@@ -155,12 +155,11 @@ class BodyQueue:
     # ---- where one stands ----------------------------------------------------------------------------------------------------------
 
     def position(self, item: Hashable, now: float) -> int:
-        """Place in the queue; 1 is next. Raises KeyError if it does not wait."""
-        return self._stand(item, now)[0]
-
-    def work_ahead(self, item: Hashable, now: float) -> float:
-        """Stated tokens of all that go before it. Raises KeyError if it does not wait."""
-        return self._stand(item, now)[1]
+        """Place in the queue; 1 is next. Raises KeyError if it does not wait. Those of all are computed once after a change."""
+        self._advance(now)
+        if self._places is None:
+            self._places = {body.item: place for place, body in enumerate(sorted(self._heap), 1)}
+        return self._places[item]
 
     def sizes_ahead(self, item: Hashable, now: float) -> list[float]:
         """Stated tokens of each that goes before it, the next one first: what `estimate_start` wants."""
@@ -224,20 +223,4 @@ class BodyQueue:
     def _forget(self, body: WaitingBody) -> None:
         del self._waiting[body.item]
         self.kept_bytes -= body.kept_bytes
-        self._standing = None
-
-    def _stand(self, item: Hashable, now: float) -> tuple[int, float]:
-        """Place and tokens ahead; those of all are computed once after a change."""
-        self._advance(now)
-        if self._standing is None:
-            self._standing = rank_all(self._heap)
-        return self._standing[item]
-
-
-def rank_all(bodies: Iterable[WaitingBody]) -> dict[Hashable, tuple[int, float]]:
-    """The place of each, from 1, and the stated tokens ahead of it."""
-    standing, ahead = {}, 0.0
-    for place, body in enumerate(sorted(bodies), 1):
-        standing[body.item] = (place, ahead)
-        ahead += body.stated
-    return standing
+        self._places = None

@@ -6,18 +6,16 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import uvicorn
 
 from sbtiny.config import Settings
 from sbtiny.errors import Failed, InputError
-from sbtiny.rollout.engines.upstream import UpstreamEngine
 from sbtiny.serving import assistant as assistants
 from sbtiny.serving.app import create_app
 from sbtiny.serving.assistant import Assistant
-from sbtiny.serving.heads_first import HEAD_ROWS
+from sbtiny.serving.heads_first import add_head_rows
 from sbtiny.serving.worker import Worker
 
 TOLD_SECONDS = 5  # for the last events to be read, before the connections are cut
@@ -50,8 +48,7 @@ def run_server(name: str, settings: Settings, listener: socket.socket, api_key: 
 
     Raises InputError for a model that cannot be loaded, Failed where the decoder has crashed.
     """
-    rows = settings.serve.max_num_seqs + HEAD_ROWS
-    with_heads = replace(settings, serve=replace(settings.serve, max_num_seqs=rows))
+    with_heads = add_head_rows(settings)
     worker = Worker(lambda: assistants.load(name, settings=with_heads), settings.serve.queue, settings.serve.seconds)
     app = create_app(worker, Path(name).name, api_key, cors, is_local)
     config = uvicorn.Config(app, log_level="warning", access_log=False, ws="none", server_header=False, timeout_keep_alive=30)
@@ -91,6 +88,5 @@ def greeting(name: str, url: str, assistant: Assistant, slots: int, api_key: str
         promise = "not calibrated" if assistant.policy.states_budget else "states no budget: a given one is a ceiling alone"
     body = json.dumps({"messages": [{"role": "user", "content": "Max has 52 apples.\na) sells 1\nb) buys 2\nHow many apples?"}]})
     key = " -H 'Authorization: Bearer KEY'" if api_key else ""
-    engine = assistant.policy.engine
-    where = [f"decoded by {u.dialect.kind} at {u.url}" for u in engine.upstreams] if isinstance(engine, UpstreamEngine) else []
+    where = [f"decoded by {server}" for server in assistant.policy.engine.servers]
     return f"{url} serves {name} · {' · '.join([promise, f'{slots} slots', *where])}\ncurl {url}/v1/chat/completions{key} -d '{body}'"

@@ -18,7 +18,7 @@ from sbtiny.errors import InputError
 
 ABOUT = {
     "model_fingerprint": "a" * 16, "format": "solution", "task": "arithmetic", "split": "val", "temperature": 0.6, "top_p": 0.95,
-    "date": "2026-11-26 12:00:00",
+    "date": "2026-11-26 12:00:00", "prompt": {"system": "Be brief."},
 }  # fmt: skip
 CUT, MALFORMED = CalibrationAnswer(40, None, cut=True), CalibrationAnswer(None, None)
 
@@ -148,6 +148,7 @@ BREAKS: dict[str, Any] = {
     "ratios": [[], None, [2, 1], ["1"], [math.nan]],
     "temperature": [-1, "hot", math.inf], "top_p": [0, 1.1], "confidence": [0, 1, "95"], "median_stated": [0, 1.5], "format": ["", 3],
     "model_fingerprint": [None], "date": [7], "factors": [{}, {"0.8": 0.1, "0.9": 1, "0.95": 1}], "by_bin": [None, {}],
+    "prompt": ["Think.", {"instruction": 3}],
 }  # fmt: skip
 
 
@@ -159,7 +160,7 @@ def test_a_broken_record_is_one_line_that_names_the_field(key: str, value: Any) 
     assert len(str(error.value)) < 200
 
 
-@pytest.mark.parametrize("key", sorted(GOOD.keys() - {"promises", "true_coverage_range"}))
+@pytest.mark.parametrize("key", sorted(GOOD.keys() - {"promises", "true_coverage_range", "prompt"}))
 def test_a_missing_field_is_named(key: str) -> None:
     record = {name: value for name, value in GOOD.items() if name != key}
     with pytest.raises(InputError, match=f"it has no {key}"):
@@ -186,6 +187,7 @@ def test_what_is_no_object_is_no_calibration(value: Any) -> None:
         ({"model_fingerprint": "b" * 16}, f"of another model (model_fingerprint {'a' * 16}, here {'b' * 16})"),
         ({"format": "think"}, "of another format (format solution, here think)"),
         ({"task": "gsm8k"}, "for another task (task arithmetic, here gsm8k)"),
+        ({"prompt": {"system": None}}, "for another prompt (prompt {'system': 'Be brief.'}, here {'system': None})"),
         ({"temperature": 0.0}, "at another temperature (temperature 0.6, here 0.0)"),
         ({"top_p": 1.0}, "at another top_p (top_p 0.95, here 1.0)"),
     ],

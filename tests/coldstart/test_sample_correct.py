@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from sbtiny import runs
 from sbtiny.budget.protocol import SOLUTION, THINK, parse, render_budget
 from sbtiny.coldstart.build import label_traces
 from sbtiny.coldstart.rows import tokenize_row
+from sbtiny.coldstart.run import run_sft
 from sbtiny.coldstart.sample_correct import (
     BuildResult,
     build_requests,
@@ -20,7 +22,7 @@ from sbtiny.coldstart.sample_correct import (
     select_by_length,
 )
 from sbtiny.coldstart.trainer import build_dataset
-from sbtiny.config import DataSettings, Settings
+from sbtiny.config import DataSettings, PromptSettings, Settings, SftSettings
 from sbtiny.errors import InputError
 from sbtiny.models.prompt import check_texts, prompt_ids
 from sbtiny.rollout.episode import Episode, Request, read_episode
@@ -174,11 +176,27 @@ def test_a_real_build_adds_up_and_every_row_can_be_trained(policy: Policy, gathe
     assert {row["id"] for row in found.rows} <= {q.id for q in asked if q.level % 2 == 0}
     for row in found.rows:
         assert sum(example(policy, row)["completion_mask"]) > row["budget"]
-        assert row.keys() == {"id", "question", "answer", "level", "response", "budget"}
+        assert row.keys() == {"id", "question", "answer", "level", "response", "budget", "asked_with"}
     *levels, every = found.levels()
     assert sum(level["rows"] for level in levels) == every["rows"] == len(found.rows)
     assert sum(level["accepted"] for level in levels if level["level"] % 2) == 0
     assert every["p100"] == max(row["budget"] for row in found.rows)
+
+
+def test_rows_that_are_trained_with_another_prompt_than_they_were_sampled_with_are_told(
+    policy: Policy, gather, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows, file = gather(arithmetic.generate_questions("train", 4, seed=5), lambda *_: True).rows, tmp_path / "rows.jsonl"
+    rows[-1].pop("asked_with")  # as those of traces, which do not say
+    runs.write_jsonl(file, rows)
+    settings = Settings(four_bit=False, sft=SftSettings(rows=str(file), steps=1))
+    run_sft(settings, tmp_path / "same")
+    assert "another prompt" not in capsys.readouterr().err
+    run_sft(replace(settings, prompt=PromptSettings(instruction="Think.")), tmp_path / "other")
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"{len(rows) - 1} of {len(rows)} rows were sampled with another prompt" in said
+    assert "rows.jsonl, line 1: {'instruction': None" in said
+    assert "here {'instruction': 'Think.'" in said
 
 
 def stopping(part: Path, answers: int, verify: Callable[[str, Question], bool]) -> Callable[[str, Question], bool]:

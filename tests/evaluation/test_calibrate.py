@@ -165,6 +165,18 @@ def test_another_model_is_refused_by_its_fingerprint(mine: Path) -> None:
         load_calibration(policy, str(mine), **sampling)
 
 
+def test_another_prompt_is_refused(mine: Path) -> None:
+    record, about = runs.read_json(mine / "calibration.json"), runs.read_run(mine)
+    assert record["prompt"] == {"instruction": None, "system": None}
+    runs.write_json(mine / "run.json", about | {"prompt": {"instruction": "Think.", "system": None}})
+    policy = load_policy(str(mine), Settings(), 2)
+    with pytest.raises(runs.InputError, match=r"for another prompt \(prompt .*None.*, here .*'Think.'.*\): run sbtiny calibrate again"):
+        load_calibration(policy, str(mine))
+    del record["prompt"]
+    runs.write_json(mine / "calibration.json", record)  # as older ones are, which do not say
+    assert load_calibration(policy, str(mine)).questions == LIMIT
+
+
 def test_refusals_are_one_line(calibrated: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     name = str(calibrated)
     before = (calibrated / "calibration.json").read_bytes()

@@ -29,8 +29,7 @@ ASKED = arithmetic.generate_questions("train", 40, seed=5)
 @pytest.fixture
 def no_probe(monkeypatch: pytest.MonkeyPatch) -> None:
     """A probe from here on fails the test."""
-    for room in ("coldstart.sample_correct", "grpo.run", "evaluation.evaluate"):
-        monkeypatch.setattr(f"sbtiny.{room}.probe_max_tokens", lambda *_, **__: pytest.fail("the lengths were probed again"))
+    monkeypatch.setattr(max_tokens, "probe_max_tokens", lambda *_, **__: pytest.fail("the lengths were probed again"))
 
 
 @pytest.mark.parametrize(
@@ -95,7 +94,7 @@ def test_a_stopped_build_goes_on_with_its_number(policy: Policy, tmp_path: Path,
         raise KeyboardInterrupt
 
     with monkeypatch.context() as probing:
-        probing.setattr("sbtiny.coldstart.sample_correct.probe_max_tokens", lambda *_, **__: 250)
+        probing.setattr(max_tokens, "probe_max_tokens", lambda *_, **__: 250)
         answered: list[int] = []
         with pytest.raises(KeyboardInterrupt):
             sample_correct(policy, ASKED[:12], lambda *_: stop() if len(answered) > 2 else not answered.append(1), settings, file)
@@ -112,7 +111,7 @@ def test_a_stopped_build_goes_on_with_its_number(policy: Policy, tmp_path: Path,
 def test_a_run_keeps_its_number_and_resumes_with_it(started: Path, tmp_path: Path, no_probe: None, monkeypatch: pytest.MonkeyPatch) -> None:
     auto_settings = settings_of(replace(GRPO, max_tokens="auto"))
     with monkeypatch.context() as probing:
-        probing.setattr("sbtiny.grpo.run.probe_max_tokens", max_tokens.probe_max_tokens)
+        probing.setattr(max_tokens, "probe_max_tokens", probe_max_tokens)
         probing.setattr("sbtiny.grpo.trainer.train_grpo", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run_grpo(auto_settings, started, tmp_path / "run", force=True)
@@ -146,6 +145,9 @@ def test_a_cold_start_that_samples_its_rows_writes_the_number(tmp_path: Path, ca
 
 def test_a_plan_counts_what_a_probe_may_take() -> None:
     assert StageWorkload("eval", Settings(eval=EvalSettings(max_tokens="auto"))).max_new_tokens == AUTO_LIMIT
+    sampled = Settings(data=DataSettings(max_tokens="auto"), sft=SftSettings(max_length=500))
+    assert StageWorkload("sft", sampled).record()["max_new_tokens"] == 500 - 256  # no longer row can be trained
+    assert StageWorkload("data", sampled).record()["max_new_tokens"] == AUTO_LIMIT
 
 
 @pytest.mark.parametrize("wrong", ["0", "-1", "most", "1.5"])

@@ -123,6 +123,18 @@ def test_what_a_session_cannot_decode_is_refused_and_the_rest_goes_on(policy) ->
     assert len(ticket.written) == 1
 
 
+def test_no_part_of_an_answer_draws_as_another_or_as_that_of_its_neighbour(policy) -> None:
+    tickets = [policy.engine.make_ticket(policy.request("1 + 1?", 90, seed), Sampling()) for seed in range(5)]
+    seeds = [tickets[seed].part_seed(31) for seed in range(5)]
+    assert seeds == list(range(5))  # an answer in one part has its own
+    for written in range(40):
+        for ticket in tickets:
+            ticket.written = [0] * written
+            seeds += [ticket.part_seed(31, masks=True), *([ticket.part_seed(31)] if written else [])]
+    assert len(set(seeds)) == len(seeds)
+    assert 0 <= min(seeds) <= max(seeds) < 2**31
+
+
 def test_a_request_stopped_in_the_queue_never_begins(policy) -> None:
     interrupt = Interrupt()
     session = policy.engine.open_session(256)

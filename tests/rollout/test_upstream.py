@@ -20,6 +20,7 @@ from sbtiny.config import PromptSettings, Settings
 from sbtiny.errors import InputError, UpstreamError
 from sbtiny.models.aliases import BUNDLED
 from sbtiny.models.load import load_tokenizer
+from sbtiny.rollout.engines import upstream_reader
 from sbtiny.rollout.engines.upstream import UpstreamEngine
 from sbtiny.rollout.engines.upstream_balance import Upstream
 from sbtiny.rollout.engines.upstream_dialects import Chunk, Ollama, Vllm
@@ -208,6 +209,29 @@ def test_ollama_gets_text_and_gives_text(tiny) -> None:
     assert all(body["raw"] and body["model"] == "mine:latest" for body in server.asked)
     with pytest.raises(InputError, match=r"no model 'other': there are mine:latest"):
         open_upstream("tiny", server.url + "#other")
+
+
+@pytest.mark.parametrize(("least_prefill", "waits"), [(1, True), (10**9, False)])
+def test_a_longer_prompt_is_waited_for_longer(tiny, monkeypatch: pytest.MonkeyPatch, least_prefill: int, waits: bool) -> None:
+    monkeypatch.setattr(upstream_reader, "READ_SECONDS", 0.3)
+    monkeypatch.setattr(upstream_reader, "LEAST_PREFILL", least_prefill)
+    is_over = threading.Event()
+
+    def read_long(prompt: str, most: int) -> list[str]:
+        is_over.wait(1.5 if waits else 60)
+        return ["2"]
+
+    slow = FakeOllama(tiny[0].config.vocab_size, read_long)
+    policy = open_upstream("tiny", slow.url)
+    request = policy.request("1 + 1?" + " please" * 100, 20, 0)
+    try:
+        if waits:
+            assert policy.sample([request], GREEDY)[0].text == "2"
+        else:
+            with pytest.raises(UpstreamError, match="ReadTimeout"):
+                policy.sample([request], GREEDY)
+    finally:
+        is_over.set()
 
 
 @pytest.mark.parametrize(("status", "goes_on"), [(429, True), (401, True), (500, True), (400, False)])

@@ -49,15 +49,14 @@ def test_one_that_waited_long_enough_goes_before_a_shorter_one() -> None:
         assert queue.pop(wait) == first
 
 
-def test_places_and_work_ahead() -> None:
+def test_places_and_sizes_ahead() -> None:
     queue = filled([30, 10, 20])
     assert [queue.position(i, 0.0) for i in range(3)] == [3, 1, 2]
-    assert [queue.work_ahead(i, 0.0) for i in range(3)] == [30, 0, 10]
-    assert queue.sizes_ahead(0, 0.0) == [10, 20]
+    assert [queue.sizes_ahead(i, 0.0) for i in range(3)] == [[10, 20], [], [10]]
     queue.remove(1)
     assert 1 not in queue
     assert [queue.position(i, 0.0) for i in (0, 2)] == [2, 1]
-    for ask in (queue.position, queue.work_ahead, queue.sizes_ahead, queue.overtakers):
+    for ask in (queue.position, queue.sizes_ahead, queue.overtakers):
         with pytest.raises(KeyError):
             ask(1, 0.0)
     with pytest.raises(KeyError):
@@ -177,7 +176,7 @@ def test_it_is_a_sort_by_stated_less_age(steps: list, ageing: float) -> None:
         assert len(queue) == len(order)
         assert queue.kept_bytes == sum(model[item][3] for item in order)
         if order:
-            assert queue.work_ahead(order[-1], now) == sum(model[item][3] for item in order[:-1]) == sum(queue.sizes_ahead(order[-1], now))
+            assert queue.sizes_ahead(order[-1], now) == [model[item][3] for item in order[:-1]]
     assert drain(queue, now) == sorted(model, key=model.get)
 
 

@@ -9,10 +9,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from sbtiny.budget.remaining import estimate_remaining
 from sbtiny.errors import InputError, UpstreamError
 from sbtiny.rollout.decode_engine import DecodeEngine
-from sbtiny.rollout.engines.upstream_balance import Foretell, Upstream, choose_upstream
+from sbtiny.rollout.engines.upstream_balance import Upstream, choose_upstream
 from sbtiny.rollout.engines.upstream_dialects import Chunk, Segment
 from sbtiny.rollout.engines.upstream_reader import Stream, StreamReader
 from sbtiny.rollout.engines.upstream_vocabulary import TagSkip, UpstreamVocabulary
@@ -28,8 +27,7 @@ MOST_IDLE = 3  # requests in a row that bring no token
 class UpstreamEngine(DecodeEngine):
     """Decodes at most `slots` answers at once, at a server no more than its own slots.
 
-    `foretell(stated, used)` gives the tokens left of an answer, by which the servers' loads
-    are told. `weights`: the fingerprint of what the user says is there.
+    `weights`: the fingerprint of what the user says is there.
     """
 
     def __init__(
@@ -46,12 +44,12 @@ class UpstreamEngine(DecodeEngine):
         self.rows, self.weights = slots, weights
         bounds = [max_positions, *(upstream.dialect.context for upstream in upstreams)]
         self.max_positions = min((bound for bound in bounds if bound), default=None)
-        self.foretell: Foretell = estimate_remaining
+        self.servers = [f"{upstream.dialect.kind} at {upstream.url}" for upstream in upstreams]
         self.session: UpstreamSession | None = None
 
     @property
     def fingerprint(self) -> str:
-        """What answers, as far as it is known: the weights that the user names, and what the servers call theirs."""
+        """The weights that the user names, and what the servers call theirs."""
         names = {upstream.dialect.model.rpartition("/")[2] for upstream in self.upstreams}
         return f"{self.weights}@{'+'.join(sorted(names))}"
 
@@ -195,7 +193,7 @@ class UpstreamSession(AskingSession):
             prompt=(*request.prompt_ids, *ticket.written),
             tokens=1 if masks_all else room,
             sampling=ticket.sampling,
-            seed=(request.seed + len(ticket.written)) % 2**31,  # else each part of an answer would draw as the first did
+            seed=ticket.part_seed(31, masks_all),
             context=self.capacity,
             masked=self.engine.vocabulary.tag_mask.masked_tokens(enforcer, begun=masks_all) if upstream.dialect.masks else (),
             priority=enforcer.tracker.budget or 0 if enforcer else 0,

@@ -1,17 +1,15 @@
 """Which of several servers gets an answer: the one with the fewest tokens left to write, by what its answers have stated."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sbtiny.budget.remaining import Remaining
+from sbtiny.budget.remaining import Foretell
 from sbtiny.rollout.engines.upstream_dialects import Dialect
 from sbtiny.rollout.session import Ticket
 
 DOWN_SECONDS = 10.0  # a server that failed gets new answers last for so long
 UNKNOWN_TOKENS = 256  # left of an answer that nothing foretells
-
-Foretell = Callable[[int, int], Remaining]  # stated and used tokens -> those left
 
 
 @dataclass(eq=False)

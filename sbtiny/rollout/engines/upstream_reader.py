@@ -16,9 +16,9 @@ from sbtiny.rollout.engines.upstream_balance import Upstream
 from sbtiny.rollout.engines.upstream_dialects import Chunk, Segment, error_text
 from sbtiny.rollout.session import Ticket
 
-CONNECT_SECONDS, READ_SECONDS = 5.0, 120.0  # the second: between two chunks, a long prompt included
+CONNECT_SECONDS, READ_SECONDS = 5.0, 120.0  # the second: between two chunks, beside the time of the prompt
+LEAST_PREFILL = 50  # tokens of a prompt that a server reads in a second, at the least
 GATHER_SECONDS = 0.002  # a step of many answers costs as much as one of few
-TIMEOUT = httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS, pool=None)
 OF_THE_REQUEST = (400, 413, 422)  # statuses of a request that no other server would take either; 401, 408 or 429 are one server's own
 
 
@@ -43,7 +43,7 @@ class StreamReader:
     def __init__(self, headers: dict[str, str]) -> None:
         self.news: SimpleQueue[News] = SimpleQueue()
         headers = {"Accept-Encoding": "identity"} | headers  # it is read as it comes
-        self.client = httpx.AsyncClient(timeout=TIMEOUT, headers=headers, limits=httpx.Limits(), trust_env=False)
+        self.client = httpx.AsyncClient(headers=headers, limits=httpx.Limits(), trust_env=False)
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever, name="sbtiny-upstream", daemon=True)
         self.thread.start()
@@ -84,8 +84,9 @@ class StreamReader:
             self.news.put((stream, UpstreamError(f"upstream {upstream.url} has failed in an answer ({reason})")))
 
     async def _read_chunks(self, stream: Stream) -> None:
-        dialect = stream.upstream.dialect
-        async with self.client.stream("POST", stream.upstream.url + dialect.path, json=dialect.body(stream.segment)) as response:
+        dialect, segment = stream.upstream.dialect, stream.segment
+        url, timeout = stream.upstream.url + dialect.path, timeout_for(len(segment.prompt))
+        async with self.client.stream("POST", url, json=dialect.body(segment), timeout=timeout) as response:
             if response.status_code != 200:
                 text = (await response.aread()).decode(errors="replace")
                 raise UpstreamError(f"HTTP {response.status_code}, {read_error(text)}", response.status_code in OF_THE_REQUEST)
@@ -98,6 +99,11 @@ class StreamReader:
                         if chunk.end:
                             return
         raise UpstreamError("its stream ended in the middle of an answer")
+
+
+def timeout_for(prompt_tokens: int = 0) -> httpx.Timeout:
+    """How long to wait for a server: while it reads a long prompt it says nothing."""
+    return httpx.Timeout(READ_SECONDS + prompt_tokens / LEAST_PREFILL, connect=CONNECT_SECONDS, pool=None)
 
 
 def read_error(text: str) -> str:

@@ -10,7 +10,6 @@ from typing import Any
 from sbtiny.rollout.episode import StopReason
 from sbtiny.rollout.session import AskingSession, Ticket
 
-SEED_STEP = 0x9E3779B97F4A7C15  # odd, so that no two parts of an answer have the same seed
 FORBIDDEN = -100.0  # the lowest bias that vLLM takes
 
 
@@ -79,14 +78,14 @@ class VllmSession(AskingSession):
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        request, sampling, place = ticket.request, ticket.sampling, 2 * len(ticket.written) + bool(forbidden)
+        sampling = ticket.sampling
         return SamplingParams(
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             top_k=sampling.top_k,
             min_p=sampling.min_p,
-            seed=(request.seed + SEED_STEP * place) % 2**63,
-            max_tokens=1 if forbidden else request.max_tokens - len(ticket.written),
+            seed=ticket.part_seed(63, masks=bool(forbidden)),
+            max_tokens=1 if forbidden else ticket.request.max_tokens - len(ticket.written),
             logprobs=0 if sampling.logprobs else None,
             logit_bias=dict.fromkeys(forbidden, FORBIDDEN) or None,
             stop_token_ids=self.engine.stop_ids,
