@@ -32,7 +32,7 @@ Made = tuple[Any, int | None]  # a request, and the tokens after which the answe
 class ServerProcess:
     """A server of a model in a process of its own, on a free port."""
 
-    def __init__(self, *command: str) -> None:
+    def __init__(self, *command: str, **environment: str) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
@@ -73,7 +73,8 @@ class VllmServer(ServerProcess):
 
     def __init__(self, folder: Path, *options: str) -> None:
         pytest.importorskip("vllm")
-        super().__init__(*VLLM_SERVE, str(folder), *VLLM_ON_A_CPU, *options)
+        # Bound to one core, its worker crawls where others compute there too.
+        super().__init__(*VLLM_SERVE, str(folder), *VLLM_ON_A_CPU, *options, VLLM_CPU_OMP_THREADS_BIND="nobind")
 
 
 def wait_for(holds: Callable[[], bool], seconds: float = 120) -> None:
