@@ -1,10 +1,12 @@
-"""Servers that answer elsewhere: a real llama-server where there is one, and what plays ollama."""
+"""Servers that answer elsewhere: a real llama-server and vLLM where there are such, and what plays ollama."""
 
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -21,33 +23,58 @@ from sbtiny.rollout.limits import Limits
 from sbtiny.rollout.policy import Policy
 from sbtiny.tasks import arithmetic
 
+VLLM_SERVE = (sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model")  # the `vllm` of a CPU build asks for another package
+START_SECONDS = 900  # vLLM's on a busy machine
+VLLM_ON_A_CPU = ("--dtype", "float32", "--max-model-len", "1024", "--enforce-eager", "--gpu-memory-utilization", "0.15")
 Made = tuple[Any, int | None]  # a request, and the tokens after which the answer is asked for
 
 
-class LlamaServer:
-    """llama-server of a GGUF file, on a free port; skips where SBTINY_LLAMA_SERVER and PATH have none."""
+class ServerProcess:
+    """A server of a model in a process of its own, on a free port."""
 
-    def __init__(self, file: Path, slots: int = 8, *options: str) -> None:
-        program = os.environ.get("SBTINY_LLAMA_SERVER") or shutil.which("llama-server")
-        if not program:
-            pytest.skip("needs llama-server: set SBTINY_LLAMA_SERVER")
+    def __init__(self, *command: str, **environment: str) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
-        command = [program, "-m", str(file), "--port", str(port), "-t", "1", "-tb", "1", "-np", str(slots), "-c", str(1024 * slots)]
-        self.process = subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        wait_for(self.is_ready)
+        self.process = subprocess.Popen(
+            [*command, "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        try:
+            wait_for(self.is_ready, START_SECONDS)
+        except BaseException:
+            self.close()
+            raise
 
     def is_ready(self) -> bool:
-        assert self.process.poll() is None, "llama-server has ended"
+        assert self.process.poll() is None, "the server has ended"
         try:
             return httpx.get(f"{self.url}/health").status_code == 200
         except httpx.ConnectError:
             return False
 
     def close(self) -> None:
-        self.process.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)  # vLLM's engine is another process of its group
         self.process.wait()
+
+
+class LlamaServer(ServerProcess):
+    """llama-server of a GGUF file; skips where SBTINY_LLAMA_SERVER and PATH have none."""
+
+    def __init__(self, file: Path, slots: int = 8, *options: str) -> None:
+        program = os.environ.get("SBTINY_LLAMA_SERVER") or shutil.which("llama-server")
+        if not program:
+            pytest.skip("needs llama-server: set SBTINY_LLAMA_SERVER")
+        super().__init__(program, "-m", str(file), "-t", "1", "-tb", "1", "-np", str(slots), "-c", str(1024 * slots), *options)
+
+
+class VllmServer(ServerProcess):
+    """vLLM's server of a model's folder; skips where it is not installed."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        pytest.importorskip("vllm")
+        # Bound to one core, its worker crawls where others compute there too.
+        super().__init__(*VLLM_SERVE, str(folder), *VLLM_ON_A_CPU, *options, VLLM_CPU_OMP_THREADS_BIND="nobind")
 
 
 def wait_for(holds: Callable[[], bool], seconds: float = 120) -> None:

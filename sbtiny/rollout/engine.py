@@ -110,20 +110,25 @@ class Engine(DecodeEngine):
         if longest == 0:
             empty = self.cache.new_zeros(len(w.layers), 2, w.kv_heads, 0, w.head_dim)
             return [empty if beginning is None else beginning.clone() for _ in prompts]  # it may be a view of a slot that others take
-        # Right padding needs no mask: causal attention hides it from the real positions, and it is not copied.
-        ids = torch.tensor([[*p[start:-1], *[0] * (start + longest + 1 - len(p))] for p in prompts], device=w.embed.device)
-        x, cos, sin = w.embed[ids], self.cos[start : start + longest, None], self.sin[start : start + longest, None]
+        # Only attention is computed of padded rows: being causal, it hides the padding on the right from the real positions.
+        counts, shape = torch.tensor([len(p) - 1 - start for p in prompts]), (len(prompts), longest)
+        places = (torch.arange(longest) < counts[:, None]).flatten().nonzero()[:, 0].to(w.embed.device)
+        ids = torch.tensor([token for p in prompts for token in p[start:-1]], device=w.embed.device)
+        positions = start + places % longest
+        x, cos, sin = w.embed[ids], self.cos[positions, None], self.sin[positions, None]
         mask = None if beginning is None else torch.ones(longest, start + longest, dtype=torch.bool, device=x.device).tril(start)
         layer_states = []
         for i, layer in enumerate(w.layers):
-            q, k, v = (t.transpose(1, 2) for t in self._project(layer, x, cos, sin))
+            packed = self._project(layer, x, cos, sin)
+            padded = (t.new_zeros(math.prod(shape), *t.shape[1:]).index_copy_(0, places, t) for t in packed)
+            q, k, v = (t.unflatten(0, shape).transpose(1, 2) for t in padded)
             if beginning is not None:
                 k, v = (torch.cat((old[None], new), -2) for old, new in zip(beginning[i], (k, v), strict=True))
             layer_states.append(torch.stack((k, v)))
             if layer is w.layers[-1]:  # nothing comes after its keys and values
                 break
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
-            x = self._finish(layer, x, y.transpose(1, 2).flatten(2))
+            x = self._finish(layer, x, y.transpose(1, 2).flatten(0, 1)[places].flatten(1))
         stacked = torch.stack(layer_states)
         return [stacked[:, :, i, :, : len(p) - 1].clone() for i, p in enumerate(prompts)]
 

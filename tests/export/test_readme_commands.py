@@ -19,6 +19,7 @@ import httpx
 import pytest
 import torch
 from torch.nn import functional
+from upstream_support import VLLM_ON_A_CPU, VLLM_SERVE
 
 from sbtiny.budget.protocol import THINK, parse
 from sbtiny.cli.main import app
@@ -34,8 +35,6 @@ LLAMA_SERVER = os.environ.get("SBTINY_LLAMA_SERVER") or shutil.which("llama-serv
 QUESTION = "Leo has 32 nuts.\na) wins 8\nb) loses 5\nHow many nuts?"
 MESSAGES = [{"role": "user", "content": QUESTION}]
 SMALL = ("-t", "1", "-np", "1", "-c", "1024")  # of llama-server
-ON_A_CPU = ("--dtype", "float32", "--max-model-len", "1024", "--enforce-eager", "--gpu-memory-utilization", "0.15")  # of vllm
-VLLM_SERVE = (sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model")  # the `vllm` of a CPU build asks for another package
 needs_llama_server = pytest.mark.skipif(not LLAMA_SERVER, reason="no llama-server in PATH or in SBTINY_LLAMA_SERVER")
 pytestmark = pytest.mark.slow
 
@@ -191,7 +190,7 @@ def test_the_lines_for_transformers_run(solution_export: Path) -> None:
 def test_the_lines_for_vllm_run(solution_export: Path, tmp_path: Path) -> None:
     server, _ = commands_of(solution_export, "vLLM")
     assert server[:2] == ["vllm", "serve"]
-    with serving(solution_export, [*VLLM_SERVE, *server[2:], *ON_A_CPU], tmp_path / "log") as client:
+    with serving(solution_export, [*VLLM_SERVE, *server[2:], *VLLM_ON_A_CPU], tmp_path / "log") as client:
         stated, given = ask(client), ask(client, chat_template_kwargs={"budget": 200})
         assert parse(stated["content"]).ok
         assert given["content"] == parse(stated["content"]).body + "</solution>"
@@ -204,7 +203,7 @@ def test_vllm_splits_thoughts_from_the_answer_and_cuts_them(tmp_path: Path) -> N
     server, _ = commands_of(folder, "vLLM")
     assert server[:3] == ["vllm", "serve", "merged"]
     assert "--reasoning-parser" in server
-    with serving(folder, [*VLLM_SERVE, *server[2:], *ON_A_CPU], tmp_path / "log") as client:
+    with serving(folder, [*VLLM_SERVE, *server[2:], *VLLM_ON_A_CPU], tmp_path / "log") as client:
         stated, given = ask(client), ask(client, chat_template_kwargs={"budget": 200})
         for found in (stated, given):
             assert re.fullmatch(r"[\d ]+", found["thoughts"])
