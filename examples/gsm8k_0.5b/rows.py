@@ -1,10 +1,12 @@
 """Rows for a cold start whose budget is foretold: a question's own correct answers, each told at several lengths.
 
-    python examples/gsm8k_0.5b/rows.py QUESTIONS.jsonl ROWS.jsonl --model MODEL [--limit N]
+    python examples/gsm8k_0.5b/rows.py QUESTIONS.jsonl ROWS.jsonl --model MODEL [--limit N] [--budgets BUDGETS.jsonl]
 
 One sample's length is mostly chance, so what a question's budget is learnt from is the correct answer of median length, told without its
 preamble: the *stated* row. The others are *given* rows, whose budget is read and not learnt to be stated, so that a user's number
 reaches further than the model's own habit: the longest answer in full, the shortest by its sums alone, one that is half of each.
+
+BUDGETS.jsonl gets a row of a budget alone for each question, foretold from the lengths of all of them (`data.budget_quantile`).
 """
 
 import argparse
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sbtiny import runs
+from sbtiny.coldstart.foretell import foretell_budgets
 from sbtiny.coldstart.sample_correct import classify_answer, make_row, sample_answers
 from sbtiny.load_settings import load_settings
 from sbtiny.rollout.load_policy import load_policy
@@ -68,13 +71,16 @@ def main() -> None:
     parser.add_argument("rows", type=Path)
     parser.add_argument("--model", required=True)
     parser.add_argument("--limit", type=int)
+    parser.add_argument("--budgets", type=Path)
     parser.add_argument("--samples", type=int, default=6)
     parser.add_argument("--slots", type=int, default=512)
     parser.add_argument("--room", type=int, default=480, help="longest answer, in tokens")
     args = parser.parse_args()
     questions = load_questions(args.questions, "train", args.limit)
     verify = load_verifier("auto")
-    policy = load_policy(args.model, load_settings(overrides=[("model", args.model), ("four_bit", False)]), args.slots)
+    settings = load_settings(overrides=[("model", args.model), ("four_bit", False)])
+    policy = load_policy(args.model, settings, args.slots, trainable=True)  # a .gguf file too is loaded to be read, not by llama.cpp
+    policy.states_budget = False  # its adapter is new, so it is the plain model
     asked = [q for q in questions for _ in range(args.samples)]
     requests = [policy.request(q.question, args.room, seed=i) for i, q in enumerate(asked)]
     right: dict[str, list[str]] = {}
@@ -84,6 +90,9 @@ def main() -> None:
     by_id = {q.id: q for q in questions}
     rows = [row for name, answers in right.items() for row in rows_of(policy, by_id[name], answers, random.Random(name))]
     runs.write_jsonl(args.rows, rows)
+    if args.budgets:
+        lengths = {name: [len(policy.encode(without_preamble(text))) for text in answers] for name, answers in right.items()}
+        runs.write_jsonl(args.budgets, foretell_budgets(policy, questions, lengths, 0.5))
     stated = [row["budget"] for row in rows if not row.get("given")]
     print(
         json.dumps(
