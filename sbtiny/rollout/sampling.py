@@ -44,45 +44,53 @@ def counter_uniforms(seeds: np.ndarray, positions: np.ndarray) -> np.ndarray:
     return (z >> np.uint64(40)).astype(np.float32) / np.float32(1 << 24)
 
 
-def truncate(probs: Tensor, sampling: Sampling) -> Tensor:
-    """Zero the tokens that top-k, top-p and min-p exclude. probs (rows, vocabulary); the result is not renormalised."""
-    if sampling.min_p > 0:
-        probs = probs.where(probs >= sampling.min_p * probs.amax(-1, keepdim=True), 0.0)
-    if not sampling.top_k and sampling.top_p == 1:
-        return probs
-    truncated, complete = keep_top(probs, min(TOP_TOKENS, probs.shape[-1]), sampling)
-    if not complete.all():
-        truncated[~complete] = keep_top(probs[~complete], probs.shape[-1], sampling)[0]
-    return truncated
-
-
-def keep_top(probs: Tensor, count: int, sampling: Sampling) -> tuple[Tensor, Tensor]:
-    """Apply top-k and top-p to each row's `count` likeliest tokens. Also returns whether `count` tokens were enough (rows,)."""
-    ordered, index = probs.topk(count) if count < probs.shape[-1] else probs.sort(-1, descending=True)
-    before = ordered.cumsum(-1) - ordered
-    keep = before < sampling.top_p * probs.sum(-1, keepdim=True)
-    if sampling.top_k:
-        keep[:, sampling.top_k :] = False
-    complete = ~keep[:, -1] | (count == probs.shape[-1])
-    return torch.zeros_like(probs).scatter_(-1, index, ordered.where(keep, 0.0)), complete
-
-
 def sample_tokens(logits: Tensor, sampling: Sampling, draws: np.ndarray) -> tuple[Tensor, Tensor | None]:
     """Sample tokens (rows,) by the inverse of the cumulative distribution.
 
     logits (rows, vocabulary) in any float type; draws (rows,) uniform in [0, 1). With `sampling.logprobs` also returns their
     log-probabilities under the temperature alone, which TRL compares with.
     """
-    logits = logits.float()
     if sampling.temperature == 0:
+        logits = logits.float()
         tokens = logits.argmax(-1)
         return tokens, logits.log_softmax(-1).gather(-1, tokens[:, None])[:, 0] if sampling.logprobs else None
-    probs = (logits / sampling.temperature).softmax(-1)
-    truncated = truncate(probs, sampling)
-    total = truncated.cumsum(-1)
-    target = torch.from_numpy(draws).to(total.device)[:, None] * total[:, -1:]
-    tokens = torch.searchsorted(total, target, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
+    scaled = logits.to(torch.float32, copy=True).div_(sampling.temperature)
+    probs = torch.softmax(scaled, -1, out=scaled)  # in place: a new buffer for a vocabulary of 150,000 takes as long as the sums
+    tokens = draw_tokens(probs, sampling, torch.from_numpy(draws).to(probs.device)[:, None])
     return tokens, probs.gather(-1, tokens[:, None])[:, 0].log() if sampling.logprobs else None
+
+
+def draw_tokens(probs: Tensor, sampling: Sampling, draws: Tensor) -> Tensor:
+    """Draw a token for each row (rows,) from what top-k, top-p and min-p leave. probs (rows, vocabulary), draws (rows, 1)."""
+    if sampling.min_p > 0:
+        probs = probs.where(probs >= sampling.min_p * probs.amax(-1, keepdim=True), 0.0)
+    if not sampling.top_k and sampling.top_p == 1:
+        return invert(probs, draws)
+    tokens, complete = draw_top(probs, min(TOP_TOKENS, probs.shape[-1]), sampling, draws)
+    if not complete.all():
+        left = ~complete
+        tokens[left] = draw_top(probs[left], probs.shape[-1], sampling, draws[left])[0]
+    return tokens
+
+
+def draw_top(probs: Tensor, count: int, sampling: Sampling, draws: Tensor) -> tuple[Tensor, Tensor]:
+    """Draw from what top-k and top-p leave of each row's `count` likeliest tokens. Also returns whether these were enough (rows,).
+
+    They are summed in the order of the vocabulary, so that a draw means the same token whatever is left out.
+    """
+    ordered, index = probs.topk(count) if count < probs.shape[-1] else probs.sort(-1, descending=True)
+    keep = ordered.cumsum(-1) - ordered < sampling.top_p * probs.sum(-1, keepdim=True)
+    if sampling.top_k:
+        keep[:, sampling.top_k :] = False
+    index, place = index.sort(-1)
+    chosen = invert(ordered.where(keep, 0.0).gather(-1, place), draws)
+    return index.gather(-1, chosen[:, None])[:, 0], ~keep[:, -1] | (count == probs.shape[-1])
+
+
+def invert(probs: Tensor, draws: Tensor) -> Tensor:
+    """The place (rows,) at which the sum of each row's probabilities exceeds its draw of their total."""
+    total = probs.cumsum(-1)
+    return torch.searchsorted(total, draws * total[:, -1:], right=True)[:, 0].clamp(max=probs.shape[-1] - 1)
 
 
 def sample_rows(logits: Tensor, samplings: Sequence[Sampling], draws: np.ndarray) -> tuple[list[int], list[float | None]]:

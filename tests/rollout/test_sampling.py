@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sbtiny.rollout.sampling import TOP_TOKENS, Sampling, truncate
+from sbtiny.rollout.sampling import TOP_TOKENS, Sampling, draw_tokens
 
 
 def by_sorting(probs: Tensor, sampling: Sampling) -> Tensor:
@@ -16,11 +16,29 @@ def by_sorting(probs: Tensor, sampling: Sampling) -> Tensor:
     return torch.zeros_like(probs).scatter(-1, index, ordered.where(keep, 0.0))
 
 
+def by_inversion(probs: Tensor, draws: Tensor) -> Tensor:
+    """The first token at which the sum over the vocabulary exceeds the draw."""
+    total = probs.cumsum(-1)
+    return (total <= draws * total[:, -1:]).sum(-1)
+
+
 @pytest.mark.parametrize(
-    "sampling", [Sampling(top_p=0.95), Sampling(top_k=50), Sampling(top_k=TOP_TOKENS + 40), Sampling(top_p=0.6, top_k=300)]
+    "sampling",
+    [
+        Sampling(top_p=0.95),
+        Sampling(top_k=50),
+        Sampling(top_k=TOP_TOKENS + 40),
+        Sampling(top_p=0.6, top_k=300),
+        Sampling(),
+        Sampling(min_p=0.05),
+    ],
 )
 @pytest.mark.parametrize("vocabulary", [40, TOP_TOKENS, 4096])
-def test_truncation_is_that_of_the_sorted_vocabulary(sampling: Sampling, vocabulary: int) -> None:
+def test_a_draw_means_the_token_of_the_whole_vocabulary_in_order(sampling: Sampling, vocabulary: int) -> None:
+    generator = torch.Generator().manual_seed(0)
     peaked = torch.tensor([[0.5], [2.0], [6.0]])  # the first row's nucleus is far wider than the head, the last one's a few tokens
-    probs = (torch.randn(3, vocabulary, generator=torch.Generator().manual_seed(0)).double() * peaked).softmax(-1)
-    assert torch.equal(truncate(probs, sampling), by_sorting(probs, sampling))
+    probs = (torch.randn(3, vocabulary, generator=generator).double() * peaked).softmax(-1)
+    left = probs.where(probs >= sampling.min_p * probs.amax(-1, keepdim=True), 0.0)
+    left = by_sorting(left, sampling) if sampling.top_k or sampling.top_p < 1 else left
+    for draws in torch.rand(200, 3, 1, generator=generator, dtype=torch.float64):
+        assert torch.equal(draw_tokens(probs, sampling, draws), by_inversion(left, draws))
