@@ -1,0 +1,44 @@
+"""Rows that keep a policy's answers whole while its budgets are trained: well-formed answers that it wrote to training questions.
+
+    python examples/gsm8k_0.5b/answers.py RUN/samples.jsonl QUESTIONS.jsonl ROWS.jsonl --model MODEL
+
+Right or wrong: they teach nothing new. Their budgets are *given*, read and not learnt.
+"""
+
+import argparse
+from pathlib import Path
+
+from sbtiny import runs
+from sbtiny.budget.protocol import parse
+from sbtiny.models.load import load_tokenizer
+from sbtiny.models.prompt import continuation_ids
+from sbtiny.tasks.load import load_questions
+from sbtiny.tasks.sources import read_rows
+
+FIRST_STEP = 10  # of GRPO: before it many answers are malformed
+LONGEST = 380  # tokens; the run's longest answer was cut at 400
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for name in ("samples", "questions"):
+        parser.add_argument(name)
+    parser.add_argument("rows", type=Path)
+    parser.add_argument("--model", required=True)
+    args = parser.parse_args()
+    tokenizer = load_tokenizer(args.model)
+    by_text = {q.question: q for q in load_questions(args.questions, "train", 10_000)}
+    rows = []
+    for sample in read_rows(args.samples):
+        parsed = parse(sample["text"])
+        if sample["step"] < FIRST_STEP or not parsed.ok or sample["length"] > LONGEST:
+            continue
+        question = by_text[sample["question"]]
+        row = {"id": question.id, "question": question.question, "answer": question.answer, "level": question.level}
+        rows.append(row | {"response": parsed.body, "budget": len(continuation_ids(tokenizer, parsed.body)), "given": True})
+    runs.write_jsonl(args.rows, rows)
+    print(f"{len(rows)} rows")
+
+
+if __name__ == "__main__":
+    main()
