@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.table import Table
 
 from sbtiny import locks, runs
-from sbtiny.coldstart.foretell import foretell_budgets
+from sbtiny.coldstart.foretell import check_foretellable, foretell_budgets
 from sbtiny.coldstart.sample_correct import BuildResult, find_tag, make_row, progress_file, sample_correct
 from sbtiny.config import AUTO, Settings
 from sbtiny.errors import InputError
@@ -41,6 +41,8 @@ def build_rows(settings: Settings, file: Path, traces: str | None, policy: Polic
     policy = policy or load_policy(settings.model, settings, d.max_num_seqs)
     check_prompts(policy.tokenizer, policy.form)
     check_texts(policy.tokenizer, [replace(trace, response="") for trace in source] if traces else source)  # responses: where used
+    if d.budget_quantile:
+        check_foretellable(policy, source)
     if traces:
         result = label_traces(policy, source, verify, d.rows_per_question)
     else:

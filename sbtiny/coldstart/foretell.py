@@ -26,11 +26,18 @@ PENALTIES = (0.1, 0.3, 1.0, 3.0, 10.0)  # of the ridge, as multiples of the numb
 FEWEST_QUESTIONS = 50  # with correct answers
 
 
+def check_foretellable(policy: Policy, questions: Sequence[Question]) -> None:
+    """Raise InputError, before hours of sampling, where no budget can be foretold: too few questions, or no model to read."""
+    if policy.model is None:
+        raise InputError("data.budget_quantile reads a model's hidden states, which llama.cpp does not give: use --engine generate")
+    if len(questions) < FEWEST_QUESTIONS:
+        raise InputError(f"data.budget_quantile needs {FEWEST_QUESTIONS} questions or more, not {len(questions)}: raise data.limit")
+
+
 def foretell_budgets(policy: Policy, questions: Sequence[Question], lengths: Mapping[str, Sequence[int]], quantile: float) -> list[Row]:
     """A row of a budget alone for each question. `lengths`: tokens of a question's correct answers, by its id.
 
-    The budget foretells that quantile of the lengths. Raises InputError where too few questions have a correct answer, or where the
-    policy has no model to read.
+    The budget foretells that quantile of the lengths. Raises InputError where too few questions have a correct answer.
     """
     known = np.array([i for i, question in enumerate(questions) if question.id in lengths])
     if len(known) < FEWEST_QUESTIONS:
@@ -59,8 +66,6 @@ def round_budget(tokens: float) -> int:
 @torch.no_grad()
 def read_hidden_states(policy: Policy, questions: Sequence[Question]) -> Matrix:
     """The hidden state at the last token of each prompt, DEPTH of the way up: (questions, width)."""
-    if policy.model is None:
-        raise InputError("data.budget_quantile reads a model's hidden states, which llama.cpp does not give: use --engine generate")
     prompts = [policy.prompt(question.question, question.system) for question in questions]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     states: Matrix | None = None

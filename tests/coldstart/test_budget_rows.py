@@ -95,6 +95,15 @@ def test_too_few_questions_are_refused(policy: Policy) -> None:
         foretell_budgets(policy, asked, {q.id: [4] for q in asked[:3]}, 0.5)
 
 
+def test_what_cannot_be_foretold_is_refused_before_anything_is_sampled(policy: Policy, tmp_path: Path) -> None:
+    settings = Settings(data=DataSettings(limit=20, budget_quantile=0.5))
+    with pytest.raises(InputError, match="needs 50 questions or more, not 20"):
+        build_data(settings, tmp_path / "rows.jsonl", policy=policy)
+    policy.model = None
+    with pytest.raises(InputError, match=r"llama\.cpp does not give: use --engine generate"):
+        build_data(settings, tmp_path / "rows.jsonl", policy=policy)
+
+
 def test_only_the_budget_of_such_a_row_is_trained_in_batches_of_its_like(policy: Policy, built: tuple, tmp_path: Path) -> None:
     by_id: dict[str, list[dict]] = {}
     for row in built[1]:
