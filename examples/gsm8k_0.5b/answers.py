@@ -10,6 +10,7 @@ from pathlib import Path
 
 from sbtiny import runs
 from sbtiny.budget.protocol import parse
+from sbtiny.coldstart.sample_correct import fill_row
 from sbtiny.models.load import load_tokenizer
 from sbtiny.models.prompt import continuation_ids
 from sbtiny.tasks.load import load_questions
@@ -34,8 +35,7 @@ def main() -> None:
         if sample["step"] < FIRST_STEP or not parsed.ok or sample["length"] > LONGEST:
             continue
         question = by_text[sample["question"]]
-        row = {"id": question.id, "question": question.question, "answer": question.answer, "level": question.level}
-        rows.append(row | {"response": parsed.body, "budget": len(continuation_ids(tokenizer, parsed.body)), "given": True})
+        rows.append(fill_row(question, parsed.body, len(continuation_ids(tokenizer, parsed.body))) | {"given": True})
     runs.write_jsonl(args.rows, rows)
     print(f"{len(rows)} rows")
 

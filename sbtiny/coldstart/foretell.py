@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sbtiny.coldstart.sample_correct import fill_row
 from sbtiny.errors import InputError
 from sbtiny.progress import bar
 from sbtiny.rollout.engines.generate import PAD_TOKEN, left_pad
@@ -50,12 +51,7 @@ def foretell_budgets(policy: Policy, questions: Sequence[Question], lengths: Map
     penalty = choose_penalty(states[known], logs)
     foretold = fit_ridge(states[known], logs, penalty)(states)
     foretold[known] = cross_predict(states[known], logs, penalty)
-    return [make_budget_row(question, round_budget(np.exp(value))) for question, value in zip(questions, foretold, strict=True)]
-
-
-def make_budget_row(question: Question, budget: int) -> Row:
-    row = {"id": question.id, "question": question.question, "answer": question.answer, "level": question.level}
-    return row | {"response": None, "budget": budget} | ({"system": question.system} if question.system else {})
+    return [fill_row(question, None, round_budget(np.exp(value))) for question, value in zip(questions, foretold, strict=True)]
 
 
 def round_budget(tokens: float) -> int:

@@ -48,9 +48,7 @@ def read_labelled(path: str) -> list[LabelledRow]:
 def validate_row(row: dict[str, Any], where: str) -> LabelledRow:
     if missing := [key for key in KEYS if key not in row]:
         raise InputError(f"{where} has no {missing[0]!r}: labelled rows come from sbtiny data build (--traces labels a file)")
-    for key in ("question", "response"):
-        if key == "response" and row[key] is None:
-            continue
+    for key in ("question", "response") if row["response"] is not None else ("question",):
         if not isinstance(row[key], str):
             raise wrong_value(row, key, where, "text")
         read_text(row, key, where)

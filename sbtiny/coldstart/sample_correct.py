@@ -230,11 +230,10 @@ def select_by_length(rows: list[Row], keep: int) -> list[Row]:
 
 
 def make_row(policy: Policy, question: Question, response: str) -> Row:
-    return {
-        "id": question.id,
-        "question": question.question,
-        "answer": question.answer,
-        "level": question.level,
-        "response": response,
-        "budget": len(policy.encode(response)),
-    } | ({"system": question.system} if question.system else {})
+    return fill_row(question, response, len(policy.encode(response)))
+
+
+def fill_row(question: Question, response: str | None, budget: int) -> Row:
+    """A labelled row; without a response it teaches the budget alone."""
+    row = {"id": question.id, "question": question.question, "answer": question.answer, "level": question.level}
+    return row | {"response": response, "budget": budget} | ({"system": question.system} if question.system else {})

@@ -7,9 +7,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from sbtiny import runs
 from sbtiny.config import PromptSettings
 from sbtiny.errors import InputError
+from sbtiny.runs import find_run, kept_prompt
 
 BUNDLED = Path(__file__).parent.parent / "assets" / "tiny"
 STEP_BY_STEP = r"Please reason step by step, and put your final answer within \boxed{}."  # as the model cards recommend for maths
@@ -80,8 +80,8 @@ def fill_prompt(wanted: PromptSettings, name: str) -> PromptSettings:
 
     Raises InputError where `wanted` is another prompt than the run's.
     """
-    if run := runs.find_run(name):
-        return runs.kept_prompt(run, wanted)
+    if run := find_run(name):
+        return kept_prompt(run, wanted)
     own = next((alias.instruction for alias in ALIASES if name in (alias.name, alias.hub_id)), None)
     return wanted if wanted.instruction is not None else replace(wanted, instruction=own)
 
