@@ -62,8 +62,7 @@ class DataSettings:
     limit: Count = 1200  # number of questions
     samples_per_question: Count = 4  # answers sampled for each question
     rows_per_question: CountOr0 = 2  # correct answers kept for each question, spread from the shortest to the longest; 0 keeps all
-    # The stated budget to learn: this quantile of the lengths of a question's correct answers, foretold; null: each answer's own length.
-    budget_quantile: ChanceOrNone = None
+    budget_quantile: ChanceOrNone = None  # foretell this quantile of a question's right lengths as its budget; null: each answer's own
     temperature: AtLeast0 = 0.7  # sampling temperature
     max_tokens: MaxTokens = 900  # most tokens of an answer; auto: by a probe of the model's own lengths
     verifier: str = "auto"  # how answers are checked: auto, numeric, math, choice, exact, regex, or my.py:check
@@ -176,6 +175,7 @@ class Settings:
     """All settings of a run, saved as config.yaml in its folder."""
 
     model: str = "tiny"  # alias, hub id, folder or .gguf file
+    base: str | None = None  # where the model that a run was trained on is here: hub id, folder or .gguf file; null: as run.json says
     seed: Seed = 0  # seed of everything random
     format: FormatName = "solution"  # tags that a cold start teaches: `solution` (paper) or `think`; later stages keep them
     four_bit: bool | None = None  # load base weights as NF4; null: where there is a GPU

@@ -112,12 +112,15 @@ def kept_max_tokens(folder: Path, wanted: int | str) -> int | str:
     return read_run(folder).get("max_tokens", wanted) if wanted == AUTO else wanted
 
 
-def check_base(folder: Path, fingerprint: str) -> None:
-    """Raise InputError if the fingerprint of a run's model is not the one in its run.json. Runs without one pass."""
+def check_base(folder: Path, fingerprint: str, base: str | None = None) -> None:
+    """Raise InputError if the fingerprint of a run's model is not the one in its run.json. Runs without one pass.
+
+    `base`: the model, if not the one that run.json names.
+    """
     about = read_run(folder)
     if (known := about.get("base", fingerprint)) != fingerprint:
-        named = f"{about['model']} (fingerprint {fingerprint}) has other weights than the base {folder} was trained on ({known})"
-        raise InputError(f"{named}: put that one back, or say in {folder / 'run.json'} where it is (model)")
+        named = f"{base or about['model']} (fingerprint {fingerprint}) has other weights than the base {folder} was trained on ({known})"
+        raise InputError(f"{named}: put that one back, or say with --base where it is")
 
 
 def free_path(path: Path) -> Path:

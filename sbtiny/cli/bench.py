@@ -167,13 +167,12 @@ def show_orders(result: dict[str, Any]) -> None:
 def start_serving(name: str, seed: int, threads: int | None) -> Settings:
     """Settings to serve a run or a model with. Raises InputError for a name that is none, or a run that is not finished."""
     from sbtiny import runs
-    from sbtiny.models.aliases import resolve
+    from sbtiny.models.aliases import model_of
 
     run = runs.find_run(name)
     if run:
         runs.check_finished(run)
-    settings = Settings(model=runs.read_run(run)["model"] if run else name, seed=seed)
-    resolve(settings.model)
+    settings = Settings(model=model_of(name), seed=seed)
     start_bench(None, threads)
     return settings
 

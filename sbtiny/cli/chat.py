@@ -12,7 +12,7 @@ from sbtiny.errors import InputError
 
 
 @app.command("chat", rich_help_panel=USE)
-@with_flags(*COMMON, "seed", "four_bit", "backend", "engine", "kv_memory", *UPSTREAM, section="serve")
+@with_flags(*COMMON, "base", "seed", "four_bit", "backend", "engine", "kv_memory", *UPSTREAM, section="serve")
 def chat(
     name: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="A run folder, its name under runs/, a model, or a .gguf file.")],
     question: Annotated[str | None, typer.Argument(help="Answer this and leave; without it, a chat, or one question from a pipe.")] = None,
@@ -29,13 +29,12 @@ def chat(
     Example: sbtiny chat runs/demo --budget 2x
     """
     from sbtiny import runs
-    from sbtiny.models.aliases import resolve
+    from sbtiny.models.aliases import model_of
 
     run = runs.find_run(name)
-    model = runs.read_run(run)["model"] if run else name
+    model = model_of(name, flags.values.get("base"))
     own = {"model": model, "serve.budget": budget, "serve.ceiling": ceiling, "serve.temperature": temperature}
     settings, _, _ = flags.load_for_device(own)
-    resolve(model)
     if run:
         runs.check_finished(run)
     if question is None and not (sys.stdin and sys.stdin.isatty()):

@@ -25,7 +25,7 @@ CALIBRATION_QUESTIONS = 500  # true coverage within about 2 % of the promised on
 
 
 @app.command("eval", rich_help_panel=USE)
-@with_flags(*COMMON, *ASKING, *UPSTREAM, "output", section="eval")
+@with_flags(*COMMON, *ASKING, *UPSTREAM, "base", "output", section="eval")
 def evaluate(
     name: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="A run folder, its name under runs/, or a model.")],
     task: Annotated[str | None, typer.Option(help="arithmetic, gsm8k, math, math500, aime25, or a JSONL file of questions.")] = None,
@@ -40,13 +40,12 @@ def evaluate(
     Example: sbtiny eval runs/demo --budget 0.5x --limit 200
     """
     from sbtiny import runs
-    from sbtiny.models.aliases import resolve
+    from sbtiny.models.aliases import model_of
 
     run = runs.find_run(name)
-    model = runs.read_run(run)["model"] if run else name
+    model = model_of(name, flags.values.get("base"))
     settings, _, note = flags.load_for_device({"model": model, "eval.task": task, "eval.budget": budget})
     folder = flags.output or run or runs.ROOT / f"eval-{Path(name).name}"
-    resolve(model)
     validate_inputs(settings.eval, settings.eval.task)
     if run:
         runs.check_finished(run)
@@ -69,7 +68,7 @@ def evaluate(
 
 
 @app.command(rich_help_panel=USE)
-@with_flags(*COMMON, *ASKING[1:], *UPSTREAM, "output", section="eval")
+@with_flags(*COMMON, *ASKING[1:], *UPSTREAM, "base", "output", section="eval")
 def calibrate(
     name: Annotated[str, typer.Argument(metavar="RUN|MODEL|GGUF", help="A run folder, its name under runs/, a model or a .gguf file.")],
     task: Annotated[str | None, typer.Option(help="arithmetic, gsm8k, math, or a JSONL file of questions.")] = None,
@@ -86,18 +85,17 @@ def calibrate(
     """
     from sbtiny import runs
     from sbtiny.budget.calibration import check_share
-    from sbtiny.models.aliases import resolve
+    from sbtiny.models.aliases import model_of
     from sbtiny.tasks.load import load_questions
     from sbtiny.tasks.sources import HUB_TASKS, SPLITS
 
     run = runs.find_run(name)
-    model = runs.read_run(run)["model"] if run else name
+    model = model_of(name, flags.values.get("base"))
     if confidence is not None:
         check_share("--confidence", confidence)
     if flags.config is None:  # a preset may ask fewer; --set and --limit win
         flags.extra = [f"eval.limit={CALIBRATION_QUESTIONS}", *(flags.extra or [])]
     settings, _, note = flags.load_for_device({"model": model, "eval.task": task, "eval.split": split})
-    resolve(model)
     if settings.eval.task not in HUB_TASKS:
         load_questions(settings.eval.task, SPLITS[0], settings.eval.limit)  # a wrong file is told before torch is imported
     if run:

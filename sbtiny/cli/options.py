@@ -21,6 +21,9 @@ TRAIN, USE, HELP = "Train", "Use and measure", "Look"  # panels of the help
 AsJson = Annotated[bool, typer.Option("--json", help="JSON alone on stdout.")]
 FourBit = Annotated[bool | None, typer.Option("--4bit/--no-4bit", help="NF4 base weights (default: where there is a GPU).")]
 Model = Annotated[str | None, typer.Option("--model", "-m", help="Alias, hub id, folder or .gguf file (sbtiny models lists aliases).")]
+Base = Annotated[
+    str | None, typer.Option(metavar="MODEL", help="Where the model of a run is (default: as run.json says): hub id, folder or .gguf file.")
+]
 KvMemory = Annotated[
     float | None,
     typer.Option(metavar="GIB", help="GiB for the KV cache (default: most of the free memory); answers that do not fit wait."),
@@ -42,6 +45,7 @@ OPTIONS: dict[str, tuple[Any, str]] = {
     "config": (Annotated[Path | None, typer.Option("-c", "--config", help="Settings file (YAML).")], ""),
     "preset": (Annotated[str | None, typer.Option(help="cpu, t4, rtx4090, or auto: by what is here.")], ""),
     "model": (Model, "model"),
+    "base": (Base, "base"),
     "output": (Annotated[Path | None, typer.Option("--output", "-o", help="Run folder to write.")], ""),
     "format": (Annotated[str | None, typer.Option("--format", help=FORMAT)], "format"),
     "verifier": (Annotated[str | None, typer.Option(help=VERIFIER)], "{questions}.verifier"),

@@ -16,7 +16,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 @app.command("serve", rich_help_panel=USE)
-@with_flags("config", "preset", "extra", "seed", "four_bit", "backend", "engine", "kv_memory", *UPSTREAM, section="serve")
+@with_flags("config", "preset", "extra", "base", "seed", "four_bit", "backend", "engine", "kv_memory", *UPSTREAM, section="serve")
 def serve(
     name: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="A run folder, its name under runs/, a model, or a .gguf file.")],
     host: Annotated[str, typer.Option(help="Address to listen on; another than this machine's wants a key.")] = "127.0.0.1",
@@ -38,16 +38,15 @@ def serve(
     Example: sbtiny serve runs/demo --port 8000
     """
     from sbtiny import runs
-    from sbtiny.models.aliases import resolve
+    from sbtiny.models.aliases import model_of
 
     if missing := [module for module in NEEDED if find_spec(module) is None]:
         raise InputError(f"sbtiny serve needs {', '.join(missing)}: pip install 'sbtiny[serve]'")
     check_exposure(host, api_key, no_auth)
     run = runs.find_run(name)
-    model = runs.read_run(run)["model"] if run else name
+    model = model_of(name, flags.values.get("base"))
     own = {"model": model, "serve.budget": budget, "serve.ceiling": ceiling, "serve.temperature": temperature}
     settings, _, _ = flags.load_for_device(own | {"serve.max_num_seqs": slots, "serve.seconds": seconds, "serve.queue": queue})
-    resolve(model)
     if run:
         runs.check_finished(run)
     listener = listen(host, port)

@@ -49,7 +49,7 @@ def demo(*, flags: Flags) -> None:
 
 
 @app.command(rich_help_panel=TRAIN)
-@with_flags(*COMMON, *ASKING, *TRAINING, "model", "format", section="sft", questions="data")
+@with_flags(*COMMON, *ASKING, *TRAINING, "model", "base", "format", section="sft", questions="data")
 def sft(
     data: Annotated[str | None, typer.Option(help="Labelled rows; without it they are sampled first.")] = None,
     run: Annotated[str | None, typer.Option(help="Run whose adapter is trained on (default: a new adapter).")] = None,
@@ -67,10 +67,9 @@ def sft(
 
     flags.find_resumed("sft")
     start = find_start(run, flags.output if flags.resume else None)
-    about = runs.read_run(start) if start else {}
     if start and flags.values.get("model"):
         raise InputError(f"--run goes on from {start}, which has its model: leave --model out")
-    settings, preset, note = flags.load_for_device({key: about[key] for key in ("model", "format") if start} | {"sft.rows": data})
+    settings, preset, note = flags.load_for_device(inherited(start, flags) | {"sft.rows": data})
     settings = apply_auto_micro_batch(settings, "sft", preset)
     if flags.dry_run:
         return print_dry_run(settings, ("data", "sft"), preset, flags.as_json)
@@ -89,7 +88,7 @@ def sft(
 
 
 @app.command(rich_help_panel=TRAIN)
-@with_flags(*COMMON, *ASKING, *TRAINING, section="grpo")
+@with_flags(*COMMON, *ASKING, *TRAINING, "base", section="grpo")
 def grpo(
     run: Annotated[str | None, typer.Option(help="Cold-start run to start from (default: the newest).")] = None,
     data: Annotated[str | None, typer.Option(help="Questions (JSONL with question and answer).")] = None,
@@ -110,9 +109,7 @@ def grpo(
 
     flags.find_resumed("grpo")
     start = find_start(run, flags.output if flags.resume else None) or (None if flags.dry_run else runs.newest_run("sft"))
-    about = runs.read_run(start) if start else {}
-    inherited = {key: about.get(key) for key in ("model", "format")}
-    settings, preset, note = flags.load_for_device(inherited | {"grpo.questions": data, "grpo.cut_share": cut_share})
+    settings, preset, note = flags.load_for_device(inherited(start, flags) | {"grpo.questions": data, "grpo.cut_share": cut_share})
     settings = apply_auto_micro_batch(settings, "grpo", preset)
     if flags.dry_run:
         prompt = runs.kept_prompt(start, settings.prompt) if start else settings.prompt
@@ -140,6 +137,14 @@ def find_start(run: str | None, resumed_run: Path | None) -> Path | None:
     if run and parent and run_folder(run).resolve() != Path(parent).resolve():
         raise InputError(f"--run is {run}, but {resumed_run} went on from {parent}: leave --run out, or start a new run without --resume")
     return run_folder(found) if (found := run or parent) else None
+
+
+def inherited(start: Path | None, flags: Flags) -> dict[str, str]:
+    """Model and format of the run that is trained on, by settings key. Raises InputError where its model is not here."""
+    from sbtiny import runs
+    from sbtiny.models.aliases import model_of
+
+    return {"model": model_of(str(start), flags.values.get("base")), "format": runs.read_run(start)["format"]} if start else {}
 
 
 def print_next_step(verb: str, folder: Path, as_json: bool) -> None:

@@ -11,7 +11,7 @@ from sbtiny.config import PromptSettings, Settings
 from sbtiny.errors import InputError
 from sbtiny.export import gguf, kquants
 from sbtiny.models.adapters import read_adapter_config
-from sbtiny.models.aliases import Source, resolve
+from sbtiny.models.aliases import Source, model_of, resolve
 from sbtiny.models.device import Dtype
 
 Merge = Literal["dequantized", "original"]
@@ -55,7 +55,7 @@ def make_config(
     adapter = read_adapter_config(run / "adapter")
     output = output or run / "export"
     check_output(output)
-    source = check_hub_base(run, adapter, resolve(about["model"]))
+    source = check_hub_base(run, adapter, resolve(model_of(str(run), settings.base)))
     prompt, form = runs.kept_prompt(run, settings.prompt), FORMATS[about["format"]]
     return ExportConfig(run, settings, source, output, form, merge, dtype, kinds, nf4, about.get("dtype"), check, prompt)
 

@@ -37,7 +37,7 @@ class ExportWriter:
         if plan.kinds:
             gguf.check_architecture(self.config)
         self.tokenizer = load_export_tokenizer(self.base, plan.form, plan.prompt)
-        runs.check_base(plan.run, read_folder(self.base).fingerprint())
+        runs.check_base(plan.run, read_folder(self.base).fingerprint(), plan.settings.base)
         as_trained = plan.merge == "dequantized"
         dtype = getattr(torch, plan.trained_in) if as_trained and plan.trained_in else None
         self.merged = Merged(self.base, plan.run / "adapter", as_trained and plan.nf4, self.config.tie_word_embeddings, dtype)

@@ -11,7 +11,7 @@ from sbtiny.config import Settings
 from sbtiny.grpo import preflight, rollouts
 from sbtiny.grpo import trainer as grpo
 from sbtiny.grpo.group_reward import GroupReward
-from sbtiny.models.aliases import absolute_name
+from sbtiny.models.aliases import absolute_name, model_of
 from sbtiny.models.prompt import check_texts
 from sbtiny.rollout.load_policy import base_info, load_policy
 from sbtiny.rollout.max_tokens import choose_max_tokens
@@ -44,7 +44,9 @@ def inherit_settings(settings: Settings, start: Path, resumed: Path | None = Non
     if resumed:
         most = runs.kept_max_tokens(resumed, settings.grpo.max_tokens)
         settings = replace(settings, grpo=replace(settings.grpo, max_tokens=most))
-    return replace(settings, model=absolute_name(run["model"]), format=run["format"], prompt=runs.kept_prompt(start, settings.prompt))
+    model = absolute_name(model_of(str(start), settings.base))
+    prompt = runs.kept_prompt(start, settings.prompt)
+    return replace(settings, model=model, base=settings.base and model, format=run["format"], prompt=prompt)
 
 
 def run_grpo(

@@ -9,7 +9,7 @@ from typing import Literal
 
 from sbtiny.config import PromptSettings
 from sbtiny.errors import InputError
-from sbtiny.runs import find_run, kept_prompt
+from sbtiny.runs import find_run, kept_prompt, read_run
 
 BUNDLED = Path(__file__).parent.parent / "assets" / "tiny"
 STEP_BY_STEP = r"Please reason step by step, and put your final answer within \boxed{}."  # as the model cards recommend for maths
@@ -86,6 +86,22 @@ def fill_prompt(wanted: PromptSettings, name: str) -> PromptSettings:
     return wanted if wanted.instruction is not None else replace(wanted, instruction=own)
 
 
+def model_of(name: str, base: str | None = None) -> str:
+    """The model that a name stands for: of a run `base`, or else the one that its run.json names; of any other name, itself.
+
+    Raises InputError for an unknown model, and for a base of what is no run.
+    """
+    run = find_run(name)
+    if run is None and base is not None:
+        raise InputError(f"base says where the model of a run is, and {name} is no run: leave it out")
+    model = base or read_run(run)["model"] if run else name
+    try:
+        resolve(model)
+    except InputError as error:
+        raise InputError(f"{error}; or say with --base where the model of {run} is") if run and base is None else error from error
+    return model
+
+
 def absolute_name(name: str) -> str:
     """A model's name that means the same in any working directory: paths become absolute."""
     is_path = find_alias(name) is None and resolve(name).kind in ("folder", "gguf")
@@ -109,7 +125,7 @@ def _packaged_gguf(package: str) -> Path | None:
 
 def _advice(name: str) -> str:
     if Path(name).is_absolute():
-        return ": there is no such folder; check the path (a run names its base in run.json, under model)"
+        return ": there is no such folder; check the path"
     near = get_close_matches(name.lower(), [alias.name for alias in ALIASES], 1)
     if near:
         return f"; did you mean {near[0]!r}? (sbtiny models lists them)"

@@ -12,7 +12,7 @@ from sbtiny import runs
 from sbtiny.budget.protocol import FORMATS, SOLUTION, Format
 from sbtiny.config import EngineName, PromptSettings, Settings
 from sbtiny.errors import InputError
-from sbtiny.models.aliases import fill_prompt, resolve
+from sbtiny.models.aliases import fill_prompt, model_of, resolve
 from sbtiny.models.chat_template import form_of_template
 from sbtiny.models.gguf import open_gguf, tokenizer_from_gguf
 from sbtiny.models.load import add_lora, load_model, read_base
@@ -77,7 +77,7 @@ def load_policy(name: str, settings: Settings, slots: int, trainable: bool = Fal
     torch.manual_seed(settings.seed)
     if folder is None and name.endswith(".gguf") and not trainable and settings.engine == "ours" and llama_cpp.is_available():
         return build_gguf_policy(Path(resolve(name).ref), slots, settings.kv_cache_gib, settings.prompt)
-    about = runs.read_run(folder) if folder else {"model": name, "format": settings.format}
+    about = (runs.read_run(folder) if folder else {"format": settings.format}) | {"model": model_of(name, settings.base)}
     if settings.engine == "vllm":
         vllm.require_vllm(settings.backend, is_four_bit(settings, about))
     adapter = folder / "adapter" if folder else None
@@ -86,7 +86,7 @@ def load_policy(name: str, settings: Settings, slots: int, trainable: bool = Fal
     if standing := [place for place in (folder, run) if place]:
         fingerprint = read_base(about["model"]).fingerprint()
         for place in standing:
-            runs.check_base(place, fingerprint)
+            runs.check_base(place, fingerprint, settings.base)
     options = {"four_bit": is_four_bit(settings, about), "vllm": settings.engine == "vllm", "backend": settings.backend}
     model, tokenizer = load_model(about["model"], **options, adapter=adapter, trainable=trainable)
     if trainable and adapter is None:

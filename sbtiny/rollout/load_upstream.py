@@ -11,7 +11,7 @@ from sbtiny import runs
 from sbtiny.budget.protocol import FORMATS
 from sbtiny.config import UPSTREAM_KEY, Settings
 from sbtiny.errors import InputError, UpstreamError
-from sbtiny.models.aliases import fill_prompt, resolve
+from sbtiny.models.aliases import fill_prompt, model_of, resolve
 from sbtiny.models.chat_template import form_of_template
 from sbtiny.models.fingerprint import file_fingerprint, policy_fingerprint
 from sbtiny.models.gguf import open_gguf, read_ends, read_field, tokenizer_from_gguf
@@ -37,14 +37,14 @@ def load_upstream_policy(name: str, settings: Settings, slots: int) -> Policy:
 
     Raises InputError for a server that cannot be reached, is none of the three, or has another model.
     """
-    tokenizer, rows, stops, positions = read_vocabulary(name)
+    tokenizer, rows, stops, positions = read_vocabulary(model_of(name, settings.base))
     trained, run = form_of_template(tokenizer.chat_template), runs.find_run(name)
     form = FORMATS[runs.read_run(run)["format"]] if run else trained or FORMATS[settings.format]
     opening = fit_template(tokenizer, form, fill_prompt(settings.prompt, name))
     key = os.environ.get(UPSTREAM_KEY)
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     upstreams = [connect(address, headers, tokenizer, stops, rows) for address in settings.upstream.split(",")]
-    reader, weights = StreamReader(headers), weights_fingerprint(name)
+    reader, weights = StreamReader(headers), weights_fingerprint(name, settings.base)
     encode = partial(continuation_ids, tokenizer)
     vocabulary = UpstreamVocabulary(token_pieces(tokenizer, rows), stop_mask(stops, rows), encode)
 
@@ -62,9 +62,8 @@ def load_upstream_policy(name: str, settings: Settings, slots: int) -> Policy:
 
 
 def read_vocabulary(name: str) -> tuple[PreTrainedTokenizerBase, int, frozenset[int], int | None]:
-    """Tokenizer, rows of the vocabulary, stop tokens and longest sequence of a run's base, a model or a .gguf file."""
-    run = runs.find_run(name)
-    source = resolve(runs.read_run(run)["model"] if run else name)
+    """Tokenizer, rows of the vocabulary, stop tokens and longest sequence of a model or a .gguf file."""
+    source = resolve(name)
     if source.kind == "gguf":
         return read_gguf_vocabulary(Path(source.ref))
     folder = base_folder(source)
@@ -81,12 +80,11 @@ def read_gguf_vocabulary(file: Path) -> tuple[PreTrainedTokenizerBase, int, froz
     return tokenizer, rows, stops, read_field(reader, f"{read_field(reader, 'general.architecture')}.context_length")
 
 
-def weights_fingerprint(name: str) -> str:
+def weights_fingerprint(name: str, base: str | None = None) -> str:
     """The fingerprint of what is given here; the server's weights are not seen. Of a folder without weights that of its config."""
     if run := runs.find_run(name):
-        about = runs.read_run(run)
-        base = about.get("base") or read_base(about["model"]).fingerprint()
-        return policy_fingerprint(base, False, run / "adapter")
+        known = runs.read_run(run).get("base") or read_base(model_of(name, base)).fingerprint()
+        return policy_fingerprint(known, False, run / "adapter")
     source = resolve(name)
     if source.kind == "gguf":
         return file_fingerprint(Path(source.ref))

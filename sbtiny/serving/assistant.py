@@ -276,14 +276,16 @@ def load(
     seed: int = 0,
     engine: EngineName = "ours",
     four_bit: bool | None = None,
+    base: str | None = None,
     settings: Settings | None = None,
 ) -> Assistant:
     """Load a run, a model or a .gguf file to ask it questions.
 
-    `model`: a run folder or its name under runs/, an alias, a hub id, a folder or a .gguf file. `settings` take the place of the other
-    arguments. A calibration beside it makes the promises. Raises InputError for what cannot be loaded.
+    `model`: a run folder or its name under runs/, an alias, a hub id, a folder or a .gguf file. `base`: where the model of a run is, if
+    not where its run.json says. `settings` take the place of the other arguments. A calibration beside it makes the promises. Raises
+    InputError for what cannot be loaded.
     """
-    settings = settings or Settings(model=model, seed=seed, engine=engine, four_bit=four_bit)
+    settings = settings or Settings(model=model, base=base, seed=seed, engine=engine, four_bit=four_bit)
     default_ask(settings.serve)  # a wrong budget is told before a model is loaded for minutes
     with quiet_while_loading():
         policy = load_policy(model, settings, settings.serve.max_num_seqs)

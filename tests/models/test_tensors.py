@@ -1,6 +1,7 @@
 """Tensors that do not fit config.json give one line, before any weight is loaded."""
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -13,10 +14,11 @@ from transformers import AutoModelForCausalLM
 
 from sbtiny import runs
 from sbtiny.cli.main import main
-from sbtiny.coldstart.run import run_sft
+from sbtiny.coldstart.run import complete_settings, run_sft
 from sbtiny.config import Settings
 from sbtiny.errors import InputError
 from sbtiny.export.merge import Merged
+from sbtiny.grpo.run import inherit_settings
 from sbtiny.models.aliases import BUNDLED, absolute_name
 from sbtiny.models.gguf import read_gguf
 from sbtiny.models.load import load_model, read_base
@@ -276,6 +278,23 @@ def test_a_base_that_is_gone_is_named_with_its_path(made: Path, tmp_path: Path) 
     (run / "run.json").write_text(json.dumps(runs.read_run(run) | {"model": str(tmp_path / "gone")}))
     with pytest.raises(InputError, match=rf"unknown model '{tmp_path / 'gone'}': there is no such folder; check the path"):
         load_policy(str(run), Settings(), 2)
+
+
+@pytest.mark.parametrize("verb", [("eval",), ("chat",), ("grpo", "--run"), ("sft", "--run"), ("export",)])
+def test_where_the_base_of_a_run_is_may_be_said(verb: tuple, made: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    run, other = shutil.copytree(made / "run", tmp_path / "run"), changed(tmp_path / "other", WEIGHTS | {Q: WEIGHTS[Q] * 1.01})
+    (run / "run.json").write_text(json.dumps(runs.read_run(run) | {"model": "gone.gguf"}))
+    monkeypatch.chdir(tmp_path)
+    lost = "no file gone.gguf: check the path; or say with --base where the model of run is"
+    assert lost in sbtiny(monkeypatch, capsys, *verb, "run")
+    message = sbtiny(monkeypatch, capsys, *verb, "run", "--base", "other", *(("What is 3 + 4?",) if verb == ("chat",) else ()))
+    assert re.search(r"other \(fingerprint \w+\) has other weights than the base run was trained on", message)
+    found = load_policy("run", Settings(base=str(made / "base"), four_bit=False), 2)
+    assert base_info(found)["base"] == runs.read_run(run)["base"]
+    for settings in (inherit_settings(Settings(base="other"), run), complete_settings(Settings(base="other"), None, run)):
+        assert settings.model == settings.base == str(other)
+    with pytest.raises(InputError, match="base says where the model of a run is, and tiny is no run: leave it out"):
+        load_policy("tiny", Settings(base="other"), 2)
 
 
 def test_a_run_goes_on_only_on_the_base_it_began_with(made: Path, tmp_path: Path, monkeypatch) -> None:
