@@ -48,9 +48,9 @@ def foretell_budgets(policy: Policy, questions: Sequence[Question], lengths: Map
         )
     logs = np.log([np.quantile(lengths[questions[i].id], quantile) for i in known])
     states = read_hidden_states(policy, questions)
-    penalty = choose_penalty(states[known], logs)
-    foretold = fit_ridge(states[known], logs, penalty)(states)
-    foretold[known] = cross_predict(states[known], logs, penalty)
+    crossed, penalty = cross_predict(states[known], logs)
+    foretold = fit_ridges(states[known], logs)(states)[penalty]
+    foretold[known] = crossed
     return [fill_row(question, None, round_budget(np.exp(value))) for question, value in zip(questions, foretold, strict=True)]
 
 
@@ -79,25 +79,24 @@ def read_hidden_states(policy: Policy, questions: Sequence[Question]) -> Matrix:
     return states
 
 
-def fit_ridge(states: Matrix, targets: Matrix, penalty: float) -> Callable[[Matrix], Matrix]:
-    """Fit a ridge regression on standardized states; returns its prediction. `penalty`: a multiple of the number of rows."""
+def fit_ridges(states: Matrix, targets: Matrix) -> Callable[[Matrix], Matrix]:
+    """Fit a ridge regression for each of PENALTIES on standardized states; returns their predictions, (penalties, rows).
+
+    With states = U S V', the weights are V (S U' targets) / (S^2 + penalty): one decomposition serves all.
+    """
     mean, spread, middle = states.mean(0), states.std(0) + 1e-6, targets.mean()
-    inputs = (states - mean) / spread
-    gram = inputs.T @ inputs + penalty * len(inputs) * np.eye(inputs.shape[1])
-    weights = np.linalg.solve(gram, inputs.T @ (targets - middle))
-    return lambda others: (others - mean) / spread @ weights + middle
+    left, scales, right = np.linalg.svd((states - mean) / spread, full_matrices=False)
+    along = scales * (left.T @ (targets - middle))
+    weights = right.T @ (along[:, None] / (scales[:, None] ** 2 + len(states) * np.array(PENALTIES)))
+    return lambda others: ((others - mean) / spread @ weights + middle).T
 
 
-def cross_predict(states: Matrix, targets: Matrix, penalty: float) -> Matrix:
-    """Predict each row from the rows of the other folds."""
+def cross_predict(states: Matrix, targets: Matrix) -> tuple[Matrix, int]:
+    """Predict each row from the rows of the other folds, with the place in PENALTIES that has the smallest squared error there."""
     folds = np.random.default_rng(0).permutation(len(targets)) % FOLDS
-    predicted = np.empty(len(targets))
+    predicted = np.empty((len(PENALTIES), len(targets)))
     for fold in range(FOLDS):
         inside = folds == fold
-        predicted[inside] = fit_ridge(states[~inside], targets[~inside], penalty)(states[inside])
-    return predicted
-
-
-def choose_penalty(states: Matrix, targets: Matrix) -> float:
-    """The penalty with the smallest squared error on rows that were left out."""
-    return min(PENALTIES, key=lambda penalty: float(np.square(cross_predict(states, targets, penalty) - targets).sum()))
+        predicted[:, inside] = fit_ridges(states[~inside], targets[~inside])(states[inside])
+    best = int(np.square(predicted - targets).sum(1).argmin())
+    return predicted[best], best
