@@ -56,7 +56,7 @@ def foretell_budgets(policy: Policy, questions: Sequence[Question], lengths: Map
 
 def round_budget(tokens: float) -> int:
     """Round to two digits: a third is chance, and would have to be learnt."""
-    return max(1, round(tokens, 1 - int(np.log10(tokens)) if tokens >= 100 else None))
+    return max(1, int(round(tokens, 1 - int(np.log10(tokens)) if tokens >= 100 else 0)))
 
 
 @torch.no_grad()

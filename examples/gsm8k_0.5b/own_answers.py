@@ -1,0 +1,86 @@
+"""Rows that draw a run's budgets together: its own answers to training questions, told less and more, and budgets of a lower quantile.
+
+    python examples/gsm8k_0.5b/own_answers.py RUN QUESTIONS.jsonl ROWS.jsonl [--base MODEL] [--budgets BUDGETS.jsonl] [--share 1] [--seed 0]
+
+Each of 64 questions is answered six times: twice each told 0.5, 1 and 2 times `share` of what the run states for it. Every answer that is
+kept is labelled with its own length, as a *given* budget. Kept are those nearest to what they were told, right ones first. BUDGETS.jsonl
+holds rows of a budget alone (rows.py); 200 of them join, times `share`.
+"""
+
+import argparse
+import random
+from pathlib import Path
+from typing import Any
+
+from sbtiny import runs
+from sbtiny.coldstart.foretell import round_budget
+from sbtiny.coldstart.sample_correct import classify_answer, fill_row
+from sbtiny.load_settings import load_settings
+from sbtiny.models.prompt import continuation_ids
+from sbtiny.rollout.load_policy import load_policy
+from sbtiny.rollout.policy import Policy
+from sbtiny.rollout.sampling import Sampling
+from sbtiny.tasks.load import load_questions
+from sbtiny.tasks.sources import Question, read_rows
+from sbtiny.tasks.verify import load_verifier
+
+QUESTIONS, DRAWS, BUDGETS = 64, 2, 200
+ROOM = 480  # longest answer, in tokens
+USUAL_BUDGET = 180  # where a run states none
+KEPT = {0.5: (40, 0.5), 1: (40, 0.3), 2: (40, 0.5)}  # by the multiple told: rows, and how far off a right answer comes before wrong ones
+
+Told = tuple[bool, int, dict[str, Any]]  # whether it is right, the budget told, the row
+
+
+def answer_told(policy: Policy, questions: list[Question], share: float, seed: int) -> dict[float, list[Told]]:
+    """Well-formed answers told `share` of the stated budget and twice that, by the multiple told."""
+    verify = load_verifier("auto")
+    asked = policy.sample([policy.budget_request(q.question, i) for i, q in enumerate(questions)], Sampling(0.0, 1.0))
+    budgets = [(episode.parsed.budget or USUAL_BUDGET) * share for episode in asked]
+    told = [(q, b, times) for q, b in zip(questions, budgets, strict=True) for times in KEPT for _ in range(DRAWS)]
+    requests = [policy.request(q.question, ROOM, seed=10_000 * seed + i, budget=round(b * times)) for i, (q, b, times) in enumerate(told)]
+    found: dict[float, list[Told]] = {times: [] for times in KEPT}
+    for (question, budget, times), episode in zip(told, policy.sample(requests, Sampling(0.7, 0.95)), strict=True):
+        kind = classify_answer(episode, question, verify)
+        if kind != "cut" and episode.parsed.ok:
+            body = episode.solution.strip()
+            row = fill_row(question, body, len(continuation_ids(policy.tokenizer, body))) | {"given": True}
+            found[times].append((kind == "row", round(budget * times), row))
+    return found
+
+
+def keep_nearest(answers: list[Told], count: int, furthest: float) -> list[dict[str, Any]]:
+    def order(answer: Told) -> tuple[bool, float]:
+        right, told, row = answer
+        off = abs(row["budget"] - told) / told
+        return not right or off > furthest, off
+
+    return [row for _, _, row in sorted(answers, key=order)[:count]]
+
+
+def draw(items: list[Any], most: int, rng: random.Random) -> list[Any]:
+    return rng.sample(items, min(most, len(items)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run")
+    parser.add_argument("questions")
+    parser.add_argument("rows", type=Path)
+    parser.add_argument("--base")
+    parser.add_argument("--budgets")
+    parser.add_argument("--share", type=float, default=1.0)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    rng = random.Random(args.seed)
+    policy = load_policy(args.run, load_settings(overrides=[("four_bit", False), *([("base", args.base)] if args.base else [])]), QUESTIONS)
+    questions = draw(load_questions(args.questions, "train", 10_000), QUESTIONS, rng)
+    answers = answer_told(policy, questions, args.share, args.seed)
+    budgets = draw(read_rows(args.budgets), BUDGETS, rng) if args.budgets else []
+    rows = [row for times, (count, furthest) in KEPT.items() for row in keep_nearest(answers[times], count, furthest)]
+    runs.write_jsonl(args.rows, rows + [row | {"budget": round_budget(row["budget"] * args.share)} for row in budgets])
+    print(f"{len(rows)} answers, {len(budgets)} budgets")
+
+
+if __name__ == "__main__":
+    main()
