@@ -41,7 +41,7 @@ def return_freed_memory() -> None:
     """Make glibc return large buffers to the system as they are freed. A setting of the user's in the environment wins.
 
     By default it keeps buffers up to 32 MB for reuse. With answers of every length none fits again: a cold start of smollm2-135m held
-    8.8 GiB instead of 6.3 (dev/LOG.md, 26). New buffers cost no time beside a model of that size, but 50 % more beside a tiny one.
+    8.8 GiB instead of 6.3 (dev/LOG.md, 26). New buffers cost time: 50 % more beside a tiny model, up to 40 % of an update of 0.5B (LOG 32).
     """
     if "MALLOC_MMAP_THRESHOLD_" in os.environ or os.name == "nt":
         return
