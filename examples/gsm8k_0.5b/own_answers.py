@@ -14,9 +14,8 @@ from typing import Any
 
 from sbtiny import runs
 from sbtiny.coldstart.foretell import round_budget
-from sbtiny.coldstart.sample_correct import classify_answer, fill_row
+from sbtiny.coldstart.sample_correct import classify_answer, make_row
 from sbtiny.load_settings import load_settings
-from sbtiny.models.prompt import continuation_ids
 from sbtiny.rollout.load_policy import load_policy
 from sbtiny.rollout.policy import Policy
 from sbtiny.rollout.sampling import Sampling
@@ -33,7 +32,7 @@ Told = tuple[bool, int, dict[str, Any]]  # whether it is right, the budget told,
 
 
 def answer_told(policy: Policy, questions: list[Question], share: float, seed: int) -> dict[float, list[Told]]:
-    """Well-formed answers told `share` of the stated budget and twice that, by the multiple told."""
+    """Well-formed answers told KEPT's multiples of `share` of the stated budget, by the multiple."""
     verify = load_verifier("auto")
     asked = policy.sample([policy.budget_request(q.question, i) for i, q in enumerate(questions)], Sampling(0.0, 1.0))
     budgets = [(episode.parsed.budget or USUAL_BUDGET) * share for episode in asked]
@@ -43,8 +42,7 @@ def answer_told(policy: Policy, questions: list[Question], share: float, seed: i
     for (question, budget, times), episode in zip(told, policy.sample(requests, Sampling(0.7, 0.95)), strict=True):
         kind = classify_answer(episode, question, verify)
         if kind != "cut" and episode.parsed.ok:
-            body = episode.solution.strip()
-            row = fill_row(question, body, len(continuation_ids(policy.tokenizer, body))) | {"given": True}
+            row = make_row(policy, question, episode.solution.strip()) | {"given": True}
             found[times].append((kind == "row", round(budget * times), row))
     return found
 

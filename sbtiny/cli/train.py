@@ -69,7 +69,7 @@ def sft(
     start = find_start(run, flags.output if flags.resume else None)
     if start and flags.values.get("model"):
         raise InputError(f"--run goes on from {start}, which has its model: leave --model out")
-    settings, preset, note = flags.load_for_device(inherited(start, flags) | {"sft.rows": data})
+    settings, preset, note = flags.load_for_device(inherit_model(start, flags) | {"sft.rows": data})
     settings = apply_auto_micro_batch(settings, "sft", preset)
     if flags.dry_run:
         return print_dry_run(settings, ("data", "sft"), preset, flags.as_json)
@@ -109,7 +109,7 @@ def grpo(
 
     flags.find_resumed("grpo")
     start = find_start(run, flags.output if flags.resume else None) or (None if flags.dry_run else runs.newest_run("sft"))
-    settings, preset, note = flags.load_for_device(inherited(start, flags) | {"grpo.questions": data, "grpo.cut_share": cut_share})
+    settings, preset, note = flags.load_for_device(inherit_model(start, flags) | {"grpo.questions": data, "grpo.cut_share": cut_share})
     settings = apply_auto_micro_batch(settings, "grpo", preset)
     if flags.dry_run:
         prompt = runs.kept_prompt(start, settings.prompt) if start else settings.prompt
@@ -139,7 +139,7 @@ def find_start(run: str | None, resumed_run: Path | None) -> Path | None:
     return run_folder(found) if (found := run or parent) else None
 
 
-def inherited(start: Path | None, flags: Flags) -> dict[str, str]:
+def inherit_model(start: Path | None, flags: Flags) -> dict[str, str]:
     """Model and format of the run that is trained on, by settings key. Raises InputError where its model is not here."""
     from sbtiny import runs
     from sbtiny.models.aliases import model_of

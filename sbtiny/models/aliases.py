@@ -98,7 +98,9 @@ def model_of(name: str, base: str | None = None) -> str:
     try:
         resolve(model)
     except InputError as error:
-        raise InputError(f"{error}; or say with --base where the model of {run} is") if run and base is None else error from error
+        if run is None or base is not None:
+            raise
+        raise InputError(f"{error}; or say with --base where the model of {run} is") from error
     return model
 
 
