@@ -12,7 +12,6 @@ from sbtiny.cli.options import UPSTREAM, USE, Flags, start_work, with_flags
 from sbtiny.errors import InputError
 
 NEEDED = ("fastapi", "uvicorn", "sse_starlette", "prometheus_client")
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 @app.command("serve", rich_help_panel=USE)
@@ -42,7 +41,9 @@ def serve(
 
     if missing := [module for module in NEEDED if find_spec(module) is None]:
         raise InputError(f"sbtiny serve needs {', '.join(missing)}: pip install 'sbtiny[serve]'")
-    check_exposure(host, api_key, no_auth)
+    from sbtiny.serving.guard import LOOPBACK
+
+    check_exposure(host, host in LOOPBACK, api_key, no_auth)
     run = runs.find_run(name)
     model = model_of(name, flags.values.get("base"))
     own = {"model": model, "serve.budget": budget, "serve.ceiling": ceiling, "serve.temperature": temperature}
@@ -57,10 +58,10 @@ def serve(
     run_server(name, settings, listener, api_key, cors or (), host in LOOPBACK)
 
 
-def check_exposure(host: str, api_key: str | None, no_auth: bool) -> None:
+def check_exposure(host: str, is_local: bool, api_key: str | None, no_auth: bool) -> None:
     if api_key is not None and not api_key.strip():
         raise InputError("--api-key is empty: give a key")
-    if host not in LOOPBACK and api_key is None and not no_auth:
+    if not is_local and api_key is None and not no_auth:
         raise InputError(f"--host {host} opens the server to others: give --api-key KEY, or --no-auth to let everyone in")
 
 
@@ -69,7 +70,8 @@ def listen(host: str, port: int) -> Any:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         listener = socket.create_server((host, port), family=family, backlog=2048)
-    except OSError as error:
-        raise InputError(f"cannot listen on {host}:{port} ({error.strerror or error}): use another --host or --port") from error
+    except (OSError, UnicodeError) as error:  # UnicodeError: of a name that no address can have, such as a..b
+        why = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot listen on {host}:{port} ({why}): use another --host or --port") from error
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else the first event waits 40 ms for the header's delayed ACK
     return listener

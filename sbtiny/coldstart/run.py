@@ -8,7 +8,7 @@ from sbtiny.coldstart import trainer as sft
 from sbtiny.coldstart.build import build_data
 from sbtiny.coldstart.rows import read_labelled, warn_of_other_prompt
 from sbtiny.config import AUTO, Settings
-from sbtiny.models.aliases import absolute_name, fill_prompt, model_of
+from sbtiny.models.aliases import absolute_name, fill_prompt, inherit_settings
 from sbtiny.models.prompt import check_prompts
 from sbtiny.planning.workload import StageWorkload
 from sbtiny.rollout.load_policy import base_info, load_policy
@@ -38,10 +38,11 @@ def complete_settings(settings: Settings, resumed: Path | None, start: Path | No
 
     `start`: the run that is trained on; its model, format and prompt are taken.
     """
-    model = absolute_name(model_of(str(start), settings.base) if start else settings.model)
-    form = runs.read_run(start)["format"] if start else settings.format
-    prompt = fill_prompt(settings.prompt, str(resumed or start or settings.model))
-    settings = replace(settings, model=model, base=settings.base and model, format=form, prompt=prompt)
+    if start:
+        settings = inherit_settings(settings, start)
+    else:
+        prompt = fill_prompt(settings.prompt, str(resumed or settings.model))
+        settings = replace(settings, model=absolute_name(settings.model), prompt=prompt)
     most = runs.kept_max_tokens(resumed, settings.data.max_tokens) if resumed else settings.data.max_tokens
     return replace(settings, data=replace(settings.data, max_tokens=most))
 

@@ -11,7 +11,7 @@ from sbtiny.config import Settings
 from sbtiny.grpo import preflight, rollouts
 from sbtiny.grpo import trainer as grpo
 from sbtiny.grpo.group_reward import GroupReward
-from sbtiny.models.aliases import absolute_name, model_of
+from sbtiny.models.aliases import inherit_settings
 from sbtiny.models.prompt import check_texts
 from sbtiny.rollout.load_policy import base_info, load_policy
 from sbtiny.rollout.max_tokens import choose_max_tokens
@@ -35,18 +35,11 @@ def training_questions(settings: Settings) -> list[Question]:
     return questions[: g.steps * g.prompts_per_step]
 
 
-def inherit_settings(settings: Settings, start: Path, resumed: Path | None = None) -> Settings:
-    """The settings with model, format and prompt of the run `start`; a run that is `resumed` has chosen its most tokens already.
-
-    Raises InputError where another prompt is set.
-    """
-    run = runs.read_run(start)
-    if resumed:
-        most = runs.kept_max_tokens(resumed, settings.grpo.max_tokens)
-        settings = replace(settings, grpo=replace(settings.grpo, max_tokens=most))
-    model = absolute_name(model_of(str(start), settings.base))
-    prompt = runs.kept_prompt(start, settings.prompt)
-    return replace(settings, model=model, base=settings.base and model, format=run["format"], prompt=prompt)
+def complete_settings(settings: Settings, start: Path, resumed: Path | None) -> Settings:
+    """The settings with what they take from the run `start`; a run that is `resumed` keeps its most tokens."""
+    settings = inherit_settings(settings, start)
+    most = runs.kept_max_tokens(resumed, settings.grpo.max_tokens) if resumed else settings.grpo.max_tokens
+    return replace(settings, grpo=replace(settings.grpo, max_tokens=most))
 
 
 def run_grpo(
@@ -70,7 +63,7 @@ def run_grpo(
 def train_grpo_in(folder: Path, settings: Settings, start: Path, resume: bool, force: bool, reward: GroupReward | None) -> None:
     """GRPO in a folder that this process has claimed."""
     # The main process's settings for all: each may have derived another micro-batch from its free memory.
-    settings = distributed.broadcast_from_main(lambda: inherit_settings(settings, start, folder if resume else None))
+    settings = distributed.broadcast_from_main(lambda: complete_settings(settings, start, folder if resume else None))
     verify = load_verifier(settings.grpo.verifier)
     questions = training_questions(settings)
     check_references(verify, questions)

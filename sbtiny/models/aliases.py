@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from sbtiny.config import PromptSettings
+from sbtiny.config import PromptSettings, Settings
 from sbtiny.errors import InputError
 from sbtiny.runs import find_run, kept_prompt, read_run
 
@@ -102,6 +102,13 @@ def model_of(name: str, base: str | None = None) -> str:
             raise
         raise InputError(f"{error}; or say with --base where the model of {run} is") from error
     return model
+
+
+def inherit_settings(settings: Settings, run: Path) -> Settings:
+    """The settings with model, format and prompt of the run that is trained on. Raises InputError where another prompt is set."""
+    model = absolute_name(model_of(str(run), settings.base))
+    prompt = kept_prompt(run, settings.prompt)
+    return replace(settings, model=model, base=settings.base and model, format=read_run(run)["format"], prompt=prompt)
 
 
 def absolute_name(name: str) -> str:

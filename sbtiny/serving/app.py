@@ -18,7 +18,7 @@ from sbtiny.serving.budget_dialects import EFFORTS, THINKING_TYPES
 from sbtiny.serving.guard import Guard
 from sbtiny.serving.request_error import RequestError, error_body
 from sbtiny.serving.requests import MOST_STOP_CHARACTERS, MOST_STOPS, ROLES_OF_REQUESTS
-from sbtiny.serving.server import Server
+from sbtiny.serving.server import MOST_EXTENSION, Server
 from sbtiny.serving.worker import Worker
 
 STOP = {"type": "string", "minLength": 1, "maxLength": MOST_STOP_CHARACTERS}
@@ -26,6 +26,7 @@ TEXTS = {"oneOf": [STOP, {"type": "array", "items": STOP, "maxItems": MOST_STOPS
 ROLE = {"type": "string", "enum": list(ROLES_OF_REQUESTS)}
 TURN = {"type": "object", "required": ["role", "content"], "properties": {"role": ROLE, "content": {"type": "string"}}}
 TOKENS = {"type": "integer", "minimum": -1, "maximum": MAX_BUDGET}
+EXTENSION = {"type": "integer", "minimum": 1, "maximum": MOST_EXTENSION}
 OWN_BUDGET = {
     "type": "object",
     "minProperties": 1,
@@ -93,7 +94,8 @@ def create_app(worker: Worker, name: str, api_key: str | None = None, cors: Sequ
         worker.start()
         yield
         worker.stop()
-        await asyncio.to_thread(worker.thread.join, 30)
+        if worker.state != "loading":  # a model that loads reads no inbox, and its thread ends with the process
+            await asyncio.to_thread(worker.thread.join, 30)
 
     AppStatus.disable_automatic_graceful_drain()  # at SIGTERM what runs is finished; every stream of ours ends by itself
     server = Server(worker, name)
@@ -101,7 +103,7 @@ def create_app(worker: Worker, name: str, api_key: str | None = None, cors: Sequ
     app.state.server = server
     for path, route, more in (
         ("/v1/chat/completions", server.chat, describe_body({"messages": {"type": "array", "items": TURN, "minItems": 1}}, **COMMON)),
-        ("/v1/chat/completions/control", server.control, describe_body({"id": {"type": "string"}, "action": ACTION}, tokens=TOKENS)),
+        ("/v1/chat/completions/control", server.control, describe_body({"id": {"type": "string"}, "action": ACTION}, tokens=EXTENSION)),
         ("/v1/completions", server.complete, describe_body({"prompt": {"type": "string", "minLength": 1}}, **COMMON)),
     ):
         app.add_api_route(path, route, methods=["POST"], response_model=None, openapi_extra=more)

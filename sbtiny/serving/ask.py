@@ -82,7 +82,7 @@ def choose_budget(ask: Ask, budget: int | str | None = None, seconds: float | No
     if seconds is not None:
         if not 0 < seconds < math.inf:
             raise InputError(f"a budget of {seconds} seconds: it must be above 0")
-        return replace(ask, choice=BudgetChoice("seconds", float(seconds)))
+        return replace(ask, choice=BudgetChoice("seconds", float(seconds)), coverage=None)
     return ask if coverage is None else replace(ask, coverage=coverage)
 
 

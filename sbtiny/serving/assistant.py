@@ -201,8 +201,7 @@ class Assistant:
     @contextmanager
     def base_model(self) -> Iterator[None]:
         """Answer with the base model, adapter off and no budget stated. Raises InputError for what has no adapter."""
-        if not hasattr(self.policy.model, "disable_adapter"):
-            raise InputError("there is no base model to compare with: only a run has one")
+        self.check_base_model()
         calibration, self.calibration = self.calibration, None
         try:
             with self.policy.initial_model():
@@ -211,6 +210,11 @@ class Assistant:
         finally:
             self.calibration = calibration
             self._reopen()
+
+    def check_base_model(self) -> None:
+        """Raise InputError where there is no adapter to turn off."""
+        if not hasattr(self.policy.model, "disable_adapter"):
+            raise InputError("there is no base model to compare with: only a run has one")
 
     def _reopen(self) -> None:
         """Answers that run, and what was kept of earlier ones, are of other weights than the present ones: drop them."""

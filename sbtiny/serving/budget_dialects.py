@@ -34,7 +34,7 @@ THINKING_TYPES = ("enabled", "disabled", "adaptive")
 LOOKS_LIKE_A_BUDGET = re.compile(
     r"budget|(think|reason)\w*(token|effort|limit|max|length|config)|(token|effort|limit|max)\w*(think|reason)"
 )
-NO_BUDGETS = ("reasoning_format", "reasoning_content", "include_reasoning", "reasoning_summary")  # of other servers, and no budget
+LONGEST_KEY = 80  # characters of a key that are looked at: the pattern takes time by the square of them
 LEAST = BudgetChoice("fixed", 1.0)
 
 
@@ -124,7 +124,7 @@ def read_own_budget(source: str, value: str | dict[str, Any]) -> BudgetWish:
     if unit == "tokens":
         return BudgetWish(source, value, AUTO if amount in (None, -1) else read_tokens(name, amount))
     if isinstance(amount, bool) or not isinstance(amount, int | float) or not 0 < amount < (1 if unit == "coverage" else 1e7):
-        wanted = "between 0 and 1, such as 0.9" if unit == "coverage" else "above 0 and at most 10,000,000"
+        wanted = "between 0 and 1, such as 0.9" if unit == "coverage" else "above 0 and below 10,000,000"
         raise RequestError(f"{name} must be a number {wanted}, not {shown(amount)}", name)
     if unit == "coverage":
         return BudgetWish(source, value, AUTO, float(amount))
@@ -140,16 +140,17 @@ def read_tokens(name: str, value: Any) -> BudgetChoice:
 
 def check_names(place: dict[str, Any], where: str) -> None:
     """Raise RequestError for an unknown key that looks like a budget, and suggest the right one."""
-    known = {key.partition(".")[0] for key in KEYS} | set(NO_BUDGETS)
+    known = {key.partition(".")[0] for key in KEYS}
     nested = {outer: {"type", *(key.partition(".")[2] for key in KEYS if key.startswith(f"{outer}."))} for outer in NESTED}
     unknown = [(key, where + key) for key in place if key not in known]
     for outer in NESTED:
         if isinstance(place.get(outer), dict):
             unknown += [(key, f"{where}{outer}.{key}") for key in place[outer] if key not in nested[outer]]
     for key, name in unknown:
-        if LOOKS_LIKE_A_BUDGET.search(key.lower()):
-            right = get_close_matches(key.lower(), KEYS, n=1) or ["budget"]
-            raise RequestError(f"{' '.join(name[:80].split())} is not known here: did you mean {right[0]}?", name[:80], "unknown_budget")
+        word, name = key[:LONGEST_KEY].lower(), name[:LONGEST_KEY]
+        if LOOKS_LIKE_A_BUDGET.search(word):
+            right = get_close_matches(word, KEYS, n=1) or ["budget"]
+            raise RequestError(f"{' '.join(name.split())} is not known here: did you mean {right[0]}?", name, "unknown_budget")
 
 
 def require_object(value: Any, name: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from sbtiny.budget.protocol import MAX_BUDGET
 from sbtiny.errors import InputError
+from sbtiny.load_settings import expand_home
 from sbtiny.models.prompt import Message
 from sbtiny.serving.ask import Answer, Ask, choose_budget, describe_budget
 
@@ -152,7 +153,7 @@ class Chat:
             raise InputError("there is nothing to save yet")
         system = [{"role": "system", "content": self.system}] if self.system else []
         try:
-            with Path(text).expanduser().open("a", encoding="utf-8") as file:
+            with Path(expand_home(text)).open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"messages": [*system, *self.turns]}, ensure_ascii=False) + "\n")
         except OSError as error:
             raise InputError(f"cannot write {text}: {error.strerror}") from error

@@ -124,7 +124,7 @@ class Decoder:
         if job.filed is None and job.reply in self.bodies.queue:
             job.filed = now
         if job.reply in self.bodies.bodies or job.reply.is_done:
-            job.admitted = started
+            job.admitted, job.position, job.wait = started, 0, None
 
     def _tell(self, job: Job, now: float, tick: bool, interval: float) -> None:
         """Tell the text, and the budget when it stands, when a cut comes, when its place changes, about once a second and at the end."""

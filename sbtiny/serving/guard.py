@@ -10,9 +10,10 @@ from urllib.parse import urlsplit
 
 from fastapi import Request
 from fastapi.datastructures import Headers
+from starlette.requests import ClientDisconnect
 
 from sbtiny.serving.request_body import MOST_BYTES
-from sbtiny.serving.request_error import RequestError, error_body
+from sbtiny.serving.request_error import CLIENT_GONE, RequestError, error_body
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
@@ -103,14 +104,17 @@ def read_key(authorization: str) -> tuple[str, bytes]:
 
 
 async def read_bounded(request: Request) -> bytes:
-    """Read a body. Raises RequestError for one that is too large, after it was read and thrown away."""
+    """Read a body. Raises RequestError for one that is too large, after it was read and thrown away, and for half a one."""
     data, size = bytearray(), 0
-    async for part in request.stream():
-        size += len(part)
-        if size <= MOST_BYTES:
-            data += part
-        elif size > MOST_DISCARDED:
-            break
+    try:
+        async for part in request.stream():
+            size += len(part)
+            if size <= MOST_BYTES:
+                data += part
+            elif size > MOST_DISCARDED:
+                break
+    except ClientDisconnect as error:
+        raise RequestError("the client has gone in the middle of its body", status=CLIENT_GONE) from error
     if size > MOST_BYTES:
         raise RequestError(f"the body has more than {MOST_BYTES} bytes", code="too_large", status=413)
     return bytes(data)

@@ -3,6 +3,7 @@
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from sbtiny.serving.job import JobOutcome, Update
+from sbtiny.serving.request_error import CLIENT_GONE
 from sbtiny.serving.worker import Worker
 
 SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
@@ -16,7 +17,7 @@ class Metrics:
         self.requests = Counter("sbtiny_requests", "Requests by how they ended", ["outcome"], registry=self.registry)
         self.tokens = Counter("sbtiny_tokens", "Tokens of finished answers", ["kind"], registry=self.registry)
         self.budgets = Counter(
-            "sbtiny_budgets", "Finished answers with a budget: within it, or its promise, or not", ["kept"], registry=self.registry
+            "sbtiny_budgets", "Answers with a budget that tell: within it, or its promise, or not", ["kept"], registry=self.registry
         )
         self.first = Histogram("sbtiny_time_to_first_token_seconds", "From acceptance", buckets=SECONDS, registry=self.registry)
         self.queued = Histogram("sbtiny_queue_time_seconds", "That a body waited for a slot", buckets=SECONDS, registry=self.registry)
@@ -44,11 +45,12 @@ class Metrics:
         self.tokens.labels("completion").inc(answer.tokens)
         self.first.observe(outcome.first)
         self.queued.observe(outcome.queued)
-        if (budget := answer.promise or answer.given or answer.stated) is not None:
+        budget = answer.promise or answer.given or answer.stated
+        if budget is not None and (answer.ended or answer.used > budget):  # where one that was stopped would have ended is not known
             self.budgets.labels("yes" if answer.used <= budget else "no").inc()
 
     def record_refusal(self, status: int) -> None:
-        self.requests.labels("queue_full" if status == 429 else "refused").inc()
+        self.requests.labels({429: "queue_full", CLIENT_GONE: "client_gone"}.get(status, "refused")).inc()
 
     def record_gone(self) -> None:
         self.requests.labels("client_gone").inc()

@@ -4,6 +4,8 @@ from typing import Any
 
 from sbtiny.errors import InputError
 
+CLIENT_GONE = 499  # a status that nobody reads: the client has closed the connection
+
 
 class RequestError(InputError):
     """A request that is refused. `param` names the field, `code` the reason for programs, `status` is HTTP's, `retry` in seconds."""

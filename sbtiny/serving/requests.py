@@ -3,7 +3,6 @@
 Wrong types are refused by name, as is what this server cannot do; keys that it does not know are ignored, as OpenAI's are.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -177,7 +176,7 @@ def read_whole(body: dict[str, Any], name: str, least: int, below: int) -> int |
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value < below:
-        raise RequestError(f"{name} must be a whole number, {least} or more, not {shown(value)}", name)
+        raise RequestError(f"{name} must be a whole number from {least} to {below - 1}, not {shown(value)}", name)
     return value
 
 
@@ -185,6 +184,6 @@ def read_number(body: dict[str, Any], name: str, least: float, most: float) -> f
     value = body.get(name)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and least <= value <= most):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
         raise RequestError(f"{name} must be a number from {least} to {most}, not {shown(value)}", name)
     return float(value)

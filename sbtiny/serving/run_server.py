@@ -46,7 +46,7 @@ class DrainingServer(uvicorn.Server):
 def run_server(name: str, settings: Settings, listener: socket.socket, api_key: str | None, cors: Sequence[str], is_local: bool) -> None:
     """Serve until SIGTERM or Ctrl-C: what runs is finished first, for `serve.grace` seconds. A second Ctrl-C leaves at once.
 
-    Raises InputError for a model that cannot be loaded, Failed where the decoder has crashed.
+    Raises InputError for a model that is refused, Failed where loading or decoding has crashed.
     """
     with_heads = add_head_rows(settings)
     worker = Worker(lambda: assistants.load(name, settings=with_heads), settings.serve.queue, settings.serve.seconds)
@@ -70,7 +70,8 @@ def run_server(name: str, settings: Settings, listener: socket.socket, api_key: 
     if isinstance(worker.error, InputError):
         raise worker.error
     if worker.error is not None:
-        raise Failed(f"the decoder has crashed: {type(worker.error).__name__}: {worker.error}") from worker.error
+        what = "the model cannot be loaded" if worker.decoder is None else "the decoder has crashed"
+        raise Failed(f"{what}: {type(worker.error).__name__}: {worker.error}") from worker.error
 
 
 def url_of(listener: socket.socket) -> str:

@@ -17,12 +17,13 @@ from sbtiny.serving.job import Job, Update
 from sbtiny.serving.metrics import Metrics
 from sbtiny.serving.page import PAGE, POLICY
 from sbtiny.serving.request_body import parse_body
-from sbtiny.serving.request_error import RequestError, error_body
+from sbtiny.serving.request_error import CLIENT_GONE, RequestError, error_body
 from sbtiny.serving.requests import ServeRequest, read_chat, read_completion
 from sbtiny.serving.worker import Worker
 
 PING_SECONDS = 5  # proxies close what is silent for a minute
 HEADER_SECONDS = 1.0  # a request is read so long before its stream begins: what is refused until then has a status of its own
+MOST_EXTENSION = 1_000_000  # tokens
 MOST_CHARACTERS = 64  # of a token: a longer text is refused before it is tokenised, which would hold up the others
 
 
@@ -76,7 +77,7 @@ class Server:
             await asyncio.wait({gone, reading}, return_when=asyncio.FIRST_COMPLETED)
             if not reading.done():
                 self.metrics.record_gone()
-                return Response(status_code=499)
+                return Response(status_code=CLIENT_GONE)
             parts, last = reading.result()
         finally:
             gone.cancel()
@@ -106,6 +107,14 @@ class Server:
                     events.append(DONE)
             yield b"".join(events)
 
+    def record_unread(self, job: Job) -> None:
+        """Count an answer whose reader has gone: by its end where it has one, which the reader may not have taken."""
+        if job.is_open:
+            self.metrics.record_gone()
+        while not job.updates.empty():
+            if (update := job.updates.get_nowait()).is_last:
+                self.metrics.record(update)
+
     def release(self, job: Job) -> None:
         """Forget a job; where it has not ended, its slot is freed."""
         self.jobs.pop(job.id, None)
@@ -117,8 +126,8 @@ class Server:
         job, action, tokens = self.jobs.get(str(body.get("id"))), body.get("action"), body.get("tokens")
         if action not in ("reasoning_end", "stop", "extend"):
             raise RequestError("action must be reasoning_end, stop or extend", "action")
-        if action == "extend" and (isinstance(tokens, bool) or not isinstance(tokens, int) or not 0 < tokens <= 1_000_000):
-            raise RequestError("tokens must be a whole number from 1 to 1000000", "tokens")
+        if action == "extend" and (isinstance(tokens, bool) or not isinstance(tokens, int) or not 0 < tokens <= MOST_EXTENSION):
+            raise RequestError(f"tokens must be a whole number from 1 to {MOST_EXTENSION}", "tokens")
         if not isinstance(body.get("id"), str) or job is None or not job.is_open:
             raise RequestError("no answer of this id is being written", "id", "not_found", 404)
         await self.worker.call(lambda: self._act(job, action, tokens))
@@ -174,8 +183,7 @@ class JobStream(EventSourceResponse):
         try:
             await super().__call__(scope, receive, send)
         finally:
-            if self.job.is_open:
-                self.server.metrics.record_gone()
+            self.server.record_unread(self.job)
             self.server.release(self.job)
 
 

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,14 @@ from rich.text import Text
 from sbtiny.budget.seconds import SecondsLeft
 from sbtiny.budget.stream import Part, PartKind
 from sbtiny.errors import InputError
-from sbtiny.serving.ask import Answer, Progress
+from sbtiny.load_settings import expand_home
+from sbtiny.serving.ask import AUTO, Answer, Ask, Progress
 from sbtiny.serving.assistant import Assistant
 from sbtiny.serving.chat import Action, Chat
 from sbtiny.serving.reply import Reply
 
 FRAME = 1 / 12  # seconds between two pictures
-HISTORY = Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "sbtiny" / "chat_history"
+HISTORY = Path(expand_home(os.environ.get("XDG_STATE_HOME") or "~/.local/state")) / "sbtiny" / "chat_history"
 STYLES: dict[PartKind, str] = {"thoughts": "dim", "answer": ""}  # dim is grey on light and on dark
 FENCE = '"""'
 SOURCES = {"given": "given", "seconds": "given", "scaled": "given", "coverage": "stated", "stated": "stated", "none": ""}
@@ -177,21 +179,26 @@ class Terminal:
         return "\n".join([*lines[:-1], lines[-1].partition(FENCE)[0]]).strip()
 
     def _handle(self, line: str) -> bool:
-        """Do what a line says. False when the user leaves."""
-        match self.chat.handle(line):
-            case Action.EXIT:
-                return False
-            case Action.ASK:
-                self.chat.take_answer(self._answer())
-            case Action.COMPARE:
-                self._compare()
-            case str(text):
-                self._say(text)
+        """Do what a line says. False when the user leaves. What cannot be done leaves the turns as they were."""
+        turns = list(self.chat.turns)
+        try:
+            match self.chat.handle(line):
+                case Action.EXIT:
+                    return False
+                case Action.ASK:
+                    self.chat.take_answer(self._answer(self.chat.ask))
+                case Action.COMPARE:
+                    self._compare()
+                case str(text):
+                    self._say(text)
+        except InputError:
+            self.chat.turns = turns
+            raise
         return True
 
-    def _answer(self) -> Answer:
+    def _answer(self, ask: Ask) -> Answer:
         try:
-            self.reply = self.assistant.begin(self.chat.messages, self.chat.ask)
+            self.reply = self.assistant.begin(self.chat.messages, ask)
             if self.pressed_early:
                 self.reply.press()
             return show_reply(self.reply, self.console, self.chat.show_thoughts)
@@ -199,11 +206,12 @@ class Terminal:
             self.reply = None
 
     def _compare(self) -> None:
+        self.assistant.check_base_model()
         self._say("with a budget:")
-        ours = self._answer()
+        ours = self._answer(self.chat.ask)
         with self.assistant.base_model():
             self._say("the base model, without one:")
-            base = self._answer()
+            base = self._answer(replace(self.chat.ask, choice=AUTO, coverage=None))
         self.chat.take_answer(ours)
         if base.tokens:
             self._say(f"{ours.tokens} tokens in place of {base.tokens}: {1 - ours.tokens / base.tokens:.0%} fewer")
@@ -257,6 +265,8 @@ def make_reader(history: Path = HISTORY) -> Callable[[str], str]:
 
     kept: Any = FileHistory(str(history))
     try:
+        if not history.is_absolute():
+            raise OSError(f"{history.parent} is no absolute path")  # of a user without a home folder
         history.parent.mkdir(parents=True, exist_ok=True)
         history.open("a", encoding="utf-8").close()
     except OSError as error:

@@ -31,6 +31,10 @@ class Errand:
     refuse: Callable[[RequestError], None]
 
 
+def make_refusal(state: str) -> RequestError:
+    return RequestError(REFUSALS[state], code=state, status=503)
+
+
 class Worker:
     """Loads the assistant, then decodes what is submitted.
 
@@ -92,16 +96,13 @@ class Worker:
         self.inbox.put(Errand(lambda: self._fail("stopped"), lambda error: None))
 
     def check_ready(self) -> None:
-        if self.state != "ready":
-            raise self._refusal()
+        if (state := self.state) != "ready":  # read once: the thread may be ready at any moment
+            raise make_refusal(state)
 
     def _send(self, errand: Errand) -> None:
         self.inbox.put(errand)
         if self.state in ("failed", "stopped"):  # nobody reads the inbox any more
-            self._refuse_inbox(self._refusal())
-
-    def _refusal(self) -> RequestError:
-        return RequestError(REFUSALS[self.state], code=self.state, status=503)
+            self._refuse_inbox(make_refusal(self.state))
 
     def _close(self, job: Job) -> None:
         self.accepted -= job.is_open
@@ -155,7 +156,7 @@ class Worker:
 
     def _fail(self, state: Literal["failed", "stopped"]) -> None:
         self.state = state
-        error = self._refusal()
+        error = make_refusal(state)
         if self.decoder is not None:
             told = self.decoder.take_news()
             ended = {job for job, update in told if update.is_last}

@@ -18,8 +18,7 @@ from sbtiny.coldstart.run import complete_settings, run_sft
 from sbtiny.config import Settings
 from sbtiny.errors import InputError
 from sbtiny.export.merge import Merged
-from sbtiny.grpo.run import inherit_settings
-from sbtiny.models.aliases import BUNDLED, absolute_name
+from sbtiny.models.aliases import BUNDLED, absolute_name, inherit_settings
 from sbtiny.models.gguf import read_gguf
 from sbtiny.models.load import load_model, read_base
 from sbtiny.models.tensors import INDEX, SINGLE, ModelFolder, read_header

@@ -138,3 +138,14 @@ def test_earlier_answers_lose_budget_tags_and_thoughts() -> None:
 def test_one_budget_at_a_time(two: dict) -> None:
     with pytest.raises(InputError, match="say one of them"):
         choose_budget(Ask(), **two)
+
+
+def test_seconds_take_the_place_of_a_default_coverage() -> None:
+    assert choose_budget(choose_budget(Ask(), "90%"), seconds=5) == choose_budget(Ask(), "5s")
+
+
+def test_a_home_that_nobody_has_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    chat = Chat(Ask(), turns=[{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2"}])
+    with pytest.raises(InputError, match="cannot write ~nobody-has-this-name"):
+        chat.handle("/save ~nobody-has-this-name/chat.jsonl")

@@ -20,7 +20,7 @@ LONG = next(q.question for q in arithmetic.generate_questions("val", 99) if q.le
 CHAT = "/v1/chat/completions"
 BODY = {"messages": [{"role": "user", "content": "2 + 2?"}]}
 MIB = 2**20
-WRONG = (True, 0, -2, 1.5, 1e308, 10**40, "", "x", "\0\n", [], [None], [[]], {}, {"": {}}, {"type": 5}, [{"role": None}])
+WRONG = (True, 0, -2, 1.5, 1e308, 10**40, 10**400, "", "x", "\0\n", [], [None], [[]], {}, {"": {}}, {"type": 5}, [{"role": None}])
 
 
 def test_a_body_of_100_mb_is_refused_and_not_kept(plain: Served) -> None:

@@ -33,6 +33,13 @@ def tokens(n: float) -> BudgetChoice:
     return BudgetChoice("fixed", float(n))
 
 
+def test_a_long_key_is_looked_at_no_further_than_a_name_can_be() -> None:
+    """To look for a budget in all of it takes time by its square: a megabyte would stop the server for twenty minutes."""
+    assert read(**{"think" * 200_000: 1}).source == "model"
+    with pytest.raises(RequestError, match="did you mean"):
+        read(**{"thinking_tokens" + "x" * 1_000_000: 1})
+
+
 TOKEN_KEYS = [key for key in KEYS if not key.endswith("effort")]
 
 

@@ -111,6 +111,7 @@ def test_a_second_ctrl_c_leaves_at_once(tiny: Command) -> None:
         (["tiny", "--host", "::"], "--no-auth"),
         (["tiny", "--api-key", " "], "--api-key is empty"),
         (["tiny", "--host", "256.1.1.1", "--no-auth"], "cannot listen on"),
+        (["tiny", "--host", "a..b", "--no-auth"], "cannot listen on a..b"),
         (["no-such-model-here"], "no-such-model-here"),
         (["tiny", "--budget", "many", "--port", "0"], "such as 90%"),
     ],

@@ -295,6 +295,8 @@ def test_who_waits_is_told_its_place(plain: Served, monkeypatch: pytest.MonkeyPa
     assert [s["budget"]["queue_position"] for s in slots] == [0] * SLOTS + [1, 2]
     for stream in running:
         stream.close()
+    wait_for(lambda: plain.worker.decoder.waiting == 0)
+    assert [s["budget"]["queue_position"] for s in plain.client.get("/slots").json()] == [0, 0]
     ended = [stream.all() for stream in waits]
     assert [text_of(chunks) for chunks in ended] == [plain.chat(LONG, max_tokens=60).json()["choices"][0]["message"]["content"]] * 2
     assert any(": queued position=2" in comment for comment in waits[1].comments)

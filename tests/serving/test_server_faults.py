@@ -23,12 +23,14 @@ from sbtiny.serving.ask import Ask
 from sbtiny.serving.assistant import Assistant
 from sbtiny.serving.decoder import Decoder
 from sbtiny.serving.heads_first import HEAD_ROWS
-from sbtiny.serving.job import Job
+from sbtiny.serving.job import Job, Update
+from sbtiny.serving.request_error import RequestError
 from sbtiny.serving.requests import ServeRequest
 from sbtiny.serving.worker import Worker
 from sbtiny.tasks import arithmetic
 
 LONG = next(q.question for q in arithmetic.generate_questions("val", 99) if q.level >= 4)
+GONE = 'sbtiny_requests_total{outcome="client_gone"}'
 CHAT = "/v1/chat/completions"
 BODY = {"messages": [{"role": "user", "content": LONG}]}
 
@@ -73,6 +75,40 @@ def test_a_client_that_goes_in_decode_frees_its_slot(plain: Served, counted: dic
     wait_for(lambda: is_idle(plain), 5)
     assert counted["dropped"] - counted["cancelled"] <= 2
     assert counted["steps"] < 100  # of 113: it did not go on to its end
+
+
+def read_count(served: Served, name: str) -> float:
+    line = next((line for line in served.client.get("/metrics").text.splitlines() if line.startswith(name)), f"{name} 0")
+    return float(line.split()[-1])
+
+
+def test_a_client_that_goes_in_the_middle_of_its_body_is_counted_as_gone(plain: Served, caplog: pytest.LogCaptureFixture) -> None:
+    before = read_count(plain, GONE)
+    with socket.create_connection(plain.client.base_url.netloc.decode().split(":")) as raw:
+        raw.sendall(b"POST %b HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{" % CHAT.encode())
+    wait_for(lambda: read_count(plain, GONE) == before + 1)
+    assert not caplog.records
+
+
+def test_an_answer_that_has_ended_is_counted_though_its_reader_left_before(plain: Served) -> None:
+    server, job = plain.app.state.server, Job(ServeRequest(messages=BODY["messages"], ask=Ask()), begun=None)
+    gone, crashed = read_count(plain, GONE), read_count(plain, 'sbtiny_requests_total{outcome="error"}')
+    server.record_unread(job)  # still decoded
+    job.is_open = False
+    job.updates.put_nowait(Update(error=RequestError("the weights have left")))
+    server.record_unread(job)
+    server.record_unread(job)
+    assert read_count(plain, GONE) == gone + 1
+    assert read_count(plain, 'sbtiny_requests_total{outcome="error"}') == crashed + 1
+
+
+def test_what_was_stopped_early_tells_nothing_of_its_budget(plain: Served) -> None:
+    kept = 'sbtiny_budgets_total{kept="yes"}'
+    before = read_count(plain, kept)
+    assert plain.chat(LONG, budget=400, max_tokens=5).json()["choices"][0]["finish_reason"] == "length"
+    assert read_count(plain, kept) == before
+    assert plain.chat(LONG, budget=400).json()["choices"][0]["stop_reason"] == "end"
+    assert read_count(plain, kept) == before + 1
 
 
 def test_a_client_that_goes_while_it_waits_leaves_the_queue(plain: Served, counted: dict[str, int]) -> None:
@@ -211,6 +247,18 @@ def test_while_it_loads_and_after_a_crash_it_says_so() -> None:
     assert served.client.get("/health").json() == {"status": "error"}
     assert served.chat(LONG).status_code == 503
     assert served.client.get("/slots").status_code == 503
+    served.close()
+
+
+def test_it_ends_at_once_while_a_model_loads() -> None:
+    gate = threading.Event()
+    served = Served(lambda: gate.wait(60) and load_tiny()())
+    wait_for(lambda: served.server.started)
+    served.server.should_exit = True
+    served.thread.join(20)
+    assert not served.thread.is_alive()
+    assert served.worker.thread.is_alive()
+    gate.set()
     served.close()
 
 

@@ -19,6 +19,7 @@ import pyte
 import pytest
 from rich.console import Console
 
+from sbtiny.budget.calibration import CalibrationAnswer, calibrate
 from sbtiny.budget.seconds import SecondsLeft
 from sbtiny.budget.stream import Part
 from sbtiny.cli import main as cli
@@ -310,6 +311,40 @@ def test_two_turns_a_comparison_and_the_many_lines_of_a_question(started, tiny) 
     assert "the base model, without one:" in out.getvalue()
     assert re.search(r"\d+ tokens in place of \d+", out.getvalue())
     assert chat.show_thoughts is False
+
+
+def run_chat(assistant: Assistant, chat: Chat, *lines: str) -> str:
+    """What the terminal shows of a chat of these lines."""
+    out, left = io.StringIO(), iter([*lines, "/exit"])
+    Terminal(assistant, chat, Console(file=out, width=80), lambda prompt: next(left)).run()
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("budget", ["12", "90%"])
+def test_the_base_model_is_compared_without_the_users_budget(started, budget: str) -> None:
+    """It has neither a ceiling by it nor a promise."""
+    import sbtiny
+    from sbtiny.config import Settings
+
+    assistant = sbtiny.load(str(started), settings=Settings(four_bit=False, serve=ServeSettings(temperature=0.0)))
+    about = {"model_fingerprint": "x", "format": "solution", "task": "arithmetic", "split": "val", "date": "today"}
+    assistant.calibration = calibrate([CalibrationAnswer(10, n) for n in range(6, 16)] * 20, **about, temperature=0.0, top_p=0.95)
+    chat = Chat(assistant.defaults)
+    with assistant.base_model():
+        free = assistant.ask(SHORT)
+    shown = run_chat(assistant, chat, f'"""{SHORT}"""', f"/budget {budget}", "/compare")
+    assert re.search(rf"\d+ tokens in place of {free.tokens}", shown)
+
+
+def test_what_cannot_be_asked_again_leaves_the_turns(tiny) -> None:
+    assistant = Assistant(build_policy(*tiny, slots=2, states_budget=False), ServeSettings(temperature=0.0, context=512))
+    chat = Chat(assistant.defaults)
+    shown = run_chat(assistant, chat, f'"""{SHORT}"""', "/compare", "/budget 90%", "/regen")
+    assert "there is no base model to compare with" in shown
+    assert "no promise without a calibration" in shown
+    assert len(chat.answers) == 1
+    assert chat.turns[0] == {"role": "user", "content": SHORT}
+    assert len(chat.turns) == 2
 
 
 def test_a_history_that_cannot_be_written_is_said_and_the_chat_goes_on(tmp_path: Path, capsys) -> None:

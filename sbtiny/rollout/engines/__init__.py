@@ -1,1 +1,1 @@
-"""Engines other than ours: transformers' `generate`, vLLM, llama.cpp."""
+"""Engines other than ours: transformers' `generate`, vLLM, llama.cpp, and servers elsewhere."""
