@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import yaml
 
 from sbtiny.budget.protocol import FormatName, parse_budget_option
-from sbtiny.budget.reward import Schedule
+from sbtiny.budget.reward import RewardConfig, Schedule
 from sbtiny.errors import InputError
 
 WRAP_UP = "\n\nTime is up. \\boxed{"
@@ -200,6 +200,7 @@ class Settings:
         require(0 < g.user_low <= g.user_high, "grpo.user_low", g.user_low, "above 0 and at most grpo.user_high")
         for name in ("relabel_per_user_group", "relabel_per_group"):
             require(0 <= getattr(g, name) < g.num_generations, f"grpo.{name}", getattr(g, name), group)
+        RewardConfig(outside_slope=g.outside_slope, reward_peak=g.reward_peak)  # raises where a worse answer could earn more
         require(g.alpha_start >= g.alpha_end > 0, "grpo.alpha_end", g.alpha_end, "above 0 and at most grpo.alpha_start")
         parse_budget_option(self.eval.budget)
 

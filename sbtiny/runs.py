@@ -211,6 +211,14 @@ def check_free(folder: Path) -> None:
     check_writable(folder / "config.yaml")
 
 
+def check_output(folder: Path | None) -> None:
+    """Raise InputError if a run cannot begin in `folder`; None is a new one under runs/."""
+    if folder is None:
+        check_writable(ROOT / "new" / "config.yaml")
+    else:
+        check_free(folder)
+
+
 def create_run(kind: str, output: Path | None, settings: Settings, **more: Any) -> Path:
     """Start a run in `output` or a new `runs/<kind>-<time>`: write config.yaml, and run.json with `kind` and `more`.
 

@@ -160,6 +160,13 @@ def test_a_finished_run_is_never_written_over(here: Path) -> None:
     assert listing(here / "run") == before
 
 
+def test_a_finished_run_of_another_name_is_in_nobodys_way(here: Path) -> None:
+    (runs.ROOT / "sft" / "adapter").mkdir(parents=True)
+    runs.check_output(None)
+    with pytest.raises(InputError, match="already holds a finished run"):
+        runs.check_output(runs.ROOT / "sft")
+
+
 def test_a_run_with_checkpoints_is_for_resuming(here: Path) -> None:
     runs.create_run("sft", here / "run", SETTINGS)
     (here / "run" / "checkpoint-5").mkdir()

@@ -56,9 +56,9 @@ def rows_of(policy: Policy, question: Question, answers: list[str], rng: random.
     ordered = sorted(answers, key=lambda text: len(policy.encode(text)))
     middle = ordered[(len(ordered) - 1) // 2]
     mixed = by_sums(middle, rng.randint(1, max(1, len(paragraphs(without_preamble(middle))) - 1)))
-    told = {without_preamble(middle): False, ordered[-1]: True, by_sums(ordered[0]): True, mixed: True}
+    told = [(without_preamble(middle), False), (ordered[-1], True), (by_sums(ordered[0]), True), (mixed, True)]
     found: dict[int, dict[str, Any]] = {}
-    for text, given in told.items():
+    for text, given in told:
         if "\\boxed" in text:
             row = make_row(policy, question, text) | ({"given": True} if given else {})
             found.setdefault(row["budget"], row)

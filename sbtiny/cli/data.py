@@ -36,6 +36,7 @@ def data_build(
     """
     from sbtiny import locks, runs
     from sbtiny.models.aliases import resolve
+    from sbtiny.tasks.row_files import file_format
     from sbtiny.tasks.traces import read_traces, unverified_questions
     from sbtiny.tasks.verify import check_references, load_verifier
 
@@ -47,6 +48,8 @@ def data_build(
         check_references(load_verifier(settings.data.verifier), unverified_questions(read_traces(traces)[: settings.data.limit]))
     else:
         validate_inputs(settings.data, settings.data.task)
+    if file_format(file.name) in (".csv", ".parquet") or file.suffix == ".gz":
+        raise InputError(f"{file} would be written as JSON Lines and read as its name says: call it {file.name.partition('.')[0]}.jsonl")
     locks.raise_if_locked(locks.lock_path(file), file)
     runs.check_writable(file)
     start_work(settings, note)

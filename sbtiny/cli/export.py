@@ -57,11 +57,13 @@ def export(
     if check:
         validate_inputs(e, e.task)
         questions_asked = load_questions(e.task, e.split, e.limit, settings.seed)
-    from sbtiny.export.calibrate import calibrate_files
+    from sbtiny.export.calibrate import calibrate_files, check_questions
     from sbtiny.export.result_table import table
     from sbtiny.export.run import export_run
     from sbtiny.progress import console, quieten_libraries
 
+    if calibrate:
+        check_questions(plan)
     quieten_libraries()
     result = export_run(plan, questions_asked, load_verifier(e.verifier))
     if calibrate:

@@ -34,11 +34,16 @@ def demo(*, flags: Flags) -> None:
     """
     from sbtiny import runs
     from sbtiny.models.aliases import resolve
+    from sbtiny.tasks.load import load_questions
+    from sbtiny.tasks.sources import TASKS
 
     settings, folder = flags.load(), flags.output or runs.ROOT / "demo"
     resolve(settings.model)
     for section in (settings.data, settings.grpo, settings.eval):
         validate_inputs(section, section.task)
+    if settings.eval.task not in TASKS:
+        raise InputError(f"eval.task is {settings.eval.task}: a demo calibrates on the val split of a named task, and a file has none")
+    load_questions(settings.eval.task, "val", 1)  # some sets have test questions alone
     runs.check_unclaimed(folder)
     runs.check_writable(folder / "report.json")
     start_work(settings)
@@ -80,7 +85,7 @@ def sft(
         validate_inputs(settings.data, settings.data.task)
     require_reporter(settings.report_to)
     if not flags.resume:
-        runs.check_free(flags.output or runs.ROOT / "sft")
+        runs.check_output(flags.output)
     start_work(settings, note)
     from sbtiny.coldstart.run import run_sft
 
@@ -117,7 +122,7 @@ def grpo(
     validate_inputs(settings.grpo, settings.grpo.questions or settings.grpo.task)
     require_reporter(settings.report_to)
     if not flags.resume and not preflight:
-        runs.check_free(flags.output or runs.ROOT / "grpo")
+        runs.check_output(flags.output)
     start_work(settings, note)
     from sbtiny.grpo.preflight import raise_if_hopeless
     from sbtiny.grpo.run import run_grpo, run_preflight

@@ -8,6 +8,7 @@ from sbtiny.coldstart import trainer as sft
 from sbtiny.coldstart.build import build_data
 from sbtiny.coldstart.rows import read_labelled, warn_of_other_prompt
 from sbtiny.config import AUTO, Settings
+from sbtiny.errors import InputError
 from sbtiny.models.aliases import absolute_name, fill_prompt, inherit_settings
 from sbtiny.models.prompt import check_prompts
 from sbtiny.planning.workload import StageWorkload
@@ -57,13 +58,15 @@ def train_sft_in(folder: Path, settings: Settings, resume: bool, start: Path | N
     if settings.sft.rows:
         rows, _ = drop_eval_questions(rows, settings.sft.rows, settings)
     d = settings.data
+    if not file and d.max_tokens != AUTO and d.max_tokens >= settings.sft.max_length:
+        raise InputError(f"data.max_tokens {d.max_tokens} fills sft.max_length {settings.sft.max_length}, prompt and all: raise that too")
     questions = [] if file else load_questions(d.task, "train", d.limit if d.max_tokens == AUTO else 1, settings.seed)
     last = distributed.broadcast_from_main(lambda: resume_checkpoint(folder, settings, "sft", rows)) if resume else None
     policy = load_policy(str(start or settings.model), settings, settings.data.max_num_seqs, trainable=True, run=folder if resume else None)
     check_prompts(policy.tokenizer, policy.form)
     sft.check_tags_learnable(policy)
     dataset = sft.build_dataset(policy, rows, settings) if rows else None
-    about = base_info(policy) | ({"parent": str(start)} if start else {})
+    about = base_info(policy) | ({"parent": str(start)} if start else {}) | ({"data": checkpoint.digest_data(rows)} if rows else {})
     warn_of_other_prompt(rows, about["prompt"])
     own = {name: text for name, text in about["prompt"].items() if text}  # an export of ours brings its instruction in its template
     settings = replace(settings, prompt=replace(settings.prompt, **own))

@@ -11,12 +11,11 @@ from sbtiny.budget.calibration_record import to_record
 from sbtiny.config import EvalSettings, Settings
 from sbtiny.evaluation.calibration_file import answering_fingerprint, calibration_path
 from sbtiny.evaluation.evaluate import sample_with_progress, with_max_tokens, with_seeds
-from sbtiny.evaluation.trained_questions import check_split, without_known_questions
+from sbtiny.evaluation.trained_questions import check_split, load_calibration_questions
 from sbtiny.models.prompt import check_texts
 from sbtiny.rollout.load_policy import load_policy
 from sbtiny.rollout.policy import Policy
 from sbtiny.rollout.sampling import Sampling
-from sbtiny.tasks.load import load_questions
 from sbtiny.tasks.sources import Question
 
 
@@ -31,8 +30,7 @@ def run_calibration(
     path, e = calibration_path(name, output, bool(settings.upstream)), settings.eval
     check_split(e.task, e.split)
     with runs.claim("calibrate", path.parent):
-        questions = load_questions(e.task, e.split, e.limit, settings.seed)
-        questions = without_known_questions(questions, e.task, run or runs.find_run(name) or exported_run(name))
+        questions = load_calibration_questions(e, settings.seed, run or runs.find_run(name) or exported_run(name))
         policy = load_policy(name, settings, e.max_num_seqs)
         check_texts(policy.tokenizer, questions)
         e = with_max_tokens(policy, questions, e, settings.seed)

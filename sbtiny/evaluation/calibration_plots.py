@@ -11,7 +11,7 @@ from matplotlib.ticker import FixedLocator, PercentFormatter
 
 from sbtiny.budget.calibration import Calibration
 from sbtiny.evaluation.plots import COLOURS, INK, MUTED, STYLE, add_legend, plot_answers, plot_bands
-from sbtiny.evaluation.report import Eval, ReportData, Row
+from sbtiny.evaluation.report import Eval, ReportData, Row, measures_coverage_of
 
 DRAWN_COVERAGE = 0.9  # of the line of promises
 
@@ -28,8 +28,10 @@ def draw_promise_figures(evidence: ReportData) -> dict[str, Figure | None]:
 
 def draw_calibration(calibration: Calibration | None, evaluation: Eval, samples: Sequence[Row], colour: str) -> Figure | None:
     """Draw kept against promised coverage, and tokens used against stated budgets; None where nothing is promised."""
-    coverage = {float(key): row for key, row in evaluation.get("coverage", {}).items() if row["kept"] is not None}
-    if calibration is None or not coverage:
+    if calibration is None or not measures_coverage_of(calibration, evaluation):
+        return None
+    coverage = {float(key): row for key, row in evaluation["coverage"].items() if row["kept"] is not None}
+    if not coverage:
         return None
     figure = Figure((8.4, 4))
     left, right = figure.subplots(1, 2)

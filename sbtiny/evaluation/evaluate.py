@@ -95,7 +95,7 @@ def score_answer(question: Question, episode: Episode, verify: Verifier) -> Samp
     return Sample(
         correct=ended and verify(episode.solution, question),
         ok=ended and episode.parsed.ok,
-        budget=episode.budget if ended else None,
+        budget=episode.budget if ended else episode.parsed.budget,
         length=episode.length,
         level=question.level,
     )

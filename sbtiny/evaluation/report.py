@@ -63,14 +63,15 @@ def read_report_data(folder: Path) -> ReportData:
     settings = read_settings(config)
     if start:
         settings |= {key: value for key, value in read_settings(start / "config.yaml").items() if key in ("data", "sft")}
+    own = read_eval(folder / "eval.json")
     return ReportData(
         folder=folder,
         run=run,
         start=start,
         evals={stage: read_eval(place / "eval.json") if place else None for stage, place in places.items()},
         samples={stage: read_optional_rows(place / "eval_samples.jsonl") if place else [] for stage, place in places.items()},
-        sweep=[validate_eval(e, sweep) for e in read_json(sweep)] if sweep.is_file() else [],
-        cuts=[validate_eval(e, cuts, ("cut_rate", "plain")) for e in read_json(cuts)] if cuts.is_file() else [],
+        sweep=read_evals(sweep, own["task"]),
+        cuts=read_evals(cuts, own["task"], ("cut_rate", "plain")),
         calibration=from_record(read_json(calibration), str(calibration)) if calibration.is_file() else None,
         metrics=[row for row in read_optional_rows(folder / "metrics.jsonl") if row.get("stage") == "grpo"],
         settings=settings,
@@ -100,6 +101,12 @@ def first_evaluated(folders: Sequence[Path]) -> Path | None:
 
 def read_eval(path: Path) -> Eval:
     return validate_eval(read_json(path), path)
+
+
+def read_evals(path: Path, task: str, more: Sequence[str] = ()) -> list[Eval]:
+    """Read several evaluations of one task; those of another are left over from an earlier evaluation. Empty without the file."""
+    records = [validate_eval(record, path, more) for record in read_json(path)] if path.is_file() else []
+    return [record for record in records if record["task"] == task]
 
 
 def validate_eval(record: Any, path: Path, more: Sequence[str] = ()) -> Eval:
@@ -138,10 +145,16 @@ def build_report(evidence: ReportData, seconds: dict[str, float] | None) -> dict
 
 def describe_calibration(calibration: Calibration | None, last: Eval) -> dict[str, Any] | None:
     """Collect the promises of a calibration and how they were kept. None where the run is not calibrated, or not evaluated since."""
-    if calibration is None or "coverage" not in last:
+    if calibration is None or not measures_coverage_of(calibration, last):
         return None
     record = to_record(calibration)
     return {key: value for key, value in record.items() if key not in ("ratios", "by_bin")} | {"coverage": last["coverage"]}
+
+
+def measures_coverage_of(calibration: Calibration, evaluation: Eval) -> bool:
+    """Whether an evaluation says how the promises of this calibration were kept, rather than those of another one or of none."""
+    named = evaluation.get("calibration") or {}
+    return "coverage" in evaluation and all(getattr(calibration, name) == value for name, value in named.items())
 
 
 def compare_to_base(evidence: ReportData) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sbtiny import runs
+from sbtiny.config import EvalSettings
 from sbtiny.errors import InputError
 from sbtiny.evaluation.report import read_settings
 from sbtiny.tasks.leaks import leave_out, warn, without_eval_questions
@@ -18,6 +19,11 @@ def check_split(task: str, split: str) -> None:
         raise InputError("--split test is for eval: a promise measured on it could not be checked; calibrate on val or on a file (--task)")
     if split == "train" and task in TASKS:
         raise InputError(f"--split train of {task} is for training: calibrate on val or on a file (--task)")
+
+
+def load_calibration_questions(e: EvalSettings, seed: int, run: Path | None) -> list[Question]:
+    """Load `eval.limit` questions that neither the run's training nor its evaluation knows. Raises InputError where there are none."""
+    return without_known_questions(load_questions(e.task, e.split, e.limit, seed), e.task, run)
 
 
 def without_known_questions(questions: list[Question], task: str, run: Path | None) -> list[Question]:

@@ -4,13 +4,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sbtiny.config import Settings
 from sbtiny.evaluation.calibrate import run_calibration
 from sbtiny.evaluation.calibration_file import calibration_path
+from sbtiny.evaluation.trained_questions import load_calibration_questions
 from sbtiny.export.config import ExportConfig
 from sbtiny.progress import console
 from sbtiny.rollout.engines import llama_cpp
 
 QUESTIONS = 500
+
+
+def calibration_settings(plan: ExportConfig) -> Settings:
+    return replace(plan.settings, engine="ours", eval=replace(plan.settings.eval, split="val", limit=QUESTIONS))
+
+
+def check_questions(plan: ExportConfig) -> None:
+    """Raise InputError where there are no questions to calibrate on; call it before the work of an export."""
+    settings = calibration_settings(plan)
+    load_calibration_questions(settings.eval, settings.seed, plan.run)
 
 
 def calibrate_files(plan: ExportConfig, folder: Path) -> dict[str, Any]:
@@ -23,7 +35,7 @@ def calibrate_files(plan: ExportConfig, folder: Path) -> dict[str, Any]:
         why = "pip install 'sbtiny[llama]', then sbtiny calibrate x.gguf" if files else "there is no GGUF file (--gguf)"
         console.print(f"not calibrated: {why}", style="yellow", soft_wrap=True, markup=False)
         return {}
-    settings = replace(plan.settings, engine="ours", eval=replace(plan.settings.eval, split="val", limit=QUESTIONS))
+    settings = calibration_settings(plan)
     found = {}
     for file in files:
         record = run_calibration(str(file), settings, None, run=plan.run)

@@ -57,14 +57,14 @@ def make_group(kind: GroupType, own: int | None, longest: float, g: GrpoSettings
     """A group of that kind. `own`: the stated budget, None for none; `longest`: b_max of the question in tokens.
 
     A given budget is drawn log-uniformly between multiples of the stated one. It is at most b_max or twice the stated budget,
-    whichever is more: the model has nothing to fill a larger one with.
+    whichever is more: the model has nothing to fill a larger one with. Nor is it more than `grpo.max_tokens`, where an answer is cut.
     """
     if kind == "self" or own is None:
         return SELF_GROUP
     if kind == "cut":
         natural = min(own, longest)
         return Group("cut", own, max(1, int(natural * rng.uniform(*CUT_SHARE_RANGE))))
-    low, high = g.user_low * own, min(g.user_high * own, max(longest, 2 * own))
+    low, high = g.user_low * own, min(g.user_high * own, max(longest, 2 * own), g.max_tokens)
     low = min(low, high)
     return Group("user", max(1, round(math.exp(rng.uniform(math.log(low), math.log(high))))))
 

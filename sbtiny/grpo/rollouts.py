@@ -66,6 +66,8 @@ class Rollouts:
         self.questions = {q.id: q for q in questions}
         self.g, self.seed = settings.grpo, settings.seed
         self.wrap_up, self.reserve = tuple(policy.encode(settings.grpo.wrap_up)), settings.grpo.reserve
+        if self.g.cut_share:
+            Limits(1, None, self.wrap_up, self.reserve)  # raises before anything is sampled
         self.metrics: dict[str, float] = {}
         self.shortest: dict[str, float] = {}
 

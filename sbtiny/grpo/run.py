@@ -68,11 +68,12 @@ def train_grpo_in(folder: Path, settings: Settings, start: Path, resume: bool, f
     questions = training_questions(settings)
     check_references(verify, questions)
     last = distributed.broadcast_from_main(lambda: resume_checkpoint(folder, settings, "grpo", questions)) if resume else None
+    grpo.split_step(settings)  # raises before a model is loaded
     policy = load_policy(str(start), settings, settings.grpo.max_num_seqs, trainable=True, run=folder if resume else None)
     check_texts(policy.tokenizer, questions)
     settings = distributed.broadcast_from_main(lambda: with_max_tokens(policy, questions, settings))
     policy.engine.check_room(settings.grpo.max_tokens)
-    about = {"parent": str(start), "max_tokens": settings.grpo.max_tokens} | base_info(policy)
+    about = {"parent": str(start), "max_tokens": settings.grpo.max_tokens, "data": checkpoint.digest_data(questions)} | base_info(policy)
     if not resume:
         distributed.broadcast_from_main(lambda: runs.create_run("grpo", folder, settings, **about))
     with cleanup_on_stop(folder, "grpo"):

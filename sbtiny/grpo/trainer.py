@@ -99,14 +99,8 @@ def order_questions(questions: Sequence[Question], settings: Settings) -> list[Q
 
 
 def build_grpo_config(settings: Settings, output: Path) -> GRPOConfig:
-    """TRL's arguments. Raises InputError if the processes cannot share a step evenly."""
-    g = settings.grpo
-    if g.prompts_per_step % distributed.world_size():
-        hint = f"{distributed.world_size()} processes cannot share its groups, set it to a multiple"
-        raise InputError(f"grpo.prompts_per_step is {g.prompts_per_step}: {hint}")
-    micro, passes = distributed.split_batch(
-        g.prompts_per_step * g.num_generations, g.micro_batch, "grpo.prompts_per_step x grpo.num_generations"
-    )
+    """TRL's arguments."""
+    g, (micro, passes) = settings.grpo, split_step(settings)
     return GRPOConfig(
         **shared_training_args(settings, output, g.save_steps),
         per_device_train_batch_size=micro,
@@ -125,6 +119,15 @@ def build_grpo_config(settings: Settings, output: Path) -> GRPOConfig:
         shuffle_dataset=False,
         logging_steps=1,
     )
+
+
+def split_step(settings: Settings) -> tuple[int, int]:
+    """Answers of a forward pass, and passes of an update. Raises InputError if the processes cannot share a step evenly."""
+    g = settings.grpo
+    if g.prompts_per_step % distributed.world_size():
+        hint = f"{distributed.world_size()} processes cannot share its groups, set it to a multiple"
+        raise InputError(f"grpo.prompts_per_step is {g.prompts_per_step}: {hint}")
+    return distributed.split_batch(g.prompts_per_step * g.num_generations, g.micro_batch, "grpo.prompts_per_step x grpo.num_generations")
 
 
 class BudgetGrpoTrainer(GRPOTrainer):

@@ -17,7 +17,7 @@ STATED = re.compile(
     re.I,
 )
 DENIED = re.compile(r"(?:\b(?:not|never|minus|negative)|n't)[\s*$(]{1,4}$", re.I)  # before a number
-SCALE_BEHIND = re.compile(rf"\s(?:{'|'.join(SCALES)})\b", re.I)
+SCALE_BEHIND = re.compile(rf"\s(?:{'|'.join(SCALES)})\b|\s?\\?%", re.I)
 SENTENCE_END = re.compile(r"\.(?=\s|$)|<[|/]")  # a special token or a closing tag ends it too
 
 TURN_END = re.compile(r"(?:<[|｜][^|｜<>\n]{1,40}[|｜]>|</s>|<eos>|<end_of_turn>)$")  # of any model: references come from many

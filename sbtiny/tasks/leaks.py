@@ -15,7 +15,7 @@ from sbtiny.tasks.sources import HUB_TASKS, TASKS
 
 
 class HasQuestion(Protocol):
-    """An object with a question and the place it was read from: Question, Trace, Labelled."""
+    """An object with a question and the place it was read from: Question, Trace, LabelledRow."""
 
     question: str
     where: str

@@ -35,7 +35,8 @@ POWER = r"(?:[eE]([+-]?[0-9]++)|\s?(?:\\times|\\cdot|×|\*)\s?10\s?(?:\^|\*\*)\s
 NUMBER = re.compile(rf"([+-]?)\s?(?:([0-9]{{1,9}})\s)?(-?{DIGITS})(?:\s?/\s?(-?{DIGITS}))?{POWER}?")
 SIMPLE_NUMBER = re.compile(r"-?[0-9]++(?:\.[0-9]++)?")
 PLAIN_NUMBER = rf"\$?{DIGITS}(?:/{DIGITS})?(?:[eE][+-]?[0-9]++)?"
-LAST_NUMBER = re.compile(rf"(?:(?<![\w)}}.\\-])-)?(?:\\[dt]?frac\{{{DIGITS}\}}\{{{DIGITS}\}}|{PLAIN_NUMBER})")
+EXPONENT_OF_UNIT = r"(?<!m\^)(?<!m\^\{)(?<!ft\^)(?<!ft\^\{)(?<!in\^)(?<!in\^\{)(?<!units\^)(?<!units\^\{)"  # cm^2 is no number
+LAST_NUMBER = re.compile(EXPONENT_OF_UNIT + rf"(?:(?<![\w)}}.\\-])-)?(?:\\[dt]?frac\{{{DIGITS}\}}\{{{DIGITS}\}}|{PLAIN_NUMBER})")
 LONE_NUMBER = re.compile(rf"(?<![\w\\^.])-?{PLAIN_NUMBER}(?![\w^!]|\s?[\\_])")
 SHORT_UNIT = r"(?:[ckmd]m|[km]?g|m[lL]|ft|in|oz|yds?|mi|lbs?|hrs?|mins?|mph|[ap]m|[KMGT]B|[kM]?W|Hz|sq|cu|cc|st|nd|rd|th)\b"
 UNITS = re.compile(
@@ -57,6 +58,7 @@ CHANGES_VALUE = DENIALS | CHANGES | FUNCTIONS | MULTIPLES | {*COUNTS.split(), *P
 NOT_UNITS = CHANGES_VALUE | SENTENCE_WORDS
 SCALES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "lakh": 10**5, "million": 10**6, "crore": 10**7}
 SCALES |= {"billion": 10**9, "trillion": 10**12, "quadrillion": 10**15}
+SCALES |= {f"{name}s": size for name, size in SCALES.items()}
 SCALES |= {"halves" if part == "half" else f"{part}s": Fraction(1, size) for part, size in PARTS.items()}
 SENTENCE_CHANGES = CHANGES_VALUE | SCALES.keys() | {"than", "between", "under"}
 EQUALS = re.compile(r"(?<![<>!:=])=(?!=)")
@@ -227,7 +229,8 @@ def measure_unit(text: str) -> str | None:
     if SIMPLE_NUMBER.fullmatch(text) or len(text) > MAX_NUMBER_CHARS:
         return None
     text = INLINE_FORMULA.sub(r"\1", EQUALS.split(text)[-1])
-    for word in UNIT.findall(PER.split(text)[0]):
+    *others, last = UNIT.findall(PER.split(text)[0]) or [""]
+    for word in (*(word for word in others if word != "in"), last):  # "12 in total" are no inches
         name = word.lower()
         if unit := UNIT_NAMES.get(name) or UNIT_NAMES.get(name.removesuffix("s")):
             return unit

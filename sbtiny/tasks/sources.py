@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sbtiny.errors import InputError
+from sbtiny.load_settings import expand_home
 from sbtiny.tasks.answers import marked_answer, unwrap_reference
 from sbtiny.tasks.fields import find_key, is_number, preview_value, read_text, suggestion, wrong_value
 from sbtiny.tasks.row_files import ENDINGS, Row, format_row_location, read_file
@@ -32,6 +33,7 @@ class Question:
     source: str = ""
     where: str = field(default="", compare=False, repr=False)  # file and line
     system: str | None = field(default=None, repr=False)  # system turn of a chat; see `identity`
+    pattern: str = field(default="", compare=False, repr=False)  # the reference as it is written, for the verifier `regex`
 
     @property
     def location(self) -> str:
@@ -65,12 +67,12 @@ def read_rows(path: str) -> list[Row]:
 
 def numbered_rows(path: str) -> list[tuple[int, Row]]:
     """Read (number, row), without blank lines; see `row_files.format_row_location`."""
-    file, size = Path(path).expanduser(), None
+    file, size = Path(expand_home(path)), None
     if "#" in path and not file.exists():
         head, _, count = path.rpartition("#")
         if not count.isascii() or not count.isdigit() or int(count) < 1:
             raise InputError(f"{path}: write the sample as {head}#1000, a whole number of rows above 0")
-        file, size = Path(head).expanduser(), int(count)
+        file, size = Path(expand_home(head)), int(count)
     check_file(file)
     rows = read_file(file)
     if not rows:
@@ -79,7 +81,11 @@ def numbered_rows(path: str) -> list[tuple[int, Row]]:
 
 
 def check_file(file: Path) -> None:
-    if file.is_dir():
+    try:
+        is_folder = file.is_dir()
+    except OSError as error:  # such as a name that is too long
+        raise InputError(f"cannot read {str(file)[:80]}...: {error.strerror}") from error
+    if is_folder:
         files = list_row_files(file)[:5]
         raise InputError(f"{file} is a folder: give a file in it{', such as ' + ', '.join(files) if files else ''}")
     if not file.is_file():
@@ -105,7 +111,7 @@ def build_question(row: Row, example: Example, given: str, where: str, default_i
         raise InputError(f"{where}: {'nothing follows ####' if '####' in given else 'nothing is left'} in 'answer' {preview_value(given)}")
     name = default_id if row.get("id") is None else read_text(row, "id", where)
     source = str(row.get("source") or "")
-    return Question(name, example.question, answer, read_level(row, where), source, where, example.system)
+    return Question(name, example.question, answer, read_level(row, where), source, where, example.system, given.strip())
 
 
 def find_answer(example: Example, row: Row, where: str) -> str:

@@ -120,7 +120,7 @@ def exact(response: str, question: Question) -> bool:
 def regex(response: str, question: Question) -> bool:
     """Match the reference, a regular expression, with the whole marked answer or the whole last line."""
     try:
-        pattern = re.compile(question.answer)
+        pattern = re.compile(question.pattern or question.answer)
     except re.error as error:
         raise bad_reference(question, f"regular expression ({error})", "exact") from error
     try:

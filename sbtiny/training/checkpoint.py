@@ -35,8 +35,12 @@ def resume_signature(settings: Settings, stage: str, data: Sequence[Any]) -> dic
     chosen = {key: everything[key] for key in ("model", "format", "seed", "four_bit", "backend", "engine", stage)}
     chosen["prompt"] = {name: text or None for name, text in everything["prompt"].items()}  # "" says none, as null does in the end
     signature = {key: value for key, value in flatten_keys(chosen) if key not in RESUMABLE_CHANGES}
-    digest = blake2b(repr(digest_items(data)).encode(), digest_size=8).hexdigest() if data else None
-    return signature | {DATA: digest}
+    return signature | {DATA: digest_data(data)}
+
+
+def digest_data(data: Sequence[Any]) -> str | None:
+    """A digest of rows or questions; None for none."""
+    return blake2b(repr(digest_items(data)).encode(), digest_size=8).hexdigest() if data else None
 
 
 class ManifestCallback(TrainerCallback):
@@ -94,7 +98,8 @@ def prepare_resume(folder: Path, settings: dict[str, Any]) -> Path | None:
     if (folder / "adapter").exists():
         raise InputError(f"{folder} is finished: there is nothing to resume; start a new run without --resume")
     if checkpoint := last_checkpoint(folder):
-        check_settings_match(runs.read_json(checkpoint / MANIFEST)["settings"], settings, checkpoint)
+        old = runs.read_json(checkpoint / MANIFEST)["settings"]
+        check_settings_match(old, settings, checkpoint, may_have_moved(folder, settings))
     return rewind_to_checkpoint(folder)
 
 
@@ -110,15 +115,20 @@ def rewind_to_checkpoint(folder: Path) -> Path | None:
 
 
 def original_settings(folder: Path, stage: str) -> dict[str, Any]:
-    """The signature of a run from its config.yaml, for a run without a checkpoint; it has no digest of the data."""
-    return resume_signature(load_settings(folder / "config.yaml"), stage, ())
+    """The signature of a run from its config.yaml and run.json, for a run without a checkpoint. Sampled rows have no digest."""
+    return resume_signature(load_settings(folder / "config.yaml"), stage, ()) | {DATA: runs.read_run(folder).get("data")}
 
 
-def check_settings_match(old: dict[str, Any], new: dict[str, Any], where: Path) -> None:
-    """Raise InputError for the first setting that differs; a missing digest of the data matches every digest."""
-    for key in old.keys() | new.keys():
+def may_have_moved(folder: Path, settings: dict[str, Any]) -> bool:
+    """Whether the model may lie at another path than before: its fingerprint is known, and is compared where it is loaded."""
+    return "base" in runs.read_run(folder) and Path(settings["model"]).is_absolute()
+
+
+def check_settings_match(old: dict[str, Any], new: dict[str, Any], where: Path, any_model: bool = False) -> None:
+    """Raise InputError for the first setting that differs; a missing digest of the data matches every digest, `any_model` every model."""
+    for key in sorted(old.keys() | new.keys(), key=lambda key: (key == DATA, key)):  # another seed draws other questions
         before, now = old.get(key), new.get(key)
-        if before == now or (key == DATA and None in (before, now)):
+        if before == now or (key == DATA and None in (before, now)) or (key == "model" and any_model):
             continue
         change = f"is {json.dumps(now, ensure_ascii=False)} but was {json.dumps(before, ensure_ascii=False)} when"
         change = "differs from the data with which" if key == DATA else change
@@ -129,8 +139,8 @@ def filter_jsonl(file: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
     """Keep the rows of a JSONL file for which `keep` holds; drop the others and a half-written last line."""
     if not file.is_file():
         return
-    lines = [line for line in file.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-    runs.write_text(file, "".join(line for line in lines if keep(json.loads(line))))
+    *lines, _ = file.read_bytes().split(b"\n")  # str.splitlines would cut at the line separators in a question, too
+    runs.write_bytes(file, b"".join(line + b"\n" for line in lines if keep(json.loads(line))))
 
 
 def read_saved_state(checkpoint: Path) -> dict[str, Any]:

@@ -38,5 +38,6 @@ def cleanup_on_stop(folder: Path, verb: str) -> Iterator[None]:
 def resume_checkpoint(folder: Path, settings: Settings, stage: str, data: Sequence[Any]) -> Path | None:
     """The checkpoint to resume the run in `folder` from; None when it has none. Raises InputError for a setting that differs."""
     signature = checkpoint.resume_signature(settings, stage, data)
-    checkpoint.check_settings_match(checkpoint.original_settings(folder, stage), signature, folder)
+    original, moved = checkpoint.original_settings(folder, stage), checkpoint.may_have_moved(folder, signature)
+    checkpoint.check_settings_match(original, signature, folder, moved)
     return checkpoint.prepare_resume(folder, signature)

@@ -108,6 +108,12 @@ WRONG = {
     "reward traces.jsonl --alpha x": "'--alpha'",
     "data build out --task gsm8k --traces traces.jsonl": "exclude each other",
     "data build out --task gsm8k --questions good.jsonl": "exclude each other",
+    "data build out.csv": "call it out.jsonl",
+    "data build out.jsonl.gz": "call it out.jsonl",
+    "demo --set eval.task=good.jsonl": "a demo calibrates on the val split of a named task, and a file has none",
+    "reward ~nobody-has-this-name/x.jsonl": "no file ~nobody-has-this-name/x.jsonl",
+    f"reward {'x' * 300}.jsonl": "File name too long",
+    "grpo --set grpo.outside_slope=0.2 --dry-run": "use a smaller penalty or slope",
     # models
     "sft --model nosuch -o out": "unknown model 'nosuch'",
     "sft --model qwen-1.5 -o out": "did you mean 'qwen-1.5b'?",

@@ -447,3 +447,10 @@ def test_traces_without_one_to_use_are_wrong_input(policy: Policy) -> None:
 def test_the_rows_kept_of_a_question_are_far_apart(keep: int, left: list[int]) -> None:
     rows = [{"id": "a", "budget": b} for b in (30, 10, 50, 20, 50)] + [{"id": "b", "budget": 7}]
     assert [row["budget"] for row in select_by_length(rows, keep)] == left
+
+
+def test_answers_that_could_not_be_trained_are_not_sampled(tmp_path: Path) -> None:
+    settings = Settings(data=DataSettings(max_tokens=2048))
+    with pytest.raises(InputError, match=r"data.max_tokens 2048 fills sft.max_length 1024, prompt and all: raise that too"):
+        run_sft(settings, tmp_path / "run")
+    assert not (tmp_path / "run" / "run.json").exists()

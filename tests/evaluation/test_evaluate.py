@@ -2,12 +2,15 @@
 
 import pytest
 
+from sbtiny.budget.metrics import summarise
 from sbtiny.budget.protocol import MAX_BUDGET, BudgetChoice, parse_budget_option, render_budget
 from sbtiny.evaluation import evaluate
-from sbtiny.evaluation.evaluate import given_budgets
+from sbtiny.evaluation.evaluate import given_budgets, score_answer
+from sbtiny.rollout.episode import read_episode
 from sbtiny.rollout.policy import Policy
 from sbtiny.rollout.sampling import Sampling
 from sbtiny.tasks import arithmetic
+from sbtiny.tasks.verify import auto
 
 ASKED = arithmetic.generate_questions("val", 4)
 GREEDY = Sampling(temperature=0.0)
@@ -37,3 +40,11 @@ def test_a_scaled_budget_stays_within_what_can_be_stated(
     found = given_budgets(policy, ASKED, parse_budget_option(option), GREEDY, seed=0)
     assert found == given
     assert all(render_budget(budget) for budget in found if budget is not None)
+
+
+def test_an_answer_that_was_cut_is_over_the_budget_that_it_stated(policy: Policy) -> None:
+    ids = policy.encode("<budget>5</budget><solution>1 and 2 and 3 and 4 and 5 and so on")
+    cut = read_episode(policy.request(ASKED[0].question, len(ids), seed=0), ids, policy.engine.pieces, "length")
+    sample = score_answer(ASKED[0], cut, auto)
+    assert (sample.ok, sample.budget) == (False, 5)
+    assert summarise([sample])["over_budget_rate"] == 1.0

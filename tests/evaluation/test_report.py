@@ -12,6 +12,8 @@ import pytest
 from support import commands, parse
 
 from sbtiny import runs
+from sbtiny.budget.calibration import CalibrationAnswer, calibrate
+from sbtiny.budget.calibration_record import to_record
 from sbtiny.budget.metrics import Sample
 from sbtiny.config import EvalSettings, Settings
 from sbtiny.errors import InputError
@@ -122,6 +124,24 @@ def test_other_tasks_are_not_compared(demo: Path) -> None:
     result = write_report(demo)
     assert [result[key] for key in ("compression", "accuracy_change", "accuracy_change_ci95")] == [None] * 3
     assert "evaluated on other.jsonl, this run on arithmetic" in Page(demo / "report.html").text
+
+
+def test_a_sweep_on_another_task_is_left_out(demo: Path) -> None:
+    assert len(write_report(demo)["sweep"]) == 4
+    put_evaluation(demo, GRPO, task="other.jsonl")
+    assert write_report(demo)["sweep"] is None
+
+
+def test_coverage_is_of_the_calibration_that_it_names(demo: Path) -> None:
+    about = {"model_fingerprint": "x", "format": "solution", "task": "arithmetic", "split": "val", "temperature": 0.6, "top_p": 0.95}
+    found = calibrate([CalibrationAnswer(10, n) for n in range(6, 16)] * 20, **about, date="2026-01-01 10:00:00")
+    runs.write_json(demo / "calibration.json", to_record(found))
+    answers = [CalibrationAnswer(s.budget, s.length) for s in GRPO]
+    evaluation = runs.read_json(demo / "eval.json") | {"coverage": found.kept_coverage(answers)}
+    for date, is_shown in (("2026-01-01 10:00:00", True), ("2026-01-02 10:00:00", False)):
+        runs.write_json(demo / "eval.json", evaluation | {"calibration": {"date": date}})
+        assert (write_report(demo)["calibration"] is not None) == is_shown
+        assert (demo / "plots" / "calibration.png").exists() == is_shown
 
 
 def test_every_text_is_escaped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,6 +30,11 @@ def test_b_max_bounds_a_given_budget():
     assert max(make_group("user", 100, 60, G, random.Random(i)).budget for i in range(500)) > 150  # but twice the stated budget is allowed
 
 
+def test_no_given_budget_is_longer_than_an_answer_may_be():
+    assert max(make_group("user", 500, math.inf, G, random.Random(i)).budget for i in range(500)) <= G.max_tokens
+    assert make_group("user", 600_000, math.inf, G, random.Random(0)).budget == G.max_tokens
+
+
 def test_a_cut_group_keeps_its_stated_budget_and_stops_below_it():
     drawn = [make_group("cut", 100, 60, G, random.Random(i)) for i in range(500)]
     assert {group.budget for group in drawn} == {100}

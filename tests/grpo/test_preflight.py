@@ -12,10 +12,12 @@ from sbtiny.cli import main as cli
 from sbtiny.config import GrpoSettings, Settings
 from sbtiny.errors import Failed, InputError
 from sbtiny.grpo import run
-from sbtiny.grpo.preflight import PreflightStats, find_obstacles, preflight_record, raise_if_hopeless
+from sbtiny.grpo.preflight import PreflightStats, find_obstacles, preflight_record, preflight_stats, raise_if_hopeless
 from sbtiny.grpo.run import run_preflight
 from sbtiny.rollout.load_policy import load_policy
 from sbtiny.rollout.policy import Policy
+from sbtiny.tasks.sources import Question
+from sbtiny.tasks.verify import regex
 
 GOOD = PreflightStats(
     questions=100, answers=64, cut=0.0, malformed=0.02, unended=0.0, accuracy=0.8, reward_mean=0.6, reward_std=0.3,
@@ -86,6 +88,10 @@ def test_a_broken_set_up(cause: str, started: Path, tmp_path: Path, monkeypatch:
         changed["verifier"] = f"{file}:check"
     with pytest.raises(Failed, match=cause):
         look(started, monkeypatch, **changed)
+
+
+def test_a_pattern_need_not_match_itself() -> None:
+    assert preflight_stats([], [Question("a", "Which?", "colou?r")], regex, 1.0).reference_right == 1.0
 
 
 def test_a_model_that_does_not_end(started: Path, monkeypatch: pytest.MonkeyPatch) -> None:

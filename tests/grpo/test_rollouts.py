@@ -11,6 +11,7 @@ import pytest
 
 from sbtiny.budget.protocol import BudgetChoice, render_budget
 from sbtiny.config import EvalSettings, GrpoSettings, Settings
+from sbtiny.errors import InputError
 from sbtiny.evaluation.evaluate import evaluate
 from sbtiny.grpo.groups import Group, GroupAnswer, step_metrics
 from sbtiny.grpo.relabel import best_budget
@@ -147,6 +148,12 @@ def test_a_cut_answer_learns_only_what_follows_the_wrap_up(policy, tmp_path: Pat
     assert episode.injected[6 : 6 + injected] == [True] * injected
     assert mask_through_last_injected(episode.injected) == [0] * (6 + injected) + [1] * (len(episode.completion_ids) - 6 - injected)
     assert scored.reward.total == (float(scored.correct) if episode.ended and episode.budget else -1)
+
+
+def test_a_reserve_without_room_for_an_answer_is_told_at_the_start(policy, tmp_path: Path):
+    settings = Settings(grpo=GrpoSettings(prompts_per_step=2, num_generations=4, micro_batch=8, cut_share=0.2, reserve=1))
+    with pytest.raises(InputError, match="a reserve of 1 tokens leaves nothing for the answer after a wrap-up"):
+        Rollouts(policy, QUESTIONS, auto, {q.id: 500.0 for q in QUESTIONS}, settings, tmp_path)
 
 
 def test_summary_counts_malformed_as_not_within(policy, rollouts):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sbtiny.errors import InputError
 from sbtiny.tasks import user_verifier, verify
-from sbtiny.tasks.sources import Question, read_questions
+from sbtiny.tasks.sources import Question, parse_question, read_questions
 from sbtiny.tasks.traces import read_traces
 from sbtiny.tasks.verify import Verifier, auto, choice, exact, load_verifier, math, numeric, regex
 
@@ -81,6 +81,14 @@ def test_exact_and_regex() -> None:
     assert not exact("New York City", ask("New York"))
     assert regex("\\boxed{colour}", ask("colou?r"))
     assert not regex("\\boxed{colours}", ask("colou?r"))
+
+
+def test_a_pattern_in_brackets_stays_a_pattern() -> None:
+    """As a formula it would lose them."""
+    question = parse_question({"question": "Which?", "answer": r"\(B\)"}, "here", "a")
+    assert question.answer == "B"
+    assert regex("So it is\n(B)", question)
+    assert not regex("So it is\nB", question)
 
 
 CASES = [line.split("\t") for line in Path(__file__).with_name("answers.tsv").read_text(encoding="utf-8").splitlines()[1:]]

@@ -188,6 +188,33 @@ def test_another_seed_engine_and_other_questions_are_refused(stopped: Path, star
         checkpoint.prepare_resume(stopped, matters)
 
 
+def test_other_questions_are_refused_before_the_first_checkpoint_too(stopped: Path, started: Path) -> None:
+    """Else the lengths in b_max.json would be taken for theirs: they are kept by the number of a line."""
+    shutil.rmtree(stopped / "checkpoint-6")
+    shutil.rmtree(stopped / "checkpoint-4")
+    runs.write_json(stopped / "run.json", runs.read_run(stopped) | {"data": "of other questions"})
+    with pytest.raises(InputError, match=r"the training data differs from the data with which .* was made"):
+        run_grpo(settings_of(), started, stopped, resume=True)
+
+
+def test_a_model_that_has_moved_is_known_by_its_fingerprint(stopped: Path) -> None:
+    kept = json.loads((stopped / "checkpoint-6" / MANIFEST).read_text())["settings"]
+    assert checkpoint.prepare_resume(stopped, kept | {"model": "/elsewhere/tiny"}).name == "checkpoint-6"
+    about = runs.read_run(stopped)
+    runs.write_json(stopped / "run.json", {key: value for key, value in about.items() if key != "base"})
+    with pytest.raises(InputError, match='model is "/elsewhere/tiny" but was'):
+        checkpoint.prepare_resume(stopped, kept | {"model": "/elsewhere/tiny"})
+
+
+def test_a_line_separator_in_a_question_parts_no_row(tmp_path: Path) -> None:
+    """One of GSM8K's has such a character."""
+    for step in range(3):
+        runs.append_jsonl(tmp_path / "samples.jsonl", {"step": step, "question": "a\u2028b\x85c"})
+    checkpoint.filter_jsonl(tmp_path / "samples.jsonl", lambda row: row["step"] < 2)
+    kept = (tmp_path / "samples.jsonl").read_text(encoding="utf-8").split("\n")
+    assert [json.loads(line)["step"] for line in kept if line] == [0, 1]
+
+
 def test_how_often_to_save_may_change(stopped: Path, started: Path, whole: Path) -> None:
     run_grpo(settings_of(replace(GRPO, save_steps=50, sample_steps=9)), started, stopped, resume=True)
     assert result(stopped)[0] == result(whole)[0]
