@@ -24,12 +24,13 @@ from sbtiny.runs import write_text
 NOTE = "<!-- Written by docs/generate.py: change the code it reads, then run `make docs`. -->"
 EXAMPLE = re.compile(r"\n*Example: (.+)$", re.DOTALL)
 CLI_INTRO = (
-    "Exit codes: 0 done, 1 failed, 2 wrong input (one line says what, where and how to fix it), 130 interrupted.\n"
+    "Exit codes: 0 done, 1 failed, 2 wrong input (one line says what, where and how to fix it), 130 interrupted,\n"
+    "141 output that nobody reads any more; of `chat` 143 and 129 at SIGTERM and hang-up.\n"
     "`RUN` is a run folder or its name under `runs/`. Keys for `--set` and `-c` are in [settings.md](settings.md)."
 )
 SETTINGS_INTRO = (
     "Flags win over the file (`-c mine.yaml`), the file over the preset (`--preset`), the preset over the defaults. In a file the part\n"
-    "before the dot is a section; on the command line write `--set grpo.learning_rate=3e-4`. `--dry-run` prints the resolved settings.\n\n"
+    "before the dot is a section; on the command line write `--set grpo.learning_rate=3e-4`. `--dry-run` prints those of a stage.\n\n"
     "A preset's column is empty where it keeps the default. 'paper' marks the paper's value."
 )
 

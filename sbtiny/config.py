@@ -113,14 +113,14 @@ class GrpoSettings:
     alpha_hold: ShareBelow1 = 0.6  # last share of the updates, in which alpha stays at alpha_end; paper: 0
     relabel_per_group: int = 1  # answers relabelled in each group with a stated budget; paper: 0
     relabel_per_user_group: int = 2  # answers relabelled in each group with a given budget; paper: 0
-    outside_slope: float = 0.1  # largest reward lost, below s_min, by a length outside the window; paper: 0
-    reward_peak: Share = 1.0  # where in the window the reward peaks: 1 at the budget, 0 at the window's edge (paper)
+    outside_slope: float = 0.1  # largest reward lost, below s_min, by a length outside the window (of a given budget: 0.5); paper: 0
+    reward_peak: Share = 1.0  # where in the window of a stated budget the reward peaks: 1 at the budget, 0 at the edge (paper)
     user_share: Share = 0.5  # share of groups with a given budget; paper: 0
     cut_share: Share = 0.0  # share of groups that are cut below their stated budget and learn to finish
     wrap_up: str = WRAP_UP  # text put into an answer that is cut
     reserve: Count = 32  # tokens for the wrap-up and the final answer
     user_low: float = 0.3  # smallest given budget, as a multiple of the stated one
-    user_high: float = 4.0  # largest given budget, as a multiple of the stated one
+    user_high: float = 4.0  # largest given budget, as a multiple of the stated one; at most b_max or twice the stated one, and max_tokens
     b_max_from_best: bool = False  # limit b_max to 1 + alpha times the shortest correct answer so far
     b_max_if_failed: TokensOrNone = None  # b_max of questions that the initial model failed, in tokens; null (paper): no bound
     resample_zero_std: bool = False  # resample a group of equal rewards, once, with another question
@@ -161,12 +161,12 @@ class ServeSettings:
     ceiling: CountOr0 = 0  # body tokens that no budget may pass; 0 is off
     coverage: Chance = 0.9  # chance with which a promise is kept
     wrap_up: str | None = None  # text put into an answer that is cut; null: by the format
-    reserve: CountOrNone = None  # tokens for the wrap-up and the final answer; null: 64, and 512 where an answer follows the thoughts
+    reserve: CountOrNone = None  # tokens for the wrap-up and the final answer; null: 64, or 512 after thoughts and of plain models
     max_tokens: Count = 2048  # most tokens of an answer
     context: Count = 4096  # most tokens of a chat, the answer included
     max_num_seqs: Count = 16  # most sequences decoded at once
     queue: Count = 256  # server: requests that may wait beside those that are decoded
-    seconds: AtLeast0 = 0.0  # server: an answer that takes longer is wrapped up; 0 is off
+    seconds: AtLeast0 = 0.0  # server: an answer that is decoded for longer is wrapped up, the wait before it not counted; 0 is off
     grace: AtLeast0 = 25.0  # server: seconds that answers may go on after SIGTERM; those that still run are told that it stops
 
 

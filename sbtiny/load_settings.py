@@ -1,7 +1,7 @@
 """Settings from a preset, a file and flags, with keys and types checked. Flags win over the file, the file over the preset.
 
-A file has one section a stage (`data`, `sft`, `grpo`, `eval`) beside `model`, `seed` and `four_bit`; the same keys work as
-`--set grpo.learning_rate=3e-4`. A key that does not exist is an error that names the nearest one.
+A file has one section a stage (`data`, `sft`, `grpo`, `eval`, `serve`), and `prompt`, beside `model`, `seed` and others. The same keys
+work as `--set grpo.learning_rate=3e-4`. A key that does not exist is an error that names the nearest one.
 """
 
 import math

@@ -21,7 +21,7 @@ class Sample:
     """One answered question.
 
     `ok`: the format was right. `budget`: stated or given, None without one. `length`: tokens of the solution body, or of
-    the whole completion where there is no body.
+    the whole completion where it is malformed.
     """
 
     correct: bool

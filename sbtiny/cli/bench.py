@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from sbtiny.cli.app import app
-from sbtiny.cli.options import USE, AsJson, FourBit, KvMemory, console, print_result, start_work
+from sbtiny.cli.options import USE, AsJson, KvMemory, console, print_result, start_work
 from sbtiny.config import Settings
 from sbtiny.errors import InputError
 
@@ -15,6 +15,7 @@ app.add_typer(bench, name="bench", rich_help_panel=USE)
 
 SIZES = ((128, 3), (128, 2), (64, 2), (64, 1), (32, 1))
 ENGINES = ("ours", "generate", "continuous", "vllm")
+FourBit = Annotated[bool, typer.Option("--4bit/--no-4bit", help="NF4 base weights.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16 (default: what suits the machine).")]
 ModelName = Annotated[str, typer.Option("--model", "-m", help="Alias, hub id, folder or .gguf file.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads (default: what torch takes).")]
@@ -68,7 +69,7 @@ def rollout(
     kv_memory: KvMemory = None,
     threads: Threads = None,
     dtype: Dtype = None,
-    four_bit: FourBit = None,
+    four_bit: FourBit = False,
     seed: SeedOf = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -84,8 +85,8 @@ def rollout(
     from sbtiny.rollout.engines.vllm import require_vllm
 
     if "vllm" in names:
-        require_vllm(four_bit=bool(four_bit))
-    weights, tokenizer = load_model(model, four_bit=bool(four_bit), dtype=dtype)
+        require_vllm(four_bit=four_bit)
+    weights, tokenizer = load_model(model, four_bit=four_bit, dtype=dtype)
     jobs = [(build_job(tokenizer, work, slots, group, seed), times) for work, times in works]
     print_result(compare_engines(weights, tokenizer, jobs, names, kv_memory), as_json)
 
@@ -103,7 +104,7 @@ def grpo(
     rounds: Annotated[int, typer.Option(min=1, help="Repetitions, interleaved.")] = 2,
     threads: Threads = None,
     dtype: Dtype = None,
-    four_bit: FourBit = None,
+    four_bit: FourBit = False,
     seed: SeedOf = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -117,7 +118,7 @@ def grpo(
     start_bench(dtype, threads)
     from sbtiny.bench.grpo import BenchConfig, compare_trainers
 
-    plan = BenchConfig(model, dtype, bool(four_bit), prompts, group, micro_batch, work, steps, seed)
+    plan = BenchConfig(model, dtype, four_bit, prompts, group, micro_batch, work, steps, seed)
     print_result(compare_trainers(plan, rounds), as_json)
 
 

@@ -81,7 +81,7 @@ def data_show(
 ) -> None:
     """Show one row as the model reads it: trained tokens in green, the prompt dimmed.
 
-    Example: sbtiny data show rows.jsonl --row 3
+    Example: sbtiny data show rows.jsonl --row 3 --model qwen-1.5b
     """
     from sbtiny.budget.protocol import FORMATS
     from sbtiny.coldstart.row_preview import show_row

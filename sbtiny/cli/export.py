@@ -11,7 +11,7 @@ from sbtiny.cli.options import USE, Flags, print_result, run_folder, validate_in
 
 
 @app.command(rich_help_panel=USE)
-@with_flags("base", "output", "seed", "extra", "four_bit", "dry_run", "as_json")
+@with_flags("base", "output", "seed", "extra", "dry_run", "as_json")
 def export(
     name: Annotated[str, typer.Argument(metavar="RUN", help="A run folder or its name under runs/.")],
     gguf: Annotated[

@@ -19,7 +19,10 @@ from sbtiny.errors import InputError
 TRAIN, USE, HELP = "Train", "Use and measure", "Look"  # panels of the help
 
 AsJson = Annotated[bool, typer.Option("--json", help="JSON alone on stdout.")]
-FourBit = Annotated[bool | None, typer.Option("--4bit/--no-4bit", help="NF4 base weights (default: where there is a GPU).")]
+FourBit = Annotated[
+    bool | None,
+    typer.Option("--4bit/--no-4bit", help="NF4 base weights (default: as the run has it, else on a GPU)."),
+]
 Model = Annotated[str | None, typer.Option("--model", "-m", help="Alias, hub id, folder or .gguf file (sbtiny models lists aliases).")]
 Base = Annotated[
     str | None, typer.Option(metavar="MODEL", help="Where the model of a run is (default: as run.json says): hub id, folder or .gguf file.")
@@ -31,7 +34,7 @@ KvMemory = Annotated[
 VERIFIER = "auto, numeric, math, choice, exact, regex, or a function of your own: my.py:check."
 FORMAT = "Tags to teach: solution (the paper's), or think, with the answer after it."
 BACKEND = "What loads and trains: auto (unsloth on a GPU), unsloth, or transformers."
-ENGINE = "What decodes: ours, generate (any model of transformers, slower), or vllm."
+ENGINE = "What decodes: ours, generate (any model of transformers; slower, and cannot stream), or vllm."
 Upstreams = Annotated[
     list[str] | None,
     typer.Option(metavar="URL", help="A llama-server, vLLM or ollama that decodes elsewhere; several may be given."),
@@ -46,7 +49,10 @@ OPTIONS: dict[str, tuple[Any, str]] = {
     "preset": (Annotated[str | None, typer.Option(help="cpu, t4, rtx4090, or auto: by what is here.")], ""),
     "model": (Model, "model"),
     "base": (Base, "base"),
-    "output": (Annotated[Path | None, typer.Option("--output", "-o", help="Run folder to write.")], ""),
+    "output": (
+        Annotated[Path | None, typer.Option("--output", "-o", help="Folder to write (default: new, under runs/, or the run's).")],
+        "",
+    ),
     "format": (Annotated[str | None, typer.Option("--format", help=FORMAT)], "format"),
     "verifier": (Annotated[str | None, typer.Option(help=VERIFIER)], "{questions}.verifier"),
     "seed": (Annotated[int | None, typer.Option(help="Seed of everything random.")], "seed"),
@@ -72,7 +78,7 @@ OPTIONS: dict[str, tuple[Any, str]] = {
         Annotated[bool, typer.Option("--resume", help="Resume the run in --output (default: the newest unfinished).")],
         "",
     ),
-    "dry_run": (Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings and stop.")], ""),
+    "dry_run": (Annotated[bool, typer.Option("--dry-run", help="Print what would be done, with which settings, and stop.")], ""),
     "as_json": (AsJson, ""),
 }
 COMMON = ("config", "preset", "extra", "as_json")

@@ -25,7 +25,7 @@ def serve(
     cors: Annotated[list[str] | None, typer.Option(metavar="ORIGIN", help="Site whose pages may ask; may be given several times.")] = None,
     budget: Annotated[str | None, typer.Option(help="Where a request has none: auto, N tokens, 30s, 0.5x the stated one, or 90%.")] = None,
     ceiling: Annotated[int | None, typer.Option(min=0, help="Tokens that no budget may pass; 0 for none.")] = None,
-    seconds: Annotated[float | None, typer.Option(min=0, help="Seconds after which an answer is wrapped up; 0 for none.")] = None,
+    seconds: Annotated[float | None, typer.Option(min=0, help="Seconds of decoding until an answer is wrapped up; 0 for none.")] = None,
     temperature: Annotated[float | None, typer.Option(min=0, help="Sampling temperature where a request has none.")] = None,
     slots: Annotated[int | None, typer.Option(min=1, help="Answers decoded at once, at most.")] = None,
     queue: Annotated[int | None, typer.Option(min=1, help="Requests that may wait; further ones get 429.")] = None,

@@ -15,7 +15,7 @@ from sbtiny.rollout.episode import Episode
 from sbtiny.tasks.sources import Question
 
 GroupType = Literal["self", "user", "cut"]
-CUT_SHARE_RANGE = (0.2, 0.9)  # a cut group is stopped at a share of its stated budget between these
+CUT_SHARE_RANGE = (0.2, 0.9)  # a cut group is stopped at a share between these of its stated budget, or of b_max where that is less
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,8 @@ def are_rewards_equal(answers: Sequence[GroupAnswer]) -> bool:
 def step_metrics(groups: Sequence[Sequence[GroupAnswer]], b_max: Mapping[str, float], alpha: float, seconds: float) -> dict[str, float]:
     """Mean metrics of one step, before relabelling, for the log and the alarms. `b_max` by question id; `seconds` of generation.
 
-    Names without a prefix cover self-budget groups only. A metric without samples is omitted.
+    Names without a prefix cover self-budget groups only; alpha, the speed and frac_reward_zero_std_sampled cover all. A metric without
+    samples is omitted.
     """
     answers = [a for group in groups for a in group]
     own = [a for a in answers if a.group.kind == "self"]

@@ -22,9 +22,9 @@ from sbtiny.rollout.policy import Policy
 def choose_missed(group: Sequence[GroupAnswer], alpha: float, g: GrpoSettings) -> list[GroupAnswer]:
     """The correct answers of a group to relabel: some of those that missed their budget.
 
-    Self-budget groups: the shortest correct answers; a longer one would teach the budget of a waste. With the paper's peak, on the
-    window's edge, only once alpha is below 1: before that the window has no edge. User groups: any, so that all lengths are met, unless
-    the given budget is below every answer: beside a relabelled answer the nearest one would look bad.
+    Self-budget groups: the shortest correct answers; a longer one would teach the budget of a waste. Where the reward peaks off the
+    budget, only once alpha is below 1: before that the window has no edge. User groups: any, so that all lengths are met, unless the
+    given budget is below every answer: beside a relabelled answer the nearest one would look bad.
     """
     right = [a for a in group if a.correct and a.episode.budget]
     kind = group[0].group.kind

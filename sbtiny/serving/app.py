@@ -24,7 +24,9 @@ from sbtiny.serving.worker import Worker
 STOP = {"type": "string", "minLength": 1, "maxLength": MOST_STOP_CHARACTERS}
 TEXTS = {"oneOf": [STOP, {"type": "array", "items": STOP, "maxItems": MOST_STOPS}]}
 ROLE = {"type": "string", "enum": list(ROLES_OF_REQUESTS)}
-TURN = {"type": "object", "required": ["role", "content"], "properties": {"role": ROLE, "content": {"type": "string"}}}
+PART = {"type": "object", "required": ["type", "text"], "properties": {"type": {"const": "text"}, "text": {"type": "string"}}}
+CONTENT = {"oneOf": [{"type": "string"}, {"type": "array", "items": PART, "minItems": 1}]}
+TURN = {"type": "object", "required": ["role", "content"], "properties": {"role": ROLE, "content": CONTENT}}
 TOKENS = {"type": "integer", "minimum": -1, "maximum": MAX_BUDGET}
 EXTENSION = {"type": "integer", "minimum": 1, "maximum": MOST_EXTENSION}
 OWN_BUDGET = {
@@ -38,6 +40,7 @@ OWN_BUDGET = {
         "coverage": {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1},
     },
 }
+OWN_TEXT = r"^(auto|[0-9]{1,6}|([1-9][0-9]{0,3}(\.[0-9]{1,3})?|0\.[0-9]{0,2}[1-9])[sx]|[1-9][0-9]?(\.[0-9]{1,3})?%)$"
 EFFORT = {"type": "string", "enum": list(EFFORTS)}
 ACTION = {"type": "string", "enum": ["reasoning_end", "stop", "extend"]}
 COMMON = {
@@ -47,7 +50,8 @@ COMMON = {
         "type": "object",
         "properties": {"include_usage": {"type": "boolean"}, "continuous_usage_stats": {"type": "boolean"}},
     },
-    "max_tokens": {"type": "integer", "minimum": 1},
+    "max_tokens": {"type": "integer", "minimum": 1, "maximum": 2**31 - 1},
+    "max_completion_tokens": {"type": "integer", "minimum": 1, "maximum": 2**31 - 1},
     "temperature": {"type": "number", "minimum": 0, "maximum": 2},
     "top_p": {"type": "number", "minimum": 0, "maximum": 1},
     "top_k": {"type": "integer", "minimum": -1},
@@ -56,7 +60,7 @@ COMMON = {
     "stop": TEXTS,
     "user": {"type": "string"},
     "priority": {"type": "integer", "minimum": -(2**31), "maximum": 2**31 - 1},
-    "budget": {"oneOf": [TOKENS, {"type": "string", "pattern": "^(auto|[0-9]{1,6}|[0-9]{1,4}[sx]|[1-9][0-9]?%)$"}, OWN_BUDGET]},
+    "budget": {"oneOf": [TOKENS, {"type": "string", "pattern": OWN_TEXT}, OWN_BUDGET]},
     "thinking_token_budget": TOKENS,
     "thinking_budget_tokens": TOKENS,
     "reasoning_budget_tokens": TOKENS,
