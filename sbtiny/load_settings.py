@@ -114,10 +114,16 @@ def flatten_keys(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:
-    """Key and value of `grpo.learning_rate=3e-4`. Raises InputError."""
+    """Key and value of `grpo.learning_rate=3e-4`. What a key of text is set to stands as it is, but for quotes and null.
+
+    Raises InputError.
+    """
     key, sign, value = text.partition("=")
     if not sign or not key:
         raise InputError(f"--set {text}: write it as section.key=value, for example --set grpo.learning_rate=3e-4")
+    plain = value.strip()
+    if key_types().get(key) in (str, str | None) and plain[:1] not in ("", "'", '"', "~") and plain != "null":
+        return key, plain  # YAML would read "answer: #3" as a mapping with a comment
     return key, read_yaml(value, f"--set {text}")
 
 

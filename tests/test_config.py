@@ -98,6 +98,12 @@ def test_numbers_that_yaml_takes_for_text_are_numbers(tmp_path: Path) -> None:
         ("model=a/b", "a/b"),
         ("grpo.lr_scheduler_type=cosine", "cosine"),
         ("seed=7", 7),
+        ("prompt.instruction=Put your answer after ####.", "Put your answer after ####."),
+        ("prompt.instruction=Answer: step by step", "Answer: step by step"),
+        ("prompt.instruction='quoted # text'", "quoted # text"),
+        ("prompt.instruction=null", None),
+        ("prompt.instruction=", None),
+        ("eval.budget=120", "120"),
     ],
 )
 def test_an_assignment_sets_its_key(text: str, value: object) -> None:

@@ -18,10 +18,12 @@ LENGTH_LOG_STD = 0.9  # of a length's logarithm
 def draw_lengths(count: int, mean: int, longest: int, seed: int) -> list[int]:
     """Log-normal answer lengths in tokens, at most `longest`, one of them exactly that; their mean is close to `mean`.
 
-    Raises InputError if `longest` is below 3.3 times `mean`: without a tail there is nothing to measure.
+    Raises InputError if `longest` is below 3.3 times `mean`, or `count` too small: without a tail there is nothing to measure.
     """
     if longest < MIN_LONGEST_OVER_MEAN * mean * 1.1 or mean < 2:
         raise InputError(f"--max-tokens {longest} is no heavy tail over a mean of {mean}: give at least {4 * mean}")
+    if longest * count < MIN_LONGEST_OVER_MEAN * (longest + 2 * (count - 1)):  # all others at their least
+        raise InputError(f"{count} answers of at most {longest} tokens have no heavy tail: ask for more")
     rng = np.random.default_rng(seed)
     lengths = np.exp(rng.normal(np.log(mean) - LENGTH_LOG_STD**2 / 2, LENGTH_LOG_STD, count))
     lengths = np.clip(np.round(lengths), 2, longest).astype(int)

@@ -40,8 +40,8 @@ def read_peak_mb() -> float | None:
         return round(torch.cuda.max_memory_allocated() / 2**20, 1)
     if not STATUS.exists():
         return None
-    line = next(line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM"))
-    return round(int(line.split()[1]) / 1024, 1)
+    line = next((line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM")), None)
+    return None if line is None else round(int(line.split()[1]) / 1024, 1)
 
 
 def largest_peak(peaks: Iterable[float | None]) -> float | None:

@@ -7,6 +7,7 @@ import typer
 
 from sbtiny.cli.app import app
 from sbtiny.cli.options import USE, AsJson, KvMemory, console, print_result, start_work
+from sbtiny.cli.serve import check_serve_extra
 from sbtiny.config import Settings
 from sbtiny.errors import InputError
 
@@ -170,6 +171,7 @@ def start_serving(name: str, seed: int, threads: int | None) -> Settings:
     from sbtiny import runs
     from sbtiny.models.aliases import model_of
 
+    check_serve_extra()
     run = runs.find_run(name)
     if run:
         runs.check_finished(run)

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from sbtiny import __version__, runs
 from sbtiny.errors import InputError
+from sbtiny.load_settings import expand_home
 from sbtiny.models.device import DeviceInfo, pick_dtype, pick_preset, probe_device
 from sbtiny.models.gguf import cache_folder
 
@@ -170,7 +171,7 @@ def check_folder_writable(name: str, folder: Path) -> CheckResult:
 
 def check_disk(folder: Path) -> list[CheckResult]:
     """Check free space for runs, unpacked models and downloads."""
-    hub = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
+    hub = Path(expand_home(os.environ.get("HF_HOME") or "~/.cache/huggingface"))
     results = []
     for name, place in (("here", folder), ("unpacked models", cache_folder()), ("downloads", hub)):
         existing = next(path for path in (place.absolute(), *place.absolute().parents) if path.exists())

@@ -39,8 +39,7 @@ def serve(
     from sbtiny import runs
     from sbtiny.models.aliases import model_of
 
-    if missing := [module for module in NEEDED if find_spec(module) is None]:
-        raise InputError(f"sbtiny serve needs {', '.join(missing)}: pip install 'sbtiny[serve]'")
+    check_serve_extra()
     from sbtiny.serving.guard import LOOPBACK
 
     check_exposure(host, host in LOOPBACK, api_key, no_auth)
@@ -56,6 +55,12 @@ def serve(
 
     print(f"loading {name} ...", file=sys.stderr, flush=True)
     run_server(name, settings, listener, api_key, cors or (), host in LOOPBACK)
+
+
+def check_serve_extra() -> None:
+    """Raise InputError where a package that a server needs is not installed."""
+    if missing := [module for module in NEEDED if find_spec(module) is None]:
+        raise InputError(f"a server needs {', '.join(missing)}: pip install 'sbtiny[serve]'")
 
 
 def check_exposure(host: str, is_local: bool, api_key: str | None, no_auth: bool) -> None:

@@ -25,6 +25,7 @@ NamedEvals = list[tuple[str, Eval]]
 Grid = tuple[list[str], list[list[str]]]  # headers, rows; every row as long as the headers
 STAGES = {"base": "base", "sft": "cold start", "grpo": "GRPO"}
 REQUIRED_EVAL_KEYS = ("accuracy", "accuracy_ci95", "mean_tokens", "p90_tokens", "format_rate", "within", "by_level", "task")
+SAME_IN_A_SWEEP = ("task", "questions", "seed", "temperature")
 NO_VALUE = "–"
 
 
@@ -70,8 +71,8 @@ def read_report_data(folder: Path) -> ReportData:
         start=start,
         evals={stage: read_eval(place / "eval.json") if place else None for stage, place in places.items()},
         samples={stage: read_optional_rows(place / "eval_samples.jsonl") if place else [] for stage, place in places.items()},
-        sweep=read_evals(sweep, own["task"]),
-        cuts=read_evals(cuts, own["task"], ("cut_rate", "plain")),
+        sweep=read_evals(sweep, own),
+        cuts=read_evals(cuts, own, ("cut_rate", "plain")),
         calibration=from_record(read_json(calibration), str(calibration)) if calibration.is_file() else None,
         metrics=[row for row in read_optional_rows(folder / "metrics.jsonl") if row.get("stage") == "grpo"],
         settings=settings,
@@ -103,10 +104,10 @@ def read_eval(path: Path) -> Eval:
     return validate_eval(read_json(path), path)
 
 
-def read_evals(path: Path, task: str, more: Sequence[str] = ()) -> list[Eval]:
-    """Read several evaluations of one task; those of another are left over from an earlier evaluation. Empty without the file."""
+def read_evals(path: Path, own: Eval, more: Sequence[str] = ()) -> list[Eval]:
+    """Read the evaluations that were made with `own`; others are left over from an earlier one. Empty without the file."""
     records = [validate_eval(record, path, more) for record in read_json(path)] if path.is_file() else []
-    return [record for record in records if record["task"] == task]
+    return [record for record in records if all(record.get(key) == own.get(key) for key in SAME_IN_A_SWEEP)]
 
 
 def validate_eval(record: Any, path: Path, more: Sequence[str] = ()) -> Eval:

@@ -9,6 +9,7 @@ from typing import Literal
 
 from sbtiny.config import PromptSettings, Settings
 from sbtiny.errors import InputError
+from sbtiny.load_settings import expand_home
 from sbtiny.runs import find_run, kept_prompt, read_run
 
 BUNDLED = Path(__file__).parent.parent / "assets" / "tiny"
@@ -61,7 +62,7 @@ def resolve(name: str) -> Source:
     """
     if alias := find_alias(name):
         return _resolve_alias(alias)
-    path = Path(name).expanduser()
+    path = Path(expand_home(name))
     if name and path.is_dir():
         if not (path / "config.json").is_file():
             raise InputError(f"{name} holds no config.json: give a model's folder (an adapter alone is no model)")
@@ -114,7 +115,7 @@ def inherit_settings(settings: Settings, run: Path) -> Settings:
 def absolute_name(name: str) -> str:
     """A model's name that means the same in any working directory: paths become absolute."""
     is_path = find_alias(name) is None and resolve(name).kind in ("folder", "gguf")
-    return str(Path(name).expanduser().absolute()) if is_path else name
+    return str(Path(expand_home(name)).absolute()) if is_path else name
 
 
 def _resolve_alias(alias: Alias) -> Source:

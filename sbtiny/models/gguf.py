@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sbtiny import __version__
 from sbtiny.errors import InputError
+from sbtiny.load_settings import expand_home
 from sbtiny.models.prompt import SPACE
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ ORIGINAL = "use the original model folder or hub id"
 
 def cache_folder() -> Path:
     """The folder of unpacked models: $SBTINY_CACHE, else ~/.cache/sbtiny."""
-    return Path(os.environ.get("SBTINY_CACHE") or Path.home() / ".cache" / "sbtiny")
+    return Path(expand_home(os.environ.get("SBTINY_CACHE") or "~/.cache/sbtiny"))
 
 
 def unpack_gguf(file: Path) -> Path:

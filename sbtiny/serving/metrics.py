@@ -46,7 +46,8 @@ class Metrics:
         self.first.observe(outcome.first)
         self.queued.observe(outcome.queued)
         budget = answer.promise or answer.given or answer.stated
-        if budget is not None and (answer.ended or answer.used > budget):  # where one that was stopped would have ended is not known
+        tells = answer.stop_reason == "end" or (budget is not None and answer.used > budget)  # one that was stopped might have gone on
+        if budget is not None and tells:
             self.budgets.labels("yes" if answer.used <= budget else "no").inc()
 
     def record_refusal(self, status: int) -> None:

@@ -17,7 +17,8 @@ STATED = re.compile(
     re.I,
 )
 DENIED = re.compile(r"(?:\b(?:not|never|minus|negative)|n't)[\s*$(]{1,4}$", re.I)  # before a number
-SCALE_BEHIND = re.compile(rf"\s(?:{'|'.join(SCALES)})\b|\s?\\?%", re.I)
+SCALE_BEHIND = re.compile(rf"\s(?:{'|'.join(SCALES)})\b|\s?\\?%(?=\s*+(?:$|[.,;)$*\\]))", re.I)  # "2. I am 100% sure" is no answer
+POWER_OF_UNIT = re.compile(r"(?<=[a-z}])\^(?:[23](?![0-9])|\{[23]\})")  # cm^2
 SENTENCE_END = re.compile(r"\.(?=\s|$)|<[|/]")  # a special token or a closing tag ends it too
 
 TURN_END = re.compile(r"(?:<[|｜][^|｜<>\n]{1,40}[|｜]>|</s>|<eos>|<end_of_turn>)$")  # of any model: references come from many
@@ -33,7 +34,7 @@ def final_answer(text: str) -> str | None:
     answer = marked_answer(text)
     if answer is None:
         start = 0
-        for number in LAST_NUMBER.finditer(text := text.replace("−", "-")):
+        for number in LAST_NUMBER.finditer(text := POWER_OF_UNIT.sub("", text.replace("−", "-"))):
             answer, start = number[0], number.start()
         if answer is None or DENIED.search(text[max(start - 20, 0) : start]):
             return None

@@ -111,7 +111,8 @@ def build_question(row: Row, example: Example, given: str, where: str, default_i
         raise InputError(f"{where}: {'nothing follows ####' if '####' in given else 'nothing is left'} in 'answer' {preview_value(given)}")
     name = default_id if row.get("id") is None else read_text(row, "id", where)
     source = str(row.get("source") or "")
-    return Question(name, example.question, answer, read_level(row, where), source, where, example.system, given.strip())
+    pattern = given.rpartition("####")[2].strip()
+    return Question(name, example.question, answer, read_level(row, where), source, where, example.system, pattern)
 
 
 def find_answer(example: Example, row: Row, where: str) -> str:

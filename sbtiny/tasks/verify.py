@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from sbtiny.errors import InputError
+from sbtiny.load_settings import expand_home
 from sbtiny.tasks.answers import boxed_answer, final_answer, last_line, marked_answer, stated_answer, unwrap_reference
 from sbtiny.tasks.fields import suggestion
 from sbtiny.tasks.latex import TEXT_INSIDE, Pair, math_process
@@ -193,13 +194,13 @@ def load_verifier(spec: str | None) -> Verifier:
     if not match:
         near = suggestion(spec, BUILT_IN)
         raise InputError(f"unknown verifier {spec!r}{near}: choose from {', '.join(BUILT_IN)}, or give my.py:check")
-    return UserVerifier(Path(match[1]).expanduser(), match[2] or "check")
+    return UserVerifier(Path(expand_home(match[1])), match[2] or "check")
 
 
 def user_file(spec: str) -> bytes:
     """Read the content of a user's verifier file, for comparing on resume; empty for a built-in verifier."""
     match = USER_VERIFIER.fullmatch(spec)
-    return Path(match[1]).expanduser().read_bytes() if match else b""
+    return Path(expand_home(match[1])).read_bytes() if match else b""
 
 
 def check_references(verify: Verifier, questions: Iterable[Question]) -> None:

@@ -21,6 +21,10 @@ def test_the_longest_is_at_least_three_times_the_mean(seed: int, count: int, mea
 def test_no_tail_is_refused() -> None:
     with pytest.raises(InputError, match="heavy tail"):
         draw_lengths(64, 44, 100, 0)
+    for few in (1, 2, 3):
+        with pytest.raises(InputError, match=f"{few} answers of at most 192 tokens have no heavy tail"):
+            draw_lengths(few, 44, 192, 0)
+    assert max(draw_lengths(4, 44, 192, 0)) == 192
 
 
 def test_lengths_of_a_file(tmp_path) -> None:

@@ -126,8 +126,11 @@ def test_other_tasks_are_not_compared(demo: Path) -> None:
     assert "evaluated on other.jsonl, this run on arithmetic" in Page(demo / "report.html").text
 
 
-def test_a_sweep_on_another_task_is_left_out(demo: Path) -> None:
+def test_a_sweep_of_an_earlier_evaluation_is_left_out(demo: Path) -> None:
     assert len(write_report(demo)["sweep"]) == 4
+    found = runs.read_json(demo / "eval.json")
+    runs.write_json(demo / "eval.json", found | {"temperature": 0.0})
+    assert write_report(demo)["sweep"] is None
     put_evaluation(demo, GRPO, task="other.jsonl")
     assert write_report(demo)["sweep"] is None
 

@@ -27,6 +27,7 @@ from sbtiny.rollout.engines.upstream_dialects import Chunk, Ollama, Vllm
 from sbtiny.rollout.engines.upstream_dialects import LlamaServer as LlamaDialect
 from sbtiny.rollout.engines.upstream_vocabulary import UpstreamVocabulary
 from sbtiny.rollout.episode import Request
+from sbtiny.rollout.limit_enforcer import Interrupt
 from sbtiny.rollout.limits import Limits
 from sbtiny.rollout.load_policy import build_policy, load_policy
 from sbtiny.rollout.load_upstream import check_vocabulary
@@ -422,3 +423,27 @@ def test_the_next_answer_goes_where_the_fewest_stated_tokens_are_left(played) ->
     there.session.step()
     urls = [stream.upstream.url for stream in there.session.running.values()]
     assert urls == ["http://there", "http://other", "http://other", "http://there", "http://there"]  # the other has two slots
+
+
+def test_an_answer_that_waits_for_the_only_server_left_holds_up_no_other(played) -> None:
+    there = played(LlamaDialect("a"))
+    engine = there.policy.engine
+    first, other = engine.upstreams[0], Upstream("http://other", LlamaDialect("b", slots=1))
+    engine.upstreams.append(other)
+    engine.rows = 9
+    failed, _ = (there.session.add(there.policy.request("1 + 1?", 40, i), GREEDY) for i in range(2))
+    there.session.step()
+    there.reader.news.append((there.session.running[failed], UpstreamError("it broke")))
+    there.session.step()
+    first.failed_at = None  # it has come back
+    later, stopped = (there.session.add(there.policy.request("2 + 2?", 40, i, interrupt=Interrupt()), GREEDY) for i in range(2, 4))
+    stopped.request.interrupt.stop()
+    assert there.session.step() == [stopped]
+    assert {ticket: stream.upstream for ticket, stream in there.session.running.items() if ticket in (failed, later)} == {later: first}
+    assert list(there.session.queue) == [failed]
+
+
+def test_a_vllm_that_does_not_show_its_tokens_is_read_by_its_text() -> None:
+    line = b'data: {"choices": [{"text": "So", "finish_reason": null%b}]}'
+    assert Vllm("m").read(line % b"") == Chunk("So", None)
+    assert Vllm("m").read(line % b', "token_ids": [5]') == Chunk("So", (5,))

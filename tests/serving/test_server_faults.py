@@ -102,10 +102,15 @@ def test_an_answer_that_has_ended_is_counted_though_its_reader_left_before(plain
     assert read_count(plain, 'sbtiny_requests_total{outcome="error"}') == crashed + 1
 
 
-def test_what_was_stopped_early_tells_nothing_of_its_budget(plain: Served) -> None:
+def test_what_was_stopped_early_tells_nothing_of_its_budget(plain: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = 'sbtiny_budgets_total{kept="yes"}'
     before = read_count(plain, kept)
     assert plain.chat(LONG, budget=400, max_tokens=5).json()["choices"][0]["finish_reason"] == "length"
+    with monkeypatch.context() as patched:
+        slow_down(patched, plain, 0.01)
+        stream = plain.stream(LONG, budget=400)
+        plain.client.post(f"{CHAT}/control", json={"id": next(stream.chunks)["id"], "action": "reasoning_end"})
+        assert stream.all()[-1]["choices"][0]["stop_reason"] == "interrupted"  # it was wrapped up, and has ended by itself then
     assert read_count(plain, kept) == before
     assert plain.chat(LONG, budget=400).json()["choices"][0]["stop_reason"] == "end"
     assert read_count(plain, kept) == before + 1

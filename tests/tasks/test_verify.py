@@ -89,6 +89,8 @@ def test_a_pattern_in_brackets_stays_a_pattern() -> None:
     assert question.answer == "B"
     assert regex("So it is\n(B)", question)
     assert not regex("So it is\nB", question)
+    solved = parse_question({"question": "Which?", "answer": "It is a colour.\n#### colou?r"}, "here", "a")
+    assert regex("\\boxed{color}", solved)
 
 
 CASES = [line.split("\t") for line in Path(__file__).with_name("answers.tsv").read_text(encoding="utf-8").splitlines()[1:]]

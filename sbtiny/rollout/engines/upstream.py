@@ -154,16 +154,18 @@ class UpstreamSession(AskingSession):
 
     def _refill(self) -> None:
         """Ask for the answers that wait, each at the server with the least to do."""
-        while self.queue and len(self.running) < self.engine.rows:
-            ticket = self.queue[0]
+        for ticket in list(self.queue):
             if ticket.is_stopped:
-                self._end(self.queue.popleft(), "interrupted")
+                self.queue.remove(ticket)
+                self._end(ticket, "interrupted")
+                continue
+            if len(self.running) >= self.engine.rows:
                 continue
             tickets = {u: [t for t, stream in self.running.items() if stream.upstream is u] for u in self.engine.upstreams}
             upstream = choose_upstream(self.engine.upstreams, self.courses[ticket].failed, tickets, self.engine.foretell)
-            if upstream is None:
-                return
-            self._ask(self.queue.popleft(), upstream)
+            if upstream is not None:  # else a server that another one may ask has failed this one
+                self.queue.remove(ticket)
+                self._ask(ticket, upstream)
 
     def _move(self, stream: Stream, error: UpstreamError) -> None:
         """A server has failed: its answer goes on at another one, or ends with the error."""

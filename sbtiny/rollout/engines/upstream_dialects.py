@@ -140,7 +140,8 @@ class Vllm(Dialect):
         choice = data["choices"][0]
         if (reason := choice.get("finish_reason")) not in (None, "stop", "length"):
             raise UpstreamError(f"it ended an answer with {reason!r}")
-        return Chunk(choice["text"], tuple(choice.get("token_ids") or ()), None, reason)
+        ids = choice.get("token_ids")  # of an older server None: then its text is read
+        return Chunk(choice["text"], None if ids is None else tuple(ids), None, reason)
 
     def detokenize(self, post: Callable[[str, Json], Json], ids: Sequence[int]) -> str | None:
         return post("/detokenize", {"model": self.model, "tokens": list(ids)})["prompt"]
