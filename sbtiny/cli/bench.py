@@ -144,9 +144,9 @@ def show_served_orders(result: dict[str, Any]) -> None:
     spread = "the model's own lengths" if result["sigma"] is None else f"sigma {result['sigma']:g}"
     work = f"{result['requests']} requests of {result['mean_tokens']:.0f} tokens"
     title = f"{work}, {come}, {spread}, slots {result['slots']}, rounds {result['rounds']}: seconds, mean over fcfs"
-    table = Table("order", "mean", "p50", "p99", "longest", "budget p99", "tok/s", "over", "simulated", title=title)
+    table = Table("order", "mean", "p50", "p99", "longest", "longest wait", "budget p99", "tok/s", "over", "simulated", title=title)
     for name, figures in result["orders"].items():
-        times = [f"{figures[key]:.3f}" for key in ("mean", "p50", "p99", "longest", "budget_p99")]
+        times = [f"{figures[key]:.3f}" for key in ("mean", "p50", "p99", "longest", "longest_wait", "budget_p99")]
         ratios = [f"{figures[over]['mean']['median']:.2f}" for over in ("over_fcfs", "simulated_over_fcfs") if over in figures]
         table.add_row(name, *times, f"{figures['tokens_per_second']:.0f}", *ratios)
     console().print(table)

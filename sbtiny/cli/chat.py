@@ -52,8 +52,7 @@ def chat(
     if not assistant.policy.states_budget:
         errors.print(f"{name} states no budget, it was not trained to: a given one is a ceiling alone", markup=False)
     if assistant.calibration and not assistant.fitting_calibration(assistant.defaults):
-        own = assistant.calibration
-        errors.print(f"no promises: the calibration is at temperature {own.temperature:g}, top_p {own.top_p:g}", markup=False)
+        errors.print(assistant.why_no_promise(assistant.defaults), markup=False)
     if question is not None:
         answer = answer_once(assistant, dialog, question, quiet=flags.as_json)
         if flags.as_json:

@@ -112,6 +112,11 @@ def calibrate(
     if flags.as_json:
         return print_result(record | {"file": str(file)}, True)
     print_calibration(record)
+    e, s = settings.eval, settings.serve
+    if (e.temperature, e.top_p) != (s.temperature, s.top_p):
+        console().print(
+            f"made at temperature {e.temperature:g}, top_p {e.top_p:g}; chat and serve answer at {s.temperature:g}, {s.top_p:g}"
+        )
     console().print(f"wrote {file}", soft_wrap=True, highlight=False)
 
 

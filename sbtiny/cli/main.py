@@ -1,5 +1,6 @@
 """The entry point: all verbs, environment defaults, and exit codes."""
 
+import logging
 import os
 import re
 import sys
@@ -32,7 +33,8 @@ def main() -> None:
     for name, value in LIBRARY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     streams.accept_any_text()
-    debug = "--debug" in sys.argv
+    if debug := "--debug" in sys.argv:
+        logging.getLogger("sbtiny").setLevel(logging.DEBUG)
     arguments = [expand_tilde(a) for a in sys.argv[1:] if a != "--debug"]
     try:
         code = run(arguments, debug)

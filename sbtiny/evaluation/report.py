@@ -129,7 +129,7 @@ def read_settings(path: Path) -> Row:
 def build_report(evidence: ReportData, seconds: dict[str, float] | None) -> dict[str, Any]:
     """Build the content of report.json."""
     file = evidence.folder / "report.json"
-    earlier = read_json(file) if file.is_file() else {}
+    earlier, export = read_json(file) if file.is_file() else {}, evidence.folder / "export" / "export.json"
     last = evidence.evals[evidence.last_stage] or {}
     return {
         **evidence.evals,
@@ -140,7 +140,7 @@ def build_report(evidence: ReportData, seconds: dict[str, float] | None) -> dict
         "cuts": evidence.cuts or None,
         "calibration": describe_calibration(evidence.calibration, last),
         "seconds": earlier.get("seconds") if seconds is None else seconds,
-        "export": earlier.get("export"),
+        "export": read_json(export) if export.is_file() else None,
     }
 
 

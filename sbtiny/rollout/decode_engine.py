@@ -105,6 +105,6 @@ def validate_request(request: Request, positions: int | None, stops: np.ndarray)
         raise InputError(
             f"a prompt of {prompt} tokens and {request.max_tokens} to write exceed the model's {positions} positions: lower max_tokens"
         )
-    for token in request.limits.wrap_up if request.limits else ():
+    for token in (*request.limits.wrap_up, *request.limits.thoughts_wrap_up) if request.limits else ():
         if not 0 <= token < len(stops) or stops[token]:
             raise InputError(f"token {token} of the wrap-up text is a stop token or outside the vocabulary: reword it")

@@ -59,7 +59,7 @@ class LimitEnforcer:
         if presses != 1 or tracker.wrapped_at is not None:
             return presses > 1
         closed_before = tracker.section is AnswerSection.AFTER and not self.waited
-        return closed_before or not tracker.limits.wrap_up
+        return closed_before or not tracker.wrap_up
 
     def check_token(self, token: int, stop: bool) -> int | Literal["ceiling", "interrupted"]:
         """The token to write for the sampled one, or the reason why the answer ends without it. `stop`: it is a stop token."""
@@ -70,7 +70,7 @@ class LimitEnforcer:
             if verdict is Verdict.STOP:
                 return self.cause or "ceiling"
             if verdict is Verdict.WRAP_UP:
-                self.forced.extend(self.tracker.limits.wrap_up)
+                self.forced.extend(self.tracker.wrap_up)
         self.injected.append(bool(self.forced))
         if self.forced:
             token, stop = self.forced.popleft(), False  # a wrap-up holds no stop token

@@ -50,23 +50,24 @@ class Limits:
     """Body tokens an answer may take; None is no limit.
 
     `ceiling` holds for every budget; `tolerance` limits the body to budget x (1 + tolerance). At the limit the tokens of `wrap_up` are
-    injected. They and the answer after them take at most `reserve` more tokens.
+    injected, or those of `thoughts_wrap_up` where there are any and thoughts are open. They and the answer after them take at most
+    `reserve` more tokens.
     """
 
     ceiling: int | None = None
     tolerance: float | None = None
     wrap_up: tuple[int, ...] = ()
     reserve: int = 0
+    thoughts_wrap_up: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.ceiling is not None and self.ceiling < 0:
             raise InputError(f"a ceiling of {self.ceiling} tokens is below 0: use 0 or more")
         if self.tolerance is not None and not 0 <= self.tolerance < math.inf:
             raise InputError(f"a tolerance of {self.tolerance} must be 0 or more, and finite (0.1 allows 10 % over the budget)")
-        if self.reserve < 0 or (self.wrap_up and self.reserve <= len(self.wrap_up)):
-            raise InputError(
-                f"a reserve of {self.reserve} tokens leaves nothing for the answer after a wrap-up of {len(self.wrap_up)}: raise it"
-            )
+        longest = max(len(self.wrap_up), len(self.thoughts_wrap_up))
+        if self.reserve < 0 or (longest and self.reserve <= longest):
+            raise InputError(f"a reserve of {self.reserve} tokens leaves nothing for the answer after a wrap-up of {longest}: raise it")
 
     def allowed(self, budget: int | None) -> int | None:
         """Body tokens before the wrap-up of an answer with this budget."""
@@ -117,15 +118,20 @@ class LimitTracker:
             return Verdict.GO
         room = (self.allowed or 0) + self.limits.reserve - (self.used + self.pending - 1)
         self.head, self.section, self.budget, self.used, self.pending, self.seen, self.tail = before
-        if self.may_wrap_up and len(self.limits.wrap_up) < room:
+        if self.may_wrap_up and len(self.wrap_up) < room:
             self.wrapped_at = self.allowed
             return Verdict.WRAP_UP
         return Verdict.STOP
 
     @property
+    def wrap_up(self) -> tuple[int, ...]:
+        """The wrap-up that fits here."""
+        return (self.form.answered and self.limits.thoughts_wrap_up) or self.limits.wrap_up
+
+    @property
     def may_wrap_up(self) -> bool:
         """Whether there is a wrap-up that still has a place: none was injected, and the body is not closed."""
-        return bool(self.limits.wrap_up) and self.wrapped_at is None and self.section is not AnswerSection.AFTER
+        return bool(self.wrap_up) and self.wrapped_at is None and self.section is not AnswerSection.AFTER
 
     def wrap_up_here(self) -> None:
         """Begin the wrap-up before the limit is reached. From here on `reserve` tokens are left."""
@@ -161,7 +167,8 @@ class LimitTracker:
         opening = OPENING.search(self.head)
         end = opening.end() if opening else len(self.head)
         parsed = parse(self.head[:end])
-        legal = parsed.outcome in (Outcome.CUT, Outcome.EMPTY)
+        bare = self.head[:end].lstrip()  # thoughts without a budget, of a model that was not trained to state one
+        legal = parsed.outcome in (Outcome.CUT, Outcome.EMPTY) or THINK.opening.startswith(bare)
         if legal and not opening and len(self.head) <= HEAD_CHARS:
             return
         self.budget = parsed.budget if self.head.lstrip().startswith(BUDGET_OPEN) else None

@@ -30,23 +30,23 @@ class Limiter:
 
     def least_room(self, reply: Reply) -> int:
         """The tokens that a head, a wrap-up and an answer after it take."""
-        return self.head_tokens + len(self._wrap_up(reply.prompt)[0]) + LEAST_ANSWER
+        return self.head_tokens + max(map(len, self._wrap_ups())) + LEAST_ANSWER
 
     def limits(self, reply: Reply, budget: int | None) -> tuple[Limits, int]:
         """The limits of an answer and its most tokens: a wrap-up comes before those end."""
         ask, s = reply.ask, self.settings
-        wrap_up, reserve = self._wrap_up(reply.prompt)
-        room = self.room(reply)
-        reserve = min(reserve, max(len(wrap_up) + LEAST_ANSWER, room // 4))
+        wrap_up, thoughts_wrap_up = self._wrap_ups()
+        room, longest = self.room(reply), max(len(wrap_up), len(thoughts_wrap_up))
+        reserve = min(self.settings.reserve or self._usual_reserve, max(longest + LEAST_ANSWER, room // 4))
         ceilings = [max(0, room - reserve - self.head_tokens), ask.ceiling]
         if reply.source == "coverage":
             ceilings.append(self._promised(reply))
         elif budget is not None:
             ceilings.append(math.floor(budget * (1 + s.given_tolerance)))
         tolerance = s.tolerance if budget is None and self.policy.states_budget else None
-        if len(wrap_up) >= reserve:
+        if longest >= reserve:
             raise InputError(f"max_tokens of {ask.max_tokens} leaves no room for an answer: raise it")
-        return Limits(min(c for c in ceilings if c is not None), tolerance, wrap_up, reserve), room
+        return Limits(min(c for c in ceilings if c is not None), tolerance, wrap_up, reserve, thoughts_wrap_up), room
 
     def extended(self, reply: Reply, tokens: int) -> Limits:
         """The limits of a running answer with so many tokens more. Raises InputError where it has the most already."""
@@ -67,13 +67,21 @@ class Limiter:
             raise InputError(f"no finite promise at {100 * reply.ask.coverage:g} %: {reason}")
         return reply.promise
 
-    def _wrap_up(self, prompt: Sequence[int]) -> tuple[tuple[int, ...], int]:
-        """The tokens of the wrap-up, and the tokens kept for it and the answer."""
-        thinks = self.policy.form.answered or self.opens_thoughts(prompt)
-        by_form = THINK_WRAP_UP if thinks else WRAP_UP
-        text = by_form if self.settings.wrap_up is None else self.settings.wrap_up
-        reserve = LONG_RESERVE if thinks or not self.policy.states_budget else SHORT_RESERVE
-        return tuple(self.policy.encode(text)), self.settings.reserve or reserve
+    def _wrap_ups(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The tokens of the wrap-up, and of that where thoughts are open. A model that states no budget may think or not."""
+        if self.settings.wrap_up is not None:
+            texts = self.settings.wrap_up, ""
+        elif self.policy.states_budget:
+            texts = THINK_WRAP_UP if self.policy.form.answered else WRAP_UP, ""
+        else:
+            texts = WRAP_UP, THINK_WRAP_UP
+        wrap_up, thoughts_wrap_up = (tuple(self.policy.encode(text)) if text else () for text in texts)
+        return wrap_up, thoughts_wrap_up
+
+    @property
+    def _usual_reserve(self) -> int:
+        """The tokens kept for the wrap-up and the answer where the settings say nothing."""
+        return LONG_RESERVE if self.policy.form.answered or not self.policy.states_budget else SHORT_RESERVE
 
 
 def count_head_tokens(policy: Policy) -> int:

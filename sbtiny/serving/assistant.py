@@ -108,7 +108,7 @@ class Assistant:
         self._check_room(len(prompt))
         reply = Reply(messages, prompt, ask, self.step_each, self.rate, self.fitting_calibration(ask), self.settings.coverage)
         if ask.coverage is not None and reply.calibration is None:
-            raise InputError("no promise without a calibration that fits: sbtiny calibrate makes one, at the temperature of the answers")
+            raise InputError(self.why_no_promise(ask))
         mode = ask.choice.mode if self.policy.states_budget or ask.choice.mode != "scaled" else "auto"
         if self.limiter.room(reply) < self.limiter.least_room(reply):
             self._begin_bare(reply)
@@ -245,8 +245,11 @@ class Assistant:
         request = self.policy.request(
             reply.prompt, max_tokens, ask.seed, prefilled, limits=limits, interrupt=reply.interrupt, opens_budget=self._opens_budget(reply)
         )
-        shown = request.prefill or (THINK.opening if self.limiter.opens_thoughts(reply.prompt) else "")
-        reply.begin_body(self.session.add(request, ask.sampling()), shown, self.policy.tokenizer.backend_tokenizer, self.policy.form)
+        if not request.prefill and self.limiter.opens_thoughts(reply.prompt):
+            request = replace(request, prefill=THINK.opening)  # it stands in the prompt, and belongs to the answer
+        reply.begin_body(
+            self.session.add(request, ask.sampling()), request.prefill, self.policy.tokenizer.backend_tokenizer, self.policy.form
+        )
 
     def _opens_budget(self, reply: Reply) -> bool:
         """Whether the prompt opens the budget's tag: from the second turn on, which training does not have."""
@@ -268,6 +271,14 @@ class Assistant:
         """The calibration, where the answer is sampled as those that it was made of."""
         fits = self.calibration and (ask.temperature, ask.top_p) == (self.calibration.temperature, self.calibration.top_p)
         return (self.online or self.calibration) if fits and not ask.top_k and not ask.min_p else None
+
+    def why_no_promise(self, ask: Ask) -> str:
+        """Why no calibration fits an answer that is asked for so."""
+        if self.calibration is None:
+            return "no promise without a calibration: sbtiny calibrate makes one"
+        made, asked = (f"temperature {at.temperature:g}, top_p {at.top_p:g}" for at in (self.calibration, ask))
+        more = ", top_k or min_p" if ask.top_k or ask.min_p else ""
+        return f"no promises: the calibration is at {made}, and the answers are at {asked}{more}"
 
     def _check_room(self, prompt: int) -> None:
         if prompt + self.limiter.head_tokens + 2 * SHORT_RESERVE > self.context:

@@ -76,8 +76,8 @@ class Decoder:
             )
         except InputError as error:
             self.news.append((job, Update(error=to_request_error(error))))
-        except Exception:  # a template or a tokenizer that fails on one request must not end the others
-            log.exception("a request could not begin")
+        except Exception as error:  # a template or a tokenizer that fails on one request must not end the others
+            log.error("a request could not begin: %s: %s", type(error).__name__, error, exc_info=log.isEnabledFor(logging.DEBUG))
             self.news.append((job, Update(error=RequestError("this request cannot be read by the model", status=500))))
         else:
             job.most_seconds = self._most_seconds(job.request.ask.choice)

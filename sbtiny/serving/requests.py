@@ -106,7 +106,8 @@ def check_supported(body: dict[str, Any]) -> None:
 def read_ask(body: dict[str, Any], wish: BudgetWish | None, defaults: Ask) -> tuple[Ask, list[str]]:
     """The Ask of a request, and warnings. Ceiling and the most tokens stay the server's."""
     name = "max_completion_tokens" if body.get("max_completion_tokens") is not None else "max_tokens"
-    wanted, temperature, top_p = read_whole(body, name, 1, 2**31), read_number(body, "temperature", 0, 2), read_number(body, "top_p", 0, 1)
+    wanted = None if body.get(name) == -1 else read_whole(body, name, 1, 2**31)  # -1: llama.cpp's page for no limit
+    temperature, top_p = read_number(body, "temperature", 0, 2), read_number(body, "top_p", 0, 1)
     given = {
         "max_tokens": None if wanted is None else min(wanted, defaults.max_tokens),
         "temperature": temperature if temperature is None or temperature >= 0.01 else 0.0,  # as good as greedy, and no overflow

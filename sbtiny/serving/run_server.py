@@ -85,6 +85,8 @@ def greeting(name: str, url: str, assistant: Assistant, slots: int, api_key: str
     if assistant.fitting_calibration(assistant.defaults) is not None:
         factor = assistant.calibration.scores.factor(settings.coverage)
         promise = f"calibrated: {settings.coverage:.0%} within " + (f"{factor:.2f}x the stated budget" if factor else "no finite promise")
+    elif assistant.calibration is not None:
+        promise = assistant.why_no_promise(assistant.defaults)
     else:
         promise = "not calibrated" if assistant.policy.states_budget else "states no budget: a given one is a ceiling alone"
     body = json.dumps({"messages": [{"role": "user", "content": "Max has 52 apples.\na) sells 1\nb) buys 2\nHow many apples?"}]})

@@ -152,7 +152,7 @@ class Server:
         about = {
             "max_model_len": assistant.context,
             "states_budget": assistant.policy.states_budget,
-            "calibrated": bool(assistant.calibration),
+            "calibrated": assistant.fitting_calibration(assistant.defaults) is not None,
         }
         return JSONResponse({"object": "list", "data": [{"id": self.name, "object": "model", "created": 0, "owned_by": "sbtiny"} | about]})
 

@@ -134,7 +134,7 @@ class Worker:
         except Exception as error:  # whatever it is, every reader must be told
             self.error = error
             if self.decoder is not None:
-                log.exception("the decoder has crashed")
+                log.error("the decoder has crashed: %s: %s", type(error).__name__, error, exc_info=log.isEnabledFor(logging.DEBUG))
             self._fail("failed")
             if self.decoder is None:
                 self.on_ready()

@@ -135,6 +135,12 @@ def test_a_sweep_of_an_earlier_evaluation_is_left_out(demo: Path) -> None:
     assert write_report(demo)["sweep"] is None
 
 
+def test_the_check_of_an_export_stands_in_the_report(demo: Path) -> None:
+    assert write_report(demo)["export"] is None
+    runs.write_json(demo / "export" / "export.json", {"passed": True})
+    assert write_report(demo)["export"] == {"passed": True}
+
+
 def test_coverage_is_of_the_calibration_that_it_names(demo: Path) -> None:
     about = {"model_fingerprint": "x", "format": "solution", "task": "arithmetic", "split": "val", "temperature": 0.6, "top_p": 0.95}
     found = calibrate([CalibrationAnswer(10, n) for n in range(6, 16)] * 20, **about, date="2026-01-01 10:00:00")

@@ -18,6 +18,8 @@ from sbtiny.budget.seconds import Rate
 from sbtiny.config import ServeSettings, Settings
 from sbtiny.errors import InputError
 from sbtiny.rollout.load_policy import build_policy
+from sbtiny.rollout.policy import Policy
+from sbtiny.rollout.session import Ticket
 from sbtiny.serving.assistant import Assistant
 from sbtiny.serving.reply import Reply
 from sbtiny.tasks import arithmetic
@@ -267,6 +269,40 @@ def test_a_template_that_opens_the_thoughts_itself(tiny) -> None:
     assert reply.answer.thoughts.endswith("Time is up.")
     assert reply.answer.text
     assert reply.answer.stop_reason == "interrupted"
+
+
+def script(monkeypatch: pytest.MonkeyPatch, policy: Policy, text: str) -> None:
+    """Let the model write the tokens of a text, whatever it samples, as long as nothing is injected."""
+    ids, append = policy.encode(text), Ticket.append
+
+    def append_scripted(ticket: Ticket, token: int, logprob: float | None, stops: object) -> object:
+        at = len(ticket.written)
+        is_own = at < len(ids) and not any(ticket.enforcer.injected)
+        return append(ticket, ids[at] if is_own else token, logprob, stops)
+
+    monkeypatch.setattr(Ticket, "append", append_scripted)
+
+
+def test_thoughts_that_a_plain_model_opens_are_closed_where_they_are_cut(plain: Assistant, monkeypatch: pytest.MonkeyPatch) -> None:
+    script(monkeypatch, plain.policy, "<think>" + "a) sells 1\n" * 40)
+    answer = plain.ask(SHORT, budget=40)
+    assert answer.stop_reason == "ceiling"
+    assert answer.thoughts.endswith("Time is up.")
+    assert answer.text
+    assert "think>" not in answer.text
+
+
+@pytest.mark.parametrize("presses", [False, True])
+def test_thoughts_that_a_plain_model_closed_are_not_closed_again(plain: Assistant, monkeypatch: pytest.MonkeyPatch, presses: bool) -> None:
+    script(monkeypatch, plain.policy, "<think>a) sells 1\n</think>So " + "b) finds 2\n" * 60)
+    reply = plain.stream(SHORT, budget=30)
+    for _ in reply:
+        if presses and "So" in reply._joined("answer"):
+            reply.press()
+    assert reply.answer.thoughts == "a) sells 1"
+    assert reply.answer.text.startswith("So")
+    assert "think>" not in reply.answer.text
+    assert "Time is up" not in reply.answer.text
 
 
 def test_answers_that_run_are_dropped_where_the_weights_change(assistant: Assistant) -> None:

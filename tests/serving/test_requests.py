@@ -33,6 +33,12 @@ def tokens(n: float) -> BudgetChoice:
     return BudgetChoice("fixed", float(n))
 
 
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+def test_no_limit_is_the_servers(name: str) -> None:
+    """llama.cpp's web page sends -1 where none is set."""
+    assert read(**{name: -1}).ask.max_tokens == DEFAULTS.max_tokens
+
+
 def test_a_long_key_is_looked_at_no_further_than_a_name_can_be() -> None:
     """To look for a budget in all of it takes time by its square: a megabyte would stop the server for twenty minutes."""
     assert read(**{"think" * 200_000: 1}).source == "model"
