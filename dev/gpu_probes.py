@@ -31,8 +31,8 @@ def measure_device() -> dict[str, Any]:
 def compare_graphs(count: str) -> dict[str, Any]:
     """Greedy answers with and without the decode step as a CUDA graph. On a CPU both are without."""
     from sbtiny.config import Settings
+    from sbtiny.rollout.episode import Sampling
     from sbtiny.rollout.load_policy import load_policy
-    from sbtiny.rollout.sampling import Sampling
     from sbtiny.tasks.arithmetic import generate_questions
 
     policy = load_policy("tiny", Settings(), 64)
@@ -52,9 +52,8 @@ def compare_sessions(count: str) -> dict[str, Any]:
     import torch
 
     from sbtiny.config import Settings
-    from sbtiny.rollout.episode import Request
+    from sbtiny.rollout.episode import Request, Sampling
     from sbtiny.rollout.load_policy import load_policy
-    from sbtiny.rollout.sampling import Sampling
     from sbtiny.tasks.arithmetic import generate_questions
 
     greedy, policy = Sampling(temperature=0), load_policy("tiny", Settings(), 16)

@@ -22,8 +22,7 @@ from sbtiny.export.gguf_tokenizer import read_vocabulary
 from sbtiny.export.merge import Merged
 from sbtiny.models.load import load_tokenizer
 from sbtiny.rollout.engines import llama_cpp
-from sbtiny.rollout.episode import Request
-from sbtiny.rollout.sampling import Sampling
+from sbtiny.rollout.episode import Request, Sampling
 from sbtiny.rollout.session import Session, Ticket
 
 ROOM = 100  # bytes a file may have on the full disk

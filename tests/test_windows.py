@@ -41,7 +41,7 @@ from sbtiny.models.device import detect_device, probe_device
 from sbtiny.models.load import load_model
 from sbtiny.rollout import memory
 from sbtiny.rollout.load_policy import build_policy
-from sbtiny.rollout.sampling import Sampling
+from sbtiny.rollout.episode import Sampling
 from sbtiny.tasks.user_verifier import with_timeout
 
 assert probe_device().memory_gb == detect_device().memory_gb > 0

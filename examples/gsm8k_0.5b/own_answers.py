@@ -16,9 +16,9 @@ from sbtiny import runs
 from sbtiny.coldstart.foretell import round_budget
 from sbtiny.coldstart.sample_correct import classify_answer, make_row
 from sbtiny.load_settings import load_settings
+from sbtiny.rollout.episode import Sampling
 from sbtiny.rollout.load_policy import load_policy
 from sbtiny.rollout.policy import Policy
-from sbtiny.rollout.sampling import Sampling
 from sbtiny.tasks.load import load_questions
 from sbtiny.tasks.sources import Question, read_rows
 from sbtiny.tasks.verify import load_verifier

@@ -24,8 +24,7 @@ from sbtiny.rollout.decode_engine import OnEpisode
 from sbtiny.rollout.engine import Engine
 from sbtiny.rollout.engines.generate import left_pad
 from sbtiny.rollout.engines.vllm import VllmEngine
-from sbtiny.rollout.episode import Episode, Request
-from sbtiny.rollout.sampling import Sampling
+from sbtiny.rollout.episode import Episode, Request, Sampling
 from sbtiny.tasks import arithmetic
 
 Clock = Callable[[], float]

@@ -12,9 +12,9 @@ from sbtiny.errors import InputError
 from sbtiny.models.aliases import absolute_name, fill_prompt, inherit_settings
 from sbtiny.models.prompt import check_prompts
 from sbtiny.planning.workload import StageWorkload
+from sbtiny.rollout.episode import Sampling
 from sbtiny.rollout.load_policy import base_info, load_policy
 from sbtiny.rollout.max_tokens import choose_max_tokens
-from sbtiny.rollout.sampling import Sampling
 from sbtiny.tasks.leaks import drop_eval_questions
 from sbtiny.tasks.load import load_questions
 from sbtiny.training import checkpoint

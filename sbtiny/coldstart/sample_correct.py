@@ -20,10 +20,9 @@ from sbtiny.errors import InputError
 from sbtiny.models.aliases import fill_prompt
 from sbtiny.models.prompt import find_token, special_tokens
 from sbtiny.progress import bar, console
-from sbtiny.rollout.episode import Episode, Request
+from sbtiny.rollout.episode import Episode, Request, Sampling
 from sbtiny.rollout.max_tokens import choose_max_tokens
 from sbtiny.rollout.policy import Policy
-from sbtiny.rollout.sampling import Sampling
 from sbtiny.tasks.row_files import Row
 from sbtiny.tasks.sources import Question, digest_items, read_rows
 from sbtiny.tasks.verify import Verifier, user_file

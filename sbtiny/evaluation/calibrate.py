@@ -13,9 +13,9 @@ from sbtiny.evaluation.calibration_file import answering_fingerprint, calibratio
 from sbtiny.evaluation.evaluate import sample_with_progress, with_max_tokens, with_seeds
 from sbtiny.evaluation.trained_questions import check_split, load_calibration_questions
 from sbtiny.models.prompt import check_texts
+from sbtiny.rollout.episode import Sampling
 from sbtiny.rollout.load_policy import load_policy
 from sbtiny.rollout.policy import Policy
-from sbtiny.rollout.sampling import Sampling
 from sbtiny.tasks.sources import Question
 
 

@@ -9,11 +9,10 @@ from sbtiny.budget.metrics import Sample, summarise
 from sbtiny.budget.protocol import MAX_BUDGET, BudgetChoice, parse_budget_option
 from sbtiny.config import EvalSettings
 from sbtiny.progress import bar
-from sbtiny.rollout.episode import Episode, Request
+from sbtiny.rollout.episode import Episode, Request, Sampling
 from sbtiny.rollout.limits import Limits
 from sbtiny.rollout.max_tokens import choose_max_tokens
 from sbtiny.rollout.policy import Policy
-from sbtiny.rollout.sampling import Sampling
 from sbtiny.tasks.sources import Question
 from sbtiny.tasks.verify import Verifier
 

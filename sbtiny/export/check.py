@@ -24,10 +24,9 @@ from sbtiny.models.gguf import find_dropped_feature, read_gguf
 from sbtiny.models.load import load_model
 from sbtiny.models.prompt import prompt_ids, rendered, to_messages
 from sbtiny.rollout.engines import llama_cpp
-from sbtiny.rollout.episode import Episode
+from sbtiny.rollout.episode import Episode, Sampling
 from sbtiny.rollout.load_policy import build_gguf_policy, build_policy
 from sbtiny.rollout.policy import Policy
-from sbtiny.rollout.sampling import Sampling
 from sbtiny.tasks.sources import Question
 from sbtiny.tasks.verify import Verifier
 

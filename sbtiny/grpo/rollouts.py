@@ -19,10 +19,9 @@ from sbtiny.grpo.group_reward import GroupReward, RewardInput, make_selfbudgeter
 from sbtiny.grpo.groups import SELF_GROUP, Group, GroupAnswer, GroupType, are_rewards_equal, draw_group_types, make_group, step_metrics
 from sbtiny.grpo.relabel import best_budget, choose_missed, relabel_budget
 from sbtiny.progress import bar
-from sbtiny.rollout.episode import Request
+from sbtiny.rollout.episode import Request, Sampling
 from sbtiny.rollout.limits import Limits
 from sbtiny.rollout.policy import Policy
-from sbtiny.rollout.sampling import Sampling
 from sbtiny.runs import append_jsonl
 from sbtiny.tasks.sources import Question
 from sbtiny.tasks.verify import Verifier

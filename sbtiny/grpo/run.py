@@ -13,10 +13,10 @@ from sbtiny.grpo import trainer as grpo
 from sbtiny.grpo.group_reward import GroupReward
 from sbtiny.models.aliases import inherit_settings
 from sbtiny.models.prompt import check_texts
+from sbtiny.rollout.episode import Sampling
 from sbtiny.rollout.load_policy import base_info, load_policy
 from sbtiny.rollout.max_tokens import choose_max_tokens
 from sbtiny.rollout.policy import Policy
-from sbtiny.rollout.sampling import Sampling
 from sbtiny.tasks.leaks import drop_eval_questions
 from sbtiny.tasks.load import load_questions
 from sbtiny.tasks.sources import Question

@@ -16,8 +16,7 @@ import numpy as np
 
 from sbtiny.budget.remaining import Foretell, estimate_remaining
 from sbtiny.errors import InputError
-from sbtiny.rollout.episode import Episode, Request
-from sbtiny.rollout.sampling import Sampling
+from sbtiny.rollout.episode import Episode, Request, Sampling
 from sbtiny.rollout.session import Session, Ticket
 
 OnEpisode = Callable[[int, Episode], None]

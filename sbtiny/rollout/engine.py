@@ -15,10 +15,9 @@ from torch.nn import functional as F
 from sbtiny.models import shapes
 from sbtiny.rollout.cuda_graph import CudaGraphs
 from sbtiny.rollout.decode_engine import DecodeEngine, stop_mask
-from sbtiny.rollout.episode import Request
-from sbtiny.rollout.limit_enforcer import TagMask
+from sbtiny.rollout.episode import Request, Sampling
 from sbtiny.rollout.memory import fit_slots
-from sbtiny.rollout.sampling import Sampling, counter_uniforms, sample_rows
+from sbtiny.rollout.sampling import TagMask, counter_uniforms, sample_rows
 from sbtiny.rollout.scheduler import Scheduler
 from sbtiny.rollout.session import Session, Ticket, check_capacity
 from sbtiny.rollout.weights import Layer, Weights

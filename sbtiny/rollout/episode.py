@@ -1,15 +1,35 @@
-"""The decode loop's input, a request, and its output, an episode."""
+"""The decode loop's input, a request and how it is sampled, and its output, an episode. Imports no torch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from sbtiny.budget.protocol import BUDGET_CLOSE, Parsed, body_length, parse
+from sbtiny.errors import InputError
 from sbtiny.rollout.limit_enforcer import Interrupt, LimitEnforcer
 from sbtiny.rollout.limits import Limits
 
 StopReason = Literal["end", "ceiling", "interrupted", "length"]
 BudgetSource = Literal["self", "user"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """Temperature 0 is greedy; top_p 1, top_k 0 and min_p 0 are off."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    logprobs: bool = False
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise InputError(f"temperature {self.temperature} is below 0: use 0 for greedy decoding")
+        if not 0 < self.top_p <= 1:
+            raise InputError(f"top_p {self.top_p} is not in (0, 1]: use 1 to switch it off")
+        if self.top_k < 0 or not 0 <= self.min_p < 1:
+            raise InputError(f"top_k {self.top_k} must be 0 or more and min_p {self.min_p} in [0, 1)")
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,16 +4,12 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Literal
 
-import torch
-from torch import Tensor
-
 from sbtiny.budget.protocol import tag_prefix_length
 from sbtiny.rollout.limits import AnswerSection, Limits, LimitTracker, Verdict
 from sbtiny.rollout.token_pieces import FRAGMENT, TokenPieces, missing_bytes
 
 SAFE_POINT_SHARE, SAFE_POINT_TOKENS = 0.1, 16  # wait for a safe point: this share of the budget or so many tokens, whichever is more
 MOST_MISSING = 3  # bytes, so tokens, that a begun character may lack
-TAG_START = 3  # characters of a closing tag from which it is masked: "</" begins many other things
 
 
 class Interrupt:
@@ -130,33 +126,3 @@ class LimitEnforcer:
         A model does not know that it was closed by force, and closes again (llama.cpp #28182).
         """
         return (self.tracker.form.closing, self.tag_matched) if self.closed_by_force and not self.forced else None
-
-
-class TagMask:
-    """Masks the tokens that would write a tag. `pieces[i]` is the text of token i."""
-
-    def __init__(self, pieces: Sequence[str]) -> None:
-        self.pieces = pieces
-        self.found: dict[tuple[str, int], Tensor] = {}
-
-    def tokens(self, tag: str, matched: int) -> Tensor:
-        """The tokens that complete the tag, or get as far as TAG_START, where `matched` of its characters stand."""
-        if (tag, matched) not in self.found:
-            able = ((i, p) for i, p in enumerate(self.pieces) if "<" in p or p[:1] == tag[matched])  # few of many thousands
-            texts = ((i, tag[:matched] + p) for i, p in able)
-            ids = [i for i, text in texts if tag in text or tag_prefix_length(text, tag) >= TAG_START]
-            self.found[tag, matched] = torch.tensor(ids, dtype=torch.int64)
-        return self.found[tag, matched]
-
-    def masked_tokens(self, enforcer: LimitEnforcer | None, begun: bool = True) -> list[int]:
-        """The tokens that would go on with a second closing tag; without `begun` those that would begin one."""
-        if enforcer is None or (masked := enforcer.masked_tag) is None:
-            return []
-        tag, matched = masked
-        return self.tokens(tag, matched if begun else 0).tolist()
-
-    def apply(self, logits: Tensor, enforcers: Sequence[LimitEnforcer | None]) -> None:
-        """Mask, in place, each row's tag; logits (rows, vocabulary)."""
-        for row, enforcer in enumerate(enforcers):
-            if enforcer is not None and (tag := enforcer.masked_tag):
-                logits[row, self.tokens(*tag).to(logits.device)] = -torch.inf

@@ -24,8 +24,8 @@ from sbtiny.rollout.engines.upstream_balance import Upstream
 from sbtiny.rollout.engines.upstream_dialects import Dialect, Ollama, Vllm, detect_dialect
 from sbtiny.rollout.engines.upstream_reader import StreamReader, timeout_for
 from sbtiny.rollout.engines.upstream_vocabulary import UpstreamVocabulary
+from sbtiny.rollout.episode import Sampling
 from sbtiny.rollout.policy import Policy
-from sbtiny.rollout.sampling import Sampling
 from sbtiny.rollout.token_pieces import token_pieces
 
 PRIORITY = "?priority"

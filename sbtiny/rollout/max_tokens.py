@@ -8,9 +8,8 @@ from dataclasses import replace
 from sbtiny.config import AUTO, AUTO_LIMIT
 from sbtiny.errors import InputError
 from sbtiny.progress import bar, console
-from sbtiny.rollout.episode import Request
+from sbtiny.rollout.episode import Request, Sampling
 from sbtiny.rollout.policy import Policy
-from sbtiny.rollout.sampling import Sampling
 from sbtiny.tasks.sources import Question
 
 PROBE_ANSWERS = 32

@@ -11,10 +11,9 @@ from sbtiny.config import PromptSettings
 from sbtiny.models.chat_template import split_prompt
 from sbtiny.models.prompt import Message, continuation_ids, prompt_ids
 from sbtiny.rollout.decode_engine import DecodeEngine, OnEpisode
-from sbtiny.rollout.episode import Episode, Request
+from sbtiny.rollout.episode import Episode, Request, Sampling
 from sbtiny.rollout.limit_enforcer import Interrupt
 from sbtiny.rollout.limits import Limits
-from sbtiny.rollout.sampling import Sampling
 
 
 class Policy:

@@ -1,34 +1,17 @@
 """From logits to tokens: one uniform draw decides each token, so a request's text depends on its seed alone."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sbtiny.errors import InputError
+from sbtiny.budget.protocol import tag_prefix_length
+from sbtiny.rollout.episode import Sampling
+from sbtiny.rollout.limit_enforcer import LimitEnforcer
 
 TOP_TOKENS = 256  # likeliest tokens, tried first: top-p seldom needs more, and sorting a vocabulary of 150,000 takes 20 times as long
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """Temperature 0 is greedy; top_p 1, top_k 0 and min_p 0 are off."""
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    logprobs: bool = False
-
-    def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise InputError(f"temperature {self.temperature} is below 0: use 0 for greedy decoding")
-        if not 0 < self.top_p <= 1:
-            raise InputError(f"top_p {self.top_p} is not in (0, 1]: use 1 to switch it off")
-        if self.top_k < 0 or not 0 <= self.min_p < 1:
-            raise InputError(f"top_k {self.top_k} must be 0 or more and min_p {self.min_p} in [0, 1)")
+TAG_START = 3  # characters of a closing tag from which it is masked: "</" begins many other things
 
 
 def counter_uniforms(seeds: np.ndarray, positions: np.ndarray) -> np.ndarray:
@@ -110,3 +93,33 @@ def sample_rows(logits: Tensor, samplings: Sequence[Sampling], draws: np.ndarray
 
 def read_rows(tokens: Tensor, logprobs: Tensor | None) -> tuple[list[int], list[float | None]]:
     return tokens.tolist(), [None] * len(tokens) if logprobs is None else logprobs.tolist()
+
+
+class TagMask:
+    """Masks the tokens that would write a tag. `pieces[i]` is the text of token i."""
+
+    def __init__(self, pieces: Sequence[str]) -> None:
+        self.pieces = pieces
+        self.found: dict[tuple[str, int], Tensor] = {}
+
+    def tokens(self, tag: str, matched: int) -> Tensor:
+        """The tokens that complete the tag, or get as far as TAG_START, where `matched` of its characters stand."""
+        if (tag, matched) not in self.found:
+            able = ((i, p) for i, p in enumerate(self.pieces) if "<" in p or p[:1] == tag[matched])  # few of many thousands
+            texts = ((i, tag[:matched] + p) for i, p in able)
+            ids = [i for i, text in texts if tag in text or tag_prefix_length(text, tag) >= TAG_START]
+            self.found[tag, matched] = torch.tensor(ids, dtype=torch.int64)
+        return self.found[tag, matched]
+
+    def masked_tokens(self, enforcer: LimitEnforcer | None, begun: bool = True) -> list[int]:
+        """The tokens that would go on with a second closing tag; without `begun` those that would begin one."""
+        if enforcer is None or (masked := enforcer.masked_tag) is None:
+            return []
+        tag, matched = masked
+        return self.tokens(tag, matched if begun else 0).tolist()
+
+    def apply(self, logits: Tensor, enforcers: Sequence[LimitEnforcer | None]) -> None:
+        """Mask, in place, each row's tag; logits (rows, vocabulary)."""
+        for row, enforcer in enumerate(enforcers):
+            if enforcer is not None and (tag := enforcer.masked_tag):
+                logits[row, self.tokens(*tag).to(logits.device)] = -torch.inf

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from sbtiny.errors import InputError
-from sbtiny.rollout.episode import Episode, Request, StopReason, to_episode
-from sbtiny.rollout.sampling import Sampling, counter_uniforms
+from sbtiny.rollout.episode import Episode, Request, Sampling, StopReason, to_episode
+from sbtiny.rollout.sampling import counter_uniforms
 
 PART_STEP = 0x9E3779B97F4A7C15  # odd, so that no two parts of an answer have the same seed
 

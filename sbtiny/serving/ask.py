@@ -11,8 +11,7 @@ from sbtiny.budget.seconds import SecondsLeft
 from sbtiny.config import ServeSettings
 from sbtiny.errors import InputError
 from sbtiny.models.prompt import Message
-from sbtiny.rollout.episode import StopReason
-from sbtiny.rollout.sampling import Sampling
+from sbtiny.rollout.episode import Sampling, StopReason
 
 COVERAGE = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,3})?) ?%")
 AUTO = BudgetChoice("auto")

@@ -14,10 +14,9 @@ from sbtiny.errors import InputError
 from sbtiny.evaluation.calibration_file import load_calibration
 from sbtiny.models.prompt import Message, to_messages
 from sbtiny.progress import quiet_while_loading
-from sbtiny.rollout.episode import Request
+from sbtiny.rollout.episode import Request, Sampling
 from sbtiny.rollout.load_policy import load_policy
 from sbtiny.rollout.policy import Policy
-from sbtiny.rollout.sampling import Sampling
 from sbtiny.rollout.session import Ticket
 from sbtiny.serving.answer_limits import SHORT_RESERVE, Limiter
 from sbtiny.serving.ask import Answer, Ask, check_messages, choose_budget, clean_history, default_ask

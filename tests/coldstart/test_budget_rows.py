@@ -19,9 +19,9 @@ from sbtiny.coldstart.trainer import GroupedLengthSampler, build_dataset
 from sbtiny.config import DataSettings, Settings, SftSettings
 from sbtiny.errors import InputError
 from sbtiny.models.prompt import prompt_ids
+from sbtiny.rollout.episode import Sampling
 from sbtiny.rollout.load_policy import build_policy, load_policy
 from sbtiny.rollout.policy import Policy
-from sbtiny.rollout.sampling import Sampling
 from sbtiny.tasks import arithmetic
 from sbtiny.tasks.traces import Trace
 

@@ -6,9 +6,8 @@ from sbtiny.budget.metrics import summarise
 from sbtiny.budget.protocol import MAX_BUDGET, BudgetChoice, parse_budget_option, render_budget
 from sbtiny.evaluation import evaluate
 from sbtiny.evaluation.evaluate import given_budgets, score_answer
-from sbtiny.rollout.episode import read_episode
+from sbtiny.rollout.episode import Sampling, read_episode
 from sbtiny.rollout.policy import Policy
-from sbtiny.rollout.sampling import Sampling
 from sbtiny.tasks import arithmetic
 from sbtiny.tasks.verify import auto
 

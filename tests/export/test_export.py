@@ -19,8 +19,8 @@ from sbtiny.models.aliases import BUNDLED
 from sbtiny.models.load import load_model
 from sbtiny.models.prompt import prompt_ids
 from sbtiny.rollout.engines import llama_cpp
+from sbtiny.rollout.episode import Sampling
 from sbtiny.rollout.load_policy import base_info, load_policy
-from sbtiny.rollout.sampling import Sampling
 from sbtiny.tasks import arithmetic
 
 FULL = [  # from the system, numpy and safetensors

@@ -12,8 +12,8 @@ from sbtiny.export import gguf
 from sbtiny.export.compare import agreement, kl
 from sbtiny.models.gguf import read_gguf
 from sbtiny.rollout.engines import llama_cpp
+from sbtiny.rollout.episode import Sampling
 from sbtiny.rollout.load_policy import build_gguf_policy
-from sbtiny.rollout.sampling import Sampling
 
 IDS = list(range(3, 60))
 # Twice to five times what was measured on a random model, whose logits spread far: f32 1e-5 in llama.cpp, which keeps keys and values in

@@ -17,8 +17,7 @@ from sbtiny.grpo.groups import Group, GroupAnswer, step_metrics
 from sbtiny.grpo.relabel import best_budget
 from sbtiny.grpo.rollouts import Rollouts, alpha_at_step, mask_through_last_injected, sample_b_max
 from sbtiny.models.prompt import prompt_ids
-from sbtiny.rollout.episode import read_episode
-from sbtiny.rollout.sampling import Sampling
+from sbtiny.rollout.episode import Sampling, read_episode
 from sbtiny.tasks import arithmetic
 from sbtiny.tasks.verify import auto
 

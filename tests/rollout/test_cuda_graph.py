@@ -9,7 +9,7 @@ from torch import Tensor
 from sbtiny.rollout import cuda_graph
 from sbtiny.rollout.cuda_graph import CudaGraphs, Recording, round_to_power_of_two
 from sbtiny.rollout.engine import Engine
-from sbtiny.rollout.sampling import Sampling
+from sbtiny.rollout.episode import Sampling
 from sbtiny.tasks import arithmetic
 
 

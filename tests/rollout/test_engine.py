@@ -10,9 +10,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 
 from sbtiny.errors import InputError
 from sbtiny.rollout.engine import Engine
-from sbtiny.rollout.episode import Request
+from sbtiny.rollout.episode import Request, Sampling
 from sbtiny.rollout.load_policy import build_policy
-from sbtiny.rollout.sampling import Sampling, counter_uniforms, sample_tokens
+from sbtiny.rollout.sampling import counter_uniforms, sample_tokens
 from sbtiny.tasks import arithmetic
 
 SHAPE = {

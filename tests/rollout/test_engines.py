@@ -13,12 +13,11 @@ from sbtiny.models.load import add_lora, load_model
 from sbtiny.rollout.engine import Engine
 from sbtiny.rollout.engines.generate import GenerateEngine
 from sbtiny.rollout.engines.vllm import fit_rank
-from sbtiny.rollout.episode import Request
+from sbtiny.rollout.episode import Request, Sampling
 from sbtiny.rollout.limit_enforcer import Interrupt
 from sbtiny.rollout.limits import Limits
 from sbtiny.rollout.load_policy import build_policy, load_policy
 from sbtiny.rollout.policy import Policy
-from sbtiny.rollout.sampling import Sampling
 from sbtiny.tasks import arithmetic
 
 WRAP_UP = "\nSo the answer is "

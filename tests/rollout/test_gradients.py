@@ -8,9 +8,9 @@ from peft import PeftModel
 
 from sbtiny.models.load import add_lora, load_model
 from sbtiny.models.prompt import prompt_ids
+from sbtiny.rollout.episode import Sampling
 from sbtiny.rollout.load_policy import build_policy
 from sbtiny.rollout.policy import Policy
-from sbtiny.rollout.sampling import Sampling
 from sbtiny.tasks import arithmetic
 
 Trained = tuple[Policy, torch.Tensor]

@@ -11,11 +11,11 @@ from sbtiny.budget.protocol import SOLUTION, body_length, parse
 from sbtiny.budget.stream import AnswerSplitter
 from sbtiny.errors import InputError
 from sbtiny.rollout.engine import Engine
-from sbtiny.rollout.episode import Episode, Request
-from sbtiny.rollout.limit_enforcer import SAFE_POINT_TOKENS, Interrupt, LimitEnforcer, TagMask
+from sbtiny.rollout.episode import Episode, Request, Sampling
+from sbtiny.rollout.limit_enforcer import SAFE_POINT_TOKENS, Interrupt, LimitEnforcer
 from sbtiny.rollout.limits import Limits
 from sbtiny.rollout.load_policy import build_policy
-from sbtiny.rollout.sampling import Sampling
+from sbtiny.rollout.sampling import TagMask
 from sbtiny.rollout.token_pieces import TokenPieces
 from sbtiny.tasks import arithmetic
 

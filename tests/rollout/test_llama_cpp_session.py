@@ -9,12 +9,11 @@ import pytest
 from support import play_session
 
 from sbtiny.errors import InputError
-from sbtiny.rollout.episode import Request
+from sbtiny.rollout.episode import Request, Sampling
 from sbtiny.rollout.limit_enforcer import Interrupt
 from sbtiny.rollout.limits import Limits
 from sbtiny.rollout.load_policy import build_gguf_policy
 from sbtiny.rollout.policy import Policy
-from sbtiny.rollout.sampling import Sampling
 from sbtiny.rollout.session import Session
 from sbtiny.tasks import arithmetic
 

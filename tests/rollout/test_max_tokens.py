@@ -17,9 +17,9 @@ from sbtiny.grpo.run import run_grpo
 from sbtiny.load_settings import load_settings
 from sbtiny.planning.workload import StageWorkload
 from sbtiny.rollout import max_tokens
+from sbtiny.rollout.episode import Sampling
 from sbtiny.rollout.max_tokens import PROBE_ANSWERS, draw_probe, fit_max_tokens, is_settled, probe_lengths, probe_max_tokens
 from sbtiny.rollout.policy import Policy
-from sbtiny.rollout.sampling import Sampling
 from sbtiny.tasks import arithmetic
 from sbtiny.tasks.verify import auto
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sbtiny.rollout.sampling import TOP_TOKENS, Sampling, draw_tokens
+from sbtiny.rollout.episode import Sampling
+from sbtiny.rollout.sampling import TOP_TOKENS, draw_tokens
 
 
 def by_sorting(probs: Tensor, sampling: Sampling) -> Tensor:

@@ -10,10 +10,9 @@ from support import play_session
 from sbtiny.errors import InputError
 from sbtiny.rollout import engine as engine_module
 from sbtiny.rollout.engine import Engine
-from sbtiny.rollout.episode import Request
+from sbtiny.rollout.episode import Request, Sampling
 from sbtiny.rollout.limit_enforcer import Interrupt
 from sbtiny.rollout.load_policy import build_policy
-from sbtiny.rollout.sampling import Sampling
 from sbtiny.rollout.scheduler import common_length, count_bytes
 from sbtiny.tasks import arithmetic
 

@@ -26,13 +26,12 @@ from sbtiny.rollout.engines.upstream_balance import Upstream
 from sbtiny.rollout.engines.upstream_dialects import Chunk, Ollama, Vllm
 from sbtiny.rollout.engines.upstream_dialects import LlamaServer as LlamaDialect
 from sbtiny.rollout.engines.upstream_vocabulary import UpstreamVocabulary
-from sbtiny.rollout.episode import Request
+from sbtiny.rollout.episode import Request, Sampling
 from sbtiny.rollout.limit_enforcer import Interrupt
 from sbtiny.rollout.limits import Limits
 from sbtiny.rollout.load_policy import build_policy, load_policy
 from sbtiny.rollout.load_upstream import check_vocabulary
 from sbtiny.rollout.policy import Policy
-from sbtiny.rollout.sampling import Sampling
 
 GREEDY = Sampling(0)
 

@@ -22,12 +22,12 @@ from sbtiny.grpo.run import run_grpo
 from sbtiny.models.aliases import BUNDLED
 from sbtiny.models.load import add_lora, load_model
 from sbtiny.models.prompt import prompt_ids
-from sbtiny.rollout.episode import Episode, Request
-from sbtiny.rollout.limit_enforcer import Interrupt, TagMask
+from sbtiny.rollout.episode import Episode, Request, Sampling
+from sbtiny.rollout.limit_enforcer import Interrupt
 from sbtiny.rollout.limits import Limits
 from sbtiny.rollout.load_policy import build_policy, load_policy
 from sbtiny.rollout.policy import Policy
-from sbtiny.rollout.sampling import Sampling
+from sbtiny.rollout.sampling import TagMask
 from sbtiny.serving.ask import Ask
 from sbtiny.serving.assistant import load
 from sbtiny.serving.decoder import Decoder

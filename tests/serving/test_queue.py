@@ -26,7 +26,7 @@ def drain(queue: BodyQueue, now: float = 0.0) -> list:
 
 
 def test_it_needs_no_torch() -> None:
-    code = "import sys, sbtiny.serving.queue, sbtiny.serving.eta; assert not {'torch'} & set(sys.modules)"
+    code = "import sys, sbtiny.serving.queue, sbtiny.serving.eta, sbtiny.serving.requests; assert not {'torch'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -8,7 +8,7 @@ import pytest
 from serve_support import SLOTS, Served, slow_down, text_of, wait_for, write_script
 
 from sbtiny.budget.calibration import Calibration, CalibrationAnswer, calibrate
-from sbtiny.rollout.limit_enforcer import TagMask
+from sbtiny.rollout.sampling import TagMask
 from sbtiny.serving import server as server_file
 from sbtiny.serving.answers import encode_queued
 from sbtiny.serving.job import Update

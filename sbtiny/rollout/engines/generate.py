@@ -16,9 +16,8 @@ from transformers.generation.stopping_criteria import StoppingCriteria, Stopping
 from sbtiny.models.load import inference_mode_for
 from sbtiny.models.shapes import config_slot_bytes
 from sbtiny.rollout.decode_engine import DecodeEngine, stop_mask
-from sbtiny.rollout.limit_enforcer import TagMask
 from sbtiny.rollout.memory import fit_slots
-from sbtiny.rollout.sampling import sample_rows
+from sbtiny.rollout.sampling import TagMask, sample_rows
 from sbtiny.rollout.session import BatchSession, Ticket, uniform_draws
 
 PAD_TOKEN = 0  # any token: padding is masked, and tokens after a finished answer are not read

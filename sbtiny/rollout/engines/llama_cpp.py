@@ -18,10 +18,9 @@ import torch
 from sbtiny.errors import InputError
 from sbtiny.models import shapes
 from sbtiny.rollout.decode_engine import DecodeEngine
-from sbtiny.rollout.episode import Request
-from sbtiny.rollout.limit_enforcer import TagMask
+from sbtiny.rollout.episode import Request, Sampling
 from sbtiny.rollout.memory import fit_slots
-from sbtiny.rollout.sampling import Sampling, sample_rows
+from sbtiny.rollout.sampling import TagMask, sample_rows
 from sbtiny.rollout.scheduler import common_length
 from sbtiny.rollout.session import Session, Ticket, check_capacity, uniform_draws
 

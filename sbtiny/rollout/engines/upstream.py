@@ -15,8 +15,7 @@ from sbtiny.rollout.engines.upstream_balance import Upstream, choose_upstream
 from sbtiny.rollout.engines.upstream_dialects import Chunk, Segment
 from sbtiny.rollout.engines.upstream_reader import Stream, StreamReader
 from sbtiny.rollout.engines.upstream_vocabulary import TagSkip, UpstreamVocabulary
-from sbtiny.rollout.episode import Request, StopReason
-from sbtiny.rollout.sampling import Sampling
+from sbtiny.rollout.episode import Request, Sampling, StopReason
 from sbtiny.rollout.session import AskingSession, Ticket
 
 STEP_SECONDS = 0.01  # a step waits so long for the first chunk: whoever calls has other things to do

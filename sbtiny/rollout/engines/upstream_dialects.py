@@ -16,7 +16,7 @@ from typing import Any, Literal
 import httpx
 
 from sbtiny.errors import UpstreamError
-from sbtiny.rollout.sampling import Sampling
+from sbtiny.rollout.episode import Sampling
 
 Json = dict[str, Any]
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from sbtiny.errors import UpstreamError
 from sbtiny.rollout.engines.upstream_dialects import Chunk
-from sbtiny.rollout.limit_enforcer import TagMask
+from sbtiny.rollout.sampling import TagMask
 from sbtiny.rollout.session import Ticket
 from sbtiny.rollout.token_pieces import FRAGMENT
 

@@ -23,10 +23,9 @@ from sbtiny.errors import InputError
 from sbtiny.models.shapes import config_slot_bytes
 from sbtiny.rollout.decode_engine import DecodeEngine, stop_mask
 from sbtiny.rollout.engines.vllm_session import VllmSession
-from sbtiny.rollout.episode import Request
-from sbtiny.rollout.limit_enforcer import TagMask
+from sbtiny.rollout.episode import Request, Sampling
 from sbtiny.rollout.memory import fit_slots
-from sbtiny.rollout.sampling import Sampling
+from sbtiny.rollout.sampling import TagMask
 from sbtiny.rollout.session import Ticket
 
 GPU_MEMORY_SHARE = 0.3  # of the GPU; TRL's value for an engine beside the model in training

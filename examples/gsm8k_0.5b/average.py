@@ -1,0 +1,53 @@
+"""A run whose adapter lies between those of two others, of which one was trained on from the other: it keeps of both.
+
+    python examples/gsm8k_0.5b/average.py RUN OTHER OUT [--share 0.5]
+
+Each weight is (1 - share) that of RUN and share that of OTHER, saved in float16 (Wortsman et al. 2022, "Robust fine-tuning of zero-shot
+models"). OTHER is a run or one of its checkpoint folders. OUT has RUN's config.yaml and run.json.
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+
+from safetensors.torch import load_file, save
+
+from sbtiny import runs
+from sbtiny.errors import InputError
+from sbtiny.models.adapters import FILES, read_adapter_config
+
+CONFIG, WEIGHTS = FILES
+
+
+def find_adapter(folder: Path) -> Path:
+    """The adapter's folder of a run or of a checkpoint."""
+    return folder / "adapter" if (folder / "adapter").is_dir() else folder
+
+
+def average_adapters(first: Path, second: Path, share: float) -> bytes:
+    """The content of the averaged adapter's file. Raises InputError for adapters of different shapes."""
+    read_adapter_config(first), read_adapter_config(second)
+    ours, theirs = load_file(first / WEIGHTS), load_file(second / WEIGHTS)
+    if {name: tensor.shape for name, tensor in ours.items()} != {name: tensor.shape for name, tensor in theirs.items()}:
+        raise InputError(f"{first} and {second} have other layers or another rank: average adapters of which one goes on from the other")
+    mixed = {name: ((1 - share) * ours[name].float() + share * theirs[name].float()).half() for name in ours}
+    return save(mixed, {"format": "pt"})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for name in ("run", "other", "out"):
+        parser.add_argument(name, type=Path)
+    parser.add_argument("--share", type=float, default=0.5)
+    args = parser.parse_args()
+    content = average_adapters(find_adapter(args.run), find_adapter(args.other), args.share)
+    runs.check_free(args.out)
+    runs.write_bytes(args.out / "adapter" / WEIGHTS, content)
+    for file in (args.run / "run.json", args.run / "config.yaml"):
+        shutil.copy(file, args.out)
+    shutil.copy(find_adapter(args.run) / CONFIG, args.out / "adapter")
+    print(f"wrote {args.out}")
+
+
+if __name__ == "__main__":
+    main()
