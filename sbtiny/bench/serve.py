@@ -24,6 +24,7 @@ from sbtiny.bench.serve_simulation import Arrivals, ServeLoad, draw_arrivals, me
 from sbtiny.config import Settings
 from sbtiny.errors import Failed, InputError
 from sbtiny.serving import assistant as assistants
+from sbtiny.serving.answer_limits import Limiter
 from sbtiny.serving.app import create_app
 from sbtiny.serving.heads_first import add_head_rows
 from sbtiny.serving.queue import rank_first_come, rank_oracle
@@ -36,7 +37,6 @@ Send = Callable[[list[dict[str, Any]], list[float]], list[RequestTiming]]  # bod
 ORDERS = ("fcfs", "ours", "oracle")
 MOST_TOKENS = 2_000  # of one answer
 SEEDS = 100_000  # between the seeds of two rounds
-SHORT = 24  # an answer of less is written without a wrap-up, and has no room for tags
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ def start_server(name: str, settings: Settings, slots: int, most_waiting: int) -
         thread.join(60)
 
 
-def make_requests(plan: ServePlan, arrivals: Arrivals, head_tokens: int) -> list[dict[str, Any]]:
+def make_requests(plan: ServePlan, arrivals: Arrivals, limiter: Limiter) -> list[dict[str, Any]]:
     """The bodies of the requests. Drawn lengths are forced by `max_tokens`, and stated by a given budget."""
     load = plan.load
     questions = arithmetic.generate_questions("val", load.requests, seed=load.seed)
@@ -81,7 +81,7 @@ def make_requests(plan: ServePlan, arrivals: Arrivals, head_tokens: int) -> list
         body = {"messages": [{"role": "user", "content": question.question}], "seed": load.seed * SEEDS + i}
         if plan.draws_lengths:
             length = min(MOST_TOKENS, max(4, round(plan.mean * arrivals.lengths[i])))
-            most = length if length < SHORT else length + head_tokens
+            most = length if length < limiter.least_room - limiter.head_tokens else length + limiter.head_tokens  # short ones have no tags
             body |= {"max_tokens": most, "budget": max(1, round(plan.mean * arrivals.stated[i]))}
         bodies.append(body | {"stream": True, "stream_options": {"include_usage": True}})
     return bodies
@@ -91,7 +91,7 @@ def measure_orders(send: Send, worker: Worker, plan: ServePlan, advance: Callabl
     """Figures of each order on one draw of requests, in seconds, and the simulation's in mean services."""
     load = plan.load
     arrivals = draw_arrivals(load if plan.draws_lengths else replace(load, sigma=0.0))
-    bodies, heads_first = make_requests(plan, arrivals, worker.decoder.assistant.limiter.head_tokens), worker.decoder.bodies
+    bodies, heads_first = make_requests(plan, arrivals, worker.decoder.assistant.limiter), worker.decoder.bodies
     heads_first.rank = make_rank("fcfs", {})
     alone = send(bodies, [0.0] * len(bodies))  # warms up, and tells lengths and services
     advance()

@@ -43,6 +43,7 @@ def chat(
     from rich.console import Console
 
     from sbtiny.serving import assistant as assistants
+    from sbtiny.serving.ask import explain_no_promise
     from sbtiny.serving.chat import Chat
     from sbtiny.serving.terminal import Terminal, answer_once, make_reader
 
@@ -52,7 +53,7 @@ def chat(
     if not assistant.policy.states_budget:
         errors.print(f"{name} states no budget, it was not trained to: a given one is a ceiling alone", markup=False)
     if assistant.calibration and not assistant.fitting_calibration(assistant.defaults):
-        errors.print(assistant.why_no_promise(assistant.defaults), markup=False)
+        errors.print(explain_no_promise(assistant.calibration, assistant.defaults), markup=False)
     if question is not None:
         answer = answer_once(assistant, dialog, question, quiet=flags.as_json)
         if flags.as_json:

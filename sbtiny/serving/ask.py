@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from sbtiny.budget.calibration import Calibration
 from sbtiny.budget.protocol import BudgetChoice, parse, parse_budget_option
 from sbtiny.budget.seconds import SecondsLeft
 from sbtiny.config import ServeSettings
@@ -83,6 +84,15 @@ def choose_budget(ask: Ask, budget: int | str | None = None, seconds: float | No
             raise InputError(f"a budget of {seconds} seconds: it must be above 0")
         return replace(ask, choice=BudgetChoice("seconds", float(seconds)), coverage=None)
     return ask if coverage is None else replace(ask, coverage=coverage)
+
+
+def explain_no_promise(calibration: Calibration | None, ask: Ask) -> str:
+    """Why no calibration fits an answer that is asked for so."""
+    if calibration is None:
+        return "no promise without a calibration: sbtiny calibrate makes one"
+    made, asked = (f"temperature {at.temperature:g}, top_p {at.top_p:g}" for at in (calibration, ask))
+    more = ", top_k or min_p" if ask.top_k or ask.min_p else ""
+    return f"no promises: the calibration is at {made}, and the answers are at {asked}{more}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

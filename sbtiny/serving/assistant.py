@@ -19,7 +19,7 @@ from sbtiny.rollout.load_policy import load_policy
 from sbtiny.rollout.policy import Policy
 from sbtiny.rollout.session import Ticket
 from sbtiny.serving.answer_limits import SHORT_RESERVE, Limiter
-from sbtiny.serving.ask import Answer, Ask, check_messages, choose_budget, clean_history, default_ask
+from sbtiny.serving.ask import Answer, Ask, check_messages, choose_budget, clean_history, default_ask, explain_no_promise
 from sbtiny.serving.reply import Reply
 
 KEPT_PREFIXES = 4  # answers whose keys and values are kept for the next turn
@@ -107,9 +107,9 @@ class Assistant:
         self._check_room(len(prompt))
         reply = Reply(messages, prompt, ask, self.step_each, self.rate, self.fitting_calibration(ask), self.settings.coverage)
         if ask.coverage is not None and reply.calibration is None:
-            raise InputError(self.why_no_promise(ask))
+            raise InputError(explain_no_promise(self.calibration, ask))
         mode = ask.choice.mode if self.policy.states_budget or ask.choice.mode != "scaled" else "auto"
-        if self.limiter.room(reply) < self.limiter.least_room(reply):
+        if self.limiter.room(reply) < self.limiter.least_room:
             self._begin_bare(reply)
         elif mode == "scaled" or ask.coverage is not None:
             reply.head = self.session.add(
@@ -211,7 +211,6 @@ class Assistant:
             self._reopen()
 
     def check_base_model(self) -> None:
-        """Raise InputError where there is no adapter to turn off."""
         if not hasattr(self.policy.model, "disable_adapter"):
             raise InputError("there is no base model to compare with: only a run has one")
 
@@ -270,14 +269,6 @@ class Assistant:
         """The calibration, where the answer is sampled as those that it was made of."""
         fits = self.calibration and (ask.temperature, ask.top_p) == (self.calibration.temperature, self.calibration.top_p)
         return (self.online or self.calibration) if fits and not ask.top_k and not ask.min_p else None
-
-    def why_no_promise(self, ask: Ask) -> str:
-        """Why no calibration fits an answer that is asked for so."""
-        if self.calibration is None:
-            return "no promise without a calibration: sbtiny calibrate makes one"
-        made, asked = (f"temperature {at.temperature:g}, top_p {at.top_p:g}" for at in (self.calibration, ask))
-        more = ", top_k or min_p" if ask.top_k or ask.min_p else ""
-        return f"no promises: the calibration is at {made}, and the answers are at {asked}{more}"
 
     def _check_room(self, prompt: int) -> None:
         if prompt + self.limiter.head_tokens + 2 * SHORT_RESERVE > self.context:

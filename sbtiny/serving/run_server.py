@@ -14,6 +14,7 @@ from sbtiny.config import Settings
 from sbtiny.errors import Failed, InputError
 from sbtiny.serving import assistant as assistants
 from sbtiny.serving.app import create_app
+from sbtiny.serving.ask import explain_no_promise
 from sbtiny.serving.assistant import Assistant
 from sbtiny.serving.heads_first import add_head_rows
 from sbtiny.serving.worker import Worker
@@ -86,7 +87,7 @@ def greeting(name: str, url: str, assistant: Assistant, slots: int, api_key: str
         factor = assistant.calibration.scores.factor(settings.coverage)
         promise = f"calibrated: {settings.coverage:.0%} within " + (f"{factor:.2f}x the stated budget" if factor else "no finite promise")
     elif assistant.calibration is not None:
-        promise = assistant.why_no_promise(assistant.defaults)
+        promise = explain_no_promise(assistant.calibration, assistant.defaults)
     else:
         promise = "not calibrated" if assistant.policy.states_budget else "states no budget: a given one is a ceiling alone"
     body = json.dumps({"messages": [{"role": "user", "content": "Max has 52 apples.\na) sells 1\nb) buys 2\nHow many apples?"}]})

@@ -5,6 +5,7 @@ import statistics
 import sys
 from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 
@@ -18,6 +19,7 @@ from sbtiny.serving.heads_first import HeadsFirst
 
 SMALL = Settings(four_bit=False, serve=ServeSettings(context=512))
 PLAN = ServePlan(ServeLoad(slots=1, load=None, sigma=0.6, requests=8, seed=3), draws_lengths=True, mean=24)
+LIMITER = SimpleNamespace(head_tokens=20, least_room=44)
 
 
 def test_the_command_measures_every_order_at_the_lengths_drawn(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,10 +57,10 @@ def test_the_command_measures_every_order_at_the_lengths_drawn(capsys: pytest.Ca
 
 def test_requests_are_seeded_and_own_lengths_are_left_to_the_model() -> None:
     arrivals = draw_arrivals(PLAN.load)
-    bodies = make_requests(PLAN, arrivals, 20)
-    assert bodies == make_requests(PLAN, arrivals, 20)
+    bodies = make_requests(PLAN, arrivals, LIMITER)
+    assert bodies == make_requests(PLAN, arrivals, LIMITER)
     assert len({body["seed"] for body in bodies}) == 8
-    own = make_requests(replace(PLAN, draws_lengths=False), arrivals, 20)
+    own = make_requests(replace(PLAN, draws_lengths=False), arrivals, LIMITER)
     assert not any({"budget", "max_tokens"} & body.keys() for body in own)
 
 
