@@ -164,7 +164,7 @@ def test_a_press_on_a_waiting_answer_lets_it_in_at_once(plain: Assistant, presse
         pressed.press()
     line.step()
     assert set(line.bodies.bodies) == {blocker, pressed}
-    line.step(plain.limiter.least_room(pressed) + line.head_limit)
+    line.step(plain.limiter.least_room + line.head_limit)
     assert pressed.answer.stop_reason == "interrupted"
     assert ("Time is up. \\boxed{" in pressed.answer.text) is (presses == 1)
     assert not any(reply.is_done for reply in others)
