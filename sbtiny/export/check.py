@@ -154,7 +154,7 @@ class Check:
         from llama_cpp import Llama
 
         budget = max(1, round(2 * (self.unquantised.figures["mean_budget"] or 50)))  # twice the mean stated one
-        with closing(Llama(str(file), n_ctx=CONTEXT, verbose=False)) as model:
+        with closing(Llama(str(file), n_ctx=CONTEXT, n_threads=llama_cpp.count_threads(), verbose=False)) as model:
             answers = [self._chat(model, q, i) for i, q in enumerate(self.chats)]
             given, _ = self._chat(model, self.chats[0], 0, budget=budget)
         ended = sum(stopped for _, stopped in answers)

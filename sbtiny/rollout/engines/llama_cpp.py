@@ -31,6 +31,11 @@ def is_available() -> bool:
     return find_spec("llama_cpp") is not None
 
 
+def count_threads() -> int:
+    """Threads for llama.cpp; llama-cpp-python's own default is half of the cores."""
+    return int(os.environ.get("OMP_NUM_THREADS", 0)) or os.cpu_count() or 1
+
+
 @cache
 def silent_callback() -> Any:
     """A log callback that says nothing. C holds no reference to it and calls it for all models: it is kept for ever."""
@@ -138,7 +143,7 @@ class LlamaCppEngine(DecodeEngine):
         params = self.lib.llama_context_default_params()
         params.n_ctx, params.n_seq_max, params.kv_unified = self.capacity * self.rows, self.rows, False
         params.n_batch = params.n_ubatch = self.width
-        params.n_threads = params.n_threads_batch = int(os.environ.get("OMP_NUM_THREADS", 0)) or os.cpu_count() or 1
+        params.n_threads = params.n_threads_batch = count_threads()
         self.context = self.lib.llama_init_from_model(self.model, params)
         if not self.context:
             raise InputError(f"llama.cpp has no memory for {self.rows} answers of {capacity} tokens: lower eval.max_num_seqs")
