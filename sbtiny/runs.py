@@ -211,7 +211,7 @@ def check_free(folder: Path) -> None:
     check_writable(folder / "config.yaml")
 
 
-def check_output(folder: Path | None) -> None:
+def check_can_begin(folder: Path | None) -> None:
     """Raise InputError if a run cannot begin in `folder`; None is a new one under runs/."""
     if folder is None:
         check_writable(ROOT / "new" / "config.yaml")

@@ -162,9 +162,9 @@ def test_a_finished_run_is_never_written_over(here: Path) -> None:
 
 def test_a_finished_run_of_another_name_is_in_nobodys_way(here: Path) -> None:
     (runs.ROOT / "sft" / "adapter").mkdir(parents=True)
-    runs.check_output(None)
+    runs.check_can_begin(None)
     with pytest.raises(InputError, match="already holds a finished run"):
-        runs.check_output(runs.ROOT / "sft")
+        runs.check_can_begin(runs.ROOT / "sft")
 
 
 def test_a_run_with_checkpoints_is_for_resuming(here: Path) -> None:

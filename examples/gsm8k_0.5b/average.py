@@ -26,7 +26,8 @@ def find_adapter(folder: Path) -> Path:
 
 def average_adapters(first: Path, second: Path, share: float) -> bytes:
     """The content of the averaged adapter's file. Raises InputError for adapters of different shapes."""
-    read_adapter_config(first), read_adapter_config(second)
+    for folder in (first, second):
+        read_adapter_config(folder)
     ours, theirs = load_file(first / WEIGHTS), load_file(second / WEIGHTS)
     if {name: tensor.shape for name, tensor in ours.items()} != {name: tensor.shape for name, tensor in theirs.items()}:
         raise InputError(f"{first} and {second} have other layers or another rank: average adapters of which one goes on from the other")

@@ -85,7 +85,7 @@ def sft(
         validate_inputs(settings.data, settings.data.task)
     require_reporter(settings.report_to)
     if not flags.resume:
-        runs.check_output(flags.output)
+        runs.check_can_begin(flags.output)
     start_work(settings, note)
     from sbtiny.coldstart.run import run_sft
 
@@ -122,7 +122,7 @@ def grpo(
     validate_inputs(settings.grpo, settings.grpo.questions or settings.grpo.task)
     require_reporter(settings.report_to)
     if not flags.resume and not preflight:
-        runs.check_output(flags.output)
+        runs.check_can_begin(flags.output)
     start_work(settings, note)
     from sbtiny.grpo.preflight import raise_if_hopeless
     from sbtiny.grpo.run import run_grpo, run_preflight

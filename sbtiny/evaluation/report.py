@@ -64,12 +64,13 @@ def read_report_data(folder: Path) -> ReportData:
     settings = read_settings(config)
     if start:
         settings |= {key: value for key, value in read_settings(start / "config.yaml").items() if key in ("data", "sft")}
-    own = read_eval(folder / "eval.json")
+    evals = {stage: read_eval(place / "eval.json") if place else None for stage, place in places.items()}
+    own = evals["grpo"] or evals["sft"]  # the folder's, which is there
     return ReportData(
         folder=folder,
         run=run,
         start=start,
-        evals={stage: read_eval(place / "eval.json") if place else None for stage, place in places.items()},
+        evals=evals,
         samples={stage: read_optional_rows(place / "eval_samples.jsonl") if place else [] for stage, place in places.items()},
         sweep=read_evals(sweep, own),
         cuts=read_evals(cuts, own, ("cut_rate", "plain")),

@@ -23,6 +23,10 @@ class Limiter:
     def __init__(self, policy: Policy, settings: ServeSettings, context: int) -> None:
         self.policy, self.settings, self.context = policy, settings, context
         self.head_tokens = count_head_tokens(policy)
+        self.wrap_up, self.thoughts_wrap_up = self._encode_wrap_ups()
+        self.longest_wrap_up = max(len(self.wrap_up), len(self.thoughts_wrap_up))
+        usual = LONG_RESERVE if policy.form.answered or not policy.states_budget else SHORT_RESERVE
+        self.reserve = settings.reserve or usual  # tokens for the wrap-up and the answer, where there is room
 
     def room(self, reply: Reply) -> int:
         """The most tokens of an answer."""
@@ -31,23 +35,22 @@ class Limiter:
     @property
     def least_room(self) -> int:
         """The tokens that a head, a wrap-up and an answer after it take."""
-        return self.head_tokens + max(map(len, self._wrap_ups())) + LEAST_ANSWER
+        return self.head_tokens + self.longest_wrap_up + LEAST_ANSWER
 
     def limits(self, reply: Reply, budget: int | None) -> tuple[Limits, int]:
         """The limits of an answer and its most tokens: a wrap-up comes before those end."""
         ask, s = reply.ask, self.settings
-        wrap_up, thoughts_wrap_up = self._wrap_ups()
-        room, longest = self.room(reply), max(len(wrap_up), len(thoughts_wrap_up))
-        reserve = min(self.settings.reserve or self._usual_reserve, max(longest + LEAST_ANSWER, room // 4))
+        room = self.room(reply)
+        reserve = min(self.reserve, max(self.longest_wrap_up + LEAST_ANSWER, room // 4))
         ceilings = [max(0, room - reserve - self.head_tokens), ask.ceiling]
         if reply.source == "coverage":
             ceilings.append(self._promised(reply))
         elif budget is not None:
             ceilings.append(math.floor(budget * (1 + s.given_tolerance)))
         tolerance = s.tolerance if budget is None and self.policy.states_budget else None
-        if longest >= reserve:
+        if self.longest_wrap_up >= reserve:
             raise InputError(f"max_tokens of {ask.max_tokens} leaves no room for an answer: raise it")
-        return Limits(min(c for c in ceilings if c is not None), tolerance, wrap_up, reserve, thoughts_wrap_up), room
+        return Limits(min(c for c in ceilings if c is not None), tolerance, self.wrap_up, reserve, self.thoughts_wrap_up), room
 
     def extended(self, reply: Reply, tokens: int) -> Limits:
         """The limits of a running answer with so many tokens more. Raises InputError where it has the most already."""
@@ -68,7 +71,7 @@ class Limiter:
             raise InputError(f"no finite promise at {100 * reply.ask.coverage:g} %: {reason}")
         return reply.promise
 
-    def _wrap_ups(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def _encode_wrap_ups(self) -> list[tuple[int, ...]]:
         """The tokens of the wrap-up, and of that where thoughts are open. A model that states no budget may think or not."""
         if self.settings.wrap_up is not None:
             texts = self.settings.wrap_up, ""
@@ -76,13 +79,7 @@ class Limiter:
             texts = THINK_WRAP_UP if self.policy.form.answered else WRAP_UP, ""
         else:
             texts = WRAP_UP, THINK_WRAP_UP
-        wrap_up, thoughts_wrap_up = (tuple(self.policy.encode(text)) if text else () for text in texts)
-        return wrap_up, thoughts_wrap_up
-
-    @property
-    def _usual_reserve(self) -> int:
-        """The tokens kept for the wrap-up and the answer where the settings say nothing."""
-        return LONG_RESERVE if self.policy.form.answered or not self.policy.states_budget else SHORT_RESERVE
+        return [tuple(self.policy.encode(text)) if text else () for text in texts]
 
 
 def count_head_tokens(policy: Policy) -> int:

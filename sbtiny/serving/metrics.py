@@ -46,8 +46,8 @@ class Metrics:
         self.first.observe(outcome.first)
         self.queued.observe(outcome.queued)
         budget = answer.promise or answer.given or answer.stated
-        tells = answer.stop_reason == "end" or (budget is not None and answer.used > budget)  # one that was stopped might have gone on
-        if budget is not None and tells:
+        # One that was stopped within its budget tells nothing: it might have gone on.
+        if budget is not None and (answer.stop_reason == "end" or answer.used > budget):
             self.budgets.labels("yes" if answer.used <= budget else "no").inc()
 
     def record_refusal(self, status: int) -> None:

@@ -17,6 +17,7 @@ from sbtiny.budget.protocol import SOLUTION, THINK
 from sbtiny.config import ServeSettings
 from sbtiny.models.load import load_model
 from sbtiny.rollout.load_policy import build_policy
+from sbtiny.rollout.policy import Policy
 from sbtiny.rollout.session import Ticket
 from sbtiny.serving.app import create_app
 from sbtiny.serving.assistant import Assistant
@@ -133,8 +134,13 @@ def wait_for(holds: Callable[[], bool], seconds: float = 60) -> None:
 
 
 def write_script(monkeypatch: Any, served: Served, text: str) -> list[int]:
-    """Make every answer of the server begin with the tokens of a text, until it is cut, as if they had been sampled. Returns them."""
-    script, append = served.worker.decoder.assistant.policy.encode(text), Ticket.append
+    """Make every answer of the server begin with the tokens of a text, as `script_answers` does."""
+    return script_answers(monkeypatch, served.worker.decoder.assistant.policy, text)
+
+
+def script_answers(monkeypatch: Any, policy: Policy, text: str) -> list[int]:
+    """Make every answer begin with the tokens of a text, until it is cut, as if they had been sampled. Returns them."""
+    script, append = policy.encode(text), Ticket.append
 
     def append_scripted(ticket: Ticket, token: int, logprob: float | None, stops: Any) -> Any:
         at = len(script) if any(ticket.enforcer.injected) else len(ticket.written)

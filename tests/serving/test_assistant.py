@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from serve_support import script_answers
 from tokenizers import Tokenizer, decoders, models
 
 import sbtiny
@@ -18,8 +19,6 @@ from sbtiny.budget.seconds import Rate
 from sbtiny.config import ServeSettings, Settings
 from sbtiny.errors import InputError
 from sbtiny.rollout.load_policy import build_policy
-from sbtiny.rollout.policy import Policy
-from sbtiny.rollout.session import Ticket
 from sbtiny.serving.assistant import Assistant
 from sbtiny.serving.reply import Reply
 from sbtiny.tasks import arithmetic
@@ -271,20 +270,8 @@ def test_a_template_that_opens_the_thoughts_itself(tiny) -> None:
     assert reply.answer.stop_reason == "interrupted"
 
 
-def script(monkeypatch: pytest.MonkeyPatch, policy: Policy, text: str) -> None:
-    """Let the model write the tokens of a text, whatever it samples, as long as nothing is injected."""
-    ids, append = policy.encode(text), Ticket.append
-
-    def append_scripted(ticket: Ticket, token: int, logprob: float | None, stops: object) -> object:
-        at = len(ticket.written)
-        is_own = at < len(ids) and not any(ticket.enforcer.injected)
-        return append(ticket, ids[at] if is_own else token, logprob, stops)
-
-    monkeypatch.setattr(Ticket, "append", append_scripted)
-
-
 def test_thoughts_that_a_plain_model_opens_are_closed_where_they_are_cut(plain: Assistant, monkeypatch: pytest.MonkeyPatch) -> None:
-    script(monkeypatch, plain.policy, "<think>" + "a) sells 1\n" * 40)
+    script_answers(monkeypatch, plain.policy, "<think>" + "a) sells 1\n" * 40)
     answer = plain.ask(SHORT, budget=40)
     assert answer.stop_reason == "ceiling"
     assert answer.thoughts.endswith("Time is up.")
@@ -294,7 +281,7 @@ def test_thoughts_that_a_plain_model_opens_are_closed_where_they_are_cut(plain: 
 
 @pytest.mark.parametrize("presses", [False, True])
 def test_thoughts_that_a_plain_model_closed_are_not_closed_again(plain: Assistant, monkeypatch: pytest.MonkeyPatch, presses: bool) -> None:
-    script(monkeypatch, plain.policy, "<think>a) sells 1\n</think>So " + "b) finds 2\n" * 60)
+    script_answers(monkeypatch, plain.policy, "<think>a) sells 1\n</think>So " + "b) finds 2\n" * 60)
     reply = plain.stream(SHORT, budget=30)
     for _ in reply:
         if presses and "So" in reply._joined("answer"):

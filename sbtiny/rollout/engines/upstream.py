@@ -153,18 +153,20 @@ class UpstreamSession(AskingSession):
 
     def _refill(self) -> None:
         """Ask for the answers that wait, each at the server with the least to do."""
+        for ticket in [ticket for ticket in self.queue if ticket.is_stopped]:
+            self.queue.remove(ticket)
+            self._end(ticket, "interrupted")
         for ticket in list(self.queue):
-            if ticket.is_stopped:
-                self.queue.remove(ticket)
-                self._end(ticket, "interrupted")
-                continue
             if len(self.running) >= self.engine.rows:
-                continue
+                return
+            failed = self.courses[ticket].failed
             tickets = {u: [t for t, stream in self.running.items() if stream.upstream is u] for u in self.engine.upstreams}
-            upstream = choose_upstream(self.engine.upstreams, self.courses[ticket].failed, tickets, self.engine.foretell)
-            if upstream is not None:  # else a server that another one may ask has failed this one
+            upstream = choose_upstream(self.engine.upstreams, failed, tickets, self.engine.foretell)
+            if upstream is not None:
                 self.queue.remove(ticket)
                 self._ask(ticket, upstream)
+            elif not failed:  # no server is free; one that has failed this answer might be, for others
+                return
 
     def _move(self, stream: Stream, error: UpstreamError) -> None:
         """A server has failed: its answer goes on at another one, or ends with the error."""
