@@ -25,7 +25,7 @@ from sbtiny.budget.protocol import parse_budget_option
 from sbtiny.budget.reward import DEFAULT, Reward, RewardConfig, compute_reward
 from sbtiny.coldstart.run import run_sft
 from sbtiny.config import EvalSettings, Settings
-from sbtiny.errors import InputError
+from sbtiny.errors import InputError, run_script
 from sbtiny.evaluation import evaluate
 from sbtiny.grpo.group_reward import GroupReward, RewardInput, scalar_reward
 from sbtiny.grpo.run import run_grpo
@@ -276,7 +276,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except InputError as error:
-        raise SystemExit(f"error: {error}") from error
+    run_script(main)

@@ -1,11 +1,12 @@
 """Hold a chat with a model in a real pseudo-terminal and draw it: python examples/chat_transcript.py runs/demo docs/chat.svg
 
-Two questions may follow, in place of those of the bundled model's task. Needs pexpect and pyte.
+Two questions may follow, which replace those of the bundled model's task. Needs pexpect and pyte.
 
 The live line below an answer is redrawn in place and gone at the end; here some of its pictures stay, one
 below another.
 """
 
+import argparse
 import io
 import os
 import re
@@ -127,15 +128,20 @@ def draw(rows: list[Text], columns: int, title: str) -> str:
     return re.sub(r"\s*@font-face \{.*?\}", "", svg, flags=re.DOTALL).replace("Fira Code", "ui-monospace, Menlo, Consolas")
 
 
-def main(model: str, file: str, *questions: str) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model")
+    parser.add_argument("file", type=Path)
+    parser.add_argument("questions", nargs="*", default=QUESTIONS)
+    args = parser.parse_args()
     columns = 92
-    recorder = Recorder(model, columns)
-    rows = hold_chat(recorder, questions or QUESTIONS)
+    recorder = Recorder(args.model, columns)
+    rows = hold_chat(recorder, args.questions)
     recorder.child.send("\x04")
     recorder.child.expect(pexpect.EOF)
-    Path(file).write_text(draw(rows, columns, f"sbtiny chat {Path(model).name}"), encoding="utf-8")
+    args.file.write_text(draw(rows, columns, f"sbtiny chat {Path(args.model).name}"), encoding="utf-8")
     print("\n".join(row.plain for row in rows))
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
+from sbtiny.errors import run_script
 from sbtiny.runs import write_jsonl
 from sbtiny.tasks.numbers import parse_number
 from sbtiny.tasks.sources import numbered_rows
@@ -56,4 +57,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_script(lambda: typer.run(main))

@@ -7,9 +7,9 @@
 #
 # NOT YET MEASURED ON A GPU: hours, memory and figures are unknown, see docs/gpu-unverified.md. By the plan's arithmetic and an RTX 4090's
 # data sheet, were every answer as long as it may be, and without what Python, attention and loading cost:
-#     *estimated*: 0.5 h for data
-#     *estimated*: 1.2 h for sft
-#     *estimated*: 3.3 h for grpo, with its first sampling of b_max
+#     *estimated*: 0.6 h for data
+#     *estimated*: 1.1 h for sft
+#     *estimated*: 3.4 h for grpo, with its first sampling of b_max
 #     *estimated*: 0.1 h for eval, of which there are seven here
 # `sbtiny plan --probe` on the card itself says it better. Needs `make setup` and the network, for the model and the questions. Start it
 # again after a stop: what is finished is skipped, training goes on from its last checkpoint.

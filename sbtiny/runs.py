@@ -219,13 +219,12 @@ def check_can_begin(folder: Path | None) -> None:
         check_free(folder)
 
 
-def create_run(kind: str, output: Path | None, settings: Settings, **more: Any) -> Path:
-    """Start a run in `output` or a new `runs/<kind>-<time>`: write config.yaml, and run.json with `kind` and `more`.
+def create_run(kind: str, folder: Path, settings: Settings, **more: Any) -> Path:
+    """Start a run in `folder`, which it returns: write config.yaml, and run.json with `kind` and `more`.
 
     Call `claim` first. A run that stopped there before its first checkpoint is archived. Raises InputError, and changes nothing,
     if the folder cannot be made or holds a run.
     """
-    folder = output or make_run_folder(kind)
     check_free(folder)
     if (folder / "run.json").exists():
         archive_run(folder)

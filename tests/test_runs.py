@@ -149,7 +149,7 @@ def test_a_new_run_remembers_what_it_was_made_with(here: Path) -> None:
 
 
 def test_runs_of_the_same_second_get_folders_of_their_own(here: Path) -> None:
-    made = {runs.create_run("sft", None, SETTINGS) for _ in range(4)}
+    made = {runs.make_run_folder("sft") for _ in range(4)}
     assert len(made) == 4
     assert all(folder.parent == runs.ROOT and folder.name.startswith("sft-") for folder in made)
 

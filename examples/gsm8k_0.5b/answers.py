@@ -11,6 +11,7 @@ from pathlib import Path
 from sbtiny import runs
 from sbtiny.budget.protocol import parse
 from sbtiny.coldstart.sample_correct import fill_row
+from sbtiny.errors import InputError, run_script
 from sbtiny.models.load import load_tokenizer
 from sbtiny.models.prompt import continuation_ids
 from sbtiny.tasks.load import load_questions
@@ -27,18 +28,22 @@ def main() -> None:
     parser.add_argument("rows", type=Path)
     parser.add_argument("--model", required=True)
     args = parser.parse_args()
+    runs.check_writable(args.rows)
     tokenizer = load_tokenizer(args.model)
     by_text = {q.question: q for q in load_questions(args.questions, "train", 10_000)}
     rows = []
-    for sample in read_rows(args.samples):
+    for number, sample in enumerate(read_rows(args.samples), 1):
+        if missing := {"text", "step", "length", "question"} - sample.keys():
+            raise InputError(f"{args.samples}, row {number} has no {min(missing)}: give the samples.jsonl of a run of GRPO")
         parsed = parse(sample["text"])
         if sample["step"] < FIRST_STEP or not parsed.ok or sample["length"] > LONGEST:
             continue
-        question = by_text[sample["question"]]
+        if not (question := by_text.get(sample["question"])):
+            raise InputError(f"{args.samples}, row {number}: its question is not in {args.questions}: give the file GRPO was trained on")
         rows.append(fill_row(question, parsed.body, len(continuation_ids(tokenizer, parsed.body))) | {"given": True})
     runs.write_jsonl(args.rows, rows)
     print(f"{len(rows)} rows")
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -13,7 +13,7 @@ from pathlib import Path
 from safetensors.torch import load_file, save
 
 from sbtiny import runs
-from sbtiny.errors import InputError
+from sbtiny.errors import InputError, run_script
 from sbtiny.models.adapters import FILES, read_adapter_config
 
 CONFIG, WEIGHTS = FILES
@@ -41,14 +41,20 @@ def main() -> None:
         parser.add_argument(name, type=Path)
     parser.add_argument("--share", type=float, default=0.5)
     args = parser.parse_args()
-    content = average_adapters(find_adapter(args.run), find_adapter(args.other), args.share)
+    if not 0 <= args.share <= 1:
+        raise InputError(f"--share is {args.share}: use 0 (all of RUN) to 1 (all of OTHER)")
+    runs.check_finished(args.run)
+    base = runs.read_run(args.run).get("base")
+    if (args.other / "run.json").is_file() and runs.read_run(args.other).get("base") != base:
+        raise InputError(f"{args.other} was trained on another base model than {args.run}: average runs of one base")
     runs.check_free(args.out)
+    content = average_adapters(args.run / "adapter", find_adapter(args.other), args.share)
+    (args.out / "adapter").mkdir(parents=True, exist_ok=True)
+    for name in ("run.json", "config.yaml", f"adapter/{CONFIG}"):
+        shutil.copy(args.run / name, args.out / name)
     runs.write_bytes(args.out / "adapter" / WEIGHTS, content)
-    for file in (args.run / "run.json", args.run / "config.yaml"):
-        shutil.copy(file, args.out)
-    shutil.copy(find_adapter(args.run) / CONFIG, args.out / "adapter")
     print(f"wrote {args.out}")
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -15,6 +15,7 @@ from typing import Any
 from sbtiny import runs
 from sbtiny.coldstart.foretell import round_budget
 from sbtiny.coldstart.sample_correct import classify_answer, make_row
+from sbtiny.errors import InputError, run_script
 from sbtiny.load_settings import load_settings
 from sbtiny.rollout.episode import Sampling
 from sbtiny.rollout.load_policy import load_policy
@@ -71,14 +72,18 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     rng = random.Random(args.seed)
+    runs.check_writable(args.rows)
+    known = read_rows(args.budgets) if args.budgets else []
+    if any(not row.get("budget") for row in known):
+        raise InputError(f"{args.budgets} has rows without a budget: give what rows.py --budgets wrote")
     policy = load_policy(args.run, load_settings(overrides=[("four_bit", False), *([("base", args.base)] if args.base else [])]), QUESTIONS)
     questions = draw(load_questions(args.questions, "train", 10_000), QUESTIONS, rng)
     answers = answer_told(policy, questions, args.share, args.seed)
-    budgets = draw(read_rows(args.budgets), BUDGETS, rng) if args.budgets else []
+    budgets = draw(known, BUDGETS, rng)
     rows = [row for times, (count, furthest) in KEPT.items() for row in keep_nearest(answers[times], count, furthest)]
     runs.write_jsonl(args.rows, rows + [row | {"budget": round_budget(row["budget"] * args.share)} for row in budgets])
     print(f"{len(rows)} answers, {len(budgets)} budgets")
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from sbtiny import runs
-from sbtiny.coldstart.foretell import foretell_budgets
+from sbtiny.coldstart.foretell import check_foretellable, foretell_budgets
 from sbtiny.coldstart.sample_correct import classify_answer, make_row, sample_answers
+from sbtiny.errors import InputError, run_script
 from sbtiny.load_settings import load_settings
+from sbtiny.models.prompt import find_token, special_tokens
 from sbtiny.rollout.load_policy import load_policy
 from sbtiny.rollout.policy import Policy
 from sbtiny.tasks.load import load_questions
@@ -76,17 +78,26 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=512)
     parser.add_argument("--room", type=int, default=480, help="longest answer, in tokens")
     args = parser.parse_args()
+    for file in filter(None, (args.rows, args.budgets)):
+        runs.check_writable(file)
     questions = load_questions(args.questions, "train", args.limit)
     verify = load_verifier("auto")
     settings = load_settings(overrides=[("model", args.model), ("four_bit", False)])
     policy = load_policy(args.model, settings, args.slots, trainable=True)  # a .gguf file too is loaded to be read, not by llama.cpp
     policy.states_budget = False  # its adapter is new, so it is the plain model
+    if args.budgets:
+        check_foretellable(policy, questions)
     asked = [q for q in questions for _ in range(args.samples)]
     requests = [policy.request(q.question, args.room, seed=i) for i, q in enumerate(asked)]
     right: dict[str, list[str]] = {}
+    special = special_tokens(policy.tokenizer)
     for question, episode in zip(asked, sample_answers(policy, requests, 0.7, lambda *_: None), strict=True):
-        if classify_answer(episode, question, verify) == "row" and "```" not in episode.solution:  # what code prints is guessed
-            right.setdefault(question.id, []).append(episode.solution.strip())
+        text = episode.solution.strip()
+        kept = "```" not in text and not find_token(text, special)  # what code prints is guessed
+        if kept and classify_answer(episode, question, verify) == "row":
+            right.setdefault(question.id, []).append(text)
+    if not right:
+        raise InputError(f"none of {len(asked)} answers is right: give easier questions, a stronger --model, or a higher --room")
     by_id = {q.id: q for q in questions}
     rows = [row for name, answers in right.items() for row in rows_of(policy, by_id[name], answers, random.Random(name))]
     runs.write_jsonl(args.rows, rows)
@@ -109,4 +120,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

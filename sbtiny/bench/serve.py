@@ -23,6 +23,7 @@ from sbtiny.bench.serve_client import RequestTiming, send_requests
 from sbtiny.bench.serve_simulation import Arrivals, ServeLoad, draw_arrivals, measure, over
 from sbtiny.config import Settings
 from sbtiny.errors import Failed, InputError
+from sbtiny.rollout.limits import Limits
 from sbtiny.serving import assistant as assistants
 from sbtiny.serving.answer_limits import Limiter
 from sbtiny.serving.app import create_app
@@ -72,26 +73,36 @@ def start_server(name: str, settings: Settings, slots: int, most_waiting: int) -
         thread.join(60)
 
 
-def make_requests(plan: ServePlan, arrivals: Arrivals, limiter: Limiter) -> list[dict[str, Any]]:
-    """The bodies of the requests. Drawn lengths are forced by `max_tokens`, and stated by a given budget."""
+class DrawnLengths(Limiter):
+    """Ends an answer at the length that was drawn for its seed. The server knows only its budget: `max_tokens` would cap that."""
+
+    drawn: dict[int, int]
+
+    def limits(self, reply: Reply, budget: int | None) -> tuple[Limits, int]:
+        return super().limits(reply, budget)[0], self.drawn[reply.ask.seed]
+
+
+def make_requests(plan: ServePlan, arrivals: Arrivals) -> tuple[list[dict[str, Any]], dict[int, int]]:
+    """The bodies of the requests, and the drawn lengths by their seeds. What a length would have stated is a given budget."""
     load = plan.load
     questions = arithmetic.generate_questions("val", load.requests, seed=load.seed)
-    bodies = []
+    bodies, drawn = [], {}
     for i, question in enumerate(questions):
         body = {"messages": [{"role": "user", "content": question.question}], "seed": load.seed * SEEDS + i}
         if plan.draws_lengths:
-            length = min(MOST_TOKENS, max(4, round(plan.mean * arrivals.lengths[i])))
-            most = length if length < limiter.least_room - limiter.head_tokens else length + limiter.head_tokens  # short ones have no tags
-            body |= {"max_tokens": most, "budget": max(1, round(plan.mean * arrivals.stated[i]))}
+            drawn[body["seed"]] = min(MOST_TOKENS, max(4, round(plan.mean * arrivals.lengths[i])))
+            body |= {"budget": max(1, round(plan.mean * arrivals.stated[i]))}
         bodies.append(body | {"stream": True, "stream_options": {"include_usage": True}})
-    return bodies
+    return bodies, drawn
 
 
 def measure_orders(send: Send, worker: Worker, plan: ServePlan, advance: Callable[..., None]) -> dict[str, Any]:
     """Figures of each order on one draw of requests, in seconds, and the simulation's in mean services."""
     load = plan.load
     arrivals = draw_arrivals(load if plan.draws_lengths else replace(load, sigma=0.0))
-    bodies, heads_first = make_requests(plan, arrivals, worker.decoder.assistant.limiter), worker.decoder.bodies
+    (bodies, drawn), heads_first = make_requests(plan, arrivals), worker.decoder.bodies
+    if plan.draws_lengths:
+        worker.decoder.assistant.limiter.drawn = drawn
     heads_first.rank = make_rank("fcfs", {})
     alone = send(bodies, [0.0] * len(bodies))  # warms up, and tells lengths and services
     advance()
@@ -141,8 +152,9 @@ def compare_served_orders(
         start_server(name, settings, load.slots, load.requests) as (url, worker),
     ):
         if plan.draws_lengths:  # an answer ends at its drawn length alone
-            engine = worker.decoder.assistant.policy.engine
-            engine.stops = np.zeros_like(engine.stops)
+            assistant = worker.decoder.assistant
+            assistant.policy.engine.stops = np.zeros_like(assistant.policy.engine.stops)
+            assistant.limiter = DrawnLengths(assistant.policy, assistant.limiter.settings, assistant.context)
         for turn in range(rounds):
             seeded = replace(plan, load=replace(load, seed=load.seed + turn))
             runs.append(measure_orders(lambda *work: client.submit(send_requests, url, *work).result(), worker, seeded, advance))

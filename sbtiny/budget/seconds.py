@@ -89,13 +89,11 @@ class Rate:
             self.marks.popleft()
 
 
-def seconds_left(remaining: Remaining, decode_rate: float | None, *, errors: tuple[float, float] = UNMEASURED) -> SecondsLeft | None:
+def seconds_left(remaining: Remaining, decode_rate: float, errors: tuple[float, float]) -> SecondsLeft:
     """Compute tokens left / decode rate, with the band of the tokens and of `errors`, those of the rate (see Rate.errors).
 
-    `decode_rate`: tokens per second of this one answer, beside the others. None where the rate or the tokens left are not known.
+    `decode_rate`: tokens per second of this one answer, beside the others. The tokens left must be known.
     """
-    if remaining.tokens is None or not decode_rate:
-        return None
     least = remaining.tokens if remaining.low is None else remaining.low
     low = least / decode_rate * errors[0]
     high = None if remaining.high is None else remaining.high / decode_rate * errors[1]

@@ -26,7 +26,7 @@ from sbtiny.errors import InputError
 
 
 @app.command(rich_help_panel=TRAIN)
-@with_flags(*COMMON, "output", "seed", preset="cpu")
+@with_flags(*COMMON, "output", "seed", "dry_run", preset="cpu")
 def demo(*, flags: Flags) -> None:
     """The whole pipeline on the bundled model: base, cold start, GRPO, a report. Minutes on two CPU cores.
 
@@ -38,6 +38,8 @@ def demo(*, flags: Flags) -> None:
     from sbtiny.tasks.sources import TASKS
 
     settings, folder = flags.load(), flags.output or runs.ROOT / "demo"
+    if flags.dry_run:
+        return print_dry_run(settings, ("data", "sft", "eval", "grpo"), flags.preset, flags.as_json)
     resolve(settings.model)
     for section in (settings.data, settings.grpo, settings.eval):
         validate_inputs(section, section.task)

@@ -12,7 +12,7 @@ from sbtiny.coldstart.sample_correct import BuildResult, find_tag, make_row, pro
 from sbtiny.config import AUTO, Settings
 from sbtiny.errors import InputError
 from sbtiny.models.prompt import check_prompts, check_texts
-from sbtiny.progress import console
+from sbtiny.progress import console, print_line
 from sbtiny.rollout.load_policy import load_policy
 from sbtiny.rollout.policy import Policy
 from sbtiny.tasks.leaks import drop_eval_questions
@@ -61,8 +61,8 @@ def build_rows(settings: Settings, file: Path, traces: str | None, policy: Polic
 def with_foretold_budgets(policy: Policy, source: Sequence[Question], result: BuildResult, quantile: float) -> BuildResult:
     """The result with a row of a budget alone for each question; the answers' own budgets become given ones, read and not learnt."""
     ids = {(row["question"], row.get("system")): row["id"] for row in result.rows}  # traces of one question have the id of the first
-    asked = {ids.get((question.question, question.system), question.id): question for question in source}
-    budgets = foretell_budgets(policy, [replace(question, id=name) for name, question in asked.items()], result.lengths, quantile)
+    asked = {(q.question, q.system): replace(q, id=ids.get((q.question, q.system), q.id)) for q in source}
+    budgets = foretell_budgets(policy, list(asked.values()), result.lengths, quantile)
     return replace(result, rows=[*(row | {"given": True} for row in result.rows), *budgets])
 
 
@@ -103,7 +103,9 @@ def print_build_summary(result: BuildResult, file: Path) -> None:
     reasons = {"wrong": result.wrong, "cut": result.cut, "spare": result.spare, "evaluation questions": result.leaked}
     dropped = ", ".join(f"{count} {name}" for name, count in reasons.items() if count) or "none"
     ends = f"; turn ends cut off: {result.turn_ends}" if result.turn_ends else ""
-    console.print(f"{len(result.rows)} labelled rows of {result.sampled} answers in {file}; dropped: {dropped}{ends}", soft_wrap=True)
+    answers = sum(row["response"] is not None for row in result.rows)
+    budgets = f" and {len(result.rows) - answers} of a budget alone" if answers < len(result.rows) else ""
+    print_line(f"{answers} labelled rows of {result.sampled} answers{budgets} in {file}; dropped: {dropped}{ends}")
     table = Table("level", "rows", "accepted", "p10", "p50", "p90", "longest", box=None, title="tokens by level")
     for row in result.levels():
         lengths = ("-" if row[key] is None else f"{row[key]:.0f}" for key in ("p10", "p50", "p90", "p100"))

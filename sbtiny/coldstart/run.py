@@ -18,7 +18,7 @@ from sbtiny.rollout.max_tokens import choose_max_tokens
 from sbtiny.tasks.leaks import drop_eval_questions
 from sbtiny.tasks.load import load_questions
 from sbtiny.training import checkpoint
-from sbtiny.training.interrupt import cleanup_on_stop, resume_checkpoint
+from sbtiny.training.interrupt import cleanup_on_stop
 from sbtiny.training.out_of_memory import train_with_oom_retry
 
 
@@ -61,7 +61,7 @@ def train_sft_in(folder: Path, settings: Settings, resume: bool, start: Path | N
     if not file and d.max_tokens != AUTO and d.max_tokens >= settings.sft.max_length:
         raise InputError(f"data.max_tokens {d.max_tokens} fills sft.max_length {settings.sft.max_length}, prompt and all: raise that too")
     questions = [] if file else load_questions(d.task, "train", d.limit if d.max_tokens == AUTO else 1, settings.seed)
-    last = distributed.broadcast_from_main(lambda: resume_checkpoint(folder, settings, "sft", rows)) if resume else None
+    last = distributed.broadcast_from_main(lambda: checkpoint.prepare_resume(folder, settings, "sft", rows)) if resume else None
     policy = load_policy(str(start or settings.model), settings, settings.data.max_num_seqs, trainable=True, run=folder if resume else None)
     check_prompts(policy.tokenizer, policy.form)
     sft.check_tags_learnable(policy)
@@ -81,7 +81,7 @@ def train_sft_in(folder: Path, settings: Settings, resume: bool, start: Path | N
     if not resume:
         distributed.broadcast_from_main(lambda: runs.create_run("sft", folder, settings, **about))
     with cleanup_on_stop(folder, "sft"):
-        if dataset is None and questions:
+        if dataset is None:
             with policy.initial_model():
                 rows = distributed.broadcast_from_main(lambda: build_data(settings, sampled, policy=policy).rows)
             dataset = sft.build_dataset(policy, rows, settings)

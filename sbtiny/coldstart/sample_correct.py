@@ -19,7 +19,7 @@ from sbtiny.config import DataSettings, Settings
 from sbtiny.errors import InputError
 from sbtiny.models.aliases import fill_prompt
 from sbtiny.models.prompt import find_token, special_tokens
-from sbtiny.progress import bar, console
+from sbtiny.progress import bar, print_line
 from sbtiny.rollout.episode import Episode, Request, Sampling
 from sbtiny.rollout.max_tokens import choose_max_tokens
 from sbtiny.rollout.policy import Policy
@@ -162,7 +162,7 @@ class BuildProgress:
         self.done: dict[int, Row] = {line["answer"]: line for line in lines}
         self.resumed = bool(lines)
         if lines:
-            console.print(f"resuming from {self.path}: {len(lines)} answers are there")
+            print_line(f"resuming from {self.path}: {len(lines)} answers are there")
 
     def add(self, answer: int, kind: str, row: Row | None) -> None:
         if not self.done:
@@ -188,7 +188,8 @@ def read_whole_rows(path: Path) -> list[Row]:
 def build_signature(settings: Settings, questions: Sequence[Question]) -> str:
     """A hash of all that answers and verdicts depend on; not of `max_num_seqs`, nor of the questions' file."""
     d, s = settings.data, settings
-    model = (s.model, s.seed, s.format, s.four_bit, s.backend, s.engine, fill_prompt(s.prompt, s.model))
+    prompt = {name: text or None for name, text in asdict(fill_prompt(s.prompt, s.model)).items()}  # a resumed run says "" for none
+    model = (s.model, s.seed, s.format, s.four_bit, s.backend, s.engine, prompt)
     facts = (model, d.samples_per_question, d.temperature, d.max_tokens, d.verifier, user_file(d.verifier), digest_items(questions))
     return blake2b(repr(facts).encode(), digest_size=8).hexdigest()
 

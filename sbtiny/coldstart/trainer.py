@@ -3,7 +3,7 @@
 import math
 import random
 from collections.abc import Hashable, Iterator, Sequence
-from itertools import groupby
+from itertools import groupby, product
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,6 @@ def build_dataset(policy: Policy, rows: Sequence[dict[str, Any]], settings: Sett
             raise InputError(
                 f"{row_location(row)} has {len(example['input_ids'])} tokens, over sft.max_length {max_length}: raise it or drop the row"
             )
-        # A row of a budget alone is in no batch with answers: beside hundreds of their tokens its few digits would hardly count.
         examples.append(example | {"question": row["id"] if row["response"] is not None else f"{row['id']}, its budget"})
     if not examples:
         raise InputError("no rows to train on")
@@ -91,10 +90,13 @@ class GroupedLengthSampler(Sampler[int]):
     Rows of one question must be neighbours in `questions`; they share a batch. In its gradient they then differ by budget and length alone.
     In batches of one length each, the length is learnt long before the budget is read. Rows of a batch are sorted by length, for little
     padding in micro-batches.
+
+    `alone`: rows of a budget alone. Beside hundreds of tokens of answers their few digits would hardly count, so they have batches of their
+    own, but for what is left at an epoch's end.
     """
 
-    def __init__(self, lengths: Sequence[int], questions: Sequence[Hashable], batch: int, seed: int) -> None:
-        self.lengths, self.batch, self.seed, self.epoch = lengths, batch, seed, 0
+    def __init__(self, lengths: Sequence[int], questions: Sequence[Hashable], alone: Sequence[bool], batch: int, seed: int) -> None:
+        self.lengths, self.alone, self.batch, self.seed, self.epoch = lengths, alone, batch, seed, 0
         self.units = [list(rows) for _, rows in groupby(range(len(lengths)), key=questions.__getitem__)]
 
     def __len__(self) -> int:
@@ -109,11 +111,13 @@ class GroupedLengthSampler(Sampler[int]):
         units, size = rng.sample(self.units, len(self.units)), self.batch
         pool = max(1, POOL_BATCHES * size * len(units) // max(1, len(self)))  # in units; about POOL_BATCHES batches of rows
         batches, rest = [], []
-        for start in range(0, len(units), pool):
-            rows = [row for unit in sorted(units[start : start + pool], key=self._size) for row in unit]
+        for start, alone in product(range(0, len(units), pool), (False, True)):
+            chosen = [unit for unit in units[start : start + pool] if self.alone[unit[0]] is alone]
+            rows = [row for unit in sorted(chosen, key=self._size) for row in unit]
             whole = len(rows) // size * size
             batches += [rows[first : first + size] for first in range(0, whole, size)]
             rest += rows[whole:]
+        rest.sort(key=self.alone.__getitem__)
         rng.shuffle(batches)
         batches += [rest[first : first + size] for first in range(0, len(rest), size)]  # the short batch last: the loader cuts by count
         return iter([row for batch in batches for row in sorted(batch, key=self.lengths.__getitem__)])
@@ -144,7 +148,9 @@ class ColdStartTrainer(SFTTrainer):
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int]:
         rows = self.train_dataset
         batch = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps * distributed.world_size()
-        return GroupedLengthSampler([len(ids) for ids in rows["input_ids"]], rows["question"], batch, self.args.seed)
+        lengths = [len(ids) for ids in rows["input_ids"]]
+        alone = [body_at == length for body_at, length in zip(rows["body_at"], lengths, strict=True)]
+        return GroupedLengthSampler(lengths, rows["question"], alone, batch, self.args.seed)
 
 
 def planned_updates(settings: Settings, rows: int) -> int:

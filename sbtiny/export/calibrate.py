@@ -9,7 +9,7 @@ from sbtiny.evaluation.calibrate import run_calibration
 from sbtiny.evaluation.calibration_file import calibration_path
 from sbtiny.evaluation.trained_questions import load_calibration_questions
 from sbtiny.export.config import ExportConfig
-from sbtiny.progress import console
+from sbtiny.progress import console, print_line
 from sbtiny.rollout.engines import llama_cpp
 
 QUESTIONS = 500
@@ -39,6 +39,6 @@ def calibrate_files(plan: ExportConfig, folder: Path) -> dict[str, Any]:
     found = {}
     for file in files:
         record = run_calibration(str(file), settings, None, run=plan.run)
-        console.print(f"wrote {calibration_path(str(file))}", soft_wrap=True, highlight=False)
+        print_line(f"wrote {calibration_path(str(file))}")
         found[file.name] = record["factors"]
     return found

@@ -23,7 +23,7 @@ from sbtiny.models.load import base_folder
 from sbtiny.models.prompt import stop_ids_of
 from sbtiny.models.tensor_faults import EMBEDDING
 from sbtiny.models.tensors import read_config, read_folder, read_generation
-from sbtiny.progress import bar, console
+from sbtiny.progress import bar, console, print_line
 from sbtiny.tasks.sources import Question
 from sbtiny.tasks.verify import Verifier
 
@@ -155,5 +155,5 @@ def export_run(plan: ExportConfig, questions: list[Question], verify: Verifier) 
         raise Failed(f"{output} is not the trained policy: {'; '.join(check.failures)}")
     for reason in check.unread:
         console.print(f"not checked: {reason}", style="yellow", soft_wrap=True, markup=False)
-    console.print(f"wrote {output}")
+    print_line(f"wrote {output}")
     return result

@@ -79,8 +79,7 @@ class Rollouts:
         kinds = draw_group_types(len(questions), self.g, rng)
         assigned = list(zip(questions, self.assign_budgets(questions, kinds, rng), strict=True))
         groups = self.sample(distributed.shard(assigned), self._draw_seeds(step, len(prompts)))
-        self.verify_answers(groups)
-        self.reward_answers(groups, alpha)
+        self.score_answers(groups, alpha)
         if self.g.resample_zero_std:
             self.resample_equal_rewards(groups, questions, step, alpha)
         self._record_step(groups, step, alpha, started)
@@ -103,11 +102,12 @@ class Rollouts:
         answers = [GroupAnswer(question, group, episode) for (question, group), episode in zip(rows, episodes, strict=True)]
         return [answers[start : start + size] for start in range(0, len(answers), size)]
 
-    def verify_answers(self, groups: Sequence[Sequence[GroupAnswer]]) -> None:
-        """Say which answers ended and are right; update `shortest`."""
+    def score_answers(self, groups: Sequence[Sequence[GroupAnswer]], alpha: float) -> None:
+        """Say which answers ended and are right, update `shortest`, and reward them."""
         for answer in (answer for group in groups for answer in group):
             answer.correct = answer.episode.ended and self.verify(answer.episode.solution, answer.question)
         self._track_shortest(groups)
+        self.reward_answers(groups, alpha)
 
     def reward_answers(self, groups: Sequence[Sequence[GroupAnswer]], alpha: float) -> None:
         """Reward the answers group by group; one that did not end counts as malformed."""
@@ -116,11 +116,6 @@ class Rollouts:
             rewards = self.group_reward(group[0].group.kind, inputs, self._reward_b_max(group[0].question, alpha), alpha)
             for answer, reward in zip(group, rewards, strict=True):
                 answer.reward = reward
-
-    def score_answers(self, groups: Sequence[Sequence[GroupAnswer]], alpha: float) -> None:
-        """Verify and reward."""
-        self.verify_answers(groups)
-        self.reward_answers(groups, alpha)
 
     def resample_equal_rewards(self, groups: list[list[GroupAnswer]], questions: Sequence[Question], step: int, alpha: float) -> None:
         """Replace each group of equal rewards, once, by a self-budget group of a question outside this step, while there are any."""

@@ -22,7 +22,7 @@ from sbtiny.tasks.load import load_questions
 from sbtiny.tasks.sources import Question
 from sbtiny.tasks.verify import Verifier, check_references, load_verifier
 from sbtiny.training import checkpoint
-from sbtiny.training.interrupt import cleanup_on_stop, resume_checkpoint
+from sbtiny.training.interrupt import cleanup_on_stop
 from sbtiny.training.out_of_memory import train_with_oom_retry
 
 
@@ -67,7 +67,7 @@ def train_grpo_in(folder: Path, settings: Settings, start: Path, resume: bool, f
     verify = load_verifier(settings.grpo.verifier)
     questions = training_questions(settings)
     check_references(verify, questions)
-    last = distributed.broadcast_from_main(lambda: resume_checkpoint(folder, settings, "grpo", questions)) if resume else None
+    last = distributed.broadcast_from_main(lambda: checkpoint.prepare_resume(folder, settings, "grpo", questions)) if resume else None
     grpo.split_step(settings)  # raises before a model is loaded
     policy = load_policy(str(start), settings, settings.grpo.max_num_seqs, trainable=True, run=folder if resume else None)
     check_texts(policy.tokenizer, questions)

@@ -134,13 +134,13 @@ class BudgetGrpoTrainer(GRPOTrainer):
     """TRL's trainer, with answers of like length in one micro-batch and padding columns cut off.
 
     TRL shuffles a step's answers and pads all to the longest. Lengths are heavy-tailed, so most of that work is padding. The loss is
-    the same.
+    the same: `bnpo`, which averages over a micro-batch's tokens, keeps TRL's order.
     """
 
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
         before = self._buffered_inputs
         inputs = super()._prepare_inputs(generation_batch)
-        if not self.model.training or self._buffered_inputs is before:
+        if not self.model.training or self._buffered_inputs is before or self.loss_type == "bnpo":
             return inputs
         self._buffered_inputs = sort_by_length(self._buffered_inputs)
         return self._buffered_inputs[self._step % len(self._buffered_inputs)]

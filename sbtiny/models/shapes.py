@@ -11,7 +11,7 @@ from sbtiny.models.aliases import ALIASES, resolve
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
 PREFILL_BATCH = 32  # prompts that the decode loop computes in one call, before their slots are free
-HEAD_CHUNK = 1024  # tokens with logits in memory at once on a CPU
+HEAD_CHUNK = 256  # tokens with logits in memory at once on a CPU
 
 
 def slot_bytes(layers: int, kv: int, capacity: int, number: int) -> int:

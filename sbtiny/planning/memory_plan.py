@@ -19,7 +19,7 @@ NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)  # bytes a weight: 4 bits, an 8-bit scale fo
 ADAPTER = 16  # bytes a LoRA weight, in float32: the weight, its gradient, Adam's two moments
 HEAD_TILE = (4096, 32_768)  # tokens and vocabulary entries that TRL's kernels score at once on a GPU
 WORKSPACE = 0.6  # GiB of the libraries beside the logits, measured on an H200 (dev/LOG.md, 28)
-LOGIT = 18  # bytes a logit at the peak: a 16-bit score, then float32 score, log-probability, gradient and a temporary
+LOGIT = 18  # bytes at most for a logit in sampling, and for a value of the feed-forward layers in prefill: 16 bits, float32 copies
 PROCESS = {"cuda": 0.7, "cpu": 0.87}  # GiB: a CUDA context, not measured; Python with torch, trl and peft, measured
 SAVED_16 = {"width": 18, "feed_forward": 8, "q": 6, "kv": 4, "rank": 14, "heads": 6}  # bytes a token and layer
 SAVED_32 = {"width": 16, "feed_forward": 16, "q": 8, "kv": 8, "rank": 28, "heads": 6}
@@ -126,7 +126,7 @@ class MemoryPlan(StageWorkload):
     def logits(self, tokens: int) -> float:
         """Bytes of the logits in memory at once: whole rows on a CPU (training/logprobs.py), a tile of TRL's kernels on a GPU."""
         if self.target.device == "cpu":
-            return min(HEAD_CHUNK, tokens) * self.shape.vocabulary * LOGIT
+            return min(HEAD_CHUNK, tokens) * self.shape.vocabulary * BYTES[self.dtype]
         rows, columns = HEAD_TILE
         return min(rows, tokens) * min(columns, self.shape.vocabulary) * BYTES[self.dtype] + WORKSPACE * GB
 

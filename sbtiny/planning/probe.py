@@ -48,7 +48,9 @@ def synchronize(device: str) -> None:
 
 def estimate_hours(plan: MemoryPlan, shape: Shape, speed: dict[str, float]) -> float:
     """Least hours of a plan with answers of full length: matrix products alone, without attention, sampling and Python."""
-    flops = 8 if plan.target.device == "cuda" else 6  # a weight and token; gradient checkpointing computes the forward pass twice
-    training = plan.tokens_at_most["trained"] * flops * shape.linear / speed["flops"]
-    step = max(shape.linear * BYTES[plan.dtype] / speed["bytes"], 2 * shape.parameters * plan.slots / speed["flops"])
+    # A frozen weight and token: forward, and back to its inputs. Gradient checkpointing computes the forward pass twice.
+    flops = 6 if plan.target.device == "cuda" else 4
+    used = shape.linear + shape.vocabulary * shape.width  # with the output embedding
+    training = plan.tokens_at_most["trained"] * flops * used / speed["flops"]
+    step = max(used * BYTES[plan.dtype] / speed["bytes"], 2 * used * plan.slots / speed["flops"])
     return (training + plan.tokens_at_most["sampled"] / max(plan.slots, 1) * step) / 3600

@@ -7,7 +7,6 @@ in the same step. The cache is allocated once. The prompt of a group is computed
 import math
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -17,9 +16,9 @@ from sbtiny.rollout.cuda_graph import CudaGraphs
 from sbtiny.rollout.decode_engine import DecodeEngine, stop_mask
 from sbtiny.rollout.episode import Request, Sampling
 from sbtiny.rollout.memory import fit_slots
-from sbtiny.rollout.sampling import TagMask, counter_uniforms, sample_rows
+from sbtiny.rollout.sampling import TagMask, sample_rows
 from sbtiny.rollout.scheduler import Scheduler
-from sbtiny.rollout.session import Session, Ticket, check_capacity
+from sbtiny.rollout.session import Session, Ticket, check_capacity, uniform_draws
 from sbtiny.rollout.weights import Layer, Weights
 
 
@@ -189,7 +188,5 @@ class EngineSession(Session):
             return stopped
         logits = (engine.graphs or engine._decode)(*scheduler.step_inputs())
         engine.tag_mask.apply(logits, [t.enforcer for t in tickets])
-        n = len(tickets)
-        draws = counter_uniforms(scheduler.seeds[:n], scheduler.counts[:n].astype(np.uint64))
-        tokens, logprobs = sample_rows(logits, [t.sampling for t in tickets], draws)
+        tokens, logprobs = sample_rows(logits, [t.sampling for t in tickets], uniform_draws(tickets))
         return stopped + scheduler.postprocess(tokens, logprobs, engine.stops)

@@ -90,7 +90,8 @@ class LimitTracker:
         self.tail = ""
         self.wrapped_at: int | None = None  # body tokens before the wrap-up
         if prefill:
-            self._read_head(0)
+            self._read_head(len(prefill))
+            self.used = self.pending = 0
 
     @property
     def allowed(self) -> int | None:
@@ -129,6 +130,11 @@ class LimitTracker:
         return (self.form.answered and self.limits.thoughts_wrap_up) or self.limits.wrap_up
 
     @property
+    def is_answering(self) -> bool:
+        """Whether thoughts are over and the answer after them is written."""
+        return self.section is AnswerSection.AFTER and self.form.answered
+
+    @property
     def may_wrap_up(self) -> bool:
         """Whether there is a wrap-up that still has a place: none was injected, and the body is not closed."""
         return bool(self.wrap_up) and self.wrapped_at is None and self.section is not AnswerSection.AFTER
@@ -141,7 +147,7 @@ class LimitTracker:
     def _most(self) -> int | None:
         """Tokens that may stand now; the reserve is among them from a wrap-up on, and in the answer after thoughts."""
         allowed = self.allowed if self.wrapped_at is None else self.wrapped_at
-        has_reserve = self.wrapped_at is not None or (self.section is AnswerSection.AFTER and self.form.answered)
+        has_reserve = self.wrapped_at is not None or self.is_answering
         return allowed + self.limits.reserve if has_reserve and allowed is not None else allowed
 
     def _has_room(self) -> bool:

@@ -35,8 +35,7 @@ class Scheduler:
         self.kept: OrderedDict[Tokens, Tensor] = OrderedDict()
         self.held: dict[Ticket, Tensor] = {}  # states of answers that wait to go on
         rows = cache.shape[2]
-        self.tokens, self.positions, self.counts = (np.zeros(rows, dtype=np.int64) for _ in range(3))
-        self.seeds = np.zeros(rows, dtype=np.uint64)
+        self.tokens, self.positions = (np.zeros(rows, dtype=np.int64) for _ in range(2))
 
     def add(self, ticket: Ticket) -> None:
         self.queue.append(ticket)
@@ -105,8 +104,7 @@ class Scheduler:
         cache[..., fed:, :] = 0  # masked positions are read too, and 0 x NaN of an earlier request would be NaN
         cache[..., :fed, :] = state
         last = ticket.written[-1] if ticket.written else ticket.request.prompt_ids[-1]
-        self.tokens[slot], self.positions[slot], self.counts[slot] = last, fed, len(ticket.written)
-        self.seeds[slot] = ticket.request.seed % 2**64
+        self.tokens[slot], self.positions[slot] = last, fed
         self.slots.append(ticket)
 
     def _prefill_ahead(self, prompt: Tokens) -> None:
@@ -145,7 +143,6 @@ class Scheduler:
         n = len(self.slots)
         reasons = [t.append(token, logprob, stops) for t, token, logprob in zip(self.slots, tokens, logprobs, strict=True)]
         self.tokens[:n] = [t.written[-1] if t.written else 0 for t in self.slots]
-        self.counts[:n] += 1
         self.positions[:n] += 1
         leaving = [slot for slot, reason in enumerate(reasons) if reason]
         ended = [self.slots[slot] for slot in leaving]
@@ -180,7 +177,7 @@ class Scheduler:
             cache = self.cache
             cache[:, :, slot, :, used:] = 0
             cache[:, :, slot, :, :used] = cache[:, :, last, :, :used]
-            for state in (self.tokens, self.positions, self.counts, self.seeds):
+            for state in (self.tokens, self.positions):
                 state[slot] = state[last]
 
 

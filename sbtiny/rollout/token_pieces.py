@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from functools import cache
 
 FRAGMENT = "\ufffd"  # what a decoder shows for bytes that are no whole character
+SENTENCEPIECE_SPACE = "▁"  # in its words; its decoder takes the space of the first word of a text away
 
 
 class TokenPieces(list[str]):
@@ -19,10 +20,14 @@ class TokenPieces(list[str]):
 
 def token_pieces(tokenizer: object, size: int) -> TokenPieces:
     """The pieces of every token id below `size`."""
-    texts = [tokenizer.decode([i], skip_special_tokens=False, clean_up_tokenization_spaces=False) for i in range(size)]
-    ending = [i for i, text in enumerate(texts) if text.endswith(FRAGMENT)]
-    words = tokenizer.convert_ids_to_tokens(ending)
-    return TokenPieces(texts, {i: token_bytes(word) for i, word in zip(ending, words, strict=True)})
+    words = [word or "" for word in tokenizer.convert_ids_to_tokens(list(range(size)))]
+    texts = [
+        word.replace(SENTENCEPIECE_SPACE, " ")
+        if word.startswith(SENTENCEPIECE_SPACE)
+        else tokenizer.decode([i], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        for i, word in enumerate(words)
+    ]
+    return TokenPieces(texts, {i: token_bytes(words[i]) for i, text in enumerate(texts) if text.endswith(FRAGMENT)})
 
 
 def missing_bytes(data: bytes, missing: int = 0) -> int:
@@ -33,12 +38,12 @@ def missing_bytes(data: bytes, missing: int = 0) -> int:
     return missing
 
 
-def token_bytes(word: str | None) -> bytes:
+def token_bytes(word: str) -> bytes:
     """The bytes of a word of a vocabulary: `<0xE6>`, or GPT-2's letters for bytes."""
-    if word and len(word) == 6 and word.startswith("<0x"):
+    if len(word) == 6 and word.startswith("<0x"):
         return bytes([int(word[3:5], 16)])
     letters = byte_letters()
-    return bytes(letters.get(letter, ord("?")) for letter in word or "")
+    return bytes(letters.get(letter, ord("?")) for letter in word)
 
 
 @cache

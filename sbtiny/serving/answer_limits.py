@@ -27,6 +27,9 @@ class Limiter:
         self.longest_wrap_up = max(len(self.wrap_up), len(self.thoughts_wrap_up))
         usual = LONG_RESERVE if policy.form.answered or not policy.states_budget else SHORT_RESERVE
         self.reserve = settings.reserve or usual  # tokens for the wrap-up and the answer, where there is room
+        if self.reserve <= self.longest_wrap_up:
+            what = f"serve.reserve of {self.reserve} tokens leaves none for the answer after serve.wrap_up"
+            raise InputError(f"{what}, which has {self.longest_wrap_up}: raise the one or shorten the other")
 
     def room(self, reply: Reply) -> int:
         """The most tokens of an answer."""
@@ -38,19 +41,25 @@ class Limiter:
         return self.head_tokens + self.longest_wrap_up + LEAST_ANSWER
 
     def limits(self, reply: Reply, budget: int | None) -> tuple[Limits, int]:
-        """The limits of an answer and its most tokens: a wrap-up comes before those end."""
-        ask, s = reply.ask, self.settings
-        room = self.room(reply)
+        """The limits of an answer and its most tokens: a wrap-up comes before those end.
+
+        Below `least_room` all is answer: there is no wrap-up, a few tokens are left of any budget, and after thoughts the rest is reserve.
+        """
+        s, room = self.settings, self.room(reply)
         reserve = min(self.reserve, max(self.longest_wrap_up + LEAST_ANSWER, room // 4))
-        ceilings = [max(0, room - reserve - self.head_tokens), ask.ceiling]
+        is_bare = room < self.least_room
+        ceilings = [room if is_bare else max(0, room - reserve - self.head_tokens)]
+        if reply.ask.ceiling is not None:
+            ceilings.append(reply.ask.ceiling)
         if reply.source == "coverage":
             ceilings.append(self._promised(reply))
         elif budget is not None:
             ceilings.append(math.floor(budget * (1 + s.given_tolerance)))
+        if is_bare:
+            ceiling = min(room, max(LEAST_ANSWER, min(ceilings)))
+            return Limits(ceiling, reserve=room - ceiling), room
         tolerance = s.tolerance if budget is None and self.policy.states_budget else None
-        if self.longest_wrap_up >= reserve:
-            raise InputError(f"max_tokens of {ask.max_tokens} leaves no room for an answer: raise it")
-        return Limits(min(c for c in ceilings if c is not None), tolerance, self.wrap_up, reserve, self.thoughts_wrap_up), room
+        return Limits(min(ceilings), tolerance, self.wrap_up, reserve, self.thoughts_wrap_up), room
 
     def extended(self, reply: Reply, tokens: int) -> Limits:
         """The limits of a running answer with so many tokens more. Raises InputError where it has the most already."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from sbtiny.budget.calibration import Calibration
-from sbtiny.budget.protocol import BudgetChoice, parse, parse_budget_option
+from sbtiny.budget.protocol import BUDGET_OPEN, SOLUTION, THINK, BudgetChoice, parse, parse_budget_option
 from sbtiny.budget.seconds import SecondsLeft
 from sbtiny.config import ServeSettings
 from sbtiny.errors import InputError
@@ -144,13 +144,19 @@ def check_messages(messages: Sequence[Message]) -> None:
         raise InputError("no question: the last turn must be the user's, with a text")
 
 
-def clean_history(messages: list[Message]) -> list[Message]:
+def clean_history(messages: Sequence[Message]) -> list[Message]:
     """The turns with earlier answers bare: no budget, no tags, no thoughts, as reasoning templates do."""
     return [m | {"content": bare_answer(m["content"])} if m["role"] == "assistant" else m for m in messages]
 
 
 def bare_answer(text: str) -> str:
-    """The answer of a whole text: what follows the thoughts, else the body, else the text itself."""
+    """The answer of a whole text: what follows the thoughts, else the body, else the text itself. Tags amid a text are words."""
+    begun = text.lstrip()
+    if begun.startswith(THINK.opening):  # of a model that states no budget
+        thoughts, closed, answer = begun.removeprefix(THINK.opening).partition(THINK.closing)
+        return (answer if closed else thoughts).strip()
+    if not begun.startswith((BUDGET_OPEN, SOLUTION.opening)):
+        return text
     parsed = parse(text)
     if parsed.answer is not None:
         return parsed.answer.strip()

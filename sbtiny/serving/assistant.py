@@ -21,6 +21,7 @@ from sbtiny.rollout.session import Ticket
 from sbtiny.serving.answer_limits import SHORT_RESERVE, Limiter
 from sbtiny.serving.ask import Answer, Ask, check_messages, choose_budget, clean_history, default_ask, explain_no_promise
 from sbtiny.serving.reply import Reply
+from sbtiny.serving.request_error import RequestError
 
 KEPT_PREFIXES = 4  # answers whose keys and values are kept for the next turn
 WARM_UP_TOKENS = 24  # decoded once to measure the rate, where a budget in seconds needs it first
@@ -92,7 +93,7 @@ class Assistant:
     def begin(self, messages: Sequence[Message], ask: Ask) -> Reply:
         """Begin an answer to a chat. Raises InputError for a chat that does not fit, or a promise that cannot be made."""
         check_messages(messages)
-        messages = clean_history(list(messages))
+        messages = clean_history(messages)
         return self._begin(messages, self.policy.prompt(messages), ask)
 
     def begin_text(self, text: str, ask: Ask) -> Reply:
@@ -124,15 +125,8 @@ class Assistant:
         self.running.append(reply)
         return reply
 
-    def step(self) -> list[Reply]:
-        """Decode one token of each running answer. Returns the answers that ended. Raises InputError for one that cannot go on."""
-        ended = self.step_each()
-        if refusals := [reply.refusal for reply in ended if reply.refusal is not None]:
-            raise refusals[0]
-        return ended
-
     def step_each(self) -> list[Reply]:
-        """Decode as `step` does; an answer that cannot go on ends with its `refusal`, and the others go on."""
+        """Decode one token of each running answer. Returns those that ended; one that cannot go on has a `refusal`, the others go on."""
         tickets = [ticket for reply in self.running if (ticket := reply.body or reply.head)] + self.warming_up
         before = sum(len(ticket.written) for ticket in tickets)
         self.session.step()
@@ -237,17 +231,16 @@ class Assistant:
 
     def _begin_body(self, reply: Reply, budget: int | None, source: str) -> None:
         ask, reply.source = reply.ask, source
+        limits, most = self.limiter.limits(reply, budget)
+        if budget is not None and source != "coverage":
+            budget = reply.given = max(1, min(budget, limits.ceiling))  # a model cannot keep to more than it may take
         prefilled = budget if self.policy.states_budget else None  # an untrained model makes nothing of it: it is a ceiling alone
-        reply.given = budget if source != "coverage" else None
-        limits, max_tokens = self.limiter.limits(reply, budget)
         request = self.policy.request(
-            reply.prompt, max_tokens, ask.seed, prefilled, limits=limits, interrupt=reply.interrupt, opens_budget=self._opens_budget(reply)
+            reply.prompt, most, ask.seed, prefilled, limits=limits, interrupt=reply.interrupt, opens_budget=self._opens_budget(reply)
         )
         if not request.prefill and self.limiter.opens_thoughts(reply.prompt):
             request = replace(request, prefill=THINK.opening)  # it stands in the prompt, and belongs to the answer
-        reply.begin_body(
-            self.session.add(request, ask.sampling()), request.prefill, self.policy.tokenizer.backend_tokenizer, self.policy.form
-        )
+        self._start(reply, request)
 
     def _opens_budget(self, reply: Reply) -> bool:
         """Whether the prompt opens the budget's tag: from the second turn on, which training does not have."""
@@ -255,15 +248,20 @@ class Assistant:
 
     def _begin_bare(self, reply: Reply) -> None:
         """Begin an answer of a few tokens: they go to the answer alone, without a head, thoughts or a wrap-up."""
-        opened = self.limiter.opens_thoughts(reply.prompt)
-        head = render_budget(self.limiter.room(reply), self.policy.form) if self.policy.states_budget else ""
+        choice, opened, reply.source = reply.ask.choice, self.limiter.opens_thoughts(reply.prompt), "given"
+        budget = int(choice.value) if choice.mode == "fixed" else None
+        limits, most = self.limiter.limits(reply, budget)
+        reply.given = min(budget or most, limits.ceiling)
+        head = render_budget(reply.given, self.policy.form) if self.policy.states_budget else ""
         thinks = self.policy.form.answered if self.policy.states_budget else opened
         prefill = head + (f"{THINK.closing}\n\n" if thinks else "")
         shown = prefill if self.policy.states_budget or not opened else THINK.opening + prefill
-        reply.source, reply.given = "given", self.limiter.room(reply)
         ids = (*reply.prompt, *(self.policy.encode(prefill) if prefill else ()))
-        request = Request(ids, self.limiter.room(reply), reply.ask.seed, shown, reply.given, None, reply.interrupt)
-        reply.begin_body(self.session.add(request, reply.ask.sampling()), shown, self.policy.tokenizer.backend_tokenizer, self.policy.form)
+        self._start(reply, Request(ids, most, reply.ask.seed, shown.rstrip(), reply.given, limits, reply.interrupt))
+
+    def _start(self, reply: Reply, request: Request) -> None:
+        ticket = self.session.add(request, reply.ask.sampling())
+        reply.begin_body(ticket, request.prefill, self.policy.tokenizer.backend_tokenizer, self.policy.form)
 
     def fitting_calibration(self, ask: Ask) -> Calibration | OnlineCalibration | None:
         """The calibration, where the answer is sampled as those that it was made of."""
@@ -272,7 +270,8 @@ class Assistant:
 
     def _check_room(self, prompt: int) -> None:
         if prompt + self.limiter.head_tokens + 2 * SHORT_RESERVE > self.context:
-            raise InputError(f"the chat is {prompt} tokens long, which leaves no room in a context of {self.context}: begin a new one")
+            text = f"the chat is {prompt} tokens long, which leaves no room in a context of {self.context}: begin a new one"
+            raise RequestError(text, code="context_length_exceeded")
 
 
 def load(

@@ -30,6 +30,7 @@ KEYS = (
 EFFORTS = {"none": 0.0, "minimal": 0.25, "low": 0.5, "medium": 1.0, "high": 2.0, "xhigh": 4.0}  # factors on the model's own budget
 WRAPPERS = ("chat_template_kwargs", "extra_body", "custom_params")
 NESTED = ("thinking", "reasoning")
+SWITCHES = ("enable_thinking", "reasoning.enabled")  # false turns thoughts off elsewhere
 THINKING_TYPES = ("enabled", "disabled", "adaptive")
 LOOKS_LIKE_A_BUDGET = re.compile(
     r"budget|(think|reason)\w*(token|effort|limit|max|length|config)|(token|effort|limit|max)\w*(think|reason)"
@@ -56,14 +57,16 @@ def read_budget(body: dict[str, Any]) -> tuple[BudgetWish | None, list[str]]:
             places.append((f"{name}.", require_object(inner, name)))
     for where, place in places:
         check_names(place, where)
+    off = [where + key for where, place in places for key in SWITCHES for value in values_at(place, key, where) if value is False]
+    idle = [f"{name} had no effect here: use budget or reasoning_effort" for name in off]
     found = [(key, where, value) for key in KEYS for where, place in places for value in values_at(place, key, where)]
     wishes = [read_wish(key, where + key, value) for key, where, value in found]
     said = [(wish, where) for wish, (_, where, value) in zip(wishes, found, strict=True) if value is not None]
     if not said:
-        return (wishes[0] if wishes else None), []
+        return (wishes[0] if wishes else None), idle
     (wish, where), others = said[0], [other.source for other, _ in said[1:]]
     warnings = [f"{wish.source} belongs at the top level of the request: it was honoured here"] if where else []
-    return wish, warnings + [f"{name} was not used: {wish.source} comes first" for name in others]
+    return wish, warnings + [f"{name} was not used: {wish.source} comes first" for name in others] + idle
 
 
 def values_at(place: dict[str, Any], key: str, where: str) -> Iterator[Any]:

@@ -40,7 +40,7 @@ class Decoder:
         self.jobs: list[Job] = []  # in the order of their arrival
         self.news: list[tuple[Job, Update]] = []
         self.count = 0
-        self.ticked, self.has_begun = 0.0, False
+        self.ticked = 0.0
 
     @property
     def waiting(self) -> int:
@@ -66,8 +66,10 @@ class Decoder:
         self.count += 1
         ask = request.ask if request.seeded else replace(request.ask, seed=request.ask.seed + self.count)
         try:
-            begin = self.assistant.begin_text if request.prompt is not None else self.assistant.begin
-            job.reply = begin(request.prompt if request.prompt is not None else list(request.messages), ask)
+            if request.prompt is None:
+                job.reply = self.assistant.begin(request.messages, ask)
+            else:
+                job.reply = self.assistant.begin_text(request.prompt, ask)
             self.bodies.check_room(len(job.reply.prompt))
         except QueueFull as full:
             self.assistant.drop(job.reply)  # nothing was decoded of it
@@ -83,7 +85,6 @@ class Decoder:
             job.most_seconds = self._most_seconds(job.request.ask.choice)
             self.bodies.add(job.reply, request.priority)
             self.jobs.append(job)
-            self.has_begun = True
             self.news.append((job, Update()))
 
     def drop(self, job: Job) -> None:
@@ -104,14 +105,16 @@ class Decoder:
         """Tell what is new after a step that began at `started`."""
         now = time.perf_counter()
         tick = now - self.ticked >= TICK
-        if tick or self.has_begun:
+        filed = [job for job in self.jobs if job.filed is None and job.reply in self.bodies.queue]
+        for job in filed:
+            job.filed = now
+        if tick or filed:
             self._foresee_waits(now)
-        self.has_begun = False
         self.ticked = now if tick else self.ticked
         interval = max(FLUSH_SECONDS, EVENT_SECONDS * min(len(self.jobs), self.slots))
         for job in self.jobs:
             if job.admitted is None:
-                self._follow_queue(job, started, now)
+                self._follow_queue(job, started)
             elif job.most_seconds is not None:
                 self._enforce_time(job, now)
             if tick or job.has_news(now, interval):
@@ -119,10 +122,8 @@ class Decoder:
             self._learn(job.reply)
         self.jobs = [job for job in self.jobs if not job.reply.is_done]
 
-    def _follow_queue(self, job: Job, started: float, now: float) -> None:
-        """Note when its body began to wait, and when it got its slot."""
-        if job.filed is None and job.reply in self.bodies.queue:
-            job.filed = now
+    def _follow_queue(self, job: Job, started: float) -> None:
+        """Note when its body got its slot."""
         if job.reply in self.bodies.bodies or job.reply.is_done:
             job.admitted, job.position, job.wait = started, 0, None
 
@@ -135,7 +136,7 @@ class Decoder:
         parts = job.take_parts(now, interval)
         if job.stops.is_hit and not reply.is_done:
             reply.interrupt.stop()
-        stands = not job.has_begun and (reply.budget is not None or bool(parts) or reply.is_done)
+        stands = not job.has_begun and ((reply.budget is not None and job.has_place) or bool(parts) or reply.is_done)
         due = stands or tick or reply.is_done or job.told != (job.is_forced, job.position)
         if not parts and not due:
             return
@@ -191,5 +192,7 @@ class Decoder:
 
 
 def to_request_error(error: InputError) -> RequestError:
-    """A 502 where an upstream has failed, else a 400."""
+    """A 502 where an upstream has failed, else a 400; a refusal for the wire stays as it is."""
+    if isinstance(error, RequestError):
+        return error
     return RequestError(str(error), **({"code": "upstream_failed", "status": 502} if isinstance(error, UpstreamError) else {}))

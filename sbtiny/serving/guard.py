@@ -12,7 +12,6 @@ from fastapi import Request
 from fastapi.datastructures import Headers
 from starlette.requests import ClientDisconnect
 
-from sbtiny.serving.request_body import MOST_BYTES
 from sbtiny.serving.request_error import CLIENT_GONE, RequestError, error_body
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -22,6 +21,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 OPEN_ROUTES = ("/health",)
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")  # they change nothing
 SINGLE_HEADERS = ("host", "origin", "authorization")  # of two of them, a proxy before this server might have checked the other
+MOST_BYTES = 1_000_000  # of a body
 MOST_DISCARDED = 256_000_000  # bytes of a body that is too large, read before it is refused: many clients listen only then
 
 

@@ -59,7 +59,7 @@ class HeadsFirst:
         for reply in [r for r in self.bodies if r.is_done]:
             began = self.bodies.pop(reply)
             if reply.answer is not None:
-                self.queue.record_service(reply.budget or reply.answer.tokens, now - began, now)
+                self.queue.record_service(reply.planned or reply.answer.tokens, now - began, now)
         filed = [reply for reply in self.heads if reply.is_done or self._is_standing(reply)]
         fresh = [reply for reply in filed if not reply.is_done and self._file(reply, self.heads[reply], now)]
         for reply in filed:
@@ -78,7 +78,7 @@ class HeadsFirst:
         try:
             tokens = len(reply.body.request.prompt_ids) + len(reply.body.written)
             rank = None if self.rank is None else self.rank(reply)
-            self.queue.push(reply, reply.budget, now, priority, tokens * self.bytes_per_token, rank)
+            self.queue.push(reply, reply.planned, now, priority, tokens * self.bytes_per_token, rank)
         except QueueFull:
             self.bodies[reply] = now
             return False

@@ -82,6 +82,11 @@ class Job:
     # ---- the worker's --------------------------------------------------------------------------------------------------------------
 
     @property
+    def has_place(self) -> bool:
+        """Whether its body waits in the queue or has a slot. Before, its wait is not known."""
+        return self.filed is not None or self.admitted is not None
+
+    @property
     def is_forced(self) -> bool:
         """Whether a wrap-up was put into it."""
         return self.reply.body is not None and self.reply.body.enforcer.tracker.wrapped_at is not None

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
@@ -191,6 +192,16 @@ class Reply:
         """Body tokens before it is wrapped up; None without a limit."""
         return self.body.enforcer.tracker.allowed if self.body else None
 
+    @property
+    def planned(self) -> int | None:
+        """The body tokens that the queue goes by: those of its budget that it may take."""
+        return self.budget if self.budget is None or self.allowed is None else min(self.budget, self.allowed)
+
+    @property
+    def is_answering(self) -> bool:
+        """Whether its thoughts are over and the answer after them is written."""
+        return self.body is not None and self.body.enforcer.tracker.is_answering
+
     def progress(self) -> Progress:
         """Where it stands now. Once the user asked for the answer, the reserve is what is left."""
         tracker = self.body.enforcer.tracker if self.body else None
@@ -204,6 +215,8 @@ class Reply:
             left = self.calibration.remaining(self.stated, used)
         else:
             left = estimate_remaining(self.budget, used)
+        if tracker and tracker.allowed is not None:
+            left = keep_within(left, max(0, tracker.allowed + tracker.limits.reserve - used))
         return Progress(self.budget, used, left.tokens, left.over, self._seconds(left, self._tags_left()))
 
     def _seconds(self, left: Remaining, tags: int = 0) -> SecondsLeft | None:
@@ -213,7 +226,7 @@ class Reply:
             return None
         low, high = (None if bound is None else bound + tags for bound in (left.low, left.high))
         steps = Remaining(left.tokens + tags, low, high)
-        return seconds_left(steps, rate, errors=self.rate.errors(steps.tokens / rate))
+        return seconds_left(steps, rate, self.rate.errors(steps.tokens / rate))
 
     def _tags_left(self) -> int:
         """The tokens of the tags to come, and the stop token: steps that are no part of the body."""
@@ -221,3 +234,9 @@ class Reply:
             return 1
         head = self.tag_tokens[0] if self.splitter.section == "head" else 0
         return head + max(0, self.tag_tokens[1] - self.body.enforcer.tracker.pending) + 1
+
+
+def keep_within(left: Remaining, most: int) -> Remaining:
+    """What is left where at most so many tokens may come. What is not known stays so."""
+    tokens, low, high = (None if n is None else min(n, most) for n in (left.tokens, left.low, left.high))
+    return replace(left, tokens=tokens, low=low, high=high)

@@ -1,18 +1,15 @@
-"""A request's bytes to JSON that is safe to read: bounded, not deep, without what is no JSON. Pure."""
+"""A request's bytes to JSON that is safe to read: not deep, without what is no JSON. Pure."""
 
 import json
 from typing import Any
 
 from sbtiny.serving.request_error import RequestError
 
-MOST_BYTES = 1_000_000
 MOST_DEPTH = 32
 
 
 def parse_body(data: bytes) -> dict[str, Any]:
-    """Parse the body of a request. Raises RequestError for what is not a JSON object, or too large or deep."""
-    if len(data) > MOST_BYTES:
-        raise RequestError(f"the body has more than {MOST_BYTES} bytes", code="too_large", status=413)
+    """Parse the body of a request. Raises RequestError for what is not a JSON object, or too deep."""
     try:
         body = json.loads(data.decode("utf-8"), parse_constant=refuse_constant)
         check_depth(body)

@@ -15,6 +15,7 @@ from sbtiny.serving.request_error import RequestError
 
 ROLES_OF_REQUESTS = (*ROLES, "developer")  # OpenAI's newer name of the system's
 MOST_STOPS, MOST_STOP_CHARACTERS = 16, 256
+ANY_SEED = -1  # as llama-server and vLLM take it
 REFUSED: dict[str, Callable[[Any], bool]] = {  # what is not supported, and the values that ask for nothing
     "n": lambda value: value == 1,
     "best_of": lambda value: value == 1,
@@ -89,7 +90,7 @@ def read_common(body: dict[str, Any], defaults: Ask) -> ServeRequest:
         stream=stream,
         include_usage=read_bool(options, "include_usage", "stream_options."),
         continuous_usage=read_bool(options, "continuous_usage_stats", "stream_options."),
-        seeded=body.get("seed") is not None,
+        seeded=body.get("seed") not in (None, ANY_SEED),
     )
 
 
@@ -114,7 +115,7 @@ def read_ask(body: dict[str, Any], wish: BudgetWish | None, defaults: Ask) -> tu
         "top_p": None if top_p is None else max(top_p, 1e-6),
         "top_k": max(0, top_k) if (top_k := read_whole(body, "top_k", -1, 2**31)) is not None else None,
         "min_p": read_number(body, "min_p", 0, 1),
-        "seed": read_whole(body, "seed", -(2**63), 2**63),
+        "seed": seed if (seed := read_whole(body, "seed", -(2**63), 2**63)) != ANY_SEED else None,
     }
     if wish is not None:
         given |= {"choice": wish.choice}

@@ -141,7 +141,7 @@ class Server:
             self.worker.decoder.assistant.extend(job.reply, tokens)
         elif action == "stop":
             job.reply.interrupt.stop()
-        elif not job.reply.interrupt.presses:  # asked for twice it is no stop
+        elif not job.reply.interrupt.presses and not job.reply.is_answering:  # asked for twice, or in its answer, it is no stop
             job.reply.press()
 
     # ---- the server itself ---------------------------------------------------------------------------------------------------------

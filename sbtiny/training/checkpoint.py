@@ -20,13 +20,16 @@ from sbtiny import distributed, runs
 from sbtiny.config import Settings
 from sbtiny.errors import InputError
 from sbtiny.load_settings import flatten_keys, load_settings
-from sbtiny.progress import console
+from sbtiny.progress import print_line
 from sbtiny.tasks.sources import digest_items
 
 MANIFEST = "sbtiny.json"
 DATA = "the training data"  # the key of its digest in a signature
-# May change on resume: they set what is saved and how rows are batched, not what is learnt.
-RESUMABLE_CHANGES = ("grpo.save_steps", "grpo.sample_steps", "grpo.alarm_patience", "grpo.micro_batch", "sft.save_steps", "sft.micro_batch")
+# May change on resume: they set what is saved, how rows are batched and which are refused as too long, not what is learnt.
+RESUMABLE_CHANGES = (
+    *("grpo.save_steps", "grpo.sample_steps", "grpo.alarm_patience", "grpo.micro_batch"),
+    *("sft.save_steps", "sft.micro_batch", "sft.max_length"),
+)
 
 
 def resume_signature(settings: Settings, stage: str, data: Sequence[Any]) -> dict[str, Any]:
@@ -44,10 +47,10 @@ def digest_data(data: Sequence[Any]) -> str | None:
 
 
 class ManifestCallback(TrainerCallback):
-    """Ends every checkpoint with `sbtiny.json`: step, signature (`settings`), sizes of its files, and the state TRL does not save."""
+    """Ends every checkpoint with `sbtiny.json`: step, signature (as `settings`), sizes of its files, and the state TRL does not save."""
 
-    def __init__(self, settings: dict[str, Any], state: Callable[[], dict[str, Any]] = dict) -> None:
-        self.settings, self.state = settings, state
+    def __init__(self, signature: dict[str, Any], state: Callable[[], dict[str, Any]] = dict) -> None:
+        self.signature, self.state = signature, state
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if control.should_save:
@@ -62,7 +65,7 @@ class ManifestCallback(TrainerCallback):
         for name in sizes:
             with (folder / name).open("rb") as file:
                 os.fsync(file.fileno())  # the manifest must not reach the disk before the files it lists
-        manifest = {"step": state.global_step, "settings": self.settings, "files": sizes, "state": self.state()}
+        manifest = {"step": state.global_step, "settings": self.signature, "files": sizes, "state": self.state()}
         runs.write_json(folder / MANIFEST, manifest)
 
 
@@ -89,17 +92,20 @@ def remove_incomplete(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def prepare_resume(folder: Path, settings: dict[str, Any]) -> Path | None:
+def prepare_resume(folder: Path, settings: Settings, stage: str, data: Sequence[Any]) -> Path | None:
     """Rewind an unfinished run to its last whole checkpoint and return that; None when it starts at step 0.
 
-    `settings`: the signature to resume with. Raises InputError for a finished run, and for a setting that differs, by its name; the folder
+    `data`: the stage's rows or questions. Raises InputError for a finished run, and for a setting that differs, by its name; the folder
     is then unchanged.
     """
     if (folder / "adapter").exists():
         raise InputError(f"{folder} is finished: there is nothing to resume; start a new run without --resume")
+    signature = resume_signature(settings, stage, data)
+    made = [(original_settings(folder, stage), folder)]
     if checkpoint := last_checkpoint(folder):
-        old = runs.read_json(checkpoint / MANIFEST)["settings"]
-        check_settings_match(old, settings, checkpoint, may_have_moved(folder, settings))
+        made.append((runs.read_json(checkpoint / MANIFEST)["settings"], checkpoint))
+    for old, where in made:
+        check_settings_match(old, signature, where, may_have_moved(folder, signature))
     return rewind_to_checkpoint(folder)
 
 
@@ -110,7 +116,7 @@ def rewind_to_checkpoint(folder: Path) -> Path | None:
     step = step_of(checkpoint) if checkpoint else 0
     filter_jsonl(folder / "metrics.jsonl", lambda row: step > 0 and row["step"] <= step)  # a step is logged after it
     filter_jsonl(folder / "samples.jsonl", lambda row: row["step"] < step)  # its samples carry the number of steps before it
-    console.print(f"going on from step {step} of {folder}", markup=False)
+    print_line(f"going on from step {step} of {folder}")
     return checkpoint
 
 
@@ -119,9 +125,9 @@ def original_settings(folder: Path, stage: str) -> dict[str, Any]:
     return resume_signature(load_settings(folder / "config.yaml"), stage, ()) | {DATA: runs.read_run(folder).get("data")}
 
 
-def may_have_moved(folder: Path, settings: dict[str, Any]) -> bool:
+def may_have_moved(folder: Path, signature: dict[str, Any]) -> bool:
     """Whether the model may lie at another path than before: its fingerprint is known, and is compared where it is loaded."""
-    return "base" in runs.read_run(folder) and Path(settings["model"]).is_absolute()
+    return "base" in runs.read_run(folder) and Path(signature["model"]).is_absolute()
 
 
 def check_settings_match(old: dict[str, Any], new: dict[str, Any], where: Path, any_model: bool = False) -> None:

@@ -47,7 +47,7 @@ class TrainingMonitor(TrainerCallback):
         distributed.wait_for_everyone()
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.first = state.global_step
+        self.first = self.finite = state.global_step
         self.advance(self.first)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:

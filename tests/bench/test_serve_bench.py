@@ -5,7 +5,6 @@ import statistics
 import sys
 from dataclasses import replace
 from itertools import pairwise
-from types import SimpleNamespace
 
 import pytest
 
@@ -19,7 +18,6 @@ from sbtiny.serving.heads_first import HeadsFirst
 
 SMALL = Settings(four_bit=False, serve=ServeSettings(context=512))
 PLAN = ServePlan(ServeLoad(slots=1, load=None, sigma=0.6, requests=8, seed=3), draws_lengths=True, mean=24)
-LIMITER = SimpleNamespace(head_tokens=20, least_room=44)
 
 
 def test_the_command_measures_every_order_at_the_lengths_drawn(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,6 +40,8 @@ def test_the_command_measures_every_order_at_the_lengths_drawn(capsys: pytest.Ca
     assert result["unit"] == "seconds"
     drawn = [min(2000, max(4, round(24 * length))) for length in draw_arrivals(PLAN.load).lengths]
     assert result["mean_tokens"] == pytest.approx(statistics.mean(drawn), abs=0.5)
+    stated = [max(1, round(24 * told)) for told in draw_arrivals(PLAN.load).stated]
+    assert sorted(body.planned for rank, body in begun if rank is None) == sorted(stated)  # not what the drawn lengths would let stand
     ours = [body.budget for rank, body in begun if rank is None][2:]  # the first ones find the slot free, or wait for none yet
     assert len(ours) == 6
     assert sum(a <= b for a, b in pairwise(ours)) >= 4  # those that come late may be shorter
@@ -57,10 +57,12 @@ def test_the_command_measures_every_order_at_the_lengths_drawn(capsys: pytest.Ca
 
 def test_requests_are_seeded_and_own_lengths_are_left_to_the_model() -> None:
     arrivals = draw_arrivals(PLAN.load)
-    bodies = make_requests(PLAN, arrivals, LIMITER)
-    assert bodies == make_requests(PLAN, arrivals, LIMITER)
-    assert len({body["seed"] for body in bodies}) == 8
-    own = make_requests(replace(PLAN, draws_lengths=False), arrivals, LIMITER)
+    bodies, drawn = make_requests(PLAN, arrivals)
+    assert (bodies, drawn) == make_requests(PLAN, arrivals)
+    assert len({body["seed"] for body in bodies}) == len(drawn) == 8
+    assert not any("max_tokens" in body for body in bodies)  # it would cap the budget, and tell the queue the true length
+    own, none = make_requests(replace(PLAN, draws_lengths=False), arrivals)
+    assert not none
     assert not any({"budget", "max_tokens"} & body.keys() for body in own)
 
 

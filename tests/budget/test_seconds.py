@@ -73,14 +73,6 @@ def test_seconds_are_those_of_decoding() -> None:
     assert seconds_left(Remaining(100, None, None), 20.0, errors=(1.0, 1.0)) == SecondsLeft(5.0, 5.0, None)
 
 
-@pytest.mark.parametrize(
-    ("remaining", "rate"),
-    [(Remaining(None, 3, None, 0.5), 20.0), (Remaining(9, 9, 9), None)],
-)
-def test_without_a_rate_or_a_length_there_are_no_seconds(remaining: Remaining, rate: float | None) -> None:
-    assert seconds_left(remaining, rate) is None
-
-
 def test_a_budget_in_seconds() -> None:
     assert tokens_in(12, 30.0) == 360
     assert tokens_in(0.001, 30.0) == 1

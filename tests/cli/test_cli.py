@@ -318,6 +318,14 @@ def test_a_dry_run_prints_the_resolved_settings_and_makes_nothing(sbtiny_: Sbtin
 
 
 @pytest.mark.usefixtures("offline")
+def test_a_dry_run_of_the_demo_shows_the_settings_of_every_stage(sbtiny_: Sbtiny, tmp_path: Path) -> None:
+    shown = json.loads(sbtiny_("demo --set grpo.steps=7 --dry-run --json").out)
+    assert shown.keys() >= {"data", "sft", "grpo", "eval", "plan"}
+    assert (shown["grpo"]["steps"], shown["plan"]["stage"]) == (7, "grpo")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("offline")
 @pytest.mark.parametrize(("line", "model", "preset"), [
     ("sft", "qwen-1.5b", "t4"),
     ("sft --model smollm2-135m", "smollm2-135m", "t4"),
@@ -338,7 +346,8 @@ def test_where_there_is_a_gpu_its_preset_is_the_default_but_for_the_bundled_mode
     found = sbtiny_(f"{line} --json --dry-run")
     shown, verb = json.loads(found.out), line.split()[0]
     assert (found.code, shown["model"]) == (0, model)
-    assert shown["four_bit"] is (model != "tiny")
+    assert shown["four_bit"] is (None if model != "tiny" else False)
+    assert shown["plan"]["four_bit"] is (model != "tiny")
     assert shown[verb]["learning_rate"] == getattr(load_settings(preset=preset), verb).learning_rate
     assert found.err == ""
 

@@ -11,10 +11,11 @@ from safetensors.torch import load_file
 from sbtiny import runs
 from sbtiny.budget.metrics import spearman
 from sbtiny.budget.protocol import render_budget
-from sbtiny.coldstart.build import build_data
+from sbtiny.coldstart.build import build_data, print_build_summary
 from sbtiny.coldstart.foretell import cross_predict, foretell_budgets, round_budget
 from sbtiny.coldstart.rows import read_labelled
 from sbtiny.coldstart.run import run_sft
+from sbtiny.coldstart.sample_correct import BuildResult
 from sbtiny.coldstart.trainer import GroupedLengthSampler, build_dataset
 from sbtiny.config import DataSettings, Settings, SftSettings
 from sbtiny.errors import InputError
@@ -33,7 +34,7 @@ def traces(questions: int, seed: int = 5) -> list[Trace]:
     asked = arithmetic.generate_questions("train", questions, seed=seed)
     return [
         Trace(
-            q.id,
+            f"{q.id}/{words}",  # as those of a file without ids
             q.question,
             q.answer,
             q.level,
@@ -119,8 +120,9 @@ def test_only_the_budget_of_such_a_row_is_trained_in_batches_of_its_like(policy:
         assert dataset[i]["input_ids"] == prompt_ids(policy.tokenizer, rows[i]["question"]) + trained
         assert dataset[i]["lead"] == 0
     assert all(dataset[i]["lead"] for i in range(len(rows)) if i not in alone)  # the answers still have their rivals
-    order = list(GroupedLengthSampler([len(ids) for ids in dataset["input_ids"]], dataset["question"], 4, seed=0))
-    kinds = [{rows[i]["response"] is None for i in order[at : at + 4]} for at in range(0, len(order), 4)]
+    told = [row["response"] is None for row in rows]
+    order = list(GroupedLengthSampler([len(ids) for ids in dataset["input_ids"]], dataset["question"], told, 4, seed=0))
+    kinds = [{told[i] for i in order[at : at + 4]} for at in range(0, len(order), 4)]
     assert kinds.count({True}) == 2
     assert kinds.count({False}) == 4
 
@@ -157,3 +159,10 @@ def test_a_run_is_trained_on_and_learns_to_state_what_the_rows_say(started: Path
     said = policy.sample([policy.budget_request(q.question, i) for i, q in enumerate(fresh)], Sampling(0.0))
     right = [e.parsed.budget == (90 if len(q.question) > 60 else 10) for e, q in zip(said, fresh, strict=True)]
     assert sum(right) >= 20
+
+
+def test_the_summary_counts_answers_apart_and_names_the_file_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"id": "q", "question": "Q?", "answer": "1", "level": None, "budget": 9}
+    result = BuildResult(rows=[row | {"response": "\\boxed{1}"}, row | {"response": None}], sampled=4, cut=0, wrong=3)
+    print_build_summary(result, Path("rows[b].jsonl"))
+    assert "1 labelled rows of 4 answers and 1 of a budget alone in rows[b].jsonl; dropped: 3 wrong" in capsys.readouterr().err

@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 
 
-def test_a_chat_is_held_and_drawn(started: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_chat_is_held_and_drawn(started: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     pytest.importorskip("pyte")
     from chat_transcript import main
 
-    main(str(started), str(tmp_path / "chat.svg"), "1+1?", "2+2?")
+    monkeypatch.setattr("sys.argv", ["chat_transcript.py", str(started), str(tmp_path / "chat.svg"), "1+1?", "2+2?"])
+    main()
     shown, svg = capsys.readouterr().out, (tmp_path / "chat.svg").read_text()
     assert shown.count("tok/s") == 5  # four answers and /stats
     assert shown.count(">>> /regen") == 2

@@ -1,8 +1,15 @@
-"""Micro-batches without columns of padding."""
+"""Micro-batches of answers of like length, without columns of padding."""
 
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
 import torch
+from support import GRPO, settings_of
 
+from sbtiny.grpo import trainer
 from sbtiny.grpo.padding import trim_padding
+from sbtiny.grpo.run import run_grpo
 
 
 def batch(logps: int) -> dict[str, torch.Tensor]:
@@ -29,3 +36,14 @@ def test_columns_that_are_padding_in_every_row_are_cut() -> None:
 def test_nothing_is_cut_where_log_probabilities_stand_in_other_columns() -> None:
     inputs = batch(logps=6)  # unsloth's: the completion's columns and the prompt's padding
     assert trim_padding(inputs) is inputs
+
+
+@pytest.mark.parametrize(("loss_type", "sorted_steps"), [("dapo", 1), ("bnpo", 0)])
+def test_answers_are_not_sorted_for_a_loss_that_averages_over_a_micro_batch(
+    loss_type: str, sorted_steps: int, started: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Short answers would count more: each micro-batch counts once, however few tokens it has."""
+    real, seen = trainer.sort_by_length, []
+    monkeypatch.setattr(trainer, "sort_by_length", lambda inputs: seen.append(len(inputs)) or real(inputs))
+    run_grpo(settings_of(replace(GRPO, steps=1, save_steps=0, loss_type=loss_type)), started, tmp_path / "run", force=True)
+    assert len(seen) == sorted_steps

@@ -1,6 +1,8 @@
 """Which tokens end inside a character, by their bytes."""
 
 import pytest
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
 
 from sbtiny.rollout.token_pieces import FRAGMENT, missing_bytes, token_bytes, token_pieces
 
@@ -30,4 +32,16 @@ def test_words_of_both_kinds_of_vocabulary() -> None:
     assert token_bytes("Ġa") == b" a"
     assert token_bytes("Ċ") == b"\n"
     assert token_bytes("âĤ¬") == "€".encode()
-    assert token_bytes(None) == b""
+    assert token_bytes("") == b""
+
+
+def test_sentencepiece_words_keep_their_spaces() -> None:
+    """Its decoder takes the first space of a text away, and a piece decoded alone is a text."""
+    words = ["<unk>", "▁The", "▁answer", "▁", "3", "▁4", "▁▁▁", "s", ".", "<0xC3>", "<0xA9>"]
+    core = Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, [], unk_token="<unk>", byte_fallback=True))
+    core.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>")
+    pieces = token_pieces(tokenizer, len(words) + 1)  # an embedding may have more rows than the vocabulary has words
+    ids = [1, 2, 7, 3, 4, 5, 6, 4, 8]
+    assert "".join(pieces[i] for i in ids) == " " + tokenizer.decode(ids) == " The answers 3 4   3."
+    assert pieces.fragments == {9: b"\xc3", 10: b"\xa9"}

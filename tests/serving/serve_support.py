@@ -143,7 +143,8 @@ def script_answers(monkeypatch: Any, policy: Policy, text: str) -> list[int]:
     script, append = policy.encode(text), Ticket.append
 
     def append_scripted(ticket: Ticket, token: int, logprob: float | None, stops: Any) -> Any:
-        at = len(script) if any(ticket.enforcer.injected) else len(ticket.written)
+        is_cut = ticket.enforcer is not None and any(ticket.enforcer.injected)
+        at = len(script) if is_cut else len(ticket.written)
         return append(ticket, script[at] if at < len(script) else token, logprob, stops)
 
     monkeypatch.setattr(Ticket, "append", append_scripted)

@@ -158,7 +158,7 @@ def test_a_character_that_a_ceiling_cuts_is_left_out(plain: Assistant, kept: int
 
 def test_a_dropped_answer_leaves_room(plain: Assistant) -> None:
     replies = [plain.stream(LONG) for _ in range(4)]  # one more than there are slots
-    plain.step()
+    plain.step_each()
     for reply in replies[:3]:
         plain.drop(reply)
     assert replies[3].wait().text
@@ -294,7 +294,7 @@ def test_thoughts_that_a_plain_model_closed_are_not_closed_again(plain: Assistan
 
 def test_answers_that_run_are_dropped_where_the_weights_change(assistant: Assistant) -> None:
     assistant.stream(LONG)
-    assistant.step()
+    assistant.step_each()
     with assistant.base_model():
         assert assistant.running == []
     assert assistant.ask(SHORT).ended

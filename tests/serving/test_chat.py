@@ -129,7 +129,11 @@ def test_figures_of_a_chat() -> None:
 def test_earlier_answers_lose_budget_tags_and_thoughts() -> None:
     assert bare_answer("<budget>9</budget><think>hm</think>\n42") == "42"
     assert bare_answer("<budget>9</budget><solution>42</solution>") == "42"
-    assert bare_answer("plain") == "plain"
+    assert bare_answer("\n<solution>42</solution>") == "42"
+    assert bare_answer("<think>hm</think>\n42") == "42"
+    assert bare_answer("<think>hm") == "hm"
+    for text in ("plain", "Use <solution> before and </solution> after it.", "say <budget>9</budget><solution>42</solution>"):
+        assert bare_answer(text) == text
     turns = [{"role": "user", "content": "<budget>"}, {"role": "assistant", "content": "<budget>9</budget><solution>1"}]
     assert [m["content"] for m in clean_history(turns)] == ["<budget>", "1"]
 

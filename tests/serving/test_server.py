@@ -272,6 +272,20 @@ def test_answer_now_and_stop_reach_the_engine(plain: Served, monkeypatch: pytest
         assert again.status_code == 404
 
 
+@pytest.mark.parametrize("most", [20, 200])
+def test_answer_now_does_not_cut_the_answer_after_the_thoughts(thinking: Served, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    """Of 20 tokens all are answer."""
+    slow_down(monkeypatch, thinking, 0.01)
+    write_script(monkeypatch, thinking, "a) sells 1\n" * 30 if most == 20 else "So.</think>\n\n" + "a) sells 1\n" * 30)
+    stream, asked = thinking.stream(LONG, budget=100, max_tokens=most), {"action": "reasoning_end"}
+    chunks = [next(chunk for chunk in stream.chunks if text_of([chunk]))]
+    told = thinking.client.post("/v1/chat/completions/control", json=asked | {"id": chunks[0]["id"]})
+    assert told.json()["success"]
+    chunks += stream.all()
+    assert chunks[-1]["choices"][0]["stop_reason"] in ("ceiling", "length")
+    assert chunks[-1]["timings"]["predicted_n"] >= min(most, 100)
+
+
 def test_a_running_answer_is_given_more_tokens(plain: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     slow_down(monkeypatch, plain, 0.01)
     stream = plain.stream(LONG, budget=40)

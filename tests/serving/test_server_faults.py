@@ -297,6 +297,13 @@ def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenised(plain: Served)
     assert (refused.status_code, refused.json()["error"]["code"]) == (400, "context_length_exceeded")
 
 
+def test_a_prompt_of_too_many_tokens_has_the_same_code(plain: Served) -> None:
+    for path, body in ((CHAT, {"messages": [{"role": "user", "content": "x " * 900}]}), ("/v1/completions", {"prompt": "x " * 900})):
+        error = plain.client.post(path, json=body).json()["error"]
+        assert error["code"] == "context_length_exceeded"
+        assert "begin a new one" in error["message"]
+
+
 def test_garbage_is_refused_in_openais_shape(plain: Served) -> None:
     for data, status in (
         (b"{", 400),

@@ -14,9 +14,10 @@ from test_server import FIELDS, SHORT
 from sbtiny.config import ServeSettings
 from sbtiny.rollout.memory import SPARE_SHARE
 from sbtiny.serving import answers, decoder, job, queue, server
+from sbtiny.serving.answer_limits import LEAST_ANSWER
 from sbtiny.serving.ask import Ask, default_ask
 from sbtiny.serving.budget_dialects import EFFORTS
-from sbtiny.serving.request_body import MOST_BYTES
+from sbtiny.serving.guard import MOST_BYTES
 from sbtiny.serving.requests import REFUSED, read_chat
 
 TEXT = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
@@ -51,7 +52,7 @@ def test_the_defaults_of_a_request_are_those_said() -> None:
     assert "`.continuous_usage_stats` (false)" in LINE
     assert (asked.stream, asked.include_usage, asked.continuous_usage, asked.priority, asked.stop) == (False, False, False, 0, ())
     assert "`priority` (0; lower goes first)" in LINE
-    assert "`seed` (any)" in LINE
+    assert "`seed` (any; so is -1)" in LINE
     assert not asked.seeded
     assert read_chat({"messages": USER, "model": "of any name"}, Ask()).ask == Ask()
 
@@ -78,6 +79,7 @@ def test_the_figures_of_limits_and_queue_are_those_of_the_code() -> None:
     assert "in fifty mean services" in LINE
     assert MOST_BYTES == 1_000_000
     assert "bounded (1 MB)" in LINE
+    assert (LEAST_ANSWER, "at eight tokens if that is less" in LINE) == (8, True)
     assert f"`serve.grace` ({SETTINGS.grace:g} seconds)" in LINE
     assert (decoder.TICK, server.PING_SECONDS) == (1.0, 5)
 

@@ -288,7 +288,7 @@ def test_the_live_line_says_what_is_stated_used_and_left(tiny) -> None:
     assistant = Assistant(build_policy(*tiny, slots=2, states_budget=False), ServeSettings(temperature=0.0, context=512))
     reply = assistant.stream(LONG, budget=100)
     for _ in range(40):
-        assistant.step()
+        assistant.step_each()
     assert re.fullmatch(r"given 100 · used 40 · [\d.]+ s left \([\d.]+ to \?\)", describe_progress(reply))
     reply.press()
     assert describe_progress(reply).startswith("answering now · used 40")

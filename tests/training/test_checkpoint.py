@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import random
 import shutil
 import signal
@@ -13,22 +14,25 @@ from contextlib import contextmanager
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from support import GRPO, rows_of, settings_of
-from transformers import Trainer
+from transformers import Trainer, TrainerState
 
 from sbtiny import runs
 from sbtiny.cli.train import find_start
 from sbtiny.coldstart import trainer as sft
 from sbtiny.coldstart.run import run_sft
-from sbtiny.config import PromptSettings, Settings, SftSettings
-from sbtiny.errors import InputError
+from sbtiny.config import DataSettings, PromptSettings, Settings, SftSettings
+from sbtiny.errors import Failed, InputError
 from sbtiny.grpo.rollouts import Rollouts
 from sbtiny.grpo.run import run_grpo
 from sbtiny.load_settings import load_settings
 from sbtiny.models.chat_template import with_prompt
+from sbtiny.rollout.policy import Policy
+from sbtiny.tasks.verify import load_verifier
 from sbtiny.training import checkpoint, monitor
 from sbtiny.training.checkpoint import MANIFEST, last_checkpoint
 
@@ -128,7 +132,8 @@ def test_cold_start_resumes_within_and_between_epochs(
     with killed(monkeypatch, sft.ManifestCallback, "on_step_end", lambda self, args, state, *_, **__: state.global_step == stop + 1):
         run_sft(settings, tmp_path / "run")
     assert last_checkpoint(tmp_path / "run").name == f"checkpoint-{stop}"
-    run_sft(settings, tmp_path / "run", resume=True)
+    roomier = replace(settings, sft=replace(settings.sft, max_length=2 * settings.sft.max_length))  # refuses rows, cuts none
+    run_sft(roomier, tmp_path / "run", resume=True)
     assert result(tmp_path / "run") == result(whole)
 
 
@@ -146,6 +151,36 @@ def test_a_cold_start_whose_model_brings_an_instruction_in_its_template_resumes(
         run_sft(settings, tmp_path / "run")
     run = run_sft(load_settings(tmp_path / "run" / "config.yaml"), tmp_path / "run", resume=True)
     assert load_settings(run / "config.yaml").prompt.instruction == runs.read_run(run)["prompt"]["instruction"] == "Think."
+
+
+def test_a_cold_start_stopped_while_it_samples_its_rows_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = DataSettings(limit=12, samples_per_question=1, rows_per_question=1)
+    settings, part = Settings(data=data, sft=SftSettings(steps=1, batch=4)), tmp_path / "run" / "data.jsonl.part"
+
+    def verify(*answer: Any) -> bool:
+        if part.exists() and len(part.read_text().splitlines()) > 5:
+            raise KeyboardInterrupt
+        return load_verifier("auto")(*answer)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("sbtiny.coldstart.build.load_verifier", lambda _: verify)
+        with pytest.raises(KeyboardInterrupt):
+            run_sft(settings, tmp_path / "run")
+    done = part.read_text().splitlines()
+    assert len(done) == 6
+    real, asked = Policy.sample, []
+    monkeypatch.setattr(Policy, "sample", lambda self, requests, *more: asked.extend(requests) or real(self, requests, *more))
+    run = run_sft(load_settings(tmp_path / "run" / "config.yaml"), tmp_path / "run", resume=True)
+    assert (run / "adapter").is_dir()
+    assert len(asked) == 12 - 5
+
+
+def test_a_gradient_that_is_nan_right_after_a_resume_names_the_checkpoint_it_began_from(stopped: Path) -> None:
+    watch = monitor.TrainingMonitor("grpo", 9, stopped)
+    watch.advance = lambda *_: None
+    watch.on_train_begin(None, TrainerState(global_step=6), None)
+    with pytest.raises(Failed, match=r"last good checkpoint: .*checkpoint-6\)"):
+        watch._check_finite({"loss": 0.1, "grad_norm": math.nan}, False, 7)
 
 
 # ---- what is refused, and what is picked -----------------------------------------------------------------------------
@@ -183,9 +218,9 @@ def test_another_seed_engine_and_other_questions_are_refused(stopped: Path, star
         run_grpo(replace(settings_of(), engine="generate"), started, stopped, resume=True)
     with pytest.raises(InputError, match="seed is 1 but was 0"):
         run_grpo(replace(settings_of(), seed=1), started, stopped, resume=True)
-    matters = checkpoint.resume_signature(settings_of(), "grpo", ["other questions"])
+    runs.write_json(stopped / "run.json", {key: value for key, value in runs.read_run(stopped).items() if key != "data"})
     with pytest.raises(InputError, match=r"the training data differs from the data with which .*checkpoint-6 was made"):
-        checkpoint.prepare_resume(stopped, matters)
+        checkpoint.prepare_resume(stopped, settings_of(), "grpo", ["other questions"])
 
 
 def test_other_questions_are_refused_before_the_first_checkpoint_too(stopped: Path, started: Path) -> None:
@@ -198,12 +233,12 @@ def test_other_questions_are_refused_before_the_first_checkpoint_too(stopped: Pa
 
 
 def test_a_model_that_has_moved_is_known_by_its_fingerprint(stopped: Path) -> None:
-    kept = json.loads((stopped / "checkpoint-6" / MANIFEST).read_text())["settings"]
-    assert checkpoint.prepare_resume(stopped, kept | {"model": "/elsewhere/tiny"}).name == "checkpoint-6"
+    moved = replace(settings_of(), model="/elsewhere/tiny")
+    assert checkpoint.prepare_resume(stopped, moved, "grpo", ()).name == "checkpoint-6"
     about = runs.read_run(stopped)
     runs.write_json(stopped / "run.json", {key: value for key, value in about.items() if key != "base"})
     with pytest.raises(InputError, match='model is "/elsewhere/tiny" but was'):
-        checkpoint.prepare_resume(stopped, kept | {"model": "/elsewhere/tiny"})
+        checkpoint.prepare_resume(stopped, moved, "grpo", ())
 
 
 def test_a_line_separator_in_a_question_parts_no_row(tmp_path: Path) -> None:
@@ -240,7 +275,7 @@ def test_a_last_line_that_was_being_written_is_dropped(stopped: Path) -> None:
     config = yaml.safe_load((stopped / "config.yaml").read_text())
     kept = json.loads((stopped / "checkpoint-4" / MANIFEST).read_text())["settings"]
     assert config["grpo"]["learning_rate"] == kept["grpo.learning_rate"]
-    assert checkpoint.prepare_resume(stopped, kept).name == "checkpoint-4"
+    assert checkpoint.prepare_resume(stopped, settings_of(), "grpo", ()).name == "checkpoint-4"
     assert [row["step"] for row in rows_of(stopped / "metrics.jsonl")] == [1, 2, 3, 4]
     assert {row["step"] for row in rows_of(stopped / "samples.jsonl")} == {0, 1, 2, 3}
 
