@@ -76,7 +76,7 @@ def test_budgets_that_nothing_bounds(started: Path, tmp_path: Path) -> None:
 def test_length_without_success(started: Path, tmp_path: Path) -> None:
     (tmp_path / "never.py").write_text("def check(question, completion):\n    return False\n")
     never = replace(BROKEN, verifier=f"{tmp_path / 'never.py'}:check")
-    assert "wrong answers grow" in rung(started, tmp_path / "run", lambda a: a.length / 10 if a.budget else -1.0, never)
+    assert "wrong answers grow" in rung(started, tmp_path / "run", lambda a: a.length / 10 if a.budget else -10.0, never)
 
 
 def test_a_reward_that_ceases_to_tell_answers_apart(started: Path, tmp_path: Path) -> None:
