@@ -53,6 +53,10 @@ class PromptSettings:
     instruction: str | None = None  # a line after each user turn; null: the model's own by `sbtiny models`, "": none
     system: str | None = None  # system turn of a chat that brings none; null or "": none but the chat template's own
 
+    def without_empty(self) -> "PromptSettings":
+        """The same with null for "": a model's own is filled in by now, and a run that is resumed says "" for none."""
+        return PromptSettings(instruction=self.instruction or None, system=self.system or None)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataSettings:

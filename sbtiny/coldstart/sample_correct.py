@@ -188,8 +188,7 @@ def read_whole_rows(path: Path) -> list[Row]:
 def build_signature(settings: Settings, questions: Sequence[Question]) -> str:
     """A hash of all that answers and verdicts depend on; not of `max_num_seqs`, nor of the questions' file."""
     d, s = settings.data, settings
-    prompt = {name: text or None for name, text in asdict(fill_prompt(s.prompt, s.model)).items()}  # a resumed run says "" for none
-    model = (s.model, s.seed, s.format, s.four_bit, s.backend, s.engine, prompt)
+    model = (s.model, s.seed, s.format, s.four_bit, s.backend, s.engine, fill_prompt(s.prompt, s.model).without_empty())
     facts = (model, d.samples_per_question, d.temperature, d.max_tokens, d.verifier, user_file(d.verifier), digest_items(questions))
     return blake2b(repr(facts).encode(), digest_size=8).hexdigest()
 

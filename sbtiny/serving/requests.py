@@ -90,7 +90,7 @@ def read_common(body: dict[str, Any], defaults: Ask) -> ServeRequest:
         stream=stream,
         include_usage=read_bool(options, "include_usage", "stream_options."),
         continuous_usage=read_bool(options, "continuous_usage_stats", "stream_options."),
-        seeded=body.get("seed") not in (None, ANY_SEED),
+        seeded=read_seed(body) is not None,
     )
 
 
@@ -104,6 +104,12 @@ def check_supported(body: dict[str, Any]) -> None:
             raise RequestError("chat_template is not supported here: leave it out", f"{wrapper}.chat_template", "unsupported")
 
 
+def read_seed(body: dict[str, Any]) -> int | None:
+    """The seed of a request; None where any will do."""
+    seed = read_whole(body, "seed", -(2**63), 2**63)
+    return None if seed == ANY_SEED else seed
+
+
 def read_ask(body: dict[str, Any], wish: BudgetWish | None, defaults: Ask) -> tuple[Ask, list[str]]:
     """The Ask of a request, and warnings. Ceiling and the most tokens stay the server's."""
     name = "max_completion_tokens" if body.get("max_completion_tokens") is not None else "max_tokens"
@@ -115,7 +121,7 @@ def read_ask(body: dict[str, Any], wish: BudgetWish | None, defaults: Ask) -> tu
         "top_p": None if top_p is None else max(top_p, 1e-6),
         "top_k": max(0, top_k) if (top_k := read_whole(body, "top_k", -1, 2**31)) is not None else None,
         "min_p": read_number(body, "min_p", 0, 1),
-        "seed": seed if (seed := read_whole(body, "seed", -(2**63), 2**63)) != ANY_SEED else None,
+        "seed": read_seed(body),
     }
     if wish is not None:
         given |= {"choice": wish.choice}

@@ -21,7 +21,7 @@ from types import FrameType, ModuleType
 from typing import TypeVar
 
 from sbtiny.errors import InputError
-from sbtiny.progress import console
+from sbtiny.progress import print_line
 from sbtiny.tasks.sources import Question
 
 RIGHT = 0.5  # least value of a right answer
@@ -69,12 +69,8 @@ class UserVerifier:
             raise InputError(f"{line}; it failed on each of the first {self.failed} answers") from cause
         if self.failed <= SHOWN_FAILURES:
             more = " (further failures are counted as wrong too, and not shown)" if self.failed == SHOWN_FAILURES else ""
-            print_failure(f"{line}; counted as wrong{more}")
+            print_line(f"{line}; counted as wrong{more}")
         return False
-
-
-def print_failure(line: str) -> None:
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 class VerifierTimeout(BaseException):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from sbtiny.errors import InputError
 from sbtiny.load_settings import expand_home
+from sbtiny.progress import print_line
 from sbtiny.tasks.answers import boxed_answer, final_answer, last_line, marked_answer, stated_answer, unwrap_reference
 from sbtiny.tasks.fields import suggestion
 from sbtiny.tasks.latex import TEXT_INSIDE, Pair, math_process
@@ -25,7 +26,7 @@ from sbtiny.tasks.numbers import (
     same_number,
 )
 from sbtiny.tasks.sources import Question
-from sbtiny.tasks.user_verifier import UserVerifier, VerifierTimeout, print_failure, with_timeout
+from sbtiny.tasks.user_verifier import UserVerifier, VerifierTimeout, with_timeout
 
 Verifier = Callable[[str, Question], bool]
 
@@ -127,7 +128,7 @@ def regex(response: str, question: Question) -> bool:
     try:
         return with_timeout(pattern.fullmatch, marked_answer(response) or last_line(response)) is not None
     except VerifierTimeout as error:
-        print_failure(f"{question.location}: its regular expression {error}; counted as wrong")
+        print_line(f"{question.location}: its regular expression {error}; counted as wrong")
         return False
 
 

@@ -36,7 +36,7 @@ def resume_signature(settings: Settings, stage: str, data: Sequence[Any]) -> dic
     """The settings that a stage's weights depend on, by dotted key, and a digest of its rows or questions."""
     everything = asdict(settings)
     chosen = {key: everything[key] for key in ("model", "format", "seed", "four_bit", "backend", "engine", stage)}
-    chosen["prompt"] = {name: text or None for name, text in everything["prompt"].items()}  # "" says none, as null does in the end
+    chosen["prompt"] = asdict(settings.prompt.without_empty())
     signature = {key: value for key, value in flatten_keys(chosen) if key not in RESUMABLE_CHANGES}
     return signature | {DATA: digest_data(data)}
 
