@@ -174,6 +174,7 @@ def measure(run: Path, settings: Settings) -> dict[str, Any]:
     e = settings.eval
     policy = load_policy(str(run), settings, e.max_num_seqs)
     questions, verify = load_questions(e.task, e.split, e.limit, settings.seed), load_verifier(e.verifier)
+    e = evaluate.with_max_tokens(policy, questions, e, settings.seed, SCALES[-1])
 
     def one(eval_settings: EvalSettings) -> dict[str, Any]:
         title = f"{run.name}, budget {eval_settings.budget}, ceiling {eval_settings.ceiling or 'none'}"

@@ -10,7 +10,6 @@ from sbtiny.budget.protocol import FormatName, parse_budget_option
 from sbtiny.budget.reward import RewardConfig, Schedule
 from sbtiny.errors import InputError
 
-WRAP_UP = "\n\nTime is up. \\boxed{"
 AUTO = "auto"  # max_tokens that follows the model's own lengths
 AUTO_LIMIT = 8192  # the most that it may choose
 UPSTREAM_KEY = "SBTINY_UPSTREAM_KEY"  # of the environment: settings are printed and saved, so a key is none of them
@@ -121,8 +120,8 @@ class GrpoSettings:
     reward_peak: Share = 1.0  # where in the window of a stated budget the reward peaks: 1 at the budget, 0 at the edge (paper)
     user_share: Share = 0.5  # share of groups with a given budget; paper: 0
     cut_share: Share = 0.0  # share of groups that are cut below their stated budget and learn to finish
-    wrap_up: str = WRAP_UP  # text put into an answer that is cut
-    reserve: Count = 32  # tokens for the wrap-up and the final answer
+    wrap_up: str | None = None  # text put into an answer that is cut; null: by the format
+    reserve: CountOrNone = None  # tokens for the wrap-up and the final answer; null: 64, or 512 after thoughts
     user_low: float = 0.3  # smallest given budget, as a multiple of the stated one
     user_high: float = 4.0  # largest given budget, as a multiple of the stated one; at most b_max or twice the stated one, and max_tokens
     b_max_from_best: bool = False  # limit b_max to 1 + alpha times the shortest correct answer so far
@@ -146,8 +145,8 @@ class EvalSettings:
     top_p: TopP = 0.95  # nucleus sampling: share of the probability that is kept; 1 is off
     cut_at: AtLeast0 = 0.0  # cut answers at this share of their budget; 0 is off
     ceiling: CountOr0 = 0  # cut answers after this many body tokens; 0 is off
-    wrap_up: str = WRAP_UP  # text put into an answer that is cut
-    reserve: Count = 32  # tokens for the wrap-up and the final answer
+    wrap_up: str | None = None  # text put into an answer that is cut; null: by the format
+    reserve: CountOrNone = None  # tokens for the wrap-up and the final answer; null: 64, or 512 after thoughts
     max_tokens: MaxTokens = 900  # most tokens of an answer; auto: by a probe of the model's own lengths
     verifier: str = "auto"  # how answers are checked: auto, numeric, math, choice, exact, regex, or my.py:check
     max_num_seqs: Count = 64  # most sequences decoded at once

@@ -19,7 +19,9 @@ HELD_LOCKS: set[Path] = set()  # by this process; a demo holds its folder, and e
 
 
 def lock_path(path: Path) -> Path:
-    """The path of the lock for a file, or for a folder that is replaced as a whole."""
+    """The path of the lock for a file, or for a folder that is replaced as a whole. Raises InputError for a path without a name (`.`)."""
+    if not path.name:
+        raise InputError(f"cannot write {path}: it is a folder; give the name of a file")
     return path.with_name(f".{path.name}.lock")
 
 

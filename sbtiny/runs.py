@@ -130,18 +130,18 @@ def free_path(path: Path) -> Path:
 
 
 def archive_run(folder: Path) -> None:
-    """Rename an earlier run to `<folder>-before-<time>`; its lock stays.
+    """Rename an earlier run to `<folder>-before-<time>`; its lock stays, and so do those that a kill left in a folder with nothing else.
 
     Raises InputError for anything but a run folder: a wrong --output must not move other files.
     """
     if folder.exists() and not folder.is_dir():
         raise not_a_run(folder)
     place = folder.resolve()
-    entries = [path for path in place.iterdir() if path.name != LOCK] if folder.exists() else []
-    if not entries:
+    if all(path.name == LOCK or path.is_dir() for path in place.rglob("*")):
         return
     if not any((folder / mark).is_file() for mark in RUN_FILES) or Path.cwd().is_relative_to(place):
         raise not_a_run(folder)
+    entries = [path for path in place.iterdir() if path.name != LOCK]
     move_entries(entries, free_path(place.with_name(time.strftime(f"{place.name}-before-%Y%m%d-%H%M%S"))))
     with suppress(OSError):  # the lock of this process is in it
         place.rmdir()

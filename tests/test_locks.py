@@ -17,6 +17,7 @@ import pytest
 from support import listing
 
 from sbtiny import locks, runs
+from sbtiny.cli.main import run as call
 from sbtiny.config import Settings
 from sbtiny.errors import InputError
 
@@ -180,6 +181,13 @@ def test_a_process_has_it_more_than_once_and_leaves_nothing(tmp_path: Path) -> N
         raise InputError("wrong")
     assert inode
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", [".", "", "/"])
+def test_what_has_no_name_is_a_folder_and_no_file_to_write(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(["data", "build", name], False) == 2
+    said = f"error: cannot write {Path(name)}: it is a folder; give the name of a file"
+    assert capsys.readouterr().err.strip() == said
 
 
 @pytest.mark.parametrize("code", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])

@@ -238,6 +238,17 @@ def test_nothing_to_set_aside(here: Path) -> None:
     assert [path.name for path in here.iterdir()] == ["empty"]
 
 
+def test_locks_that_a_kill_left_are_no_run_to_set_aside(here: Path) -> None:
+    (here / "demo" / "base").mkdir(parents=True)
+    for folder in (here / "demo", here / "demo" / "base"):
+        (folder / runs.LOCK).write_text("of a process that was killed")
+    with runs.claim("demo", here / "demo"):
+        runs.archive_run(here / "demo")
+    (here / "demo" / "base" / "letters.txt").write_text("dear")
+    assert "choose another --output" in complaint(runs.archive_run, here / "demo")
+    assert [path.name for path in here.iterdir()] == ["demo"]
+
+
 # ---- find and newest -------------------------------------------------------------------------------------------------
 
 

@@ -44,8 +44,12 @@ def read_lengths(file: Path, count: int | None = None) -> list[int]:
     """The first `count` answer lengths of a file, or all: one number a line, or JSONL rows with `length`. Raises InputError."""
     if not file.is_file():
         raise InputError(f"no file {file}: check the path given to --lengths")
+    try:
+        lines = file.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {file}: {error}; save it as UTF-8 text") from error
     lengths = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), 1):
+    for number, line in enumerate(lines, 1):
         if line.strip():
             lengths.append(parse_length(line, f"{file} line {number}"))
     if len(lengths) < (count or 2):

@@ -66,6 +66,11 @@ class NonconformityScores:
         ranks = {str(c): self.rank(c) for c in COVERAGES}
         return {key: None if rank is None else list(true_coverage_range(self.questions, rank)) for key, rank in ranks.items()}
 
+    def kept_ranges(self, answers: int) -> dict[str, list[float] | None]:
+        """Compute the 5 to 95 % range of the share that `answers` new answers keep; None where there is no factor."""
+        ranks = {str(c): self.rank(c) for c in COVERAGES}
+        return {key: None if rank is None else list(kept_share_range(self.questions, rank, answers)) for key, rank in ranks.items()}
+
 
 @dataclass(frozen=True)
 class Bin:
@@ -247,6 +252,18 @@ def true_coverage_range(questions: int, rank: int) -> tuple[float, float]:
     return low, high
 
 
+def kept_share_range(questions: int, rank: int, answers: int) -> tuple[float, float]:
+    """Compute the 5 and 95 % quantiles of the share kept of m new answers, which is BetaBinomial(m, k, n + 1 - k) / m.
+
+    It is wider than the range of the true coverage, by the chance of the m answers.
+    """
+    logs, i, above = log_factorials(questions + answers), np.arange(answers + 1), questions - rank
+    of_order = logs[i + rank - 1] - logs[i] - logs[rank - 1] + (logs[i + above] - logs[i] - logs[above])[::-1]
+    all_orders = logs[questions + answers] - logs[questions] - logs[answers]
+    low, high = np.searchsorted(np.cumsum(np.exp(of_order - all_orders)), RANGE) / answers
+    return float(low), float(high)
+
+
 def beta_quantile(a: int, b: int, level: float) -> float:
     """Find a quantile of Beta(a, b), with whole a and b from 1, by bisection. P(Beta <= x) = P(Binomial(a + b - 1, x) >= a)."""
     low, high = 0.0, 1.0
@@ -259,10 +276,14 @@ def beta_quantile(a: int, b: int, level: float) -> float:
 
 def binomial_probabilities(n: int, p: float) -> np.ndarray:
     """Compute P(Binomial(n, p) = i) for i = 0 to n, (n + 1,), for 0 < p < 1."""
-    log_factorial = np.concatenate(([0.0], np.cumsum(np.log(np.arange(1, n + 1)))))
-    i = np.arange(n + 1)
+    log_factorial, i = log_factorials(n), np.arange(n + 1)
     logs = log_factorial[n] - log_factorial - log_factorial[::-1] + i * math.log(p) + (n - i) * math.log1p(-p)
     return np.exp(logs)
+
+
+def log_factorials(n: int) -> np.ndarray:
+    """Compute log(i!) for i = 0 to n, (n + 1,)."""
+    return np.concatenate(([0.0], np.cumsum(np.log(np.arange(1, n + 1)))))
 
 
 def check_share(name: str, value: float) -> None:

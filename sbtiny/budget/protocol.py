@@ -34,6 +34,8 @@ class Format:
     closing: str
     tag: re.Pattern[str]  # every tag of this format
     answered: bool
+    wrap_up: str  # text put into an answer that is cut
+    reserve: int  # tokens for the wrap-up and the final answer
 
     @property
     def shape(self) -> str:
@@ -41,8 +43,10 @@ class Format:
         return f"{BUDGET_OPEN}N{BUDGET_CLOSE}{self.opening}...{self.closing}{'answer' if self.answered else ''}"
 
 
-SOLUTION = Format("solution", "<solution>", "</solution>", re.compile("</?(?:budget|solution)>"), False)
-THINK = Format("think", "<think>", "</think>", re.compile("</?(?:budget|think)>"), True)
+SOLUTION = Format(
+    "solution", "<solution>", "</solution>", re.compile("</?(?:budget|solution)>"), False, "\n\nTime is up. \\boxed{", reserve=64
+)
+THINK = Format("think", "<think>", "</think>", re.compile("</?(?:budget|think)>"), True, "\n\nTime is up.\n</think>\n\n", reserve=512)
 FORMATS: dict[str, Format] = {f.name: f for f in (SOLUTION, THINK)}
 
 

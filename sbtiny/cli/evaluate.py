@@ -37,6 +37,8 @@ def evaluate(
 ) -> None:
     """Accuracy, length and how well the budget is kept, on held-out questions.
 
+    Without -c and --preset, what a run's own config.yaml says holds.
+
     Example: sbtiny eval runs/demo --budget 0.5x --limit 200
     """
     from sbtiny import runs
@@ -44,7 +46,7 @@ def evaluate(
 
     run = runs.find_run(name)
     model = model_of(name, flags.values.get("base"))
-    settings, _, note = flags.load_for_device({"model": model, "eval.task": task, "eval.budget": budget})
+    settings, _, note = flags.load_for_device({"model": model, "eval.task": task, "eval.budget": budget}, run)
     folder = flags.output or run or runs.ROOT / f"eval-{Path(name).name}"
     validate_inputs(settings.eval, settings.eval.task)
     if run:
@@ -56,15 +58,16 @@ def evaluate(
     from sbtiny.evaluation.run import run_eval
 
     result = run_eval(name, settings, folder, sweep, cuts)
+    more = {part: runs.read_json(folder / f"{part}.json") for part, asked in (("sweep", sweep), ("cuts", cuts)) if asked}
     if flags.as_json:
-        return print_result(result, True)
+        return print_result(result | more, True)
     report.print_eval_table(result)
-    if "coverage" in result:
+    grids = [calibration_table.coverage_grid(result["coverage"])] if "coverage" in result else []
+    grids += [report.comparison_grid(report.name_budgets(more["sweep"]), "given budget")] if sweep else []
+    grids += [calibration_table.cuts_grid(more["cuts"])] if cuts else []
+    for grid in grids:
         console().print()
-        console().print(report.rich_table(calibration_table.coverage_grid(result["coverage"])))
-    if cuts:
-        console().print()
-        console().print(report.rich_table(calibration_table.cuts_grid(runs.read_json(folder / "cuts.json"))))
+        console().print(report.rich_table(grid))
 
 
 @app.command(rich_help_panel=USE)
@@ -72,7 +75,7 @@ def evaluate(
 def calibrate(
     name: Annotated[str, typer.Argument(metavar="RUN|MODEL|GGUF", help="A run folder, its name under runs/, a model or a .gguf file.")],
     task: Annotated[str | None, typer.Option(help="arithmetic, gsm8k, math, or a JSONL file of questions.")] = None,
-    split: Annotated[str, typer.Option(help="Split of the task; test is refused, it is for eval.")] = "val",
+    split: Annotated[str | None, typer.Option(help="Split of the task (default: val); test is refused, it is for eval.")] = None,
     confidence: Annotated[
         float | None, typer.Option(help="Hold the coverage with this probability, such as 0.95 (default: on average).")
     ] = None,
@@ -93,9 +96,10 @@ def calibrate(
     model = model_of(name, flags.values.get("base"))
     if confidence is not None:
         check_share("--confidence", confidence)
-    if flags.config is None:  # a preset may ask fewer; --set and --limit win
-        flags.extra = [f"eval.limit={CALIBRATION_QUESTIONS}", *(flags.extra or [])]
-    settings, _, note = flags.load_for_device({"model": model, "eval.task": task, "eval.split": split})
+    # A preset may ask fewer, and eval's split is no calibration's; --set, --limit and --split win.
+    usual = ["eval.split=val"] if flags.config else ["eval.split=val", f"eval.limit={CALIBRATION_QUESTIONS}"]
+    flags.extra = [*usual, *(flags.extra or [])]
+    settings, _, note = flags.load_for_device({"model": model, "eval.task": task, "eval.split": split}, run)
     if settings.eval.task not in HUB_TASKS:
         load_questions(settings.eval.task, SPLITS[0], settings.eval.limit)  # a wrong file is told before torch is imported
     if run:

@@ -9,6 +9,8 @@ import typer
 from sbtiny.cli.app import app
 from sbtiny.cli.options import USE, Flags, print_result, run_folder, validate_inputs, with_flags
 
+CHECK_QUESTIONS = 100
+
 
 @app.command(rich_help_panel=USE)
 @with_flags("base", "output", "seed", "extra", "dry_run", "as_json")
@@ -27,7 +29,7 @@ def export(
         str, typer.Option(help="dequantized (what was trained) or original (the 16-bit weights): the base to merge onto.")
     ] = "dequantized",
     dtype: Annotated[str, typer.Option(help="float16, bfloat16 or float32: how the merged folder is saved.")] = "float16",
-    questions: Annotated[int, typer.Option(min=1, help="Questions that the trained policy and every file are asked.")] = 100,
+    questions: Annotated[int | None, typer.Option(min=1, help="Questions that the policy and every file are asked (default: 100).")] = None,
     task: Annotated[str | None, typer.Option(help="Ask these instead of the run's own: a task, or a JSONL file.")] = None,
     check: Annotated[bool, typer.Option("--check/--no-check", help="Measure that the files are the trained policy.")] = True,
     calibrate: Annotated[bool, typer.Option("--calibrate", help="Calibrate every GGUF file through llama.cpp.")] = False,
@@ -47,20 +49,21 @@ def export(
 
     run = run_folder(name)
     flags.config = run / "config.yaml"
+    flags.extra = [f"eval.limit={CHECK_QUESTIONS}", *(flags.extra or [])]  # an evaluation asks more; --set and --questions win
     settings = flags.load({"eval.task": task, "eval.limit": questions})
+    e = settings.eval
     plan = export_config.make_config(run, settings, flags.output, form, merge, dtype, gguf, bool(settings.four_bit), check)
     if flags.dry_run:
         return print_result({key: str(value) for key, value in asdict(replace(plan, settings=None)).items()}, flags.as_json)
     if push:
         hub.check_hub_login(push)
-    e, questions_asked = settings.eval, []
     if check:
         validate_inputs(e, e.task)
-        questions_asked = load_questions(e.task, e.split, e.limit, settings.seed)
+    questions_asked = load_questions(e.task, e.split, e.limit, settings.seed) if check else []
     from sbtiny.export.calibrate import calibrate_files, check_questions
     from sbtiny.export.result_table import table
     from sbtiny.export.run import export_run
-    from sbtiny.progress import console, quieten_libraries
+    from sbtiny.progress import quieten_libraries
 
     if calibrate:
         check_questions(plan)
@@ -70,5 +73,4 @@ def export(
         result["calibrations"] = calibrate_files(plan, Path(result["folder"]))
     if push:
         result["pushed"] = hub.push(Path(result["folder"]), push, private)
-        console.print(f"pushed to {result['pushed']}")
     return print_result(result, flags.as_json, table)

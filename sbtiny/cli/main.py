@@ -1,5 +1,6 @@
 """The entry point: all verbs, environment defaults, and exit codes."""
 
+import errno
 import logging
 import os
 import re
@@ -89,4 +90,6 @@ def explain(error: Exception) -> tuple[int, str]:
         return 2, f"error: {' '.join(usage.split())} ({where} --help lists what there is)\n"
     if isinstance(error, OSError) and is_disk_full(error):
         return 2, f"error: cannot write: {text}; free space or choose another --output\n"
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return 2, f"error: no file has so long a name as {str(error.filename)[:80]}...: check the path\n"
     return 1, f"error: {type(error).__name__}: {text} (--debug shows where)\n"

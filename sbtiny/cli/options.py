@@ -119,16 +119,18 @@ class Flags:
             raise InputError("upstream is for serve, chat, eval and calibrate: leave it out here, where the weights are needed")
         return settings
 
-    def load_for_device(self, more: dict[str, Any] | None = None) -> tuple[Settings, str | None, str]:
+    def load_for_device(self, more: dict[str, Any] | None = None, run: Path | None = None) -> tuple[Settings, str | None, str]:
         """Settings, the preset they come from, and a note for the user ("" for none).
 
         Without --preset: the GPU's preset, or `cpu` for the bundled model. On a CPU, other models get the bundled model's
-        settings and a note.
+        settings and a note. `run`: its config.yaml stands in for both preset and --config where neither is given.
         """
         from sbtiny.models.aliases import resolve
         from sbtiny.models.device import pick_preset, probe_device
 
         preset = self.preset
+        if run and preset is None and self.config is None and (run / "config.yaml").is_file():
+            return replace(self, config=run / "config.yaml").load(more), None, ""
         if preset is None and (device := probe_device()).device == "cuda":
             gpu_preset = pick_preset(device)
             settings = replace(self, preset=gpu_preset).load(more)

@@ -46,6 +46,7 @@ def demo(*, flags: Flags) -> None:
     if settings.eval.task not in TASKS:
         raise InputError(f"eval.task is {settings.eval.task}: a demo calibrates on the val split of a named task, and a file has none")
     load_questions(settings.eval.task, "val", 1)  # some sets have test questions alone
+    check_run_name(folder)
     runs.check_unclaimed(folder)
     runs.check_writable(folder / "report.json")
     start_work(settings)
@@ -78,6 +79,7 @@ def sft(
         raise InputError(f"--run goes on from {start}, which has its model: leave --model out")
     settings, preset, note = flags.load_for_device(inherit_model(start, flags) | {"sft.rows": data})
     settings = apply_auto_micro_batch(settings, "sft", preset)
+    settings = replace(settings, prompt=runs.kept_prompt(start, settings.prompt)) if start else settings
     if flags.dry_run:
         return print_dry_run(settings, ("data", "sft"), preset, flags.as_json)
     resolve(settings.model)
@@ -87,6 +89,7 @@ def sft(
         validate_inputs(settings.data, settings.data.task)
     require_reporter(settings.report_to)
     if not flags.resume:
+        check_run_name(flags.output)
         runs.check_can_begin(flags.output)
     start_work(settings, note)
     from sbtiny.coldstart.run import run_sft
@@ -118,12 +121,13 @@ def grpo(
     start = find_start(run, flags.output if flags.resume else None) or (None if flags.dry_run else runs.newest_run("sft"))
     settings, preset, note = flags.load_for_device(inherit_model(start, flags) | {"grpo.questions": data, "grpo.cut_share": cut_share})
     settings = apply_auto_micro_batch(settings, "grpo", preset)
+    settings = replace(settings, prompt=runs.kept_prompt(start, settings.prompt)) if start else settings
     if flags.dry_run:
-        prompt = runs.kept_prompt(start, settings.prompt) if start else settings.prompt
-        return print_dry_run(replace(settings, prompt=prompt), ("grpo",), preset, flags.as_json)
+        return print_dry_run(settings, ("grpo",), preset, flags.as_json)
     validate_inputs(settings.grpo, settings.grpo.questions or settings.grpo.task)
     require_reporter(settings.report_to)
     if not flags.resume and not preflight:
+        check_run_name(flags.output)
         runs.check_can_begin(flags.output)
     start_work(settings, note)
     from sbtiny.grpo.preflight import raise_if_hopeless
@@ -134,6 +138,15 @@ def grpo(
         print_result(preflight_result, flags.as_json)
         return raise_if_hopeless(preflight_result, force)
     return print_next_step("grpo", run_grpo(settings, start, flags.output, flags.resume, force), flags.as_json)
+
+
+def check_run_name(folder: Path | None) -> None:
+    """Raise InputError for a run under runs/ that would have the name of a model: by that name the model could not be found again."""
+    from sbtiny import runs
+    from sbtiny.models.aliases import find_alias
+
+    if folder and find_alias(folder.name) and folder.parent.resolve() == runs.ROOT.resolve():
+        raise InputError(f"{folder.name} is the name of a model, so {folder} cannot be found by its name: name the run otherwise")
 
 
 def find_start(run: str | None, resumed_run: Path | None) -> Path | None:

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from sbtiny import locks, runs
 from sbtiny.coldstart.foretell import check_foretellable, foretell_budgets
-from sbtiny.coldstart.sample_correct import BuildResult, find_tag, make_row, progress_file, sample_correct
+from sbtiny.coldstart.sample_correct import BuildProgress, BuildResult, build_signature, find_tag, make_row, progress_file, sample_correct
 from sbtiny.config import AUTO, Settings
 from sbtiny.errors import InputError
 from sbtiny.models.prompt import check_prompts, check_texts
@@ -38,6 +38,8 @@ def build_rows(settings: Settings, file: Path, traces: str | None, policy: Polic
     source, heldout = drop_eval_questions(source, traces or d.task, settings)
     verify = load_verifier(d.verifier)
     check_references(verify, unverified_questions(source) if traces else source)
+    if not traces:
+        BuildProgress(file, build_signature(settings, source))  # refuses answers of another build before the model is read
     policy = policy or load_policy(settings.model, settings, d.max_num_seqs)
     check_prompts(policy.tokenizer, policy.form)
     check_texts(policy.tokenizer, [replace(trace, response="") for trace in source] if traces else source)  # responses: where used

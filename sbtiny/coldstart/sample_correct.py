@@ -102,6 +102,8 @@ def sample_correct(policy: Policy, questions: Sequence[Question], verify: Verifi
     Raises InputError if no answer is correct.
     """
     progress, data = BuildProgress(file, build_signature(settings, questions)), settings.data
+    if progress.resumed:
+        print_line(f"resuming from {progress.path}: {len(progress.done)} answers are there")
     if progress.max_tokens is None:
         sampling = Sampling(temperature=data.temperature)
         progress.max_tokens = choose_max_tokens(data.max_tokens, policy, questions, sampling, settings.seed)
@@ -161,8 +163,6 @@ class BuildProgress:
             raise InputError(f"{self.path} was begun with other settings, model, verifier or questions: {hint}")
         self.done: dict[int, Row] = {line["answer"]: line for line in lines}
         self.resumed = bool(lines)
-        if lines:
-            print_line(f"resuming from {self.path}: {len(lines)} answers are there")
 
     def add(self, answer: int, kind: str, row: Row | None) -> None:
         if not self.done:

@@ -87,7 +87,8 @@ def build_sft_config(settings: Settings, output: Path, updates: int) -> SFTConfi
 class GroupedLengthSampler(Sampler[int]):
     """Row indices, batch after batch. The order follows from seed and epoch alone, so that a stopped run resumes exactly.
 
-    Rows of one question must be neighbours in `questions`; they share a batch. In its gradient they then differ by budget and length alone.
+    Rows of one question must be neighbours in `questions`; where their count divides `batch` they share one. In its gradient they then
+    differ by budget and length alone.
     In batches of one length each, the length is learnt long before the budget is read. Rows of a batch are sorted by length, for little
     padding in micro-batches.
 

@@ -16,6 +16,7 @@ from sbtiny.models.prompt import check_texts
 from sbtiny.rollout.episode import Sampling
 from sbtiny.rollout.load_policy import load_policy
 from sbtiny.rollout.policy import Policy
+from sbtiny.tasks.leaks import warn
 from sbtiny.tasks.sources import Question
 
 
@@ -53,11 +54,21 @@ def run_calibration(
 
 
 def exported_run(name: str) -> Path | None:
-    """The run that a .gguf file was exported from, by the export.json beside it; None where it is not known."""
-    about = Path(name).with_name("export.json")
-    if not (name.endswith(".gguf") and about.is_file()):
+    """The run that a .gguf file or a merged folder was exported from, by the export.json beside it; None where it is not known.
+
+    The run that the export lies in goes first, since it may have another name by now; then the folders above, since the present one may
+    hold another run of this name. Says what is not found.
+    """
+    model = Path(name).absolute()
+    about = model.parent / "export.json"
+    if not (name.endswith(".gguf") or model.name == "merged") or not about.is_file():
         return None
-    return runs.find_run(str(runs.read_json(about).get("run", "")))
+    named = str(runs.read_json(about).get("run"))
+    places = (model.parent.parent, *(folder / named for folder in about.parents), named)
+    run = next(filter(None, (runs.find_run(str(place)) for place in places)), None)
+    if run is None:
+        warn(f"not compared with the training of {named}, which {about} names: it is not there; calibrate in the folder that it is in")
+    return run
 
 
 def sample_answers(policy: Policy, questions: list[Question], e: EvalSettings, seed: int, title: str) -> list[CalibrationAnswer]:

@@ -16,7 +16,7 @@ from sbtiny.models.fingerprint import file_fingerprint, policy_fingerprint
 from sbtiny.progress import console
 from sbtiny.rollout.load_policy import base_info
 from sbtiny.rollout.policy import Policy
-from sbtiny.tasks.sources import TASKS
+from sbtiny.tasks.sources import TASKS, locate_sample
 
 NAME, UPSTREAM_NAME = "calibration.json", "upstream.calibration.json"
 NAMED_BY = ("model_fingerprint", "date", "task", "split", "questions", "confidence")  # what tells two calibrations apart
@@ -77,7 +77,7 @@ def measure_coverage(policy: Policy, name: str, settings: EvalSettings, samples:
         return {}  # the promise is of answers that state their own budget and end by themselves
     try:
         found = load_calibration(policy, name, temperature=settings.temperature, top_p=settings.top_p, task=settings.task)
-        if found and found.task == settings.task and (found.split == settings.split or found.task not in TASKS):  # a file has no splits
+        if found and asks_the_same(found, settings):
             where = f"{found.task}, split {found.split}" if found.task in TASKS else found.task
             raise InputError(f"the calibration is on {where}, as this evaluation: evaluate on other questions")
     except InputError as error:
@@ -87,3 +87,10 @@ def measure_coverage(policy: Policy, name: str, settings: EvalSettings, samples:
     if found is None:
         return {}
     return {"coverage": found.kept_coverage(answers), "calibration": {key: getattr(found, key) for key in NAMED_BY}}
+
+
+def asks_the_same(found: Calibration, settings: EvalSettings) -> bool:
+    """Whether an evaluation asks what was calibrated on: the split of a named task, or a file, whatever its path is called or its `#N`."""
+    if {found.task, settings.task} & set(TASKS):
+        return (found.task, found.split) == (settings.task, settings.split)
+    return locate_sample(found.task)[0].resolve() == locate_sample(settings.task)[0].resolve()

@@ -35,15 +35,16 @@ def draw_calibration(calibration: Calibration | None, evaluation: Eval, samples:
         return None
     figure = Figure((8.4, 4))
     left, right = figure.subplots(1, 2)
-    plot_reliability(coverage, calibration.scores.ranges(), colour, left)
+    plot_reliability(coverage, calibration.scores.kept_ranges(evaluation["questions"]), colour, left)
     plot_promise(calibration, [row for row in samples if row["budget"] and row["ok"]], colour, right)
     return figure
 
 
 def plot_reliability(coverage: dict[float, Row], ranges: dict[str, list[float] | None], colour: str, ax: Axes) -> None:
-    """Plot kept against promised coverage: of all answers, and hollow by bin. Bars: the 5 to 95 % range that chance allows."""
+    """Plot kept against promised coverage: of all answers, and hollow by bin. Bars: its 5 to 95 % range by chance."""
     by_bin = [(promised, b["kept"]) for promised, row in coverage.items() for b in row["by_bin"] if b["kept"] is not None]
-    low = max(0.0, min([0.7, *(row["kept"] for row in coverage.values()), *(kept for _, kept in by_bin)]) - 0.02)
+    lowest = [*(row["kept"] for row in coverage.values()), *(kept for _, kept in by_bin), *(edges[0] for edges in ranges.values() if edges)]
+    low = max(0.0, min(0.7, *lowest) - 0.02)
     ax.plot((low, 1.01), (low, 1.01), color=MUTED, linewidth=0.8)
     for promised, row in coverage.items():
         if ranges[str(promised)]:

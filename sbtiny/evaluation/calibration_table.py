@@ -63,7 +63,7 @@ def shortfalls(record: Row) -> list[str]:
 
 
 def coverage_grid(coverage: dict[str, Row], ranges: dict[str, list[float] | None] | None = None) -> Grid:
-    """Build one row a promised coverage; `ranges`, where given, says what chance alone allows."""
+    """Build one row a promised coverage; `ranges`, where given, says what share chance alone lets so many answers keep."""
     headers = ["promised", "kept %", *(["by chance %"] if ranges else []), "mean promise,\ntokens", "kept by stated budget"]
     rows = []
     for key, row in coverage.items():

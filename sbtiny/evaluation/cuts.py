@@ -29,9 +29,14 @@ def evaluate_cuts(one: Callable[..., Evaluated], questions: Sequence[Question], 
     for share in CUT_SHARES:
         wrapped, of_wrapped, _ = one(budget=UNCUT_BUDGET, cut_at=share)
         plain, of_plain, samples = one(budget=UNCUT_BUDGET, cut_at=share, **PLAIN)
-        judged = [replace(s, correct=verify(e.solution, q)) for q, e, s in zip(questions, of_plain, samples, strict=True)]
+        judged = [judge_cut(q, e, s, verify) for q, e, s in zip(questions, of_plain, samples, strict=True)]
         rows.append(with_cut_rate(wrapped, of_wrapped) | {"plain": with_cut_rate(plain | summarise(judged), of_plain)})
     return rows
+
+
+def judge_cut(question: Question, episode: Episode, sample: Sample, verify: Verifier) -> Sample:
+    """Judge what is there where the ceiling cut it. What ran to `max_tokens` is wrong, as in the other rows."""
+    return replace(sample, correct=verify(episode.solution, question)) if episode.stop_reason == "ceiling" else sample
 
 
 def with_cut_rate(result: dict[str, Any], episodes: Sequence[Episode]) -> dict[str, Any]:

@@ -73,20 +73,19 @@ def evaluate(
     if settings.cut_at and choice.mode == "auto":  # the cut is a share of the stated budget, so sample that first
         choice = BudgetChoice("scaled", 1.0)
     given = given_budgets(policy, questions, choice, sampling, seed)
-    wrap_up = tuple(policy.encode(settings.wrap_up))
     requests = [
-        policy.request(q.question, settings.max_tokens, own, budget, limits=limits_for(settings, budget, wrap_up), system=q.system)
+        policy.request(q.question, settings.max_tokens, own, budget, limits=limits_for(policy, settings, budget), system=q.system)
         for (q, own), budget in zip(with_seeds(questions, seed), given, strict=True)
     ]
     episodes = sample_with_progress(policy, requests, sampling, title)
     return episodes, [score_answer(q, e, verify) for q, e in zip(questions, episodes, strict=True)]
 
 
-def limits_for(settings: EvalSettings, budget: int | None, wrap_up: tuple[int, ...]) -> Limits | None:
+def limits_for(policy: Policy, settings: EvalSettings, budget: int | None) -> Limits | None:
     """Choose where to cut an answer: at `cut_at` of its budget or at `ceiling` tokens, whichever is less. None for no cut."""
     share = max(1, int(settings.cut_at * budget)) if settings.cut_at and budget is not None else None
     ceilings = [tokens for tokens in (share, settings.ceiling) if tokens]
-    return Limits(min(ceilings), None, wrap_up, settings.reserve) if ceilings else None
+    return policy.cut_limits(min(ceilings), settings.wrap_up, settings.reserve) if ceilings else None
 
 
 def score_answer(question: Question, episode: Episode, verify: Verifier) -> Sample:
@@ -102,6 +101,7 @@ def score_answer(question: Question, episode: Episode, verify: Verifier) -> Samp
 
 def eval_record(samples: Sequence[Sample], model: str, settings: EvalSettings, seed: int) -> dict[str, Any]:
     """Build the content of eval.json."""
-    head = {"model": model, "task": settings.task, "questions": len(samples), "seed": seed}
-    sampling = {"temperature": settings.temperature, "budget": settings.budget, "cut": settings.cut_at, "ceiling": settings.ceiling}
-    return head | sampling | {"max_tokens": settings.max_tokens} | summarise(samples)
+    head = {"model": model, "task": settings.task, "split": settings.split, "questions": len(samples), "seed": seed}
+    sampling = {"temperature": settings.temperature, "top_p": settings.top_p, "max_tokens": settings.max_tokens}
+    limits = {"budget": settings.budget, "cut": settings.cut_at, "ceiling": settings.ceiling}
+    return head | sampling | limits | summarise(samples)

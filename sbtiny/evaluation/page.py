@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template, select
 from sbtiny.evaluation.calibration_table import coverage_grid, cuts_grid
 from sbtiny.evaluation.report import (
     STAGES,
+    Grid,
     ReportData,
     Row,
     comparison_grid,
@@ -59,9 +60,7 @@ def render_page(evidence: ReportData, result: dict[str, Any], svgs: dict[str, st
         "start": evidence.start,
         "sweep": comparison_grid(name_budgets(evidence.sweep), "given budget"),
         "cuts": cuts_grid(evidence.cuts),
-        "coverage": coverage_grid(result["calibration"]["coverage"], result["calibration"]["true_coverage_range"])
-        if result["calibration"]
-        else None,
+        "coverage": draw_up_coverage(evidence) if result["calibration"] else None,
         "levels": level_grid(name_stages(evidence.evals)),
         "pairs": pairs,
         "examples": pick_examples(pairs),
@@ -74,6 +73,12 @@ def render_page(evidence: ReportData, result: dict[str, Any], svgs: dict[str, st
 def render_readme(evidence: ReportData, result: dict[str, Any]) -> str:
     """Write README.md of the run: its origin, its figures, its use."""
     return load_template("readme.md.j2").render(describe_run(evidence, result))
+
+
+def draw_up_coverage(evidence: ReportData) -> Grid:
+    """Build the table of promised and kept coverage of a calibrated run."""
+    evaluation = evidence.evals[evidence.last_stage]
+    return coverage_grid(evaluation["coverage"], evidence.calibration.scores.kept_ranges(evaluation["questions"]))
 
 
 def load_template(name: str) -> Template:

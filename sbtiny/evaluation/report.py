@@ -25,7 +25,8 @@ NamedEvals = list[tuple[str, Eval]]
 Grid = tuple[list[str], list[list[str]]]  # headers, rows; every row as long as the headers
 STAGES = {"base": "base", "sft": "cold start", "grpo": "GRPO"}
 REQUIRED_EVAL_KEYS = ("accuracy", "accuracy_ci95", "mean_tokens", "p90_tokens", "format_rate", "within", "by_level", "task")
-SAME_IN_A_SWEEP = ("task", "questions", "seed", "temperature")
+SAME_QUESTIONS = ("task", "split")
+SAME_IN_A_SWEEP = (*SAME_QUESTIONS, "questions", "seed", "temperature", "top_p", "max_tokens", "ceiling", "upstream")
 NO_VALUE = "–"
 
 
@@ -108,7 +109,11 @@ def read_eval(path: Path) -> Eval:
 def read_evals(path: Path, own: Eval, more: Sequence[str] = ()) -> list[Eval]:
     """Read the evaluations that were made with `own`; others are left over from an earlier one. Empty without the file."""
     records = [validate_eval(record, path, more) for record in read_json(path)] if path.is_file() else []
-    return [record for record in records if all(record.get(key) == own.get(key) for key in SAME_IN_A_SWEEP)]
+    return [record for record in records if are_alike(record, own, SAME_IN_A_SWEEP)]
+
+
+def are_alike(one: Eval, other: Eval, keys: Sequence[str]) -> bool:
+    return all(one.get(key) == other.get(key) for key in keys)
 
 
 def validate_eval(record: Any, path: Path, more: Sequence[str] = ()) -> Eval:
@@ -160,17 +165,19 @@ def measures_coverage_of(calibration: Calibration, evaluation: Eval) -> bool:
 
 
 def compare_to_base(evidence: ReportData) -> dict[str, Any]:
-    """Compute compression, and accuracy change on the questions both answered, paired by id. None between different tasks."""
+    """Compute compression and accuracy change, both on the questions that both answered, paired by id.
+
+    None between different tasks or splits. Without samples they are those of all questions, without an interval.
+    """
     base, after = evidence.evals["base"], evidence.evals["grpo"]
-    changes = dict.fromkeys(("compression", "accuracy_change", "accuracy_change_ci95"))
-    if base is None or after is None or base["task"] != after["task"]:
-        return changes
-    changes |= {"accuracy_change": after["accuracy"] - base["accuracy"]}
-    changes |= {"compression": compression(base["mean_tokens"], after["mean_tokens"])}
-    if pairs := paired_change(evidence.samples["base"], evidence.samples["grpo"]):
-        d = paired_difference([a["correct"] for _, a in pairs], [b["correct"] for b, _ in pairs])
-        changes |= {"accuracy_change": d["mean"], "accuracy_change_ci95": [d["lo"], d["hi"]]}
-    return changes
+    if base is None or after is None or not are_alike(base, after, SAME_QUESTIONS):
+        return dict.fromkeys(("compression", "accuracy_change", "accuracy_change_ci95"))
+    if not (pairs := paired_change(evidence.samples["base"], evidence.samples["grpo"])):
+        saved = compression(base["mean_tokens"], after["mean_tokens"])
+        return {"compression": saved, "accuracy_change": after["accuracy"] - base["accuracy"], "accuracy_change_ci95": None}
+    saved = compression(*(sum(row["length"] for row in rows) for rows in zip(*pairs, strict=True)))
+    d = paired_difference([a["correct"] for _, a in pairs], [b["correct"] for b, _ in pairs])
+    return {"compression": saved, "accuracy_change": d["mean"], "accuracy_change_ci95": [d["lo"], d["hi"]]}
 
 
 def paired_change(before: Sequence[Row], after: Sequence[Row]) -> list[tuple[Row, Row]]:

@@ -41,11 +41,12 @@ def evaluate_into(folder: Path, name: str, settings: Settings, sweep: bool, cuts
 
     def one(**changed: Any) -> tuple[dict[str, Any], list[Episode], list[Sample]]:
         eval_settings = replace(e, **changed)
-        cut = f", {'cut' if eval_settings.wrap_up else 'plain cut'} at {eval_settings.cut_at:.0%}" if eval_settings.cut_at else ""
+        cut = f", {'plain cut' if eval_settings.wrap_up == '' else 'cut'} at {eval_settings.cut_at:.0%}" if eval_settings.cut_at else ""
         title = f"evaluating ({eval_settings.budget}{cut})"
         choice = parse_budget_option(eval_settings.budget)
         episodes, samples = evaluate.evaluate(policy, questions, verify, choice, eval_settings, settings.seed, title)
-        return evaluate.eval_record(samples, name, eval_settings, settings.seed), episodes, samples
+        record = evaluate.eval_record(samples, name, eval_settings, settings.seed)
+        return {"upstream": settings.upstream} | record if settings.upstream else record, episodes, samples
 
     result, episodes, samples = one()
     result |= measure_coverage(policy, name, e, samples)

@@ -82,7 +82,11 @@ def read_kinds(text: str) -> tuple[str, ...]:
 
 
 def check_output(folder: Path) -> None:
-    """Raises InputError for a folder that cannot be written, is in use, or holds anything but an earlier export."""
+    """Raises InputError for a folder that cannot be written or replaced, is in use, or holds anything but an earlier export."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file: give --output a folder")
+    if Path.cwd().is_relative_to(folder.resolve()):
+        raise InputError(f"an export cannot take the place of {folder} while you are in it: give --output a new folder, such as export")
     if folder.exists() and any(folder.iterdir()) and not (folder / "export.json").is_file():
         raise InputError(f"{folder} is there and is no earlier export: choose another --output")
     locks.raise_if_locked(locks.lock_path(folder), folder)

@@ -64,9 +64,8 @@ class Rollouts:
         self.group_reward = reward or make_selfbudgeter_reward(settings.grpo)
         self.questions = {q.id: q for q in questions}
         self.g, self.seed = settings.grpo, settings.seed
-        self.wrap_up, self.reserve = tuple(policy.encode(settings.grpo.wrap_up)), settings.grpo.reserve
         if self.g.cut_share:
-            Limits(1, None, self.wrap_up, self.reserve)  # raises before anything is sampled
+            self.limits(1)  # raises before anything is sampled
         self.metrics: dict[str, float] = {}
         self.shortest: dict[str, float] = {}
 
@@ -147,8 +146,11 @@ class Rollouts:
             log_metric(name, value)
         return reward
 
+    def limits(self, ceiling: int) -> Limits:
+        return self.policy.cut_limits(ceiling, self.g.wrap_up, self.g.reserve)
+
     def request(self, question: Question, group: Group, seed: int) -> Request:
-        limits = None if group.ceiling is None else Limits(group.ceiling, None, self.wrap_up, self.reserve)
+        limits = None if group.ceiling is None else self.limits(group.ceiling)
         expected = group.ceiling or group.budget or int(self.finite_b_max(question))
         return self.policy.request(question.question, self.g.max_tokens, seed, group.budget, expected, limits, system=question.system)
 

@@ -1,5 +1,6 @@
 """This machine: device, memory, and the dtype for it."""
 
+import math
 import os
 import platform
 import re
@@ -15,6 +16,11 @@ Device = Literal["cuda", "cpu"]
 Dtype = Literal["float16", "bfloat16", "float32"]
 
 CPUINFO = Path("/proc/cpuinfo")
+CGROUP = Path("/sys/fs/cgroup")  # a container's own, as it is seen from inside
+CGROUP_FILES = (  # limit, use and the part of `memory.stat` that is cache, in version 2 and in version 1
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
+)
 SMALL_MODEL_PARAMETERS = 50_000_000  # below this a CPU gains nothing from 16 bits
 CPU_BF16 = {"avx512_bf16", "amx_bf16"}
 
@@ -82,7 +88,7 @@ def detect_device(parameters: int | None = None) -> Hardware:
         dtype = pick_dtype("cuda", parameters, capability=(found.major, found.minor))
         return Hardware("cuda", found.name, round(found.total_memory / 2**30, 1), dtype, threads)
     name, bf16 = read_cpu_name_and_bf16()
-    return Hardware("cpu", name, round(psutil.virtual_memory().total / 2**30, 1), pick_dtype("cpu", parameters, cpu_bf16=bf16), threads)
+    return Hardware("cpu", name, round(cpu_memory()[0] / 2**30, 1), pick_dtype("cpu", parameters, cpu_bf16=bf16), threads)
 
 
 def probe_device() -> DeviceInfo:
@@ -91,8 +97,26 @@ def probe_device() -> DeviceInfo:
     if gpu := parse_nvidia_smi(answer):
         return gpu
     name, bf16 = read_cpu_name_and_bf16()
-    total, free = (round(size / 2**30, 1) for size in psutil.virtual_memory()[:2])
+    total, free = (round(size / 2**30, 1) for size in cpu_memory())
     return DeviceInfo("cpu", name, total, free, cpu_bf16=bf16, nvidia_smi_error=smi_error)
+
+
+def cpu_memory() -> tuple[int, int]:
+    """Bytes of memory, all and free: of the machine, or of the container where that has less."""
+    seen, (limit, free) = psutil.virtual_memory(), read_cgroup(CGROUP)
+    return int(min(seen.total, limit)), int(min(seen.available, free))
+
+
+def read_cgroup(folder: Path) -> tuple[float, float]:
+    """Bytes that a control group may use, and those it may still take; infinite without a limit."""
+    for most, used, cache in CGROUP_FILES:
+        try:
+            limit, taken = (int((folder / name).read_text()) for name in (most, used))
+            stat = dict(line.split() for line in (folder / most).with_name("memory.stat").read_text().splitlines())
+        except (OSError, ValueError):  # another version, or "max"
+            continue
+        return limit, max(0, limit - taken + int(stat.get(cache, 0)))  # cached files give way
+    return math.inf, math.inf
 
 
 def read_cpu_name_and_bf16() -> tuple[str, bool]:

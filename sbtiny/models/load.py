@@ -15,7 +15,7 @@ from torch import nn
 
 from sbtiny.config import BackendName
 from sbtiny.errors import InputError
-from sbtiny.models import aliases
+from sbtiny.models import aliases, attention
 from sbtiny.models.adapters import read_adapter_config
 from sbtiny.models.aliases import Source, resolve
 from sbtiny.models.backend import start_backend
@@ -104,7 +104,7 @@ def _with_transformers(source: Source, base: ModelFolder, four_bit: bool, dtype:
         model, report = AutoModelForCausalLM.from_pretrained(
             _files(source),
             dtype=torch_dtype,
-            attn_implementation="sdpa",
+            attn_implementation="sdpa" if hardware.device == "cuda" else attention.register(),
             device_map={"": int(os.environ.get("LOCAL_RANK", 0))} if hardware.device == "cuda" else None,
             quantization_config=_nf4(torch_dtype) if four_bit else None,
             ignore_mismatched_sizes=True,  # they are in the report, which is checked
@@ -129,15 +129,18 @@ def _files(source: Source) -> str:
     return source.ref
 
 
-def base_folder(source: Source) -> Path:
-    """The folder of a model's files. Downloads those of a hub model into the hub's cache. Raises InputError when that fails."""
+def base_folder(source: Source, weights: bool = True) -> Path:
+    """The folder of a model's files. Downloads those of a hub model into the hub's cache. Raises InputError when that fails.
+
+    `weights`: of a hub model these too.
+    """
     ref = _files(source)
     if source.kind != "hub":
         return Path(ref)
     from huggingface_hub import snapshot_download
 
     with _one_line_errors(source):
-        patterns = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "README.md"]
+        patterns = ["*.json", "*.jinja", "*.txt", "*.model", "README.md", *(["*.safetensors"] if weights else [])]
         return Path(snapshot_download(ref, allow_patterns=patterns, ignore_patterns=["*/*.safetensors", "consolidated*.safetensors"]))
 
 

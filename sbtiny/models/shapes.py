@@ -11,6 +11,7 @@ from sbtiny.models.aliases import ALIASES, resolve
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
 PREFILL_BATCH = 32  # prompts that the decode loop computes in one call, before their slots are free
+PREFILL_PLACES = 8192  # tokens of such a call, each prompt padded to the longest: 32 long ones would take gigabytes
 HEAD_CHUNK = 256  # tokens with logits in memory at once on a CPU
 
 

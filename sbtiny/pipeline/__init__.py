@@ -1,1 +1,1 @@
-"""."""
+"""What joins the stages: the demo, which runs them all."""

@@ -67,6 +67,8 @@ class DecodeEngine(ABC):
         Calls `on_episode(index, episode)` as each one ends. Raises InputError, before any work, for an invalid request; UpstreamError
         where a server fails.
         """
+        if not requests:
+            return []
         for request in requests:
             self.make_ticket(request, sampling)  # raises before the memory is reserved
         session = self.open_session(max(len(r.prompt_ids) + r.max_tokens for r in requests))

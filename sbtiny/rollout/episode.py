@@ -8,6 +8,7 @@ from sbtiny.budget.protocol import BUDGET_CLOSE, Parsed, body_length, parse
 from sbtiny.errors import InputError
 from sbtiny.rollout.limit_enforcer import Interrupt, LimitEnforcer
 from sbtiny.rollout.limits import Limits
+from sbtiny.rollout.token_pieces import join_pieces
 
 StopReason = Literal["end", "ceiling", "interrupted", "length"]
 BudgetSource = Literal["self", "user"]
@@ -126,14 +127,18 @@ def read_episode(
     `ended`: the last token is a stop token, which has no text (default: when the stop reason is "end").
     """
     ended = stop_reason == "end" if ended is None else ended
-    words = [pieces[i] for i in completion_ids]
-    if ended:
-        words = words[:-1]
-    text = request.prefill + "".join(words)
+    ids = completion_ids[:-1] if ended else completion_ids
+    text = request.prefill + join_pieces(ids, pieces)
     parsed = parse(text)
-    length = body_length([request.prefill, *words], parsed) if parsed.ok else len(words)
+    length = count_body([request.prefill, *(pieces[i] for i in ids)], parsed, text) if parsed.ok else len(ids)
     injected = injected or [False] * len(completion_ids)
     return Episode(request, completion_ids, text, parsed, length, stop_reason, logprobs or [], injected, ended)
+
+
+def count_body(words: list[str], parsed: Parsed, text: str) -> int:
+    """Count the tokens of the body, by their own words: in `text` tokens that share a character have no bounds."""
+    apart = "".join(words)
+    return body_length(words, parsed if apart == text else parse(apart))
 
 
 def to_episode(

@@ -113,14 +113,15 @@ class LimitTracker:
         if self._has_room():  # nearly always: the judgement runs at each token of each answer
             self._take(piece)
             return Verdict.GO
-        before = (self.head, self.section, self.budget, self.used, self.pending, self.seen, self.tail)
+        before = (self.head, self.section, self.form, self.budget, self.used, self.pending, self.seen, self.tail)
         self._take(piece)
         if forced or not self._over():
             return Verdict.GO
-        room = (self.allowed or 0) + self.limits.reserve - (self.used + self.pending - 1)
-        self.head, self.section, self.budget, self.used, self.pending, self.seen, self.tail = before
+        allowed = self.allowed or 0  # of a budget that may show with this very token, and is undone with it
+        room = allowed + self.limits.reserve - (self.used + self.pending - 1)
+        self.head, self.section, self.form, self.budget, self.used, self.pending, self.seen, self.tail = before
         if self.may_wrap_up and len(self.wrap_up) < room:
-            self.wrapped_at = self.allowed
+            self.wrapped_at = allowed
             return Verdict.WRAP_UP
         return Verdict.STOP
 

@@ -46,11 +46,16 @@ def build_policy(
     return Policy(decoder, tokenizer, form, model, states_budget, opening)
 
 
-def build_gguf_policy(file: Path, slots: int = 64, kv_cache_gib: float | None = None, prompt: PromptSettings = PLAIN) -> Policy:
-    """The policy of a GGUF file, with the file's tokenizer and chat template. Raises InputError when they cannot be read."""
+def build_gguf_policy(
+    file: Path, slots: int = 64, kv_cache_gib: float | None = None, prompt: PromptSettings = PLAIN, form: Format = SOLUTION
+) -> Policy:
+    """The policy of a GGUF file, with the file's tokenizer and chat template. Raises InputError when they cannot be read.
+
+    `form`: the format where the template shows none.
+    """
     tokenizer = tokenizer_from_gguf(open_gguf(file), file)
     trained = form_of_template(tokenizer.chat_template)
-    form = trained or SOLUTION
+    form = trained or form
     fit_template(tokenizer, form, prompt)
     engine = llama_cpp.LlamaCppEngine(file, slots, kv_cache_gib)
     engine.pieces = token_pieces(tokenizer, engine.size)
@@ -58,16 +63,16 @@ def build_gguf_policy(file: Path, slots: int = 64, kv_cache_gib: float | None = 
 
 
 def is_four_bit(settings: Settings, about: dict[str, Any]) -> bool:
-    """Whether to load in NF4: the setting, else the run's value in `about` (run.json), else true on a GPU."""
+    """Whether to load in NF4: the setting, else the value in `about` (run.json), else true on a GPU."""
     return settings.four_bit if settings.four_bit is not None else about.get("four_bit", torch.cuda.is_available())
 
 
 def load_policy(name: str, settings: Settings, slots: int, trainable: bool = False, run: Path | None = None) -> Policy:
     """Load a run's policy (base model and adapter), or a plain model without an adapter.
 
-    `run`: the run to resume with it; its base must be the same. A .gguf file is decoded by llama.cpp where its module is installed and no
-    other engine is set, else unpacked like any model; with `upstream` set, servers elsewhere decode. Raises InputError for an unfinished
-    run, another base or a missing engine.
+    `run`: the run to resume with it; its base must be the same. A .gguf file is decoded by llama.cpp where its module is installed and
+    neither another engine nor NF4 is set. Else it is unpacked like any model; to answer it is not rounded again unless that is asked for.
+    With `upstream` set, servers elsewhere decode. Raises InputError for an unfinished run, another base or a missing engine.
     """
     folder = runs.find_run(name)
     if settings.upstream:
@@ -75,9 +80,11 @@ def load_policy(name: str, settings: Settings, slots: int, trainable: bool = Fal
             raise InputError("an upstream answers and cannot be trained: leave --upstream out")
         return load_upstream_policy(name, settings, slots)
     torch.manual_seed(settings.seed)
-    if folder is None and name.endswith(".gguf") and not trainable and settings.engine == "ours" and llama_cpp.is_available():
-        return build_gguf_policy(Path(resolve(name).ref), slots, settings.kv_cache_gib, settings.prompt)
-    about = (runs.read_run(folder) if folder else {"format": settings.format}) | {"model": model_of(name, settings.base)}
+    answers_gguf = folder is None and name.endswith(".gguf") and not trainable
+    if answers_gguf and settings.engine == "ours" and not settings.four_bit and llama_cpp.is_available():
+        return build_gguf_policy(Path(resolve(name).ref), slots, settings.kv_cache_gib, settings.prompt, FORMATS[settings.format])
+    about = runs.read_run(folder) if folder else {"format": settings.format} | ({"four_bit": False} if answers_gguf else {})
+    about |= {"model": model_of(name, settings.base)}
     if settings.engine == "vllm":
         vllm.require_vllm(settings.backend, is_four_bit(settings, about))
     adapter = folder / "adapter" if folder else None

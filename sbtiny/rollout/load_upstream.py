@@ -66,7 +66,7 @@ def read_vocabulary(name: str) -> tuple[PreTrainedTokenizerBase, int, frozenset[
     source = resolve(name)
     if source.kind == "gguf":
         return read_gguf_vocabulary(Path(source.ref))
-    folder = base_folder(source)
+    folder = base_folder(source, weights=False)
     tokenizer, config = load_tokenizer(str(folder)), read_config(folder)
     text = config.get_text_config()
     stops = stop_ids_of(read_generation(folder, config), tokenizer, text.vocab_size)

@@ -101,7 +101,10 @@ def probe_max_tokens(
         raise InputError("the questions leave no room for an answer: give shorter ones, or a number for --max-tokens")
     given = budgets or [None] * len(prompts)
     first = random.Random(f"{seed}/max_tokens/answers").getrandbits(62)
-    requests = [policy.request(ids, most, first + i, budget) for i, (ids, budget) in enumerate(zip(prompts, given, strict=True))]
+    requests = [
+        policy.request(q.question, most, first + i, budget, system=q.system)
+        for i, (q, budget) in enumerate(zip(questions, given, strict=True))
+    ]
     ended = probe_lengths(policy, requests, sampling)
     chosen = fit_max_tokens(ended, len(requests), most)
     longest = f", the longest after {max(ended)} tokens" if ended else ""

@@ -11,6 +11,7 @@ import psutil
 import torch
 
 from sbtiny.errors import InputError
+from sbtiny.models.device import cpu_memory
 from sbtiny.progress import console
 
 FREE_MEMORY_SHARE = 0.8  # of the free memory; the rest is for activations
@@ -22,7 +23,7 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
-    return psutil.virtual_memory().available
+    return cpu_memory()[1]
 
 
 def peak_bytes(device: torch.device) -> int:

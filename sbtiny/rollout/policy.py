@@ -90,6 +90,11 @@ class Policy:
         ids = question if is_prompt else self.prompt(question, system, opens=not prefill)
         return Request((*ids, *self.encode(prefill)), max_tokens, seed, prefill, expected or budget or 0, limits, interrupt)
 
+    def cut_limits(self, ceiling: int, wrap_up: str | None = None, reserve: int | None = None) -> Limits:
+        """The limits of an answer that is cut after `ceiling` tokens. None: the format's own wrap-up, the format's own reserve."""
+        text = self.form.wrap_up if wrap_up is None else wrap_up
+        return Limits(ceiling, None, tuple(self.encode(text)), reserve or self.form.reserve)
+
     def budget_request(
         self, question: str | Sequence[Message] | Sequence[int], seed: int, system: str | None = None, opens_budget: bool = False
     ) -> Request:

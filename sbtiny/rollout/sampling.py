@@ -49,7 +49,7 @@ def draw_tokens(probs: Tensor, sampling: Sampling, draws: Tensor) -> Tensor:
         probs = probs.where(probs >= sampling.min_p * probs.amax(-1, keepdim=True), 0.0)
     if not sampling.top_k and sampling.top_p == 1:
         return invert(probs, draws)
-    tokens, complete = draw_top(probs, min(TOP_TOKENS, probs.shape[-1]), sampling, draws)
+    tokens, complete = draw_top(probs, min(max(TOP_TOKENS, sampling.top_k + 1), probs.shape[-1]), sampling, draws)
     if not complete.all():
         left = ~complete
         tokens[left] = draw_top(probs[left], probs.shape[-1], sampling, draws[left])[0]
@@ -57,12 +57,14 @@ def draw_tokens(probs: Tensor, sampling: Sampling, draws: Tensor) -> Tensor:
 
 
 def draw_top(probs: Tensor, count: int, sampling: Sampling, draws: Tensor) -> tuple[Tensor, Tensor]:
-    """Draw from what top-k and top-p leave of each row's `count` likeliest tokens. Also returns whether these were enough (rows,).
+    """Draw from what top-k, then top-p leave of each row's `count` likeliest tokens. Also returns whether these were enough (rows,).
 
-    They are summed in the order of the vocabulary, so that a draw means the same token whatever is left out.
+    `count` is above `top_k`, as top-p is a share of what top-k leaves. They are summed in the order of the vocabulary, so that a draw
+    means the same token whatever is left out.
     """
     ordered, index = probs.topk(count) if count < probs.shape[-1] else probs.sort(-1, descending=True)
-    keep = ordered.cumsum(-1) - ordered < sampling.top_p * probs.sum(-1, keepdim=True)
+    total = (ordered[:, : sampling.top_k] if sampling.top_k else probs).sum(-1, keepdim=True)
+    keep = ordered.cumsum(-1) - ordered < sampling.top_p * total
     if sampling.top_k:
         keep[:, sampling.top_k :] = False
     index, place = index.sort(-1)

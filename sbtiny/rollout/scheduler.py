@@ -1,7 +1,7 @@
 """The state of our decode loop: which ticket is in which slot, the inputs of a step, and prompts computed ahead."""
 
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sbtiny.models.shapes import PREFILL_BATCH
+from sbtiny.models.shapes import PREFILL_BATCH, PREFILL_PLACES
 from sbtiny.rollout.session import Ticket
 
 MIN_PREFIX = 16  # a shorter common beginning is computed again: that takes no longer than to look for it
@@ -113,7 +113,7 @@ class Scheduler:
             self.prefilled[prompt] = self.prefill([prompt], state)[0]
             return
         coming = [t.request.prompt_ids for t in islice(self.queue, 4 * PREFILL_BATCH) if t not in self.held]
-        fresh = list(dict.fromkeys([prompt, *(p for p in coming if p not in self.prefilled)]))[:PREFILL_BATCH]
+        fresh = fit_prefill(dict.fromkeys([prompt, *(p for p in coming if p not in self.prefilled)]))
         self.prefilled.update(zip(fresh, self.prefill(fresh, None), strict=True))
         self._drop_kept(self.kept_prefixes, self.spare_bytes)
 
@@ -179,6 +179,17 @@ class Scheduler:
             cache[:, :, slot, :, :used] = cache[:, :, last, :, :used]
             for state in (self.tokens, self.positions):
                 state[slot] = state[last]
+
+
+def fit_prefill(prompts: Iterable[Tokens]) -> list[Tokens]:
+    """The first prompts that one call takes, at least one."""
+    taken, longest = [], 0
+    for prompt in prompts:
+        longest = max(longest, len(prompt))
+        if taken and (len(taken) == PREFILL_BATCH or (len(taken) + 1) * longest > PREFILL_PLACES):
+            break
+        taken.append(prompt)
+    return taken
 
 
 def count_bytes(states: Mapping[Any, Tensor]) -> int:

@@ -1,4 +1,4 @@
-"""The text of every token, and which tokens end inside a character."""
+"""The text of every token, and of tokens that share a character."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -10,7 +10,7 @@ SENTENCEPIECE_SPACE = "▁"  # in its words; its decoder takes the space of the 
 class TokenPieces(list[str]):
     """The text of every token id, special tokens included; bytes that are no whole character show as FRAGMENT.
 
-    `fragments` holds the bytes of the tokens whose text ends in one.
+    `fragments` holds the bytes of the tokens whose text has one.
     """
 
     def __init__(self, texts: Sequence[str], fragments: dict[int, bytes]) -> None:
@@ -27,7 +27,16 @@ def token_pieces(tokenizer: object, size: int) -> TokenPieces:
         else tokenizer.decode([i], skip_special_tokens=False, clean_up_tokenization_spaces=False)
         for i, word in enumerate(words)
     ]
-    return TokenPieces(texts, {i: token_bytes(words[i]) for i, text in enumerate(texts) if text.endswith(FRAGMENT)})
+    broken = (i for i, text in enumerate(texts) if FRAGMENT in text and FRAGMENT not in words[i])  # a word may be that very character
+    return TokenPieces(texts, {i: token_bytes(words[i]) for i in broken})
+
+
+def join_pieces(ids: Sequence[int], pieces: Sequence[str]) -> str:
+    """The text of tokens. A character in several of them is whole; bytes that are none stay FRAGMENT."""
+    fragments = pieces.fragments if isinstance(pieces, TokenPieces) else {}
+    if fragments.keys().isdisjoint(ids):
+        return "".join([pieces[i] for i in ids])
+    return b"".join([fragments.get(i) or pieces[i].encode() for i in ids]).decode(errors="replace")
 
 
 def missing_bytes(data: bytes, missing: int = 0) -> int:

@@ -13,6 +13,7 @@ from sbtiny.errors import InputError
 
 SUPPORTED = ("llama", "qwen2", "qwen3")
 DYNAMIC_ROPE = ("dynamic", "longrope")  # their frequencies depend on the length of the sequence
+WITHOUT_BIAS = ("self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 
 
 def merged_weight(module: nn.Module, dtype: torch.dtype) -> Tensor:
@@ -76,19 +77,31 @@ def read_layer(layer: nn.Module, dtype: torch.dtype) -> Layer:
     )
 
 
+def find_unknown(model: nn.Module) -> str | None:
+    """Say what of a model the decode loop does not know, and would leave out without a word."""
+    config = model.config
+    if config.model_type not in SUPPORTED:
+        return f"knows {', '.join(SUPPORTED)} models, not {config.model_type!r}"
+    if (rope_type := config.rope_parameters["rope_type"]) in DYNAMIC_ROPE:
+        return f"knows no {rope_type!r} rotary embedding"
+    if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
+        return f"knows no sliding window, and this model has one of {config.sliding_window} tokens"
+    parts = ((name, layer.get_submodule(name)) for layer in model.model.layers for name in WITHOUT_BIAS)
+    biased = next((name for name, part in parts if linear_bias(part, torch.float32) is not None), None)
+    return biased and f"knows no bias of {biased}"
+
+
 class Weights:
     """A folded copy of a causal language model (Llama, Qwen2 or Qwen3 architecture), with or without a PEFT adapter.
 
-    Raises InputError for other architectures and for rotary embeddings that depend on the length.
+    Raises InputError for a model that has what the decode loop does not know.
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype | None = None) -> None:
         plain = model.get_base_model() if hasattr(model, "get_base_model") else model
         config = plain.config
-        if config.model_type not in SUPPORTED:
-            raise InputError(f"the rollout engine knows {', '.join(SUPPORTED)} models, not {config.model_type!r}: use --engine generate")
-        if (rope_type := config.rope_parameters["rope_type"]) in DYNAMIC_ROPE:
-            raise InputError(f"the rollout engine knows no {rope_type!r} rotary embedding: use --engine generate")
+        if unknown := find_unknown(plain):
+            raise InputError(f"the rollout engine {unknown}: use --engine generate")
         self.dtype = dtype or plain.get_input_embeddings().weight.dtype
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // self.heads

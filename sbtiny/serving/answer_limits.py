@@ -4,15 +4,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from sbtiny.budget.protocol import MAX_BUDGET, THINK, render_budget
-from sbtiny.config import WRAP_UP, ServeSettings
+from sbtiny.budget.protocol import MAX_BUDGET, SOLUTION, THINK, render_budget
+from sbtiny.config import ServeSettings
 from sbtiny.errors import InputError
 from sbtiny.rollout.limits import Limits
 from sbtiny.rollout.policy import Policy
 from sbtiny.serving.reply import Reply
 
-THINK_WRAP_UP = "\n\nTime is up.\n</think>\n\n"
-SHORT_RESERVE, LONG_RESERVE = 64, 512  # tokens for the wrap-up and an answer in a box; and an answer after the thoughts
 LEAST_ANSWER = 8  # tokens after a wrap-up, at the least
 HEAD_MARGIN = 4  # tokens of a head beyond those of its usual spelling
 
@@ -25,8 +23,8 @@ class Limiter:
         self.head_tokens = count_head_tokens(policy)
         self.wrap_up, self.thoughts_wrap_up = self._encode_wrap_ups()
         self.longest_wrap_up = max(len(self.wrap_up), len(self.thoughts_wrap_up))
-        usual = LONG_RESERVE if policy.form.answered or not policy.states_budget else SHORT_RESERVE
-        self.reserve = settings.reserve or usual  # tokens for the wrap-up and the answer, where there is room
+        usual = policy.form if policy.states_budget else THINK  # what a plain model writes after its thoughts
+        self.reserve = settings.reserve or usual.reserve  # tokens for the wrap-up and the answer, where there is room
         if self.reserve <= self.longest_wrap_up:
             what = f"serve.reserve of {self.reserve} tokens leaves none for the answer after serve.wrap_up"
             raise InputError(f"{what}, which has {self.longest_wrap_up}: raise the one or shorten the other")
@@ -85,9 +83,9 @@ class Limiter:
         if self.settings.wrap_up is not None:
             texts = self.settings.wrap_up, ""
         elif self.policy.states_budget:
-            texts = THINK_WRAP_UP if self.policy.form.answered else WRAP_UP, ""
+            texts = self.policy.form.wrap_up, ""
         else:
-            texts = WRAP_UP, THINK_WRAP_UP
+            texts = SOLUTION.wrap_up, THINK.wrap_up
         return [tuple(self.policy.encode(text)) if text else () for text in texts]
 
 

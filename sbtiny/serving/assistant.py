@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from sbtiny.budget.calibration import Calibration
 from sbtiny.budget.online_calibration import OnlineCalibration
-from sbtiny.budget.protocol import MAX_BUDGET, THINK, render_budget
+from sbtiny.budget.protocol import MAX_BUDGET, SOLUTION, THINK, render_budget
 from sbtiny.budget.seconds import Rate, tokens_in
 from sbtiny.config import EngineName, ServeSettings, Settings
 from sbtiny.errors import InputError
@@ -18,7 +18,7 @@ from sbtiny.rollout.episode import Request, Sampling
 from sbtiny.rollout.load_policy import load_policy
 from sbtiny.rollout.policy import Policy
 from sbtiny.rollout.session import Ticket
-from sbtiny.serving.answer_limits import SHORT_RESERVE, Limiter
+from sbtiny.serving.answer_limits import Limiter
 from sbtiny.serving.ask import Answer, Ask, check_messages, choose_budget, clean_history, default_ask, explain_no_promise
 from sbtiny.serving.reply import Reply
 from sbtiny.serving.request_error import RequestError
@@ -269,7 +269,7 @@ class Assistant:
         return (self.online or self.calibration) if fits and not ask.top_k and not ask.min_p else None
 
     def _check_room(self, prompt: int) -> None:
-        if prompt + self.limiter.head_tokens + 2 * SHORT_RESERVE > self.context:
+        if prompt + self.limiter.head_tokens + 2 * SOLUTION.reserve > self.context:
             text = f"the chat is {prompt} tokens long, which leaves no room in a context of {self.context}: begin a new one"
             raise RequestError(text, code="context_length_exceeded")
 

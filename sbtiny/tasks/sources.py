@@ -67,17 +67,23 @@ def read_rows(path: str) -> list[Row]:
 
 def numbered_rows(path: str) -> list[tuple[int, Row]]:
     """Read (number, row), without blank lines; see `row_files.format_row_location`."""
-    file, size = Path(expand_home(path)), None
-    if "#" in path and not file.exists():
-        head, _, count = path.rpartition("#")
-        if not count.isascii() or not count.isdigit() or int(count) < 1:
-            raise InputError(f"{path}: write the sample as {head}#1000, a whole number of rows above 0")
-        file, size = Path(expand_home(head)), int(count)
+    file, size = locate_sample(path)
     check_file(file)
     rows = read_file(file)
     if not rows:
         raise InputError(f"{file} is empty: it needs one JSON object a line")
     return subsample(rows, size, seed=0)
+
+
+def locate_sample(path: str) -> tuple[Path, int | None]:
+    """The file and the N of `path#N`; N is None without one, and where a file has the whole name."""
+    file = Path(expand_home(path))
+    if "#" not in path or file.exists():
+        return file, None
+    head, _, count = path.rpartition("#")
+    if not count.isascii() or not count.isdigit() or int(count) < 1:
+        raise InputError(f"{path}: write the sample as {head}#1000, a whole number of rows above 0")
+    return Path(expand_home(head)), int(count)
 
 
 def check_file(file: Path) -> None:

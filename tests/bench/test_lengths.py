@@ -35,6 +35,9 @@ def test_lengths_of_a_file(tmp_path) -> None:
         read_lengths(file, 4)
     with pytest.raises(InputError, match="no file"):
         read_lengths(tmp_path / "none", 1)
+    file.write_bytes("3\n5\n".encode("utf-16"))
+    with pytest.raises(InputError, match=r"cannot read .*lengths\.jsonl: .*; save it as UTF-8 text"):
+        read_lengths(file, 1)
     for wrong in ("zero", "0", "1.5", "true", '{"tokens": 3}'):
         file.write_text(f"3\n{wrong}\n")
         with pytest.raises(InputError, match="line 2"):

@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sbtiny.budget.calibration import COVERAGES, beta_quantile, binomial_probabilities, promise_rank, true_coverage_range
+from sbtiny.budget.calibration import (
+    COVERAGES,
+    RANGE,
+    beta_quantile,
+    binomial_probabilities,
+    kept_share_range,
+    promise_rank,
+    true_coverage_range,
+)
 from sbtiny.errors import InputError
 
 
@@ -43,6 +51,23 @@ def test_known_ranks(n: int, c: float, confidence: float | None, rank: int | Non
 
 def test_the_range_of_true_coverage() -> None:
     assert [round(100 * edge, 1) for edge in true_coverage_range(500, 451)] == [87.7, 92.1]
+
+
+@pytest.mark.parametrize(("answers", "edges"), [(500, [86.8, 93.0]), (50, [82.0, 96.0]), (1, [0.0, 100.0])])
+def test_the_range_of_what_new_answers_keep(answers: int, edges: list[float]) -> None:
+    assert [round(100 * edge, 1) for edge in kept_share_range(500, 451, answers)] == edges
+
+
+@given(st.integers(1, 60), st.integers(1, 60), st.data())
+def test_the_range_of_what_is_kept_leaves_out_a_twentieth_at_either_side(n: int, m: int, data: st.DataObject) -> None:
+    """Of the orders of n old and m new scores, those where exactly i new ones are below the k-th old one."""
+    k = data.draw(st.integers(1, n))
+    chances = [Fraction(comb(i + k - 1, i) * comb(m - i + n - k, m - i), comb(m + n, m)) for i in range(m + 1)]
+    assert sum(chances) == 1
+    for share, level in zip(kept_share_range(n, k, m), RANGE, strict=True):
+        i = round(share * m)
+        assert float(sum(chances[:i])) <= level + 1e-9
+        assert float(sum(chances[: i + 1])) >= level - 1e-9
 
 
 @given(st.integers(1, 300), st.sampled_from(["0.8", "0.9", "0.95"]))
@@ -80,6 +105,7 @@ def test_quantiles_with_a_formula() -> None:
 def test_many_answers_are_no_problem() -> None:
     low, high = true_coverage_range(100_000, promise_rank(100_000, 0.9))
     assert 0.898 < low < 0.9 < high < 0.902
+    assert kept_share_range(500, 451, 100_000) == pytest.approx(true_coverage_range(500, 451), abs=2e-4)
 
 
 @pytest.mark.parametrize("value", [0, 1, -0.1, 1.5, 90, float("nan"), "0.9"])

@@ -85,7 +85,16 @@ def test_the_accuracy_interval_narrows_with_the_questions():
     # 1.96 * sqrt(0.25 / n) is 0.098 and 0.0245
     assert few == pytest.approx([0.402, 0.598], abs=0.02)
     assert many == pytest.approx([0.4755, 0.5245], abs=0.002)
-    assert summarise([Sample(True, True, 10, 10)])["accuracy_ci95"] == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("right", "n", "interval"), [(50, 50, [0.9287, 1]), (0, 20, [0, 0.1611]), (1, 1, [0.2065, 1]), (9, 10, [0.5958, 0.9821])]
+)
+def test_the_accuracy_interval_is_wilsons(right: int, n: int, interval: list[float]):
+    report = summarise([Sample(i < right, True, 10, 10) for i in range(n)])
+    lo, hi = report["accuracy_ci95"]
+    assert [lo, hi] == pytest.approx(interval, abs=1e-4)
+    assert 0 <= lo <= report["accuracy"] <= hi <= 1
 
 
 def test_spearman_by_hand():

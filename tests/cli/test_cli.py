@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import full_disk, listing
@@ -20,7 +21,7 @@ import sbtiny
 from sbtiny import runs
 from sbtiny.cli import main as cli
 from sbtiny.cli.data import data_app
-from sbtiny.config import Settings
+from sbtiny.config import EvalSettings, Settings
 from sbtiny.errors import Failed, InputError
 from sbtiny.load_settings import PRESETS, load_settings
 from sbtiny.models.aliases import ALIASES
@@ -124,6 +125,8 @@ WRONG = {
     "eval nosuch": "unknown model 'nosuch'",
     "eval runs/nosuch/deeper": "unknown model",
     "demo --set model=nosuch": "unknown model 'nosuch'",
+    f"sft --model {'x' * 300} -o out": "no file has so long a name as xxx",
+    f"eval tiny --task {'x' * 300}": "no file has so long a name as xxx",
     # settings
     "sft -c none.yaml -o out": "no settings file none.yaml",
     "sft -c broken.yaml -o out": "broken.yaml, line 2",
@@ -184,6 +187,9 @@ WRONG = {
     "grpo --resume -o nosuch": "--resume needs --output",
     # where to write
     "sft -o done": "already holds a finished run",
+    "sft -o runs/tiny": "tiny is the name of a model, so runs/tiny cannot be found by its name: name the run otherwise",
+    "grpo --run done -o runs/qwen-1.5b": "qwen-1.5b is the name of a model",
+    "demo -o runs/tiny": "tiny is the name of a model",
     "sft -o stopped": "go on with --resume",
     "grpo --run done -o done": "already holds a finished run",
     "sft -o good.jsonl/out": "cannot write good.jsonl/out",
@@ -450,6 +456,64 @@ def test_a_dry_run_of_grpo_shows_the_model_and_the_format_of_its_run(sbtiny_: Sb
     assert (shown["model"], shown["format"]) == ("smollm2-135m", "think")
 
 
+def test_a_dry_run_of_a_cold_start_shows_the_prompt_of_the_run_that_it_goes_on_from(sbtiny_: Sbtiny) -> None:
+    runs.create_run("sft", Path("mine"), Settings(), prompt={"instruction": "Think.", "system": None})
+    assert json.loads(sbtiny_("sft --run mine --dry-run --json").out)["prompt"]["instruction"] == "Think."
+    refused = sbtiny_("sft --run mine --set prompt.instruction=Other. --dry-run")
+    assert (refused.code, refused.out) == (2, "")
+
+
+def test_a_run_is_measured_with_its_own_settings_unless_others_are_given(sbtiny_: Sbtiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sbtiny.evaluation import calibrate, run
+
+    given: list[Settings] = []
+
+    def stop(name: str, settings: Settings, *_: Any) -> None:
+        given.append(settings)
+        raise InputError("measured")
+
+    monkeypatch.setattr(run, "run_eval", stop)
+    monkeypatch.setattr(calibrate, "run_calibration", stop)
+    mine = runs.create_run("sft", Path("mine"), Settings(seed=5, eval=EvalSettings(limit=7, task="good.jsonl", temperature=0.3)))
+    (mine / "adapter").mkdir()
+    Path("good.jsonl").write_text(FILES["good.jsonl"])
+    Path("other.yaml").write_text("eval: {limit: 9}\n")
+    for line in (
+        "eval mine",
+        "eval mine -c other.yaml",
+        "eval mine --preset cpu",
+        "calibrate mine",
+        "calibrate mine --set eval.split=train --limit 11",
+        "calibrate mine -c other.yaml",
+    ):
+        assert "measured" in sbtiny_(line).err
+    found = [(s.eval.task, s.eval.limit, s.eval.split, s.eval.temperature, s.seed) for s in given]
+    assert found == [
+        ("good.jsonl", 7, "test", 0.3, 5),
+        ("arithmetic", 9, "test", 0.6, 0),
+        ("arithmetic", 500, "test", 0.6, 0),
+        ("good.jsonl", 500, "val", 0.3, 5),
+        ("good.jsonl", 11, "train", 0.3, 5),
+        ("arithmetic", 9, "val", 0.6, 0),
+    ]
+
+
+def test_an_export_asks_as_many_questions_as_are_set(sbtiny_: Sbtiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sbtiny.export import config
+
+    asked: list[int] = []
+
+    def stop(run: Path, settings: Settings, *_: Any) -> None:
+        asked.append(settings.eval.limit)
+        raise InputError("planned")
+
+    monkeypatch.setattr(config, "make_config", stop)
+    runs.create_run("sft", Path("mine"), Settings(eval=EvalSettings(limit=7)))
+    for line in ("export mine", "export mine --set eval.limit=300", "export mine --set eval.limit=300 --questions 20"):
+        sbtiny_(line)
+    assert asked == [100, 300, 20]
+
+
 def test_long_values_stay_on_their_line(sbtiny_: Sbtiny) -> None:
     name = "/".join(["a-rather-long-folder"] * 8)
     assert f"rows: {name}.jsonl" in sbtiny_(f"sft --data {name}.jsonl --dry-run").out
@@ -655,7 +719,9 @@ def test_from_traces_to_an_evaluated_run_with_json_alone_on_stdout(
     assert runs.find_run("run") == Path("run")
     result = call("eval run --limit 2 --set eval.max_tokens=20 --json")
     assert result == runs.read_json(Path("run/eval.json"))
-    assert (result["questions"], result["task"]) == (2, "arithmetic")
+    assert (result["questions"], result["task"], result["split"], result["top_p"]) == (2, "arithmetic", "test", 0.95)
+    swept = call("eval run --limit 2 --set eval.max_tokens=20 --sweep --json")
+    assert [row["budget"] for row in swept["sweep"]] == ["0.5x", "1x", "2x", "4x"]
     assert not [path for path in Path().rglob(".*") if path.is_file()]  # no temporary file
 
 

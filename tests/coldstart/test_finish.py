@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from sbtiny.budget.protocol import SOLUTION
 from sbtiny.cli import main as cli
-from sbtiny.config import WRAP_UP
 from sbtiny.grpo import trainer as grpo
 from sbtiny.models.load import load_tokenizer
 
@@ -36,7 +36,7 @@ def batches(started: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> l
 
 def test_only_what_follows_the_wrap_up_is_trained_and_right_answers_earn(batches: list[dict[str, Any]], tmp_path: Path) -> None:
     tokenizer = load_tokenizer("tiny")
-    wrap_up = tokenizer.encode(WRAP_UP, add_special_tokens=False)
+    wrap_up = tokenizer.encode(SOLUTION.wrap_up, add_special_tokens=False)
     cut = 0
     for batch in batches:
         for ids, real, mask in zip(batch["completion_ids"], batch["completion_mask"], batch["tool_mask"], strict=True):

@@ -15,10 +15,10 @@ from sbtiny.budget.calibration import CalibrationAnswer, calibrate
 from sbtiny.budget.calibration_record import from_record, to_record
 from sbtiny.budget.metrics import Sample
 from sbtiny.cli.main import run as call
-from sbtiny.config import Settings
+from sbtiny.config import EvalSettings, Settings
 from sbtiny.evaluation import calibrate as module
-from sbtiny.evaluation import trained_questions
-from sbtiny.evaluation.calibration_file import calibration_path, load_calibration
+from sbtiny.evaluation import calibration_file, trained_questions
+from sbtiny.evaluation.calibration_file import calibration_path, load_calibration, measure_coverage
 from sbtiny.evaluation.calibration_plots import draw_calibration
 from sbtiny.evaluation.plots import COLOURS, to_png, to_svg
 from sbtiny.evaluation.trained_questions import without_known_questions
@@ -256,7 +256,8 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The lines on stderr about questions left out or not compared."""
     lines: list[str] = []
     monkeypatch.setattr(leaks, "warn", lines.append)
-    monkeypatch.setattr(trained_questions, "warn", lines.append)
+    for room in (trained_questions, module):
+        monkeypatch.setattr(room, "warn", lines.append)
     return lines
 
 
@@ -300,12 +301,64 @@ def test_what_cannot_be_compared_is_told(tmp_path: Path, questions: Callable[...
     assert any(line.startswith(f"not compared with the rows of {start}: ") for line in said)
 
 
+@pytest.mark.parametrize("model", ["x.gguf", "merged"])
+def test_the_run_of_an_export_is_found_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str], model: str
+) -> None:
+    (tmp_path / "here" / "elsewhere").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    inside, beside = Path("runs/demo/export"), Path("out")
+    for folder in (write_run(Path("runs/demo"), "sft", {}) / "export", beside):
+        (folder / "merged").mkdir(parents=True)
+        runs.write_json(folder / "export.json", {"run": "runs/demo"})
+    for folder in (inside, beside):
+        assert module.exported_run(str(folder / model)).resolve() == Path("runs/demo").resolve()
+    monkeypatch.chdir("elsewhere")
+    write_run(Path("runs/demo"), "sft", {})  # another one of this name
+    for folder in (inside, beside):
+        assert module.exported_run(str(".." / folder / model)).resolve() == Path("../runs/demo").resolve()
+    assert module.exported_run(str(Path("..") / "merged")) is module.exported_run("tiny") is None
+    assert said == []
+
+
+def test_a_run_that_was_renamed_is_the_one_that_its_export_lies_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    runs.write_json(write_run(Path("runs/demo"), "sft", {}) / "export" / "export.json", {"run": "runs/demo"})
+    aside = Path("runs/demo").rename("runs/demo-before")
+    write_run(Path("runs/demo"), "sft", {})
+    assert module.exported_run("runs/demo-before/export/x.gguf").resolve() == aside.resolve()
+
+
+def test_an_export_whose_run_is_gone_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    runs.write_json(tmp_path / "export.json", {"run": "runs/gone"})
+    assert module.exported_run("x.gguf") is None
+    about = tmp_path / "export.json"
+    assert said == [
+        f"not compared with the training of runs/gone, which {about} names: it is not there; calibrate in the folder that it is in"
+    ]
+
+
 # ---- plots -------------------------------------------------------------------------------------------------------------
 
 
 ABOUT = {
     "model_fingerprint": "a", "format": "solution", "task": "arithmetic", "split": "val", "temperature": 0.6, "top_p": 1.0, "date": "now",
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("task", ["kept.jsonl", "./kept.jsonl", "../here/kept.jsonl", "ABSOLUTE", "kept.jsonl#500", "other.jsonl"])
+def test_a_calibration_is_not_checked_on_its_own_file_however_it_is_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, task: str
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    found = calibrate(noisy(30, 0), **ABOUT | {"task": "kept.jsonl#20"})
+    monkeypatch.setattr(calibration_file, "load_calibration", lambda *_, **__: found)
+    settings = EvalSettings(task=str(Path("kept.jsonl").absolute()) if task == "ABSOLUTE" else task, split="test")
+    measured = measure_coverage(None, "run", settings, [Sample(True, True, 50, 50)])
+    said = "the calibration is on kept.jsonl#20, as this evaluation: evaluate on other questions" in capsys.readouterr().err
+    assert ("coverage" in measured, said) == ((True, False) if task == "other.jsonl" else (False, True))
 
 
 def noisy(n: int, seed: int) -> list[CalibrationAnswer]:
@@ -319,15 +372,17 @@ def noisy(n: int, seed: int) -> list[CalibrationAnswer]:
 def test_the_plots_are_drawn() -> None:
     found, few = calibrate(noisy(500, 0), **ABOUT), calibrate(noisy(30, 0), **ABOUT)  # few: no promise at 95 %
     rows = [{"budget": a.stated, "length": a.used, "ok": True} for a in noisy(300, 1)] + [{"budget": None, "length": 9, "ok": False}]
-    evaluation = {"coverage": found.kept_coverage(noisy(300, 1))}
+    evaluation = {"questions": 50, "coverage": found.kept_coverage(noisy(300, 1))}
     figure = draw_calibration(found, evaluation, rows, COLOURS["grpo"])
+    bars = [list(line.get_ydata()) for line in figure.axes[0].lines if line.get_linewidth() == 7]
+    assert bars[1] == pytest.approx([0.82, 0.96])  # what 50 answers keep of 90 %
     assert [ax.get_xlabel() for ax in figure.axes] == ["promised coverage", "budget, tokens"]
     assert "promise at 90 %" in [text.get_text() for text in figure.axes[1].get_legend().texts]
     assert to_png(figure).startswith(b"\x89PNG")
     assert to_svg(figure, "x").startswith("<svg")
     assert draw_calibration(None, evaluation, rows, COLOURS["grpo"]) is draw_calibration(found, {}, rows, COLOURS["grpo"]) is None
     for samples in (rows[:1], []):
-        assert to_png(draw_calibration(few, {"coverage": few.kept_coverage(noisy(50, 1))}, samples, COLOURS["sft"]))
+        assert to_png(draw_calibration(few, {"questions": 50, "coverage": few.kept_coverage(noisy(50, 1))}, samples, COLOURS["sft"]))
 
 
 def test_a_report_with_finite_promises_draws_them(tmp_path: Path) -> None:
@@ -341,6 +396,7 @@ def test_a_report_with_finite_promises_draws_them(tmp_path: Path) -> None:
     page = (folder / "report.html").read_text()
     assert 'aria-label="What is a budget worth?"' in page
     assert "by chance %" in page
+    assert "83.3–96.7" in page  # 50 to 58 of 60 answers
     (folder / "calibration.json").unlink()
     assert write_report(folder)["calibration"] is None
     assert not (folder / "plots" / "calibration.png").exists()

@@ -123,7 +123,7 @@ def test_other_tasks_are_not_compared(demo: Path) -> None:
     put_evaluation(demo / "base", BASE, task="other.jsonl")
     result = write_report(demo)
     assert [result[key] for key in ("compression", "accuracy_change", "accuracy_change_ci95")] == [None] * 3
-    assert "evaluated on other.jsonl, this run on arithmetic" in Page(demo / "report.html").text
+    assert "evaluated on other.jsonl (test), this run on arithmetic" in Page(demo / "report.html").text
 
 
 def test_a_sweep_of_an_earlier_evaluation_is_left_out(demo: Path) -> None:
@@ -131,8 +131,20 @@ def test_a_sweep_of_an_earlier_evaluation_is_left_out(demo: Path) -> None:
     found = runs.read_json(demo / "eval.json")
     runs.write_json(demo / "eval.json", found | {"temperature": 0.0})
     assert write_report(demo)["sweep"] is None
+    for changed in ({"max_tokens": 7}, {"split": "val"}, {"upstream": "http://there"}):
+        runs.write_json(demo / "eval.json", found | changed)
+        assert write_report(demo)["sweep"] is None
     put_evaluation(demo, GRPO, task="other.jsonl")
     assert write_report(demo)["sweep"] is None
+
+
+def test_tokens_are_compared_on_the_questions_that_both_answered(demo: Path) -> None:
+    put_evaluation(demo, GRPO[:8])
+    result = write_report(demo)
+    assert result["compression"] == pytest.approx(1 - sum(s.length for s in GRPO[:8]) / sum(s.length for s in BASE[:8]))
+    runs.write_json(demo / "base" / "eval.json", runs.read_json(demo / "base" / "eval.json") | {"split": "val"})
+    assert write_report(demo)["compression"] is None
+    assert "on arithmetic (val), this run on arithmetic" in " ".join(Page(demo / "report.html").text.split())
 
 
 def test_the_check_of_an_export_stands_in_the_report(demo: Path) -> None:

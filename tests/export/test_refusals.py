@@ -14,6 +14,7 @@ from sbtiny.coldstart.build import build_data
 from sbtiny.coldstart.run import run_sft
 from sbtiny.config import Settings
 from sbtiny.errors import InputError
+from sbtiny.export.config import check_output
 from sbtiny.models.aliases import BUNDLED
 from sbtiny.models.load import load_model
 
@@ -28,6 +29,18 @@ def refused(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, run:
     assert (ended.value.code, len(lines)) == (2, 1), lines
     assert not list(run.parent.glob("*out*"))
     return lines[0]
+
+
+def test_an_output_that_an_export_cannot_take_the_place_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "empty" / "inside").mkdir(parents=True)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(InputError, match=r"file is a file: give --output a folder"):
+        check_output(tmp_path / "file")
+    monkeypatch.chdir(tmp_path / "empty" / "inside")
+    for folder in (Path(), Path.cwd(), Path.cwd().parent, Path("..")):
+        with pytest.raises(InputError, match=f"cannot take the place of {folder} while you are in it: give --output a new folder"):
+            check_output(folder)
+    check_output(Path("export"))
 
 
 def model_of(run: Path, base: Path) -> Path:

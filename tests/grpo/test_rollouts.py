@@ -142,7 +142,7 @@ def test_a_cut_answer_learns_only_what_follows_the_wrap_up(policy, tmp_path: Pat
     request = rollouts.request(QUESTIONS[0], Group("cut", budget=40, ceiling=6), seed=1)
     episode = policy.sample([request], Sampling())[0]
     (scored,) = score(rollouts, QUESTIONS[0], [episode], 0.5, "cut")
-    injected = len(rollouts.wrap_up)
+    injected = len(rollouts.limits(1).wrap_up)
     assert episode.stop_reason == "ceiling"
     assert episode.injected[6 : 6 + injected] == [True] * injected
     assert mask_through_last_injected(episode.injected) == [0] * (6 + injected) + [1] * (len(episode.completion_ids) - 6 - injected)

@@ -1,12 +1,14 @@
 """Devices and dtypes."""
 
+import math
 from pathlib import Path
 
 import pytest
 import torch
 
 from sbtiny.models import device as hardware
-from sbtiny.models.device import Hardware, cpu_flags, cpu_name, detect_device, pick_dtype, probe_device
+from sbtiny.models.device import Hardware, cpu_flags, cpu_name, detect_device, pick_dtype, probe_device, read_cgroup
+from sbtiny.rollout.memory import free_bytes
 
 XEON = "processor: 0\nmodel name\t: Xeon 8481C\nflags\t\t: fpu avx512f amx_bf16\n\nprocessor: 1\nflags\t: fpu\n"
 
@@ -91,3 +93,31 @@ def test_the_gpu_is_the_first_that_cuda_may_see(
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     found = probe_device()
     assert (found.name if found.device == "cuda" else None) == name
+
+
+LIMITED = {"memory.max": "2147483648\n", "memory.current": "1073741824\n", "memory.stat": "anon 5\ninactive_file 1048576\n"}
+OLDER = {
+    "memory/memory.limit_in_bytes": "1073741824\n",
+    "memory/memory.usage_in_bytes": "1073741000\n",
+    "memory/memory.stat": "inactive_file 3\ntotal_inactive_file 176\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("files", "found"),
+    [
+        (LIMITED, (2**31, 2**30 + 2**20)),
+        (OLDER, (2**30, 1000)),
+        (LIMITED | {"memory.current": "2147483999\n", "memory.stat": ""}, (2**31, 0)),
+        (LIMITED | {"memory.max": "max\n"}, (math.inf, math.inf)),
+        ({}, (math.inf, math.inf)),
+    ],
+)
+def test_a_container_has_no_more_than_its_limit(files: dict[str, str], found: tuple[float, float], tmp_path: Path, monkeypatch) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert read_cgroup(tmp_path) == found
+    monkeypatch.setattr(hardware, "CGROUP", tmp_path)
+    assert probe_device().memory_gb == detect_device().memory_gb <= found[0] / 2**30
+    assert free_bytes(torch.device("cpu")) <= found[1]

@@ -9,10 +9,13 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from sbtiny.errors import InputError
+from sbtiny.models.shapes import PREFILL_BATCH, PREFILL_PLACES
+from sbtiny.rollout import scheduler as scheduler_module
 from sbtiny.rollout.engine import Engine
 from sbtiny.rollout.episode import Request, Sampling
 from sbtiny.rollout.load_policy import build_policy
 from sbtiny.rollout.sampling import counter_uniforms, sample_tokens
+from sbtiny.rollout.scheduler import fit_prefill
 from sbtiny.tasks import arithmetic
 
 SHAPE = {
@@ -97,6 +100,22 @@ def test_a_request_does_not_depend_on_its_company(policy):
     assert [e.completion_ids for e in together[:4]] == [e.completion_ids for e in alone]
 
 
+@pytest.mark.parametrize(("lengths", "taken"), [([100] * 40, PREFILL_BATCH), ([PREFILL_PLACES, 1], 1), ([9000, 1], 1), ([10, 3000, 10], 2)])
+def test_as_many_prompts_are_computed_at_once_as_have_room(lengths: list[int], taken: int) -> None:
+    prompts = [(0,) * length for length in lengths]
+    assert fit_prefill(prompts) == prompts[:taken]
+
+
+def test_prompts_that_wait_for_room_give_the_same_answers(policy, monkeypatch) -> None:
+    asked, counts, prefill = requests(policy, 12), [], Engine._prefill
+    expected = [e.completion_ids for e in policy.sample(asked, Sampling(0))]
+    monkeypatch.setattr(scheduler_module, "PREFILL_PLACES", 3 * max(len(r.prompt_ids) for r in asked))
+    monkeypatch.setattr(Engine, "_prefill", lambda self, prompts, *more: (counts.append(len(prompts)), prefill(self, prompts, *more))[1])
+    assert [e.completion_ids for e in policy.sample(asked, Sampling(0))] == expected
+    assert sum(counts) == 12
+    assert 3 <= max(counts) < 12
+
+
 def test_seeds_differ_and_repeat(policy):
     question = arithmetic.generate_questions("val", 1)[0].question
     asked = [policy.request(question, 40, seed=i) for i in range(8)]
@@ -128,6 +147,10 @@ def test_sampling_follows_the_distribution_and_its_limits():
         wanted = logits[0].softmax(-1).where(torch.arange(4) < allowed, 0.0)
         shares = torch.bincount(tokens, minlength=4) / len(tokens)
         assert torch.allclose(shares, wanted / wanted.sum(), atol=0.015)
+
+
+def test_no_requests_give_no_episodes(policy):
+    assert policy.sample([], Sampling()) == []
 
 
 def test_bad_requests_are_refused_before_any_work(policy):

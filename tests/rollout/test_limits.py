@@ -188,3 +188,18 @@ def test_the_token_that_makes_a_head_malformed_is_judged_by_the_budget_before_it
     control = LimitTracker(Limits(tolerance=0.0))
     verdicts = [control.check_token(piece) for piece in ("<budget>2</budget>", " ", " ", "<budget>")]
     assert verdicts == [Verdict.GO, Verdict.GO, Verdict.GO, Verdict.STOP]
+
+
+@pytest.mark.parametrize("ceiling", [40, None])
+@pytest.mark.parametrize("words", [(" The", " answer"), ("<budget>", "3")], ids=str)
+def test_what_is_wrapped_up_in_its_head_has_the_reserve_and_no_second_wrap_up(ceiling: int | None, words: tuple[str, ...]) -> None:
+    pieces = ["<budget>", "2", "</budget>", *words, *(["a"] * 80)]
+    stands, injected, control, stopped = play(pieces, Limits(ceiling, 0.5, (1, 2), 12))
+    assert injected == [False, False, False, True, True, *[False] * 10]
+    assert (len(stands), stopped, control.wrapped_at) == (3 + 12, True, 3)
+
+
+def test_thoughts_that_may_not_open_are_not_wrapped_up() -> None:
+    control = LimitTracker(Limits(ceiling=0, wrap_up=(1,), reserve=9, thoughts_wrap_up=(2,)), "<budget>4</budget>")
+    assert control.check_token("<think>So") is Verdict.WRAP_UP
+    assert (control.section, control.wrap_up) == (AnswerSection.HEAD, (1,))

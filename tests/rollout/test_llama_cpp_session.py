@@ -1,5 +1,6 @@
-"""The open loop over llama.cpp: requests that come and go give the tokens that they give alone."""
+"""The open loop over llama.cpp: requests that come and go give the tokens that they give alone; its threads."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from support import play_session
 
 from sbtiny.errors import InputError
+from sbtiny.rollout.engines.llama_cpp import count_threads
 from sbtiny.rollout.episode import Request, Sampling
 from sbtiny.rollout.limit_enforcer import Interrupt
 from sbtiny.rollout.limits import Limits
@@ -227,3 +229,10 @@ def test_after_a_session_that_was_too_long_a_shorter_one_is_opened(plain_gguf: P
         policy.engine.open_session(100_000)
     assert policy.sample([request], GREEDY)[0].completion_ids == expected
     policy.engine.close()
+
+
+@pytest.mark.parametrize(("wish", "threads"), [("3", 3), ("4,2", 4), (" 2 , 1", 2), ("0", 7), ("", 7), ("many", 7), ("-1", 7)])
+def test_its_threads_are_what_omp_says_or_the_cores_that_it_may_use(wish: str, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(7)), raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", wish)
+    assert count_threads() == threads

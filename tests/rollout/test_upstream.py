@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import httpx
+import huggingface_hub
 import pytest
 from support import write_gguf
 from upstream_support import FakeOllama, LlamaServer, make_requests, play_requests
@@ -211,6 +212,23 @@ def test_ollama_gets_text_and_gives_text(tiny) -> None:
         open_upstream("tiny", server.url + "#other")
 
 
+def test_the_weights_of_a_hub_model_are_not_fetched_where_the_run_knows_its_base(started: Path, tiny, tmp_path: Path, monkeypatch) -> None:
+    run = Path(shutil.copytree(started, tmp_path / "run"))
+    runs.write_json(run / "run.json", runs.read_run(run) | {"model": "owner/name"})
+    fetched: list[str] = []
+    bare = Path(shutil.copytree(BUNDLED, tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors")))
+
+    def fetch(ref: str, allow_patterns: list[str], **_: object) -> str:
+        fetched.extend([ref, *allow_patterns])
+        return str(bare)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    server = FakeOllama(len(tiny[1]), lambda *_: ["<budget>9</budget>"])
+    assert open_upstream(run, server.url).states_budget
+    assert fetched[0] == "owner/name"
+    assert not any("safetensors" in pattern for pattern in fetched)
+
+
 @pytest.mark.parametrize(("least_prefill", "waits"), [(1, True), (10**9, False)])
 def test_a_longer_prompt_is_waited_for_longer(tiny, monkeypatch: pytest.MonkeyPatch, least_prefill: int, waits: bool) -> None:
     monkeypatch.setattr(upstream_reader, "READ_SECONDS", 0.3)
@@ -342,6 +360,21 @@ def test_a_second_closing_tag_is_never_written(played) -> None:
     there.say(Chunk(tokens=(2,), end="stop"))
     assert ticket.episode.ended
     assert ticket.episode.text.partition("</think>")[2] == "\n\n</2"  # as in our own loop, what is no tag yet stands
+
+
+def test_a_server_that_writes_what_is_masked_is_not_asked_for_ever(played) -> None:
+    there = played(Vllm("m"))
+    ticket = close_by_force(there)
+    first, second = there.encode("</think>")[:2]
+    asked = len(there.reader.opened)
+    for token in (first, second, second, second, *there.encode("2"), first):  # one that may stand begins the count anew
+        there.say(Chunk(tokens=(token,)))
+    for _ in range(3):
+        assert there.say(Chunk(tokens=(second,))) == []
+    assert there.say(Chunk(tokens=(second,))) == [ticket]
+    assert "writes tokens that it was told not to: start it without speculative decoding" in str(ticket.refusal)
+    assert len(there.reader.opened) == asked + 6
+    assert not there.session.is_busy
 
 
 def test_a_server_that_cannot_mask_has_the_second_tag_left_out(played) -> None:

@@ -22,6 +22,7 @@ from sbtiny.grpo.run import run_grpo
 from sbtiny.models.aliases import BUNDLED
 from sbtiny.models.load import add_lora, load_model
 from sbtiny.models.prompt import prompt_ids
+from sbtiny.rollout.engines.vllm_session import VllmSession
 from sbtiny.rollout.episode import Episode, Request, Sampling
 from sbtiny.rollout.limit_enforcer import Interrupt
 from sbtiny.rollout.limits import Limits
@@ -157,6 +158,32 @@ def test_what_must_not_come_after_a_forced_closing_tag_does_not(tiny, theirs: Po
     rest = [token for token, forced in zip(found.completion_ids[7:], found.injected[7:], strict=True) if not forced]
     assert set(rest).isdisjoint(liked) == bool(rest)
     assert ours.completion_ids == found.completion_ids
+
+
+def test_a_masked_token_that_comes_nonetheless_ends_the_answer(policy: Policy) -> None:
+    """As where vLLM guesses tokens ahead, which drops the mask; the same seed would bring it for ever."""
+
+    names: list[str] = []
+
+    class Core:
+        def add_request(self, name: str, *_: object, **__: object) -> None:
+            names.append(name)
+
+        def abort_request(self, _: list[str]) -> None: ...
+
+        def step(self) -> list[SimpleNamespace]:
+            return [SimpleNamespace(request_id=names[-1], outputs=[SimpleNamespace(token_ids=[5])], finished=True)]
+
+    ours = policy.engine
+    parts = {"make_ticket": ours.make_ticket, "stops": ours.stops, "tag_mask": SimpleNamespace(masked_tokens=lambda _: [5])}
+    engine = SimpleNamespace(core=Core(), capacity=400, rows=1, adapter=None, stop_ids=[2], **parts)
+    engine.session = session = VllmSession(engine)
+    ticket = session.add(asked(policy, 1)[0], Sampling(0))
+    assert (session.step(), session.step()) == ([], [ticket])
+    assert "told not to" in str(ticket.refusal)
+    assert len(names) == 2
+    assert not session.is_busy
+    assert not session.masking
 
 
 def test_answers_are_held_resumed_and_dropped(theirs: Policy) -> None:

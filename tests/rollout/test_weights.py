@@ -1,4 +1,4 @@
-"""The rotary embedding, computed from what the model's module holds, against what that module itself says."""
+"""The rotary embedding against what the model's module itself says, and models with what the decode loop does not know."""
 
 from typing import Any
 
@@ -8,6 +8,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from sbtiny.errors import InputError
+from sbtiny.models.load import add_lora
 from sbtiny.rollout.weights import Weights
 
 SHAPE = {
@@ -81,3 +82,26 @@ def test_the_module_may_have_another_signature() -> None:
 def test_a_rotary_embedding_that_changes_with_the_length_is_refused(rope: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=f"knows no '{rope['rope_type']}' rotary embedding"):
         Weights(llama(rope))
+
+
+SLIDING = {"use_sliding_window": True, "sliding_window": 8}
+
+
+@pytest.mark.parametrize(
+    ("config", "build", "more", "reason"),
+    [
+        (LlamaConfig, LlamaForCausalLM, {"attention_bias": True}, "no bias of self_attn.o_proj"),
+        (LlamaConfig, LlamaForCausalLM, {"mlp_bias": True}, "no bias of mlp.gate_proj"),
+        (Qwen3Config, Qwen3ForCausalLM, {"attention_bias": True}, "no bias of self_attn.o_proj"),
+        (Qwen2Config, Qwen2ForCausalLM, SLIDING | {"max_window_layers": 0}, "no sliding window, and this model has one of 8 tokens"),
+    ],
+)
+def test_what_would_be_left_out_without_a_word_is_refused(config: Any, build: Any, more: dict[str, Any], reason: str) -> None:
+    model = build(config(**SHAPE, **more))
+    for wrapped in (model, add_lora(model, rank=2)):
+        with pytest.raises(InputError, match=f"{reason}: use --engine generate"):
+            Weights(wrapped)
+
+
+def test_a_window_that_no_layer_uses_is_none() -> None:
+    assert Weights(Qwen2ForCausalLM(Qwen2Config(**SHAPE, **SLIDING, max_window_layers=1))).layers

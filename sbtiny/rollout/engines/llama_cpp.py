@@ -32,8 +32,10 @@ def is_available() -> bool:
 
 
 def count_threads() -> int:
-    """Threads for llama.cpp; llama-cpp-python's own default is half of the cores."""
-    return int(os.environ.get("OMP_NUM_THREADS", 0)) or os.cpu_count() or 1
+    """Threads for llama.cpp: as OMP_NUM_THREADS says, else all usable cores; llama-cpp-python's own default is half of them."""
+    outermost = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()  # it may list one number for each level of nesting
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return (int(outermost) if outermost.isdecimal() else 0) or usable
 
 
 @cache

@@ -20,7 +20,7 @@ from sbtiny.rollout.session import AskingSession, Ticket
 
 STEP_SECONDS = 0.01  # a step waits so long for the first chunk: whoever calls has other things to do
 SPARE = 4  # tokens asked beyond a limit where the last ones came inside a character, which a server may not show
-MOST_IDLE = 3  # requests in a row that bring no token
+MOST_IDLE = 3  # requests in a row that bring no token that may stand
 
 
 class UpstreamEngine(DecodeEngine):
@@ -221,7 +221,9 @@ class UpstreamSession(AskingSession):
             if not masks and course.tag_skip.leaves_out(vocabulary, ticket, token):
                 continue
             if masks and token in vocabulary.tag_mask.masked_tokens(ticket.enforcer):
-                return self._ask_again(stream, masks_all=True)
+                if not self._gives_up(stream, "writes tokens that it was told not to: start it without speculative decoding"):
+                    self._ask_again(stream, masks_all=True)
+                return
             reason, is_forced = ticket.append_all(token, None, self.engine.stops)
             if reason:
                 return self._end(ticket, reason)
@@ -238,12 +240,20 @@ class UpstreamSession(AskingSession):
     def _go_on(self, stream: Stream, chunk: Chunk) -> None:
         """The server has written what it was asked for."""
         ticket, course = stream.ticket, self.courses[stream.ticket]
-        course.idle += len(ticket.written) == stream.begun_at
-        if course.idle > MOST_IDLE:
-            return self._move(stream, UpstreamError(f"upstream {stream.upstream.url} writes nothing: is it the same model?", True))
+        if len(ticket.written) == stream.begun_at and self._gives_up(stream, "writes nothing: is it the same model?"):
+            return
         hidden = chunk.count is not None and chunk.count > stream.shown
         pending = ticket.enforcer is not None and ticket.enforcer.tracker.pending
         self._ask_again(stream, spare=SPARE if hidden or pending or course.idle else 0)
+
+    def _gives_up(self, stream: Stream, fault: str) -> bool:
+        """Count a request that brought nothing. One too many in a row, and the answer ends with the fault."""
+        course = self.courses[stream.ticket]
+        course.idle += 1
+        is_over = course.idle > MOST_IDLE
+        if is_over:
+            self._move(stream, UpstreamError(f"upstream {stream.upstream.url} {fault}", True))
+        return is_over
 
     def _end(self, ticket: Ticket, reason: StopReason) -> None:
         self._close(ticket)

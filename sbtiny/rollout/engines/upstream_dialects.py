@@ -90,7 +90,7 @@ class LlamaServer(Dialect):
             "top_p": s.top_p,
             "top_k": s.top_k,
             "min_p": s.min_p,
-            "samplers": ["temperature", "min_p", "top_p", "top_k"],  # in our order, and no others
+            "samplers": ["temperature", "min_p", "top_k", "top_p"],  # in our order, and no others
             "repeat_penalty": 1.0,
             "logit_bias": [[token, False] for token in segment.masked],
         }

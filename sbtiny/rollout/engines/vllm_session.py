@@ -7,6 +7,7 @@ answer so far are asked again; vLLM has their keys and values still. A held answ
 from collections.abc import Sequence
 from typing import Any
 
+from sbtiny.errors import InputError
 from sbtiny.rollout.episode import StopReason
 from sbtiny.rollout.session import AskingSession, Ticket
 
@@ -20,6 +21,7 @@ class VllmSession(AskingSession):
         super().__init__(engine.make_ticket, engine.capacity)
         self.engine = engine  # the VllmEngine that opens it
         self.running: dict[str, Ticket] = {}  # by vLLM's name of the request
+        self.masking: set[str] = set()  # those of them that ask one token, without those that may not come
         self.requests = 0
 
     def drop(self, ticket: Ticket) -> None:
@@ -45,9 +47,10 @@ class VllmSession(AskingSession):
             raise RuntimeError("another session was opened on this engine: it has one cache")
         ended = self._refill()
         for output in self.engine.core.step() if self.running else ():
-            if (ticket := self.running.get(output.request_id)) and (reason := self._read(output, ticket)):
-                ticket.finish(reason)
-                ended.append(ticket)
+            if ticket := self.running.get(output.request_id):
+                if reason := self._read(output, ticket):
+                    ticket.finish(reason)
+                ended += [ticket] if reason or ticket.refusal else []
         return ended
 
     # ---- requests ------------------------------------------------------------------------------------------------------------------
@@ -73,6 +76,8 @@ class VllmSession(AskingSession):
         parameters = self._parameters(ticket, forbidden)
         self.engine.core.add_request(name, tokens_input(ids), parameters, lora_request=self.engine.adapter)
         self.running[name] = ticket
+        if forbidden:
+            self.masking.add(name)
 
     def _parameters(self, ticket: Ticket, forbidden: Sequence[int]) -> Any:
         from vllm import SamplingParams
@@ -96,7 +101,11 @@ class VllmSession(AskingSession):
 
     def _abort(self, name: str) -> None:
         self.engine.core.abort_request([name])
+        self._forget(name)
+
+    def _forget(self, name: str) -> None:
         del self.running[name]
+        self.masking.discard(name)
 
     def _name(self, ticket: Ticket) -> str | None:
         return next((name for name, running in self.running.items() if running is ticket), None)
@@ -104,7 +113,10 @@ class VllmSession(AskingSession):
     # ---- answers -------------------------------------------------------------------------------------------------------------------
 
     def _read(self, output: Any, ticket: Ticket) -> StopReason | None:
-        """Write vLLM's new tokens as far as the limits let them stand. Returns the stop reason when the answer is over."""
+        """Write vLLM's new tokens as far as the limits let them stand. Returns the stop reason when the answer is over.
+
+        Sets the ticket's refusal where a token comes although it was masked: the same seed would bring it for ever.
+        """
         reason, is_forced, forbidden = None, False, []
         part = output.outputs[0]
         for i, token in enumerate(part.token_ids):
@@ -116,9 +128,11 @@ class VllmSession(AskingSession):
             if reason or is_forced:
                 break
         if reason or is_forced or forbidden or output.finished:
-            del self.running[output.request_id]
+            if forbidden and output.request_id in self.masking:
+                ticket.refusal = InputError("vLLM writes tokens that it was told not to: use --engine ours or generate")
+            self._forget(output.request_id)
             if not output.finished:
                 self.engine.core.abort_request([output.request_id])
-            if not reason:
+            if not reason and ticket.refusal is None:
                 self._ask(ticket, forbidden)
         return reason

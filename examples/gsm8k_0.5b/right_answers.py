@@ -1,0 +1,80 @@
+"""Rows that win back the sums: a run's own right answers, asked as it is and for more, each labelled with its own length.
+
+    python examples/gsm8k_0.5b/right_answers.py RUN ROWS.jsonl OUT.jsonl --budgets BUDGETS.jsonl [--base MODEL] [--share 0.93] [--seed 0]
+
+The questions are those of ROWS.jsonl (rows.py), to which the initial model found an answer. Each is answered three times: twice with the
+budget that the run states, once told 2.4 times that. Right answers become *given* rows; 600 of the first kind, all of the second. 150 long
+answers of ROWS.jsonl join, since a run that is told to write more than it ever did has nothing to learn it from. 420 rows of
+BUDGETS.jsonl, times `share`, keep the budgets where they are.
+"""
+
+import argparse
+import random
+from pathlib import Path
+from typing import Any
+
+from own_answers import ROOM, USUAL_BUDGET, draw
+
+from sbtiny import runs
+from sbtiny.coldstart.foretell import round_budget
+from sbtiny.coldstart.sample_correct import classify_answer, make_row
+from sbtiny.errors import run_script
+from sbtiny.load_settings import load_settings
+from sbtiny.rollout.episode import Episode, Sampling
+from sbtiny.rollout.load_policy import load_policy
+from sbtiny.rollout.policy import Policy
+from sbtiny.tasks.load import load_questions
+from sbtiny.tasks.sources import Question, read_rows
+from sbtiny.tasks.verify import load_verifier
+
+SAMPLING = Sampling(0.7, 0.95)
+DRAWS, TIMES = 2, 2.4
+SHORT, LONG, BUDGETS = 600, 150, 420  # most rows of each kind
+LONG_TOKENS = 240  # a row of rows.py is long from here on
+
+
+def keep_right(policy: Policy, questions: list[Question], episodes: list[Episode]) -> list[dict[str, Any]]:
+    """A given row for each right answer, without repetitions."""
+    verify, rows = load_verifier("auto"), {}
+    for question, episode in zip(questions, episodes, strict=True):
+        if episode.parsed.ok and classify_answer(episode, question, verify) == "row":
+            text = episode.solution.strip()
+            rows[question.id, text] = make_row(policy, question, text) | {"given": True}
+    return list(rows.values())
+
+
+def answer_twice(policy: Policy, questions: list[Question], seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The right answers with the run's own budgets, and those told TIMES their mean."""
+    asked = [question for question in questions for _ in range(DRAWS)]
+    own = policy.sample([policy.request(q.question, ROOM, 10_000 * seed + i) for i, q in enumerate(asked)], SAMPLING)
+    budgets, after = [episode.parsed.budget or USUAL_BUDGET for episode in own], 10_000 * seed + len(asked)
+    told = [round(TIMES * sum(budgets[i : i + DRAWS]) / DRAWS) for i in range(0, len(asked), DRAWS)]
+    more = [policy.request(q.question, ROOM, after + i, told[i]) for i, q in enumerate(questions)]
+    return keep_right(policy, asked, own), keep_right(policy, questions, policy.sample(more, SAMPLING))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run")
+    parser.add_argument("rows")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--budgets", required=True)
+    parser.add_argument("--base")
+    parser.add_argument("--share", type=float, default=0.93)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    rng = random.Random(args.seed)
+    runs.check_writable(args.out)
+    rows, known = read_rows(args.rows), read_rows(args.budgets)
+    policy = load_policy(args.run, load_settings(overrides=[("four_bit", False), *([("base", args.base)] if args.base else [])]), 128)
+    questions = list({q.id: q for q in load_questions(args.rows, "train")}.values())
+    short, long = answer_twice(policy, questions, args.seed)
+    ours = [row for row in rows if row.get("given") and row["budget"] >= LONG_TOKENS]
+    answers = [*draw(short, SHORT, rng), *long, *draw(ours, LONG, rng)]
+    budgets = [row | {"budget": round_budget(row["budget"] * args.share)} for row in draw(known, BUDGETS, rng)]
+    runs.write_jsonl(args.out, answers + budgets)
+    print(f"{len(answers)} answers, {len(budgets)} budgets")
+
+
+if __name__ == "__main__":
+    run_script(main)
