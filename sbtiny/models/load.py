@@ -15,7 +15,7 @@ from torch import nn
 
 from sbtiny.config import BackendName
 from sbtiny.errors import InputError
-from sbtiny.models import aliases, attention
+from sbtiny.models import aliases
 from sbtiny.models.adapters import read_adapter_config
 from sbtiny.models.aliases import Source, resolve
 from sbtiny.models.backend import start_backend
@@ -104,7 +104,7 @@ def _with_transformers(source: Source, base: ModelFolder, four_bit: bool, dtype:
         model, report = AutoModelForCausalLM.from_pretrained(
             _files(source),
             dtype=torch_dtype,
-            attn_implementation="sdpa" if hardware.device == "cuda" else attention.register(),
+            attn_implementation="sdpa",
             device_map={"": int(os.environ.get("LOCAL_RANK", 0))} if hardware.device == "cuda" else None,
             quantization_config=_nf4(torch_dtype) if four_bit else None,
             ignore_mismatched_sizes=True,  # they are in the report, which is checked
