@@ -23,7 +23,6 @@ from sbtiny.load_settings import load_settings
 from sbtiny.rollout.episode import Episode, Sampling
 from sbtiny.rollout.load_policy import load_policy
 from sbtiny.rollout.policy import Policy
-from sbtiny.tasks.load import load_questions
 from sbtiny.tasks.sources import Question, read_rows
 from sbtiny.tasks.verify import load_verifier
 
@@ -67,7 +66,7 @@ def main() -> None:
     runs.check_writable(args.out)
     rows, known = read_rows(args.rows), read_rows(args.budgets)
     policy = load_policy(args.run, load_settings(overrides=[("four_bit", False), *([("base", args.base)] if args.base else [])]), 128)
-    questions = list({q.id: q for q in load_questions(args.rows, "train")}.values())
+    questions = list({row["id"]: Question(row["id"], row["question"], row["answer"]) for row in rows}.values())
     short, long = answer_twice(policy, questions, args.seed)
     ours = [row for row in rows if row.get("given") and row["budget"] >= LONG_TOKENS]
     answers = [*draw(short, SHORT, rng), *long, *draw(ours, LONG, rng)]

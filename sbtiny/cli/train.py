@@ -79,9 +79,9 @@ def sft(
         raise InputError(f"--run goes on from {start}, which has its model: leave --model out")
     settings, preset, note = flags.load_for_device(inherit_model(start, flags) | {"sft.rows": data})
     settings = apply_auto_micro_batch(settings, "sft", preset)
-    settings = replace(settings, prompt=runs.kept_prompt(start, settings.prompt)) if start else settings
+    prompt = runs.kept_prompt(start, settings.prompt) if start else settings.prompt
     if flags.dry_run:
-        return print_dry_run(settings, ("data", "sft"), preset, flags.as_json)
+        return print_dry_run(replace(settings, prompt=prompt), ("data", "sft"), preset, flags.as_json)
     resolve(settings.model)
     if settings.sft.rows:
         read_labelled(settings.sft.rows)
@@ -121,9 +121,9 @@ def grpo(
     start = find_start(run, flags.output if flags.resume else None) or (None if flags.dry_run else runs.newest_run("sft"))
     settings, preset, note = flags.load_for_device(inherit_model(start, flags) | {"grpo.questions": data, "grpo.cut_share": cut_share})
     settings = apply_auto_micro_batch(settings, "grpo", preset)
-    settings = replace(settings, prompt=runs.kept_prompt(start, settings.prompt)) if start else settings
+    prompt = runs.kept_prompt(start, settings.prompt) if start else settings.prompt
     if flags.dry_run:
-        return print_dry_run(settings, ("grpo",), preset, flags.as_json)
+        return print_dry_run(replace(settings, prompt=prompt), ("grpo",), preset, flags.as_json)
     validate_inputs(settings.grpo, settings.grpo.questions or settings.grpo.task)
     require_reporter(settings.report_to)
     if not flags.resume and not preflight:
