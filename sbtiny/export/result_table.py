@@ -21,6 +21,8 @@ def table(result: dict[str, Any]) -> None:
             grid.add_row(name, *cells)
         console.print(grid)
     console.print(f"in {result['folder']}: README.md says how to run it", soft_wrap=True)
+    if "pushed" in result:
+        console.print(f"pushed to {result['pushed']}", soft_wrap=True)
 
 
 def table_rows(result: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:

@@ -48,6 +48,11 @@ def test_an_export_is_one_commit_with_the_model_at_its_root(run: Path, hub: type
     assert json.loads(capsys.readouterr().out)["pushed"] == "https://hub.example/me/mine"
 
 
+def test_where_an_export_was_pushed_is_told_without_json_too(run: Path, hub: type[Hub], tmp_path: Path, capsys) -> None:
+    app(["export", str(run), "--gguf", "q8_0", "--no-check", "-o", str(tmp_path / "out"), "--push", "me/mine"], standalone_mode=False)
+    assert "pushed to https://hub.example/me/mine" in capsys.readouterr().out
+
+
 def test_a_push_that_fails_leaves_the_files(run: Path, hub: type[Hub], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(hub, "full", True)
     with pytest.raises(Failed, match=r"could not push to me/mine \(no room on the hub\); the files are whole in .*out"):
