@@ -82,10 +82,15 @@ def settings_texts(file: Path | None, preset: str | None) -> Iterator[tuple[str,
     if file is not None:
         if not file.is_file():
             raise InputError(f"no settings file {file}: check the path given to -c")
-        try:
-            yield str(file), file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"cannot read {file}: {error}; save it as UTF-8 text") from error
+        yield str(file), read_utf8(file)
+
+
+def read_utf8(file: Path) -> str:
+    """The text of a file that the user wrote. Raises InputError where it cannot be read as UTF-8."""
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {file}: {error}; save it as UTF-8 text") from error
 
 
 def parse_yaml(text: str, source: str) -> dict[str, Any]:

@@ -61,27 +61,46 @@ def draw(items: list[Any], most: int, rng: random.Random) -> list[Any]:
     return rng.sample(items, min(most, len(items)))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def run_parser(description: str, *files: str, share: float, needs_budgets: bool = False) -> argparse.ArgumentParser:
+    """The arguments of a script that reads a run and writes rows, which the last of `files` names."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("run")
-    parser.add_argument("questions")
-    parser.add_argument("rows", type=Path)
+    for name in files:
+        parser.add_argument(name)
     parser.add_argument("--base")
-    parser.add_argument("--budgets")
-    parser.add_argument("--share", type=float, default=1.0)
+    parser.add_argument("--budgets", required=needs_budgets)
+    parser.add_argument("--share", type=float, default=share)
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    rng = random.Random(args.seed)
-    runs.check_writable(args.rows)
-    known = read_rows(args.budgets) if args.budgets else []
+    return parser
+
+
+def read_budgets(file: str | None) -> list[dict[str, Any]]:
+    """Rows of a budget alone; none without a file. Raises InputError for others."""
+    known = read_rows(file) if file else []
     if any(not row.get("budget") for row in known):
-        raise InputError(f"{args.budgets} has rows without a budget: give what rows.py --budgets wrote")
-    policy = load_policy(args.run, load_settings(overrides=[("four_bit", False), *([("base", args.base)] if args.base else [])]), QUESTIONS)
+        raise InputError(f"{file} has rows without a budget: give what rows.py --budgets wrote")
+    return known
+
+
+def load_run(run: str, base: str | None, slots: int) -> Policy:
+    return load_policy(run, load_settings(overrides=[("four_bit", False), *([("base", base)] if base else [])]), slots)
+
+
+def scale_budgets(rows: list[dict[str, Any]], share: float) -> list[dict[str, Any]]:
+    return [row | {"budget": round_budget(row["budget"] * share)} for row in rows]
+
+
+def main() -> None:
+    args = run_parser(__doc__.splitlines()[0], "questions", "rows", share=1.0).parse_args()
+    rng, file = random.Random(args.seed), Path(args.rows)
+    runs.check_writable(file)
+    known = read_budgets(args.budgets)
+    policy = load_run(args.run, args.base, QUESTIONS)
     questions = draw(load_questions(args.questions, "train", 10_000), QUESTIONS, rng)
     answers = answer_told(policy, questions, args.share, args.seed)
     budgets = draw(known, BUDGETS, rng)
     rows = [row for times, (count, furthest) in KEPT.items() for row in keep_nearest(answers[times], count, furthest)]
-    runs.write_jsonl(args.rows, rows + [row | {"budget": round_budget(row["budget"] * args.share)} for row in budgets])
+    runs.write_jsonl(file, rows + scale_budgets(budgets, args.share))
     print(f"{len(rows)} answers, {len(budgets)} budgets")
 
 

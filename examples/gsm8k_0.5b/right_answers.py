@@ -8,26 +8,23 @@ answers of ROWS.jsonl join, since a run that is told to write more than it ever 
 BUDGETS.jsonl, times `share`, keep the budgets where they are.
 """
 
-import argparse
 import random
 from pathlib import Path
 from typing import Any
 
-from own_answers import ROOM, USUAL_BUDGET, draw
+from own_answers import ROOM, USUAL_BUDGET, draw, load_run, read_budgets, run_parser, scale_budgets
 
 from sbtiny import runs
-from sbtiny.coldstart.foretell import round_budget
+from sbtiny.coldstart.rows import read_labelled
 from sbtiny.coldstart.sample_correct import classify_answer, make_row
 from sbtiny.errors import run_script
-from sbtiny.load_settings import load_settings
 from sbtiny.rollout.episode import Episode, Sampling
-from sbtiny.rollout.load_policy import load_policy
 from sbtiny.rollout.policy import Policy
-from sbtiny.tasks.sources import Question, read_rows
+from sbtiny.tasks.sources import Question
 from sbtiny.tasks.verify import load_verifier
 
 SAMPLING = Sampling(0.7, 0.95)
-DRAWS, TIMES = 2, 2.4
+DRAWS, TIMES, SLOTS = 2, 2.4, 128
 SHORT, LONG, BUDGETS = 600, 150, 420  # most rows of each kind
 LONG_TOKENS = 240  # a row of rows.py is long from here on
 
@@ -53,25 +50,17 @@ def answer_twice(policy: Policy, questions: list[Question], seed: int) -> tuple[
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("run")
-    parser.add_argument("rows")
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--budgets", required=True)
-    parser.add_argument("--base")
-    parser.add_argument("--share", type=float, default=0.93)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    rng = random.Random(args.seed)
-    runs.check_writable(args.out)
-    rows, known = read_rows(args.rows), read_rows(args.budgets)
-    policy = load_policy(args.run, load_settings(overrides=[("four_bit", False), *([("base", args.base)] if args.base else [])]), 128)
+    args = run_parser(__doc__.splitlines()[0], "rows", "out", share=0.93, needs_budgets=True).parse_args()
+    rng, file = random.Random(args.seed), Path(args.out)
+    runs.check_writable(file)
+    rows, known = read_labelled(args.rows), read_budgets(args.budgets)
+    policy = load_run(args.run, args.base, SLOTS)
     questions = list({row["id"]: Question(row["id"], row["question"], row["answer"]) for row in rows}.values())
     short, long = answer_twice(policy, questions, args.seed)
     ours = [row for row in rows if row.get("given") and row["budget"] >= LONG_TOKENS]
     answers = [*draw(short, SHORT, rng), *long, *draw(ours, LONG, rng)]
-    budgets = [row | {"budget": round_budget(row["budget"] * args.share)} for row in draw(known, BUDGETS, rng)]
-    runs.write_jsonl(args.out, answers + budgets)
+    budgets = scale_budgets(draw(known, BUDGETS, rng), args.share)
+    runs.write_jsonl(file, answers + budgets)
     print(f"{len(answers)} answers, {len(budgets)} budgets")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from sbtiny.errors import InputError
+from sbtiny.load_settings import read_utf8
 
 GUESS_LOG_ERROR = 0.3  # standard deviation of the log of (guess / length): about the error of a stated budget
 MIN_LONGEST_OVER_MEAN = 3.0  # below it there is no tail to measure
@@ -44,12 +45,8 @@ def read_lengths(file: Path, count: int | None = None) -> list[int]:
     """The first `count` answer lengths of a file, or all: one number a line, or JSONL rows with `length`. Raises InputError."""
     if not file.is_file():
         raise InputError(f"no file {file}: check the path given to --lengths")
-    try:
-        lines = file.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {file}: {error}; save it as UTF-8 text") from error
     lengths = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_utf8(file).split("\n"), 1):
         if line.strip():
             lengths.append(parse_length(line, f"{file} line {number}"))
     if len(lengths) < (count or 2):

@@ -11,9 +11,9 @@ each bin has factors of its own. Where one bin has no finite factor at a coverag
 
 import math
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -63,13 +63,15 @@ class NonconformityScores:
 
     def ranges(self) -> dict[str, list[float] | None]:
         """Compute the 5 to 95 % range of the true coverage; None where there is no factor."""
-        ranks = {str(c): self.rank(c) for c in COVERAGES}
-        return {key: None if rank is None else list(true_coverage_range(self.questions, rank)) for key, rank in ranks.items()}
+        return self._by_coverage(true_coverage_range)
 
     def kept_ranges(self, answers: int) -> dict[str, list[float] | None]:
         """Compute the 5 to 95 % range of the share that `answers` new answers keep; None where there is no factor."""
+        return self._by_coverage(partial(kept_share_range, answers=answers))
+
+    def _by_coverage(self, find_range: Callable[[int, int], tuple[float, float]]) -> dict[str, list[float] | None]:
         ranks = {str(c): self.rank(c) for c in COVERAGES}
-        return {key: None if rank is None else list(kept_share_range(self.questions, rank, answers)) for key, rank in ranks.items()}
+        return {key: None if rank is None else list(find_range(self.questions, rank)) for key, rank in ranks.items()}
 
 
 @dataclass(frozen=True)

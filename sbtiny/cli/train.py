@@ -22,6 +22,7 @@ from sbtiny.cli.options import (
     validate_inputs,
     with_flags,
 )
+from sbtiny.config import Settings
 from sbtiny.errors import InputError
 
 
@@ -68,7 +69,6 @@ def sft(
 
     Example: sbtiny sft --model qwen-1.5b --data rows.jsonl
     """
-    from sbtiny import runs
     from sbtiny.coldstart.rows import read_labelled
     from sbtiny.models.aliases import resolve
     from sbtiny.training.arguments import require_reporter
@@ -79,9 +79,9 @@ def sft(
         raise InputError(f"--run goes on from {start}, which has its model: leave --model out")
     settings, preset, note = flags.load_for_device(inherit_model(start, flags) | {"sft.rows": data})
     settings = apply_auto_micro_batch(settings, "sft", preset)
-    prompt = runs.kept_prompt(start, settings.prompt) if start else settings.prompt
+    shown = with_kept_prompt(settings, start)
     if flags.dry_run:
-        return print_dry_run(replace(settings, prompt=prompt), ("data", "sft"), preset, flags.as_json)
+        return print_dry_run(shown, ("data", "sft"), preset, flags.as_json)
     resolve(settings.model)
     if settings.sft.rows:
         read_labelled(settings.sft.rows)
@@ -89,8 +89,7 @@ def sft(
         validate_inputs(settings.data, settings.data.task)
     require_reporter(settings.report_to)
     if not flags.resume:
-        check_run_name(flags.output)
-        runs.check_can_begin(flags.output)
+        check_can_begin(flags.output)
     start_work(settings, note)
     from sbtiny.coldstart.run import run_sft
 
@@ -121,14 +120,13 @@ def grpo(
     start = find_start(run, flags.output if flags.resume else None) or (None if flags.dry_run else runs.newest_run("sft"))
     settings, preset, note = flags.load_for_device(inherit_model(start, flags) | {"grpo.questions": data, "grpo.cut_share": cut_share})
     settings = apply_auto_micro_batch(settings, "grpo", preset)
-    prompt = runs.kept_prompt(start, settings.prompt) if start else settings.prompt
+    shown = with_kept_prompt(settings, start)
     if flags.dry_run:
-        return print_dry_run(replace(settings, prompt=prompt), ("grpo",), preset, flags.as_json)
+        return print_dry_run(shown, ("grpo",), preset, flags.as_json)
     validate_inputs(settings.grpo, settings.grpo.questions or settings.grpo.task)
     require_reporter(settings.report_to)
     if not flags.resume and not preflight:
-        check_run_name(flags.output)
-        runs.check_can_begin(flags.output)
+        check_can_begin(flags.output)
     start_work(settings, note)
     from sbtiny.grpo.preflight import raise_if_hopeless
     from sbtiny.grpo.run import run_grpo, run_preflight
@@ -138,6 +136,14 @@ def grpo(
         print_result(preflight_result, flags.as_json)
         return raise_if_hopeless(preflight_result, force)
     return print_next_step("grpo", run_grpo(settings, start, flags.output, flags.resume, force), flags.as_json)
+
+
+def check_can_begin(folder: Path | None) -> None:
+    """Raise InputError if a run cannot begin in `folder`; None is a new one under runs/."""
+    from sbtiny import runs
+
+    check_run_name(folder)
+    runs.check_can_begin(folder)
 
 
 def check_run_name(folder: Path | None) -> None:
@@ -165,6 +171,13 @@ def inherit_model(start: Path | None, flags: Flags) -> dict[str, str]:
     from sbtiny.models.aliases import model_of
 
     return {"model": model_of(str(start), flags.values.get("base")), "format": runs.read_run(start)["format"]} if start else {}
+
+
+def with_kept_prompt(settings: Settings, start: Path | None) -> Settings:
+    """The settings with the prompt of the run that is trained on. Raises InputError where another one is set."""
+    from sbtiny import runs
+
+    return replace(settings, prompt=runs.kept_prompt(start, settings.prompt)) if start else settings
 
 
 def print_next_step(verb: str, folder: Path, as_json: bool) -> None:

@@ -97,7 +97,7 @@ class Rollouts:
         size = self.g.num_generations
         rows = [pair for pair in assigned for _ in range(size)]
         requests = [self.request(question, group, seed) for (question, group), seed in zip(rows, seeds, strict=False)]
-        episodes = self.policy.sample(requests, Sampling(temperature=self.g.temperature)) if requests else []
+        episodes = self.policy.sample(requests, Sampling(temperature=self.g.temperature))
         answers = [GroupAnswer(question, group, episode) for (question, group), episode in zip(rows, episodes, strict=True)]
         return [answers[start : start + size] for start in range(0, len(answers), size)]
 
@@ -166,7 +166,7 @@ class Rollouts:
     def _sample_stated_budgets(self, questions: Sequence[Question], seed: int) -> list[int | None]:
         """The budget that the model states for each question, None for none. Only the tag is sampled."""
         requests = [self.policy.budget_request(q.question, seed - 1 - i, q.system) for i, q in enumerate(questions)]
-        return [e.parsed.budget for e in self.policy.sample(requests, Sampling(self.g.temperature))] if requests else []
+        return [e.parsed.budget for e in self.policy.sample(requests, Sampling(self.g.temperature))]
 
     def _track_shortest(self, groups: Sequence[Sequence[GroupAnswer]]) -> None:
         for answer in (answer for group in groups for answer in group if answer.correct):
