@@ -32,6 +32,7 @@ from sbtiny.models.prompt import prompt_ids
 from sbtiny.progress import bar
 from sbtiny.tasks import arithmetic
 from sbtiny.training import logprobs
+from sbtiny.training.attention import use_block_attention
 
 Rollout = dict[str, Any]  # as TRL takes it: the prompts, answers and log-probabilities of a step
 TRAINERS = {"sbtiny": BudgetGrpoTrainer, "trl": GRPOTrainer}
@@ -178,7 +179,8 @@ def build_trainer(kind: type[GRPOTrainer], plan: BenchConfig, timings: StepTimin
     model = add_lora(model, rank=plan.rank, alpha=2 * plan.rank)
     logprobs.patch_trl_for_cpu()
     questions = arithmetic.generate_questions("train", plan.prompts * (plan.steps + 1))
-    ours = kind is BudgetGrpoTrainer
+    if ours := kind is BudgetGrpoTrainer:
+        use_block_attention(model)
     rows = [{"prompt": q.question if ours else [{"role": "user", "content": q.question}]} for q in questions]
     trainer = kind(
         model=model,

@@ -24,6 +24,7 @@ from sbtiny.tasks.sources import Question
 from sbtiny.tasks.verify import Verifier
 from sbtiny.training import logprobs
 from sbtiny.training.arguments import keep_adapter_float32, shared_training_args
+from sbtiny.training.attention import use_block_attention
 from sbtiny.training.checkpoint import ManifestCallback, read_saved_state
 from sbtiny.training.rewritten import choose_trainer
 
@@ -56,6 +57,7 @@ def train_grpo(
         return {"alpha": rollouts.metrics.get("alpha"), "shortest": rollouts.shortest, "alarms": asdict(alarms)}
 
     logprobs.patch_trl_for_cpu()
+    use_block_attention(policy.model)
     if "ref" in policy.model.peft_config:  # left by an attempt that ran out of memory; TRL adds it again
         policy.model.delete_adapter("ref")
     monitor = GrpoMonitor(settings.grpo.steps, output, alarms)
