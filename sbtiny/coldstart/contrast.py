@@ -1,16 +1,16 @@
 """The contrast of a cold start: an answer must be likelier after its own budget than after another answer's to the same question.
 
-Under likelihood alone the budget matters at about one token in sixty, where a short and a long answer part. A real model did not read it
-at all after a thousand rows (dev/LOG.md, 27). Comparing the same tokens after two budgets cancels everything else:
+Under likelihood alone the budget matters at about one token in sixty: where a short and a long answer part, and where the short one ends.
+A real model did not read it at all after a thousand rows (dev/LOG.md, 27), the bundled one after thousands of updates or, by chance, never
+(37). Comparing the same tokens after two budgets cancels everything else:
 
-    softplus(log p(answer | rival budget) - log p(answer | own budget))        InfoNCE (van den Oord et al. 2018) over two budgets
+    softplus(log p(tokens | rival budget) - log p(tokens | own budget))        InfoNCE (van den Oord et al. 2018) over two budgets
 
-The loss covers the body up to a few tokens after the answers part: that is cheap, and easy tokens cannot win it. It vanishes once the
-budget is read.
+The loss vanishes once the budget is read. So it is cheap to leave it out after the first third of the updates (`sft.contrast_share`).
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import takewhile
 from typing import Any
 
@@ -18,14 +18,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-COMPARED_TOKENS = 4  # tokens from where the answers part
+PARTING_TOKENS = 4  # from where the answers part
+END_TOKENS = 8  # around the end of the shorter answer
+BEHIND_END = 2  # of these: the longer answer's, behind it
 MIN_BUDGET_RATIO = 1.25  # budgets within this ratio are too alike to tell answers apart
 IGNORE_INDEX = -100  # label of a token that is read and not predicted
 Example = dict[str, Any]
 
 
 def add_negatives(examples: Sequence[Example]) -> list[Example]:
-    """Add `rival`, the rival's ids before its body, and `lead`, the number of body tokens to compare; 0 without a rival.
+    """Add `rival`, the rival's ids before its body, and `compared`, the indices of the body tokens to compare; none without a rival.
 
     An example has input_ids, completion_mask, `question` (an id), `budget` and `body_at` (index of the first body token). Its rival is the
     answer to the same question with the furthest budget, as a ratio.
@@ -42,10 +44,12 @@ def pick_negative(example: Example, others: Sequence[Example]) -> Example:
 
     rival = max(others, key=distance)
     if distance(rival) < math.log(MIN_BUDGET_RATIO):
-        return {"rival": [], "lead": 0}
+        return {"rival": [], "compared": []}
     body, rival_body = body_ids(example), body_ids(rival)
-    same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(body, rival_body, strict=False)))
-    return {"rival": rival["input_ids"][: rival["body_at"]], "lead": min(len(body), same + COMPARED_TOKENS)}
+    parting = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(body, rival_body, strict=False)))
+    stop = min(len(body), len(rival_body) + BEHIND_END)
+    compared = [i for i in range(stop) if parting <= i < parting + PARTING_TOKENS or i >= stop - END_TOKENS]
+    return {"rival": rival["input_ids"][: rival["body_at"]], "compared": compared}
 
 
 def body_ids(example: Example) -> list[int]:
@@ -54,21 +58,22 @@ def body_ids(example: Example) -> list[int]:
 
 
 class Collator(DataCollatorForLanguageModeling):
-    """TRL's batch; `contrast` holds the compared tokens, all after their own budget, then all after their rival's."""
+    """TRL's batch; `contrast` holds the compared answers, all after their own budget, then all after their rival's."""
 
     def torch_call(self, examples: list[Example]) -> dict[str, Any]:
         batch = super().torch_call(examples)
-        if any(example["lead"] for example in examples):
-            batch["contrast"] = super().torch_call([*contrast_rows(examples, "own"), *contrast_rows(examples, "rival")])
+        if pairs := [example for example in examples if example["compared"]]:
+            batch["contrast"] = super().torch_call([contrast_row(pair, rival) for rival in (False, True) for pair in pairs])
         return batch
 
 
-def contrast_rows(examples: Sequence[Example], budget: str) -> Iterator[Example]:
-    for example in examples:
-        if example["lead"]:
-            before = example["rival"] if budget == "rival" else example["input_ids"][: example["body_at"]]
-            lead = body_ids(example)[: example["lead"]]
-            yield {"input_ids": [*before, *lead], "labels": [IGNORE_INDEX] * len(before) + lead}
+def contrast_row(example: Example, rival: bool) -> Example:
+    """The answer up to its last compared token, after its own budget or its rival's; the compared tokens are its labels."""
+    before = example["rival"] if rival else example["input_ids"][: example["body_at"]]
+    chosen = set(example["compared"])
+    body = body_ids(example)[: max(chosen) + 1]
+    labels = [token if i in chosen else IGNORE_INDEX for i, token in enumerate(body)]
+    return {"input_ids": [*before, *body], "labels": [IGNORE_INDEX] * len(before) + labels}
 
 
 def contrast_loss(model: nn.Module, compared: dict[str, Tensor]) -> Tensor:

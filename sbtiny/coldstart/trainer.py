@@ -132,16 +132,16 @@ class GroupedLengthSampler(Sampler[int]):
 class ColdStartTrainer(SFTTrainer):
     """TRL's SFTTrainer with `GroupedLengthSampler` and the contrast loss."""
 
-    weight = 0.0  # of the contrast
+    weight, contrast_steps = 0.0, 0  # of the contrast, and the updates that have it
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        self._signature_columns = list(dict.fromkeys([*self._signature_columns, "body_at", "rival", "lead"]))
+        self._signature_columns = list(dict.fromkeys([*self._signature_columns, "body_at", "rival", "compared"]))
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         compared = inputs.pop("contrast", None)
         loss = super().compute_loss(model, inputs, *args, **kwargs)
-        if compared is None:
+        if compared is None or self.state.global_step >= self.contrast_steps:
             return loss
         contrast_loss = contrast.contrast_loss(model, compared)
         self._metrics["train"]["contrast"].append(contrast_loss.item())
@@ -186,5 +186,5 @@ def train_sft(
             data_collator=contrast.Collator(policy.tokenizer.pad_token_id) if weight else None,
             callbacks=[monitor, ManifestCallback(signature)],
         )
-    trainer.weight = weight
+    trainer.weight, trainer.contrast_steps = weight, math.ceil(settings.sft.contrast_share * updates)
     monitor.run(trainer, resume)

@@ -52,8 +52,8 @@ class StageWorkload:
 
     @property
     def contrast_tokens(self) -> int:
-        """Tokens of a row's contrast: its beginning after two budgets (coldstart/contrast.py)."""
-        return 2 * PROMPT_TOKENS if self.stage == "sft" and self.settings.sft.contrast else 0
+        """Most tokens of a row's contrast: the shorter answer after two budgets (coldstart/contrast.py)."""
+        return 2 * self.max_row_tokens if self.stage == "sft" and self.settings.sft.contrast else 0
 
     @property
     def gradient_accumulation(self) -> int:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sbtiny import runs
-from sbtiny.coldstart.contrast import COMPARED_TOKENS, IGNORE_INDEX, Collator, add_negatives
+from sbtiny.coldstart.contrast import IGNORE_INDEX, Collator, add_negatives
 from sbtiny.coldstart.run import run_sft
 from sbtiny.coldstart.sample_correct import make_row
 from sbtiny.config import Settings, SftSettings
@@ -33,50 +33,63 @@ def test_the_rival_is_the_answer_with_the_furthest_budget() -> None:
     short, long, middle, alone = add_negatives([SHORT, LONG, MIDDLE, ALONE])
     assert short["rival"] == [*PROMPT, 30, 0, 9]
     assert long["rival"] == middle["rival"] == [*PROMPT, 10, 9]  # 100 is ten times 10 and a third of 300
-    assert (alone["rival"], alone["lead"]) == ([], 0)
-    assert [row["lead"] for row in add_negatives([SHORT, SHORT | {"budget": 12}])] == [0, 0]  # too alike
+    assert alone["rival"] == alone["compared"] == []
+    assert [row["compared"] for row in add_negatives([SHORT, SHORT | {"budget": 12}])] == [[], []]  # too alike
 
 
-def test_the_compared_tokens_reach_from_the_body_to_where_the_answers_part_and_a_little_on() -> None:
-    short, long = add_negatives([SHORT, LONG])
-    assert short["lead"] == 4  # all it has
-    assert long["lead"] == 2 + COMPARED_TOKENS
+def test_compared_is_where_the_answers_part_and_where_the_shorter_ends() -> None:
+    begins, loops, ends = [50, 51], [*range(100, 120)], [98, 99]
+    rows = [
+        SHORT | {"input_ids": [*PROMPT, 10, 9, *begins, 60, *loops, *ends]},
+        LONG | {"input_ids": [*PROMPT, 30, 0, 9, *begins, 70, *loops * 3, *ends]},
+    ]
+    short, long = add_negatives(rows)
+    assert short["compared"] == [2, 3, 4, 5, *range(17, 25)]  # to its own end
+    assert long["compared"] == [2, 3, 4, 5, *range(19, 27)]  # and two tokens behind it
+    assert add_negatives([SHORT, LONG])[0]["compared"] == [0, 1, 2, 3]  # all it has
 
 
-def test_a_batch_has_the_compared_tokens_after_their_own_budget_then_after_their_rivals() -> None:
+def test_a_batch_has_the_compared_answers_after_their_own_budgets_then_after_their_rivals() -> None:
     batch = Collator(pad_token_id=0)(add_negatives([ALONE, SHORT, LONG]))
     assert batch["input_ids"].shape == (3, 14)  # as TRL makes it
-    rows = [
-        [i for i, seen in zip(ids, mask, strict=True) if seen] for ids, mask in columns(batch["contrast"], "input_ids", "attention_mask")
-    ]
+    contrast = batch["contrast"]
+    rows = [[i for i, seen in zip(ids, mask, strict=True) if seen] for ids, mask in columns(contrast, "input_ids", "attention_mask")]
     short, long = [50, 51, 60, 99], [50, 51, 70, 71, 72, 73]
-    assert rows == [
-        [*PROMPT, 10, 9, *short],
-        [*PROMPT, 30, 0, 9, *long],
-        [*PROMPT, 30, 0, 9, *short],
-        [*PROMPT, 10, 9, *long],
-    ]
-    trained = [[i for i in labels if i != IGNORE_INDEX] for labels in batch["contrast"]["labels"].tolist()]
-    assert trained == [short, long, short, long]
+    assert rows == [[*PROMPT, 10, 9, *short], [*PROMPT, 30, 0, 9, *long], [*PROMPT, 30, 0, 9, *short], [*PROMPT, 10, 9, *long]]
+    assert [[i for i in labels if i != IGNORE_INDEX] for labels in contrast["labels"].tolist()] == [short, long, short, long]
     assert "contrast" not in Collator(pad_token_id=0)(add_negatives([ALONE]))
+
+
+def test_tokens_between_are_read_and_not_compared() -> None:
+    pair = [SHORT | {"input_ids": [*PROMPT, 10, 9, *range(100, 130)]}, LONG | {"input_ids": [*PROMPT, 30, 0, 9, 50, *range(200, 280)]}]
+    labels = Collator(pad_token_id=0)(add_negatives(pair))["contrast"]["labels"].tolist()
+    assert [i for i in labels[0] if i != IGNORE_INDEX] == [100, 101, 102, 103, *range(122, 130)]
 
 
 def columns(batch: dict[str, torch.Tensor], *names: str) -> list[tuple]:
     return list(zip(*(batch[name].tolist() for name in names), strict=True))
 
 
-@pytest.mark.parametrize("micro_batch", [1, 4])
-def test_by_it_a_budget_comes_to_be_read(policy, tmp_path: Path, micro_batch: int) -> None:
-    """Two answers to each question that differ in their first word; micro-batches of one part a row from its rival."""
+def contrast_of(policy, folder: Path, **chosen: object) -> list[float]:
+    """The contrast of each update. Two answers to each question, which differ in their first word."""
     rows = [
         make_row(policy, q, f"{opening}\\boxed{{{q.answer}}}")
         for q in arithmetic.generate_questions("train", 60, seed=5)
         for opening in ("", "so so so so ")
     ]
-    runs.write_jsonl(tmp_path / "rows.jsonl", rows)
-    chosen = SftSettings(rows=str(tmp_path / "rows.jsonl"), steps=24, learning_rate=3e-3, contrast=1.0, micro_batch=micro_batch)
-    run_sft(Settings(four_bit=False, sft=chosen), tmp_path / "sft")
-    logged = [json.loads(line) for line in (tmp_path / "sft" / "metrics.jsonl").read_text().splitlines()]
-    losses = [row["contrast"] for row in logged if "contrast" in row]
+    runs.write_jsonl(folder / "rows.jsonl", rows)
+    run_sft(Settings(four_bit=False, sft=SftSettings(rows=str(folder / "rows.jsonl"), contrast=1.0, **chosen)), folder / "sft")
+    logged = [json.loads(line) for line in (folder / "sft" / "metrics.jsonl").read_text().splitlines()]
+    return [row["contrast"] for row in logged if "contrast" in row]
+
+
+@pytest.mark.parametrize("micro_batch", [1, 4])
+def test_by_it_a_budget_comes_to_be_read(policy, tmp_path: Path, micro_batch: int) -> None:
+    """Micro-batches of one part a row from its rival."""
+    losses = contrast_of(policy, tmp_path, steps=24, learning_rate=3e-3, contrast_share=1.0, micro_batch=micro_batch)
     assert len(losses) == 24
     assert sum(losses[-4:]) / 4 < 0.1 < sum(losses[:4]) / 4
+
+
+def test_only_the_first_updates_have_it(policy, tmp_path: Path) -> None:
+    assert len(contrast_of(policy, tmp_path, steps=7, contrast_share=0.4)) == 3
