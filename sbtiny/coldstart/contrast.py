@@ -6,7 +6,7 @@ A real model did not read it at all after a thousand rows (dev/LOG.md, 27), the 
 
     softplus(log p(tokens | rival budget) - log p(tokens | own budget))        InfoNCE (van den Oord et al. 2018) over two budgets
 
-The loss vanishes once the budget is read. So it is cheap to leave it out after the first quarter of the updates (`sft.contrast_share`).
+The loss vanishes once the budget is read. So it is cheap to leave it out after the first third of the updates (`sft.contrast_share`).
 """
 
 import math
