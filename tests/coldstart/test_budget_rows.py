@@ -118,8 +118,8 @@ def test_only_the_budget_of_such_a_row_is_trained_in_batches_of_its_like(policy:
         trained = [token for token, kept in zip(dataset[i]["input_ids"], dataset[i]["completion_mask"], strict=True) if kept]
         assert trained == policy.encode(render_budget(rows[i]["budget"]))
         assert dataset[i]["input_ids"] == prompt_ids(policy.tokenizer, rows[i]["question"]) + trained
-        assert dataset[i]["lead"] == 0
-    assert all(dataset[i]["lead"] for i in range(len(rows)) if i not in alone)  # the answers still have their rivals
+        assert dataset[i]["compared"] == []
+    assert all(dataset[i]["compared"] for i in range(len(rows)) if i not in alone)  # the answers still have their rivals
     told = [row["response"] is None for row in rows]
     order = list(GroupedLengthSampler([len(ids) for ids in dataset["input_ids"]], dataset["question"], told, 4, seed=0))
     kinds = [{told[i] for i in order[at : at + 4]} for at in range(0, len(order), 4)]

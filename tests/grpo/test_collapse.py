@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 from support import GRPO
 
+from sbtiny import runs
 from sbtiny.config import Settings
 from sbtiny.errors import Failed
 from sbtiny.grpo.run import run_grpo
+from sbtiny.tasks import arithmetic
 from sbtiny.training.checkpoint import is_whole, step_of
 
 # The rate rises from step to step: the first ones still answer, then the policy is a ruin.
@@ -32,9 +34,12 @@ WRONG = replace(
 @pytest.fixture(scope="module")
 def ruin(started: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The run's folder and the message that stopped it."""
-    folder = tmp_path_factory.mktemp("ruin") / "run"
+    folder = tmp_path_factory.mktemp("ruin")
+    # Short questions, which `started` learnt from: of longer ones half are malformed from the first step on, which is no collapse.
+    short = [q for q in arithmetic.generate_questions("train", 400, seed=5) if q.level <= 2]
+    runs.write_jsonl(folder / "short.jsonl", [{"question": q.question, "answer": q.answer} for q in short])
     with pytest.raises(Failed) as stopped:
-        run_grpo(Settings(grpo=WRONG), started, folder, force=True)
+        run_grpo(Settings(grpo=replace(WRONG, questions=str(folder / "short.jsonl"))), started, folder := folder / "run", force=True)
     return folder, str(stopped.value)
 
 
@@ -44,12 +49,12 @@ def rows(folder: Path) -> list[dict]:
 
 def test_it_is_stopped_with_its_cause_long_before_its_end(ruin: tuple[Path, str]) -> None:
     folder, message = ruin
-    assert "collapse of format" in message
+    assert "stopped, collapse of " in message
     assert "3 steps in a row" in message
     assert "lower grpo.learning_rate" in message
     last = rows(folder)[-1]
     assert last["step"] < WRONG.steps
-    assert last["alarms"]
+    assert "collapse of format" in last["alarms"]
     assert not (folder / "adapter").exists()
 
 
