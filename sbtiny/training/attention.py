@@ -4,6 +4,8 @@ torch's own kernel works on tiles that are small for a CPU: it is two to four ti
 (dev/LOG.md, 37). It keeps no scores, so it stays for long rows, and for whatever else than plain causal attention a model asks for.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -28,29 +30,34 @@ def register() -> None:
 
 
 def attend(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float, **others: object
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
     """Attend from query (n, heads, length, width) to key and value of as many heads or fewer where the mask (n, 1, length, length) is true.
 
-    Returns (n, length, heads, width). Without a mask each query sees the keys up to its own. Behind its own it must see none.
+    Returns (n, length, heads, width of a value). Without a mask each query sees the keys up to its own. Behind its own it must see none.
     """
     n, heads, length, width = query.shape
-    plain = not any(others.get(name) for name in ("dropout", "softcap", "position_bias", "s_aux"))
-    bool_mask = attention_mask is None or attention_mask.dtype == torch.bool
-    if not (plain and bool_mask and module.is_causal and length == key.shape[2] and n * heads * length**2 <= MOST_SCORES):
+    if not is_plain(module, attention_mask, options) or length != key.shape[2] or n * heads * length**2 > MOST_SCORES:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **others)
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
-    grouped = (query * scaling).to(dtype).view(n, key.shape[1], -1, length, width)  # heads that share a key lie together
+    grouped = (query * options["scaling"]).to(dtype).view(n, key.shape[1], -1, length, width)  # heads that share a key lie together
     key, value = key.to(dtype).contiguous(), value.to(dtype).contiguous()
     blocks = []
     for start in range(0, length, BLOCK):
         stop = min(start + BLOCK, length)
         scores = grouped[:, :, :, start:stop].flatten(2, 3) @ key[:, :, :stop].mT
         scores = scores.view(n, key.shape[1], -1, stop - start, stop).add_(block_bias(attention_mask, start, stop, dtype))
-        blocks.append((scores.softmax(-1).flatten(2, 3) @ value[:, :, :stop]).view(n, heads, stop - start, width))
+        blocks.append((scores.softmax(-1).flatten(2, 3) @ value[:, :, :stop]).view(n, heads, stop - start, -1))
     return torch.cat(blocks, dim=2).transpose(1, 2), None
+
+
+def is_plain(module: nn.Module, mask: Tensor | None, options: dict[str, Any]) -> bool:
+    """Whether no more than causal attention is asked for, with a mask of true and false."""
+    causal = options.get("is_causal") is not False and getattr(module, "is_causal", True)
+    more = any(options.get(name) is not None for name in ("softcap", "position_bias", "s_aux")) or options.get("dropout")
+    return causal and not more and options.get("scaling") is not None and (mask is None or mask.dtype == torch.bool)
 
 
 def block_bias(mask: Tensor | None, start: int, stop: int, dtype: torch.dtype) -> Tensor:

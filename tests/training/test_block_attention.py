@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sbtiny.training import attention
@@ -57,6 +58,20 @@ def test_long_rows_go_to_the_kernel_that_keeps_no_scores(monkeypatch: pytest.Mon
     monkeypatch.setattr(attention, "MOST_SCORES", most)
     with pytest.raises(pytest.fail.Exception, match="scores were kept"):
         run(build_model(attention.NAME), PADDED)
+
+
+def test_values_may_have_a_width_of_their_own() -> None:
+    query, key, value = torch.randn(2, 4, 9, 8), torch.randn(2, 2, 9, 8), torch.randn(2, 2, 9, 5)
+    ours, _ = attention.attend(nn.Module(), query, key, value, None, scaling=0.3)
+    theirs = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=0.3, enable_gqa=True)
+    torch.testing.assert_close(ours, theirs.transpose(1, 2))
+
+
+@pytest.mark.parametrize("more", [{"softcap": 30.0}, {"s_aux": torch.zeros(4)}, {"is_causal": False}, {"scaling": None}])
+def test_more_than_causal_attention_is_not_plain(more: dict) -> None:
+    assert attention.is_plain(nn.Module(), None, {"scaling": 1.0, "dropout": 0.0, "softcap": None})
+    assert not attention.is_plain(nn.Module(), None, {"scaling": 1.0} | more)
+    assert not attention.is_plain(nn.Module(), torch.zeros(1, 1, 2, 2), {"scaling": 1.0})
 
 
 def test_a_cache_is_read_in_full() -> None:
