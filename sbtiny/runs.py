@@ -91,7 +91,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """The content of run.json: kind, model, format, started, and parent if the run started from another one."""
+    """The content of run.json: kind, model, format, started, and parent if the run started from another one (parents: an average)."""
     about = read_json(folder / "run.json")
     if not isinstance(about, dict) or not {"kind", "model", "format"} <= about.keys():
         raise InputError(f"{folder / 'run.json'} has no kind, model and format: it is no run of sbtiny")

@@ -3,7 +3,8 @@
     python examples/gsm8k_0.5b/average.py RUN OTHER OUT [--share 0.5]
 
 Each weight is (1 - share) that of RUN and share that of OTHER, saved in float16 (Wortsman et al. 2022, "Robust fine-tuning of zero-shot
-models"). OTHER is a run or one of its checkpoint folders. OUT has RUN's config.yaml and run.json.
+models"). OTHER is a run or one of its checkpoint folders. OUT has RUN's config.yaml, and both as `parents` in its run.json, so that
+`sbtiny calibrate` leaves out what either was trained on.
 """
 
 import argparse
@@ -22,6 +23,11 @@ CONFIG, WEIGHTS = FILES
 def find_adapter(folder: Path) -> Path:
     """The adapter's folder of a run or of a checkpoint."""
     return folder / "adapter" if (folder / "adapter").is_dir() else folder
+
+
+def find_run_of(folder: Path) -> Path:
+    """The run that a checkpoint's folder lies in; a run's own folder."""
+    return next((place for place in (folder, *folder.resolve().parents) if (place / "run.json").is_file()), folder)
 
 
 def average_adapters(first: Path, second: Path, share: float) -> bytes:
@@ -44,14 +50,16 @@ def main() -> None:
     if not 0 <= args.share <= 1:
         raise InputError(f"--share is {args.share}: use 0 (all of RUN) to 1 (all of OTHER)")
     runs.check_finished(args.run)
-    base = runs.read_run(args.run).get("base")
-    if (args.other / "run.json").is_file() and runs.read_run(args.other).get("base") != base:
+    about, other = runs.read_run(args.run), find_run_of(args.other)
+    if (other / "run.json").is_file() and runs.read_run(other).get("base") != about.get("base"):
         raise InputError(f"{args.other} was trained on another base model than {args.run}: average runs of one base")
     runs.check_free(args.out)
     content = average_adapters(args.run / "adapter", find_adapter(args.other), args.share)
     (args.out / "adapter").mkdir(parents=True, exist_ok=True)
-    for name in ("run.json", "config.yaml", f"adapter/{CONFIG}"):
+    for name in ("config.yaml", f"adapter/{CONFIG}"):
         shutil.copy(args.run / name, args.out / name)
+    about = {key: value for key, value in about.items() if key != "parent"}
+    runs.write_json(args.out / "run.json", about | {"parents": [str(args.run), str(other)], "share": args.share})
     runs.write_bytes(args.out / "adapter" / WEIGHTS, content)
     print(f"wrote {args.out}")
 

@@ -28,6 +28,7 @@ from sbtiny.evaluation.report import (
 )
 
 PROMISE = "This model first writes how many tokens its answer will take, and is trained to keep to that budget."
+README_MARK = "<!-- written by sbtiny report, which writes it anew while this line stands -->"
 BUDGET_TAG = re.compile(r"(<budget>\s*\d+\s*</budget>)")
 RECIPE = {
     "sft": ("cold start", {"epochs": "epochs", "learning_rate": "learning rate", "batch": "rows an update", "lora_rank": "LoRA rank"}),
@@ -71,8 +72,8 @@ def render_page(evidence: ReportData, result: dict[str, Any], svgs: dict[str, st
 
 
 def render_readme(evidence: ReportData, result: dict[str, Any]) -> str:
-    """Write README.md of the run: its origin, its figures, its use."""
-    return load_template("readme.md.j2").render(describe_run(evidence, result))
+    """Write README.md of the run: its origin, its figures, its use. It ends in README_MARK."""
+    return load_template("readme.md.j2").render(describe_run(evidence, result), mark=README_MARK)
 
 
 def draw_up_coverage(evidence: ReportData) -> Grid:

@@ -40,16 +40,20 @@ def without_known_questions(questions: list[Question], task: str, run: Path | No
 
 
 def lineage(run: Path) -> Iterator[Path]:
-    """The run, its cold start, and theirs; each once."""
-    folder, seen = run, set()
-    while folder and folder.resolve() not in seen:
+    """The run, those it was trained on from, and theirs; each once. An average has the `parents` that it lies between."""
+    waiting, seen = [run], set()
+    while waiting:
+        folder = waiting.pop(0)
+        if folder.resolve() in seen:
+            continue
         seen.add(folder.resolve())
         yield folder
-        parent = runs.read_run(folder).get("parent")
-        places = (Path(parent), folder / "sft") if parent else ()
-        folder = next((place for place in places if (place / "run.json").is_file()), None)
-        if parent and not folder:
-            warn(f"not compared with the training of {parent}: it is not there")
+        about = runs.read_run(folder)
+        for parent in about.get("parents") or filter(None, [about.get("parent")]):
+            if place := next((place for place in (Path(parent), folder / "sft") if (place / "run.json").is_file()), None):
+                waiting.append(place)
+            else:
+                warn(f"not compared with the training of {parent}: it is not there")
 
 
 def training_of(folder: Path, task: str) -> Iterator[tuple[str, list[Any]]]:

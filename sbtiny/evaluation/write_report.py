@@ -6,6 +6,7 @@ from typing import Any
 from sbtiny.evaluation import page, plots
 from sbtiny.evaluation.calibration_plots import draw_promise_figures
 from sbtiny.evaluation.report import build_report, read_report_data
+from sbtiny.progress import print_line
 from sbtiny.runs import write_bytes, write_json, write_text
 
 
@@ -26,5 +27,13 @@ def write_report(folder: Path, seconds: dict[str, float] | None = None) -> dict[
     svgs = {name: plots.to_svg(figure, name) for name, figure in figures.items() if figure}
     write_json(folder / "report.json", result)
     write_text(folder / "report.html", page.render_page(evidence, result, svgs))
-    write_text(folder / "README.md", page.render_readme(evidence, result))
+    write_readme(folder / "README.md", page.render_readme(evidence, result))
     return result | {"page": str(folder / "report.html")}
+
+
+def write_readme(file: Path, text: str) -> None:
+    """Write the README unless `file` is one that somebody else wrote."""
+    if file.is_file() and page.README_MARK not in file.read_text(encoding="utf-8", errors="replace"):
+        print_line(f"kept {file}: it is not from sbtiny report (remove it for a new one)")
+    else:
+        write_text(file, text)

@@ -284,6 +284,17 @@ def test_questions_of_the_run_and_its_parents_are_left_out_and_told(
     ]
 
 
+def test_an_average_leaves_out_what_either_of_its_parents_was_trained_on(
+    tmp_path: Path, questions: Callable[..., list[Question]], said: list[str]
+) -> None:
+    rows, more = (rows_file(tmp_path / f"{name}.jsonl", f"{name}?") for name in ("one", "two"))
+    first = write_run(tmp_path / "first", "sft", {"sft": {"rows": rows}})
+    second = write_run(tmp_path / "second", "sft", {"sft": {"rows": more}}, parent=str(first))
+    average = write_run(tmp_path / "average", "sft", {"sft": {"rows": rows}}, parents=[str(first), str(second)])
+    assert [q.question for q in without_known_questions(questions("one?", "two?", "three?"), "mine.jsonl", average)] == ["three?"]
+    assert not any("is not there" in line for line in said)
+
+
 def test_named_splits_are_disjoint_and_need_no_comparison(
     tmp_path: Path, questions: Callable[..., list[Question]], said: list[str]
 ) -> None:

@@ -227,6 +227,20 @@ def test_a_cold_start_alone_has_a_report(tmp_path: Path, capsys: pytest.CaptureF
     assert "| cold start | 100.0 " in (folder / "README.md").read_text()
 
 
+def test_a_readme_of_somebodys_own_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = put_run(tmp_path / "sft", "sft")
+    put_evaluation(folder, SFT)
+    write_report(folder)
+    put_evaluation(folder, BASE)
+    write_report(folder)  # over its own
+    assert "| cold start | 100.0 " not in (folder / "README.md").read_text()
+    assert capsys.readouterr().err == ""
+    (folder / "README.md").write_bytes("# Modell für mich\n".encode("latin-1"))
+    write_report(folder)
+    assert (folder / "README.md").read_bytes() == "# Modell für mich\n".encode("latin-1")
+    assert f"kept {folder / 'README.md'}" in capsys.readouterr().err
+
+
 def test_an_answer_without_a_budget_or_a_level_is_drawn(tmp_path: Path) -> None:
     """A plain model's evaluation: no budget, no level, and a length of 0."""
     folder = put_run(tmp_path / "plain")

@@ -1,5 +1,6 @@
 """An adapter between two others, by examples/gsm8k_0.5b/average.py."""
 
+import json
 import runpy
 import shutil
 import sys
@@ -36,6 +37,8 @@ def test_it_lies_between_and_answers(
         found = load_file(out / WEIGHTS)[name].float()
         assert (found - 1.5 * weight.float()).abs().max() <= 2e-3 * weight.abs().max() + 1e-6
     assert load_policy(str(out), Settings(four_bit=False), 2).states_budget
+    about = json.loads((out / "run.json").read_text())
+    assert (about["parents"], about["share"], "parent" in about) == ([str(started), str(other)], 0.25, False)
 
 
 def test_adapters_that_differ_in_shape_are_refused(started: Path, other: Path) -> None:
