@@ -263,7 +263,7 @@ def main() -> None:
     args = arguments()
     quieten_libraries()
     changed = [parse_assignment(text) for text in args.set] + ([("grpo.steps", args.steps)] if args.steps else [])
-    settings = load_settings(preset="cpu", overrides=changed)
+    settings = load_settings(overrides=[("four_bit", False), *changed])
     keep_settings(args.output / "settings.yaml", settings)
     options = " ".join(f"--set {key}={value}" for key, value in changed)
     command = f"python examples/ablation.py --seeds {','.join(map(str, args.seeds))} {options}".rstrip()

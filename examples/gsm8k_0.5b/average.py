@@ -59,7 +59,7 @@ def main() -> None:
     for name in ("config.yaml", f"adapter/{CONFIG}"):
         shutil.copy(args.run / name, args.out / name)
     about = {key: value for key, value in about.items() if key != "parent"}
-    runs.write_json(args.out / "run.json", about | {"parents": [str(args.run), str(other)], "share": args.share})
+    runs.write_json(args.out / "run.json", about | {"parents": [str(args.run.resolve()), str(other.resolve())], "share": args.share})
     runs.write_bytes(args.out / "adapter" / WEIGHTS, content)
     print(f"wrote {args.out}")
 

@@ -17,6 +17,7 @@ from sbtiny.coldstart.foretell import round_budget
 from sbtiny.coldstart.sample_correct import classify_answer, make_row
 from sbtiny.errors import InputError, run_script
 from sbtiny.load_settings import load_settings
+from sbtiny.models.prompt import special_tokens
 from sbtiny.rollout.episode import Sampling
 from sbtiny.rollout.load_policy import load_policy
 from sbtiny.rollout.policy import Policy
@@ -34,17 +35,17 @@ Told = tuple[bool, int, dict[str, Any]]  # whether it is right, the budget told,
 
 def answer_told(policy: Policy, questions: list[Question], share: float, seed: int) -> dict[float, list[Told]]:
     """Well-formed answers told KEPT's multiples of `share` of the stated budget, by the multiple."""
-    verify = load_verifier("auto")
+    verify, special = load_verifier("auto"), special_tokens(policy.tokenizer)
     asked = policy.sample([policy.budget_request(q.question, i) for i, q in enumerate(questions)], Sampling(0.0, 1.0))
     budgets = [(episode.parsed.budget or USUAL_BUDGET) * share for episode in asked]
-    told = [(q, b, times) for q, b in zip(questions, budgets, strict=True) for times in KEPT for _ in range(DRAWS)]
-    requests = [policy.request(q.question, ROOM, seed=10_000 * seed + i, budget=round(b * times)) for i, (q, b, times) in enumerate(told)]
+    told = [(q, max(1, round(b * times)), times) for q, b in zip(questions, budgets, strict=True) for times in KEPT for _ in range(DRAWS)]
+    requests = [policy.request(q.question, ROOM, seed=10_000 * seed + i, budget=budget) for i, (q, budget, _) in enumerate(told)]
     found: dict[float, list[Told]] = {times: [] for times in KEPT}
     for (question, budget, times), episode in zip(told, policy.sample(requests, Sampling(0.7, 0.95)), strict=True):
-        kind = classify_answer(episode, question, verify)
+        kind = classify_answer(episode, question, verify, special)
         if kind != "cut" and episode.parsed.ok:
             row = make_row(policy, question, episode.solution.strip()) | {"given": True}
-            found[times].append((kind == "row", round(budget * times), row))
+            found[times].append((kind == "row", budget, row))
     return found
 
 
@@ -61,6 +62,12 @@ def draw(items: list[Any], most: int, rng: random.Random) -> list[Any]:
     return rng.sample(items, min(most, len(items)))
 
 
+def positive(text: str) -> float:
+    if not 0 < (value := float(text)) < 1e9:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
 def run_parser(description: str, *files: str, share: float, needs_budgets: bool = False) -> argparse.ArgumentParser:
     """The arguments of a script that reads a run and writes rows, which the last of `files` names."""
     parser = argparse.ArgumentParser(description=description)
@@ -69,7 +76,7 @@ def run_parser(description: str, *files: str, share: float, needs_budgets: bool 
         parser.add_argument(name)
     parser.add_argument("--base")
     parser.add_argument("--budgets", required=needs_budgets)
-    parser.add_argument("--share", type=float, default=share)
+    parser.add_argument("--share", type=positive, default=share)
     parser.add_argument("--seed", type=int, default=0)
     return parser
 

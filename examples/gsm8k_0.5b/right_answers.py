@@ -17,7 +17,8 @@ from own_answers import ROOM, USUAL_BUDGET, draw, load_run, read_budgets, run_pa
 from sbtiny import runs
 from sbtiny.coldstart.rows import read_labelled
 from sbtiny.coldstart.sample_correct import classify_answer, make_row
-from sbtiny.errors import run_script
+from sbtiny.errors import InputError, run_script
+from sbtiny.models.prompt import special_tokens
 from sbtiny.rollout.episode import Episode, Sampling
 from sbtiny.rollout.policy import Policy
 from sbtiny.tasks.sources import Question
@@ -31,9 +32,9 @@ LONG_TOKENS = 240  # a row of rows.py is long from here on
 
 def keep_right(policy: Policy, questions: list[Question], episodes: list[Episode]) -> list[dict[str, Any]]:
     """A given row for each right answer, without repetitions."""
-    verify, rows = load_verifier("auto"), {}
+    verify, special, rows = load_verifier("auto"), special_tokens(policy.tokenizer), {}
     for question, episode in zip(questions, episodes, strict=True):
-        if episode.parsed.ok and classify_answer(episode, question, verify) == "row":
+        if episode.parsed.ok and classify_answer(episode, question, verify, special) == "row":
             text = episode.solution.strip()
             rows[question.id, text] = make_row(policy, question, text) | {"given": True}
     return list(rows.values())
@@ -54,6 +55,8 @@ def main() -> None:
     rng, file = random.Random(args.seed), Path(args.out)
     runs.check_writable(file)
     rows, known = read_labelled(args.rows), read_budgets(args.budgets)
+    if any("answer" not in row for row in rows):
+        raise InputError(f"{args.rows} has rows without an answer: give what rows.py wrote")
     policy = load_run(args.run, args.base, SLOTS)
     questions = list({row["id"]: Question(row["id"], row["question"], row["answer"]) for row in rows}.values())
     short, long = answer_twice(policy, questions, args.seed)

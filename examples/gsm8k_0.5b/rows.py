@@ -21,7 +21,7 @@ from sbtiny.coldstart.foretell import check_foretellable, foretell_budgets
 from sbtiny.coldstart.sample_correct import classify_answer, make_row, sample_answers
 from sbtiny.errors import InputError, run_script
 from sbtiny.load_settings import load_settings
-from sbtiny.models.prompt import find_token, special_tokens
+from sbtiny.models.prompt import special_tokens
 from sbtiny.rollout.load_policy import load_policy
 from sbtiny.rollout.policy import Policy
 from sbtiny.tasks.load import load_questions
@@ -93,13 +93,15 @@ def main() -> None:
     special = special_tokens(policy.tokenizer)
     for question, episode in zip(asked, sample_answers(policy, requests, 0.7, lambda *_: None), strict=True):
         text = episode.solution.strip()
-        kept = "```" not in text and not find_token(text, special)  # what code prints is guessed
-        if kept and classify_answer(episode, question, verify) == "row":
+        guessed = "```" in text  # what code prints
+        if not guessed and classify_answer(episode, question, verify, special) == "row":
             right.setdefault(question.id, []).append(text)
     if not right:
         raise InputError(f"none of {len(asked)} answers is right: give easier questions, a stronger --model, or a higher --room")
     by_id = {q.id: q for q in questions}
     rows = [row for name, answers in right.items() for row in rows_of(policy, by_id[name], answers, random.Random(name))]
+    if not rows:
+        raise InputError("no right answer has a \\boxed result, which the rows end with: give a --model whose answers box it")
     runs.write_jsonl(args.rows, rows)
     if args.budgets:
         lengths = {name: [len(policy.encode(without_preamble(text))) for text in answers] for name, answers in right.items()}
@@ -113,7 +115,7 @@ def main() -> None:
                 "right": sum(map(len, right.values())),
                 "with_right": len(right),
                 "rows": len(rows),
-                "stated_mean": sum(stated) / len(stated),
+                "stated_mean": sum(stated) / max(1, len(stated)),
             }
         )
     )

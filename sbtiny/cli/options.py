@@ -122,8 +122,8 @@ class Flags:
     def load_for_device(self, more: dict[str, Any] | None = None, run: Path | None = None) -> tuple[Settings, str | None, str]:
         """Settings, the preset they come from, and a note for the user ("" for none).
 
-        Without --preset: the GPU's preset, or `cpu` for the bundled model. On a CPU, other models get the bundled model's
-        settings and a note. `run`: its config.yaml stands in for both preset and --config where neither is given.
+        Without --preset: the GPU's preset, or `cpu` for the bundled model. On a CPU, other models get the defaults and a note.
+        `run`: its config.yaml stands in for both preset and --config where neither is given.
         """
         from sbtiny.models.aliases import resolve
         from sbtiny.models.device import pick_preset, probe_device
@@ -138,9 +138,11 @@ class Flags:
                 return settings, "auto", f"using preset {gpu_preset} for {device.name} (--preset cpu: the bundled model's settings)"
             preset = "cpu"
         settings = replace(self, preset=preset).load(more)
-        unfitting = preset is None and self.config is None and resolve(settings.model).kind != "bundled"
-        note = "no --preset given: these are the bundled model's settings; t4 and rtx4090 are for 1.5B to 7B models" if unfitting else ""
-        return settings, preset, note
+        if preset or self.config:
+            return settings, preset, ""
+        if resolve(settings.model).kind == "bundled":
+            return replace(self, preset="cpu").load(more), "cpu", ""
+        return settings, None, "no --preset given: these settings suit the bundled model; t4 and rtx4090 are for 1.5B to 7B models"
 
     def find_resumed(self, verb: str) -> None:
         """With --resume: set `output` to the folder of the run (default: the verb's newest unfinished one), `config` to its settings."""

@@ -6,7 +6,7 @@ A real model did not read it at all after a thousand rows (dev/LOG.md, 27), the 
 
     softplus(log p(tokens | rival budget) - log p(tokens | own budget))        InfoNCE (van den Oord et al. 2018) over two budgets
 
-The loss vanishes once the budget is read. So it is cheap to leave it out after the first third of the updates (`sft.contrast_share`).
+The loss vanishes once the budget is read, so later updates can leave it out (`sft.contrast_share`).
 """
 
 import math
@@ -76,8 +76,8 @@ def contrast_row(example: Example, rival: bool) -> Example:
     return {"input_ids": [*before, *body], "labels": [IGNORE_INDEX] * len(before) + labels}
 
 
-def contrast_loss(model: nn.Module, compared: dict[str, Tensor]) -> Tensor:
-    """Mean contrast over the pairs. `compared`: token rows of `Collator`, (2 x pairs, length); `model`: wrapped by TRL's trainer."""
+def contrast_losses(model: nn.Module, compared: dict[str, Tensor]) -> Tensor:
+    """Contrast of each pair (pairs,). `compared`: token rows of `Collator`, (2 x pairs, length); `model`: wrapped by TRL's trainer."""
     log_probs = model(**compared, use_cache=False, fused_lm_head=True).log_probs.sum(1)
     own, rival = log_probs.chunk(2)
-    return F.softplus(rival - own).mean()
+    return F.softplus(rival - own)

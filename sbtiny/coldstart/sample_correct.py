@@ -117,9 +117,7 @@ def sample_correct(policy: Policy, questions: Sequence[Question], verify: Verifi
     def label(index: int, episode: Episode) -> None:
         answer = todo[index]
         try:
-            kind = classify_answer(episode, question_of[answer], verify)
-            if find_token(episode.solution, special):  # no text can be trained to write a special token in the middle
-                kind = "cut" if kind == "cut" else "wrong"
+            kind = classify_answer(episode, question_of[answer], verify, special)
         except InputError:  # of the verifier: its verdicts cannot be trusted; the user may want those of an earlier start
             if not progress.resumed:
                 progress.path.unlink(missing_ok=True)
@@ -193,11 +191,14 @@ def build_signature(settings: Settings, questions: Sequence[Question]) -> str:
     return blake2b(repr(facts).encode(), digest_size=8).hexdigest()
 
 
-def classify_answer(episode: Episode, question: Question, verify: Verifier) -> str:
-    """`row` for a correct, plain answer, `cut` for one that did not end, else `wrong`."""
+def classify_answer(episode: Episode, question: Question, verify: Verifier, special: Sequence[str]) -> str:
+    """`row` for a correct, plain answer, `cut` for one that did not end, else `wrong`.
+
+    `special`: the tokenizer's special tokens; no text can be trained to write one in the middle.
+    """
     if episode.stop_reason != "end":
         return "cut"
-    usable = episode.solution.strip() and not find_tag(episode.solution)
+    usable = episode.solution.strip() and not find_tag(episode.solution) and not find_token(episode.solution, special)
     return "row" if usable and verify(episode.solution, question) else "wrong"
 
 

@@ -20,6 +20,7 @@ from sbtiny.coldstart.rows import LabelledRow, row_location, tokenize_row
 from sbtiny.config import Settings
 from sbtiny.errors import InputError
 from sbtiny.models.prompt import check_texts, prompt_ids
+from sbtiny.progress import print_line
 from sbtiny.rollout.policy import Policy
 from sbtiny.training import logprobs
 from sbtiny.training.arguments import keep_adapter_float32, shared_training_args
@@ -50,6 +51,8 @@ def build_dataset(policy: Policy, rows: Sequence[dict[str, Any]], settings: Sett
         examples.append(example | {"question": row["id"] if row["response"] is not None else f"{row['id']}, its budget"})
     if not examples:
         raise InputError("no rows to train on")
+    first = {name: place for place, name in reversed(list(enumerate(example["question"] for example in examples)))}
+    examples.sort(key=lambda example: first[example["question"]])  # those of one question side by side, for `GroupedLengthSampler`
     return Dataset.from_list(contrast.add_negatives(examples))
 
 
@@ -143,9 +146,10 @@ class ColdStartTrainer(SFTTrainer):
         loss = super().compute_loss(model, inputs, *args, **kwargs)
         if compared is None or self.state.global_step >= self.contrast_steps:
             return loss
-        contrast_loss = contrast.contrast_loss(model, compared)
-        self._metrics["train"]["contrast"].append(contrast_loss.item())
-        return loss + self.weight * contrast_loss / self.current_gradient_accumulation_steps
+        losses = contrast.contrast_losses(model, compared)
+        self._metrics["train"]["contrast"].append(losses.mean().item())
+        rows = len(inputs["input_ids"]) * self.current_gradient_accumulation_steps  # not the pairs: micro-batches must not change the sum
+        return loss + self.weight * losses.sum() / rows
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int]:
         rows = self.train_dataset
@@ -186,5 +190,7 @@ def train_sft(
             data_collator=contrast.Collator(policy.tokenizer.pad_token_id) if weight else None,
             callbacks=[monitor, ManifestCallback(signature)],
         )
+    if weight and not any(dataset["compared"]):
+        print_line("sft.contrast compares nothing: no question has two answers whose budgets differ by a quarter")
     trainer.weight, trainer.contrast_steps = weight, math.ceil(settings.sft.contrast_share * updates)
     monitor.run(trainer, resume)

@@ -32,6 +32,8 @@ def without_known_questions(questions: list[Question], task: str, run: Path | No
     The splits of a named task are disjoint already. Raises InputError when nothing is left; says what is removed and what is not known.
     """
     for folder in lineage(run) if run else ():
+        if runs.read_run(folder).get("parents"):  # an average was itself trained on nothing
+            continue
         for source, trained in training_of(folder, task):
             questions = leave_out(questions, trained, f"in the training of {source}", f"questions that {source} was trained on")
     evaluation = (read_settings(run / "config.yaml").get("eval") if run else None) or {}

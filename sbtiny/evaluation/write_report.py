@@ -34,6 +34,6 @@ def write_report(folder: Path, seconds: dict[str, float] | None = None) -> dict[
 def write_readme(file: Path, text: str) -> None:
     """Write the README unless `file` is one that somebody else wrote."""
     if file.is_file() and page.README_MARK not in file.read_text(encoding="utf-8", errors="replace"):
-        print_line(f"kept {file}: it is not from sbtiny report (remove it for a new one)")
+        print_line(f"kept {file}: nothing in it says that sbtiny report wrote it (remove it for a new one)")
     else:
         write_text(file, text)

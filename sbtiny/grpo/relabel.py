@@ -24,7 +24,7 @@ def choose_missed(group: Sequence[GroupAnswer], alpha: float, g: GrpoSettings) -
 
     Self-budget groups: the shortest correct answers; a longer one would teach the budget of a waste. Where the reward peaks off the
     budget, only once alpha is below 1: before that the window has no edge. User groups: any, so that all lengths are met, unless the
-    given budget is below every answer: beside a relabelled answer the nearest one would look bad.
+    given budget is below every right answer: beside a relabelled one the nearest would look bad.
     """
     right = [a for a in group if a.correct and a.episode.budget]
     kind = group[0].group.kind
@@ -49,8 +49,9 @@ def relabel_budget(policy: Policy, episode: Episode, budget: int) -> Episode:
         prompt = request.prompt_ids[: len(request.prompt_ids) - len(policy.encode(request.prefill))]
         relabelled = replace(request, prompt_ids=(*prompt, *tag_ids), prefill=tag)
         return read_episode(relabelled, episode.completion_ids, pieces, episode.stop_reason)
-    at = characters = 0
-    while characters < episode.parsed.start:
-        characters += len(pieces[episode.completion_ids[at]])
+    at, head = 0, ""
+    while len(head) < episode.parsed.start:
+        head += pieces[episode.completion_ids[at]]
         at += 1
-    return read_episode(request, [*tag_ids, *episode.completion_ids[at:]], pieces, episode.stop_reason)
+    begun = policy.encode(head[episode.parsed.start :])  # of the body, by the token that also ends the tag
+    return read_episode(request, [*tag_ids, *begun, *episode.completion_ids[at:]], pieces, episode.stop_reason)

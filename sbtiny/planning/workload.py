@@ -53,7 +53,8 @@ class StageWorkload:
     @property
     def contrast_tokens(self) -> int:
         """Most tokens of a row's contrast: the shorter answer after two budgets (coldstart/contrast.py)."""
-        return 2 * self.max_row_tokens if self.stage == "sft" and self.settings.sft.contrast else 0
+        s = self.settings.sft
+        return 2 * self.max_row_tokens if self.stage == "sft" and s.contrast and s.contrast_share else 0
 
     @property
     def gradient_accumulation(self) -> int:
@@ -73,7 +74,7 @@ class StageWorkload:
             rows = s.sft.steps * s.sft.batch or round(s.data.limit * rows_kept * s.sft.epochs)
             return {
                 "sampled": s.data.limit * s.data.samples_per_question * self.max_new_tokens * self.decodes,
-                "trained": rows * (self.max_row_tokens + self.contrast_tokens),
+                "trained": round(rows * (self.max_row_tokens + self.contrast_tokens * s.sft.contrast_share)),
             }
         answers = s.eval.limit if self.stage == "eval" else s.data.limit * s.data.samples_per_question
         return {"sampled": answers * self.max_new_tokens, "trained": 0}

@@ -1,7 +1,8 @@
 """Causal attention for training on a CPU: products and a softmax, block after block of queries.
 
-torch's own kernel works on tiles that are small for a CPU: it is two to four times as slow as these products, forward and backward
-(dev/LOG.md, 37). It keeps no scores, so it stays for long rows, and for whatever else than plain causal attention a model asks for.
+torch's own kernel works on tiles that are small for a CPU: forward and backward it takes two to four times as long as these products in
+bfloat16, 1.2 to 1.7 times in float32 (dev/LOG.md, 37). It keeps no scores, so it stays for long rows, and for whatever else than plain
+causal attention a model asks for.
 """
 
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 NAME = "sbtiny_blocks"
 BLOCK = 128  # queries: few enough to skip most of the keys behind them, many enough for a product
-MOST_SCORES = 1 << 24  # of a layer; half of them are kept for the backward pass, 16 MiB in bfloat16
+MOST_SCORES = 1 << 24  # of a layer; about half are kept for the backward pass: 16 to 32 MiB in bfloat16, twice that in float32
 
 
 def use_block_attention(model: nn.Module) -> None:
@@ -63,7 +64,7 @@ def is_plain(module: nn.Module, mask: Tensor | None, options: dict[str, Any]) ->
 def block_bias(mask: Tensor | None, start: int, stop: int, dtype: torch.dtype) -> Tensor:
     """What is added to the scores of queries `start` to `stop` (n or 1, 1, 1, queries, keys): 0 for a key that is seen.
 
-    Else it is the smallest number and not -inf: padding sees no key at all, and its softmax must not be NaN.
+    Else it is far below any score and not -inf: padding sees no key at all, and its softmax must not be NaN.
     """
     seen = torch.ones(1, 1, stop - start, stop, dtype=torch.bool).tril(start) if mask is None else mask[:, :, start:stop, :stop]
-    return torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)[:, :, None]
+    return torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min / 2)[:, :, None]

@@ -131,9 +131,13 @@ def may_have_moved(folder: Path, signature: dict[str, Any]) -> bool:
 
 
 def check_settings_match(old: dict[str, Any], new: dict[str, Any], where: Path, any_model: bool = False) -> None:
-    """Raise InputError for the first setting that differs; a missing digest of the data matches every digest, `any_model` every model."""
+    """Raise InputError for the first setting that differs; a missing digest of the data matches every digest, `any_model` every model.
+
+    A setting that `old` does not know came later: it did then what its default does.
+    """
+    defaults = dict(flatten_keys(asdict(Settings())))
     for key in sorted(old.keys() | new.keys(), key=lambda key: (key == DATA, key)):  # another seed draws other questions
-        before, now = old.get(key), new.get(key)
+        before, now = old.get(key, defaults.get(key)), new.get(key)
         if before == now or (key == DATA and None in (before, now)) or (key == "model" and any_model):
             continue
         change = f"is {json.dumps(now, ensure_ascii=False)} but was {json.dumps(before, ensure_ascii=False)} when"

@@ -335,15 +335,15 @@ def test_a_dry_run_of_the_demo_shows_the_settings_of_every_stage(sbtiny_: Sbtiny
 @pytest.mark.parametrize(("line", "model", "preset"), [
     ("sft", "qwen-1.5b", "t4"),
     ("sft --model smollm2-135m", "smollm2-135m", "t4"),
-    ("sft --model tiny", "tiny", None),
-    ("sft --set model=tiny", "tiny", None),
+    ("sft --model tiny", "tiny", "cpu"),
+    ("sft --set model=tiny", "tiny", "cpu"),
     ("sft -c mine.yaml --model smollm2-135m", "smollm2-135m", "t4"),
     ("sft --preset rtx4090", "qwen-1.5b", "rtx4090"),
     ("grpo --run small", "smollm2-135m", "t4"),
-    ("grpo --run bundled", "tiny", None),
+    ("grpo --run bundled", "tiny", "cpu"),
 ])  # fmt: skip
 def test_where_there_is_a_gpu_its_preset_is_the_default_but_for_the_bundled_model(
-    line: str, model: str, preset: str | None, sbtiny_: Sbtiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    line: str, model: str, preset: str, sbtiny_: Sbtiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, of in (("small", "smollm2-135m"), ("bundled", "tiny")):
         runs.create_run("sft", tmp_path / "runs" / name, Settings(model=of))
@@ -358,10 +358,17 @@ def test_where_there_is_a_gpu_its_preset_is_the_default_but_for_the_bundled_mode
     assert found.err == ""
 
 
+@pytest.mark.parametrize("line", ["sft", "sft --set model=tiny", "sft -c mine.yaml"])
+def test_on_a_cpu_the_bundled_model_has_the_same_settings(line: str, sbtiny_: Sbtiny, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("data: {verifier: exact}")
+    shown = json.loads(sbtiny_(f"{line} --json --dry-run").out)
+    assert shown["sft"]["epochs"] == load_settings(preset=None if "-c" in line else "cpu").sft.epochs
+
+
 def test_whose_settings_they_are_is_told_when_the_work_begins(sbtiny_: Sbtiny, ending, monkeypatch: pytest.MonkeyPatch) -> None:
     ending(lambda: Path("runs/mine"))
     assert sbtiny_("sft").err == ""
-    assert sbtiny_("sft --model smollm2-135m").err.startswith("no --preset given: these are the bundled model's settings")
+    assert sbtiny_("sft --model smollm2-135m").err.startswith("no --preset given: these settings suit the bundled model")
     assert sbtiny_("sft --model smollm2-135m --preset t4").err == ""
     monkeypatch.setattr("sbtiny.models.device.probe_device", lambda: CARDS["t4"])
     assert sbtiny_("sft").err == "using preset t4 for Tesla T4 (--preset cpu: the bundled model's settings)\n"
@@ -652,7 +659,7 @@ def test_resuming_takes_the_settings_and_the_start_of_the_run(sbtiny_: Sbtiny, m
     assert sbtiny_("grpo --resume -o mine --steps 200").code == 0
     assert given[1][0].grpo.steps == 200
     assert sbtiny_("grpo -o fresh").code == 0
-    assert given[2] == (Settings(), other, Path("fresh"), False, False)
+    assert given[2] == (load_settings(preset="cpu"), other, Path("fresh"), False, False)
 
 
 def test_a_cold_start_goes_on_from_a_run_with_its_model(sbtiny_: Sbtiny, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,12 +70,12 @@ def columns(batch: dict[str, torch.Tensor], *names: str) -> list[tuple]:
     return list(zip(*(batch[name].tolist() for name in names), strict=True))
 
 
-def contrast_of(policy, folder: Path, **chosen: object) -> list[float]:
-    """The contrast of each update. Two answers to each question, which differ in their first word."""
+def contrast_of(policy, folder: Path, pairs: int = 60, alone: int = 0, **chosen: object) -> list[float]:
+    """The contrast of each update. Two answers to each of `pairs` questions, which differ in their first word; one to `alone` others."""
     rows = [
         make_row(policy, q, f"{opening}\\boxed{{{q.answer}}}")
-        for q in arithmetic.generate_questions("train", 60, seed=5)
-        for opening in ("", "so so so so ")
+        for i, q in enumerate(arithmetic.generate_questions("train", pairs + alone, seed=5))
+        for opening in ("", "so so so so ")[: 2 if i < pairs else 1]
     ]
     runs.write_jsonl(folder / "rows.jsonl", rows)
     run_sft(Settings(four_bit=False, sft=SftSettings(rows=str(folder / "rows.jsonl"), contrast=1.0, **chosen)), folder / "sft")
@@ -89,6 +89,22 @@ def test_by_it_a_budget_comes_to_be_read(policy, tmp_path: Path, micro_batch: in
     losses = contrast_of(policy, tmp_path, steps=24, learning_rate=3e-3, contrast_share=1.0, micro_batch=micro_batch)
     assert len(losses) == 24
     assert sum(losses[-4:]) / 4 < 0.1 < sum(losses[:4]) / 4
+
+
+def test_micro_batches_do_not_change_its_weight(policy, tmp_path: Path) -> None:
+    """Of four rows two have a rival: in micro-batches of one the others count too."""
+    norms = []
+    for micro_batch in (1, 4):
+        folder = tmp_path / str(micro_batch)
+        folder.mkdir()
+        contrast_of(policy, folder, pairs=1, alone=2, steps=1, micro_batch=micro_batch)
+        norms.append(json.loads((folder / "sft" / "metrics.jsonl").read_text().splitlines()[0])["loss"])
+    assert norms[0] == pytest.approx(norms[1], rel=1e-3)
+
+
+def test_nothing_to_compare_is_said(policy, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert contrast_of(policy, tmp_path, pairs=0, alone=4, steps=1) == []
+    assert "sft.contrast compares nothing" in capsys.readouterr().err
 
 
 def test_only_the_first_updates_have_it(policy, tmp_path: Path) -> None:

@@ -39,6 +39,16 @@ def test_relabelling_changes_the_budget_and_nothing_else(policy):
     assert (new.request, new.stop_reason) == (old.request, "end")
 
 
+def test_a_token_that_ends_the_tag_and_begins_the_body_loses_nothing(policy) -> None:
+    joined = next(i for i, piece in enumerate(policy.engine.pieces) if piece == ">a")
+    old = episode(policy, render_budget(321))
+    tag = policy.encode(render_budget(321))
+    assert policy.engine.pieces[tag[-1]] == ">"
+    rest = policy.encode(BODY[1:] + "</solution>")
+    old = read_episode(old.request, [*tag[:-1], joined, *rest, policy.tokenizer.eos_token_id], policy.engine.pieces, "end")
+    assert (old.solution, relabel_budget(policy, old, 12).solution) == (BODY, BODY)
+
+
 def test_a_given_budget_is_changed_in_the_prompt(policy):
     old = episode(policy, "", budget=321)
     new = relabel_budget(policy, old, 12)

@@ -101,6 +101,11 @@ def test_tokens_are_the_most_that_the_settings_allow() -> None:
     )
     assert plan_memory("sft", two_of_four, shape_of("tiny"), CPU).tokens_at_most == {"sampled": 40 * 900, "trained": 20 * 3 * 1024}
     given = load_settings(overrides=[("sft.rows", "rows.jsonl"), ("sft.steps", 7)])
+    for share, passes in ((0.0, 1), (0.5, 2), (1.0, 3)):  # of a row, the mean
+        contrast = load_settings(
+            overrides=[("sft.rows", "r.jsonl"), ("sft.steps", 7), ("sft.contrast", 0.1), ("sft.contrast_share", share)]
+        )
+        assert plan_memory("sft", contrast, shape_of("tiny"), CPU).tokens_at_most["trained"] == passes * 7 * given.sft.batch * 1024
     assert plan_memory("sft", given, shape_of("tiny"), CPU).tokens_at_most == {"sampled": 0, "trained": 7 * given.sft.batch * 1024}
 
 

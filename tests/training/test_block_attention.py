@@ -1,11 +1,19 @@
 """Attention in blocks on a CPU: transformers' own results, forward and backward, in every precision of training."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from sbtiny import runs
+from sbtiny.coldstart.run import run_sft
+from sbtiny.coldstart.sample_correct import make_row
+from sbtiny.config import GrpoSettings, Settings, SftSettings
+from sbtiny.grpo.run import run_grpo
+from sbtiny.tasks import arithmetic
 from sbtiny.training import attention
 
 IDS = torch.arange(72).view(3, 24) % 50 + 2
@@ -42,6 +50,15 @@ def test_it_computes_what_transformers_does(
     for mine, other in zip(ours, theirs, strict=True):
         assert torch.isfinite(mine).all()
         assert (mine - other).abs().max() <= near * other.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_padding_is_finite_whatever_its_scores(dtype: torch.dtype) -> None:
+    query, key = torch.full((1, 2, 5, 8), 4.0, dtype=dtype), torch.full((1, 2, 5, 8), -4.0, dtype=dtype)
+    mask = torch.ones(1, 1, 5, 5, dtype=torch.bool).tril()
+    mask[..., :2] = False  # two of padding on the left, which see nothing
+    found, _ = attention.attend(nn.Module(), query, key, torch.randn(1, 2, 5, 8, dtype=dtype), mask, scaling=1.0)
+    assert torch.isfinite(found).all()
 
 
 @pytest.mark.parametrize("kv_heads", [1, 4])
@@ -90,7 +107,17 @@ def test_what_is_not_plain_causal_attention_is_left_to_transformers(monkeypatch:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has kernels of its own")
-def test_training_uses_it_on_a_cpu() -> None:
-    model = build_model("sdpa")
-    attention.use_block_attention(model)
-    assert model.config._attn_implementation == attention.NAME
+def test_both_trainers_use_it_on_a_cpu(policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    used = []
+    monkeypatch.setattr(attention, "block_bias", lambda *how, of=attention.block_bias: used.append(1) or of(*how))
+    rows = [make_row(policy, q, f"\\boxed{{{q.answer}}}") for q in arithmetic.generate_questions("train", 4, seed=5)]
+    runs.write_jsonl(tmp_path / "rows.jsonl", rows)
+    settings = Settings(
+        four_bit=False,
+        sft=SftSettings(rows=str(tmp_path / "rows.jsonl"), steps=1),
+        grpo=GrpoSettings(steps=1, prompts_per_step=1, num_generations=4, max_tokens=16, limit=2),
+    )
+    start = run_sft(settings, tmp_path / "sft")
+    by_sft = len(used)
+    run_grpo(settings, start, tmp_path / "grpo", force=True)
+    assert 0 < by_sft < len(used)

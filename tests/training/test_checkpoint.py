@@ -213,6 +213,14 @@ def test_a_changed_setting_is_refused_by_name(said: str, edited: bool, stopped: 
     assert sorted(stopped.rglob("*")) == before
 
 
+def test_a_checkpoint_from_before_a_setting_goes_on_with_its_default(tmp_path: Path) -> None:
+    new = checkpoint.resume_signature(Settings(), "sft", ["a question"])
+    old = {key: value for key, value in new.items() if key != "sft.contrast_share"}
+    checkpoint.check_settings_match(old, new, tmp_path)
+    with pytest.raises(InputError, match=r"sft.contrast_share is 0.5 but was 1.0"):
+        checkpoint.check_settings_match(old, new | {"sft.contrast_share": 0.5}, tmp_path)
+
+
 def test_another_seed_engine_and_other_questions_are_refused(stopped: Path, started: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match='engine is "generate" but was "ours"'):
         run_grpo(replace(settings_of(), engine="generate"), started, stopped, resume=True)
