@@ -28,15 +28,8 @@ def chat(
 
     Example: sbtiny chat runs/demo --budget 2x
     """
-    from sbtiny import runs
-    from sbtiny.models.aliases import model_of
-
-    run = runs.find_run(name)
-    model = model_of(name, flags.values.get("base"))
-    own = {"model": model, "serve.budget": budget, "serve.ceiling": ceiling, "serve.temperature": temperature}
-    settings, _, _ = flags.load_for_device(own)
-    if run:
-        runs.check_finished(run)
+    own = {"serve.budget": budget, "serve.ceiling": ceiling, "serve.temperature": temperature}
+    settings, _, _ = flags.load_for_name(name, own)
     if question is None and not (sys.stdin and sys.stdin.isatty()):
         question = read_piped_question()
     start_work(settings)

@@ -42,15 +42,10 @@ def evaluate(
     Example: sbtiny eval runs/demo --budget 0.5x --limit 200
     """
     from sbtiny import runs
-    from sbtiny.models.aliases import model_of
 
-    run = runs.find_run(name)
-    model = model_of(name, flags.values.get("base"))
-    settings, _, note = flags.load_for_device({"model": model, "eval.task": task, "eval.budget": budget}, run)
+    settings, note, run = flags.load_for_name(name, {"eval.task": task, "eval.budget": budget}, as_run=True)
     folder = flags.output or run or runs.ROOT / f"eval-{Path(name).name}"
     validate_inputs(settings.eval, settings.eval.task)
-    if run:
-        runs.check_finished(run)
     runs.check_unclaimed(folder)
     runs.check_writable(folder / "eval.json")
     start_work(settings, note)
@@ -88,22 +83,17 @@ def calibrate(
     """
     from sbtiny import runs
     from sbtiny.budget.calibration import check_share
-    from sbtiny.models.aliases import model_of
     from sbtiny.tasks.load import load_questions
     from sbtiny.tasks.sources import HUB_TASKS, SPLITS
 
-    run = runs.find_run(name)
-    model = model_of(name, flags.values.get("base"))
     if confidence is not None:
         check_share("--confidence", confidence)
     # A preset may ask fewer, and eval's split is no calibration's; --set, --limit and --split win.
     usual = ["eval.split=val"] if flags.config else ["eval.split=val", f"eval.limit={CALIBRATION_QUESTIONS}"]
     flags.extra = [*usual, *(flags.extra or [])]
-    settings, _, note = flags.load_for_device({"model": model, "eval.task": task, "eval.split": split}, run)
+    settings, note, _ = flags.load_for_name(name, {"eval.task": task, "eval.split": split}, as_run=True)
     if settings.eval.task not in HUB_TASKS:
         load_questions(settings.eval.task, SPLITS[0], settings.eval.limit)  # a wrong file is told before torch is imported
-    if run:
-        runs.check_finished(run)
     start_work(settings, note)
     from sbtiny.evaluation.calibrate import run_calibration
     from sbtiny.evaluation.calibration_file import calibration_path

@@ -144,6 +144,17 @@ class Flags:
             return replace(self, preset="cpu").load(more), "cpu", ""
         return settings, None, "no --preset given: these settings suit the bundled model; t4 and rtx4090 are for 1.5B to 7B models"
 
+    def load_for_name(self, name: str, more: dict[str, Any], as_run: bool = False) -> tuple[Settings, str, Path | None]:
+        """As `load_for_device` for a run or model of that name, and the run's folder. Raises InputError for an unfinished run."""
+        from sbtiny import runs
+        from sbtiny.models.aliases import model_of
+
+        run = runs.find_run(name)
+        settings, _, note = self.load_for_device({"model": model_of(name, self.values.get("base"))} | more, run if as_run else None)
+        if run:
+            runs.check_finished(run)
+        return settings, note, run
+
     def find_resumed(self, verb: str) -> None:
         """With --resume: set `output` to the folder of the run (default: the verb's newest unfinished one), `config` to its settings."""
         from sbtiny import runs

@@ -36,19 +36,12 @@ def serve(
 
     Example: sbtiny serve runs/demo --port 8000
     """
-    from sbtiny import runs
-    from sbtiny.models.aliases import model_of
-
     check_serve_extra()
     from sbtiny.serving.guard import LOOPBACK
 
     check_exposure(host, host in LOOPBACK, api_key, no_auth)
-    run = runs.find_run(name)
-    model = model_of(name, flags.values.get("base"))
-    own = {"model": model, "serve.budget": budget, "serve.ceiling": ceiling, "serve.temperature": temperature}
-    settings, _, _ = flags.load_for_device(own | {"serve.max_num_seqs": slots, "serve.seconds": seconds, "serve.queue": queue})
-    if run:
-        runs.check_finished(run)
+    own = {"serve.budget": budget, "serve.ceiling": ceiling, "serve.temperature": temperature}
+    settings, _, _ = flags.load_for_name(name, own | {"serve.max_num_seqs": slots, "serve.seconds": seconds, "serve.queue": queue})
     listener = listen(host, port)
     start_work(settings)
     from sbtiny.serving.run_server import run_server
