@@ -102,12 +102,22 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
 
 def read_yaml(text: str, source: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, StrictLoader)
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         where = f", line {mark.line + 1}" if mark else ""
         reason = " ".join(str(problem or error).split())
         raise InputError(f"{source}{where}: no valid YAML ({reason}): write key: value lines") from error
+
+
+class StrictLoader(yaml.SafeLoader):
+    """YAML in which a key stands once, as its standard says; PyYAML takes the last one and drops what stood before."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        if twice := next((key for key, _ in reversed(node.value) if keys.count(key.value) > 1), None):
+            raise yaml.MarkedYAMLError(problem=f"{twice.value} stands twice", problem_mark=twice.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def flatten_keys(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

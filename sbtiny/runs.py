@@ -25,8 +25,13 @@ def write_error(path: Path, error: OSError) -> InputError:
     return InputError(f"cannot write {path}: {error.strerror or error}; free space or write elsewhere")
 
 
-def check_writable(path: Path) -> None:
-    """Raise InputError if the file `path` could not be written. Call it before hours of work; it leaves nothing behind."""
+def check_writable(path: Path, *read: str | Path | None) -> None:
+    """Raise InputError if the file `path` could not be written, or is one of those that are `read`.
+
+    Call it before hours of work; it leaves nothing behind.
+    """
+    if path.exists() and any(path.samefile(other) for other in read if other and Path(other).exists()):
+        raise InputError(f"{path} is what is read: give another file to write")
     if path.is_dir():
         raise InputError(f"cannot write {path}: it is a folder; give the name of a file")
     nearest = next(folder for folder in path.absolute().parents if folder.exists())
@@ -95,6 +100,8 @@ def read_run(folder: Path) -> dict[str, Any]:
     about = read_json(folder / "run.json")
     if not isinstance(about, dict) or not {"kind", "model", "format"} <= about.keys():
         raise InputError(f"{folder / 'run.json'} has no kind, model and format: it is no run of sbtiny")
+    if not (isinstance(parents := about.get("parents", []), list) and all(isinstance(parent, str) for parent in parents)):
+        raise InputError(f"{folder / 'run.json'}: parents is no list of folders: write the runs that it is the average of")
     return about
 
 

@@ -196,6 +196,7 @@ def test_an_assignment_that_cannot_be_read_is_told_with_its_text(text: str) -> N
         ("- 1\n- 2\n", "not a list"),
         ("just words", "not a str"),
         ("model: tiny\x07", "no valid YAML"),
+        ("sft: {steps: 4}\nsft: {epochs: 2}", "line 2: no valid YAML (sft stands twice)"),
         ("model: !!python/object:os.system x", "no valid YAML"),
     ],
 )

@@ -105,6 +105,14 @@ def test_text_that_cannot_be_encoded_leaves_nothing(tmp_path: Path) -> None:
     assert listing(tmp_path) == {}
 
 
+def test_a_file_that_is_read_is_not_written_over(tmp_path: Path) -> None:
+    file = tmp_path / "questions.jsonl"
+    file.write_text("mine")
+    runs.check_writable(file, None, tmp_path / "gone.jsonl", "arithmetic")
+    with pytest.raises(InputError, match="is what is read"):
+        runs.check_writable(tmp_path / "." / "questions.jsonl", None, str(file))
+
+
 def test_looking_whether_a_file_can_be_written_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     runs.check_writable(tmp_path / "a" / "b" / "c.json")

@@ -9,8 +9,10 @@ models"). OTHER is a run or one of its checkpoint folders. OUT has RUN's config.
 
 import argparse
 import shutil
+import tempfile
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from sbtiny import runs
@@ -34,7 +36,10 @@ def average_adapters(first: Path, second: Path, share: float) -> bytes:
     """The content of the averaged adapter's file. Raises InputError for adapters of different shapes."""
     for folder in (first, second):
         read_adapter_config(folder)
-    ours, theirs = load_file(first / WEIGHTS), load_file(second / WEIGHTS)
+    try:
+        ours, theirs = load_file(first / WEIGHTS), load_file(second / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"the adapter of {first} or {second} cannot be read: {error}") from error
     if {name: tensor.shape for name, tensor in ours.items()} != {name: tensor.shape for name, tensor in theirs.items()}:
         raise InputError(f"{first} and {second} have other layers or another rank: average adapters of which one goes on from the other")
     mixed = {name: ((1 - share) * ours[name].float() + share * theirs[name].float()).half() for name in ours}
@@ -53,14 +58,21 @@ def main() -> None:
     about, other = runs.read_run(args.run), find_run_of(args.other)
     if (other / "run.json").is_file() and runs.read_run(other).get("base") != about.get("base"):
         raise InputError(f"{args.other} was trained on another base model than {args.run}: average runs of one base")
-    runs.check_free(args.out)
+    runs.check_writable(args.out / "run.json")
+    if args.out.exists() and any(args.out.iterdir()):
+        raise InputError(f"{args.out} is not empty: give a new folder")
     content = average_adapters(args.run / "adapter", find_adapter(args.other), args.share)
-    (args.out / "adapter").mkdir(parents=True, exist_ok=True)
-    for name in ("config.yaml", f"adapter/{CONFIG}"):
-        shutil.copy(args.run / name, args.out / name)
     about = {key: value for key, value in about.items() if key != "parent"}
-    runs.write_json(args.out / "run.json", about | {"parents": [str(args.run.resolve()), str(other.resolve())], "share": args.share})
-    runs.write_bytes(args.out / "adapter" / WEIGHTS, content)
+    with tempfile.TemporaryDirectory(dir=args.out.parent) as place:
+        made = Path(place) / "run"
+        (made / "adapter").mkdir(parents=True)
+        for name in ("config.yaml", f"adapter/{CONFIG}"):
+            if not (args.run / name).is_file():
+                raise InputError(f"{args.run} has no {name}: give a whole run")
+            shutil.copy(args.run / name, made / name)
+        runs.write_bytes(made / "adapter" / WEIGHTS, content)
+        runs.write_json(made / "run.json", about | {"parents": [str(args.run.resolve()), str(other.resolve())], "share": args.share})
+        made.replace(args.out)  # whole or not at all; an empty folder gives way
     print(f"wrote {args.out}")
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from sbtiny import runs
 from sbtiny.coldstart.foretell import round_budget
+from sbtiny.coldstart.rows import read_labelled
 from sbtiny.coldstart.sample_correct import classify_answer, make_row
 from sbtiny.errors import InputError, run_script
 from sbtiny.load_settings import load_settings
@@ -22,7 +23,7 @@ from sbtiny.rollout.episode import Sampling
 from sbtiny.rollout.load_policy import load_policy
 from sbtiny.rollout.policy import Policy
 from sbtiny.tasks.load import load_questions
-from sbtiny.tasks.sources import Question, read_rows
+from sbtiny.tasks.sources import Question
 from sbtiny.tasks.verify import load_verifier
 
 QUESTIONS, DRAWS, BUDGETS = 64, 2, 200
@@ -83,9 +84,9 @@ def run_parser(description: str, *files: str, share: float, needs_budgets: bool 
 
 def read_budgets(file: str | None) -> list[dict[str, Any]]:
     """Rows of a budget alone; none without a file. Raises InputError for others."""
-    known = read_rows(file) if file else []
-    if any(not row.get("budget") for row in known):
-        raise InputError(f"{file} has rows without a budget: give what rows.py --budgets wrote")
+    known = read_labelled(file) if file else []
+    if any(row["response"] is not None for row in known):
+        raise InputError(f"{file} has rows with a response: give what rows.py --budgets wrote")
     return known
 
 
@@ -100,7 +101,7 @@ def scale_budgets(rows: list[dict[str, Any]], share: float) -> list[dict[str, An
 def main() -> None:
     args = run_parser(__doc__.splitlines()[0], "questions", "rows", share=1.0).parse_args()
     rng, file = random.Random(args.seed), Path(args.rows)
-    runs.check_writable(file)
+    runs.check_writable(file, args.questions, args.budgets)
     known = read_budgets(args.budgets)
     policy = load_run(args.run, args.base, QUESTIONS)
     questions = draw(load_questions(args.questions, "train", 10_000), QUESTIONS, rng)

@@ -53,10 +53,10 @@ def answer_twice(policy: Policy, questions: list[Question], seed: int) -> tuple[
 def main() -> None:
     args = run_parser(__doc__.splitlines()[0], "rows", "out", share=0.93, needs_budgets=True).parse_args()
     rng, file = random.Random(args.seed), Path(args.out)
-    runs.check_writable(file)
+    runs.check_writable(file, args.rows, args.budgets)
     rows, known = read_labelled(args.rows), read_budgets(args.budgets)
-    if any("answer" not in row for row in rows):
-        raise InputError(f"{args.rows} has rows without an answer: give what rows.py wrote")
+    if any(not isinstance(row.get("answer"), str) for row in rows):
+        raise InputError(f"{args.rows} has rows whose answer is no text: give what rows.py wrote")
     policy = load_run(args.run, args.base, SLOTS)
     questions = list({row["id"]: Question(row["id"], row["question"], row["answer"]) for row in rows}.values())
     short, long = answer_twice(policy, questions, args.seed)

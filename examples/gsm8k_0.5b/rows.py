@@ -67,19 +67,25 @@ def rows_of(policy: Policy, question: Question, answers: list[str], rng: random.
     return list(found.values())
 
 
+def count(text: str) -> int:
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return value
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("questions")
     parser.add_argument("rows", type=Path)
     parser.add_argument("--model", required=True)
-    parser.add_argument("--limit", type=int)
+    parser.add_argument("--limit", type=count)
     parser.add_argument("--budgets", type=Path)
-    parser.add_argument("--samples", type=int, default=6)
-    parser.add_argument("--slots", type=int, default=512)
-    parser.add_argument("--room", type=int, default=480, help="longest answer, in tokens")
+    parser.add_argument("--samples", type=count, default=6)
+    parser.add_argument("--slots", type=count, default=512)
+    parser.add_argument("--room", type=count, default=480, help="longest answer, in tokens")
     args = parser.parse_args()
     for file in filter(None, (args.rows, args.budgets)):
-        runs.check_writable(file)
+        runs.check_writable(file, args.questions, *{args.rows, args.budgets} - {file})
     questions = load_questions(args.questions, "train", args.limit)
     verify = load_verifier("auto")
     settings = load_settings(overrides=[("model", args.model), ("four_bit", False)])

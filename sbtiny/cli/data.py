@@ -51,7 +51,7 @@ def data_build(
     if file_format(file.name) in (".csv", ".parquet") or file.suffix == ".gz":
         raise InputError(f"{file} would be written as JSON Lines and read as its name says: call it {file.name.partition('.')[0]}.jsonl")
     locks.raise_if_locked(locks.lock_path(file), file)
-    runs.check_writable(file)
+    runs.check_writable(file, questions, task, traces)
     start_work(settings, note)
     from sbtiny.coldstart.build import build_data
 

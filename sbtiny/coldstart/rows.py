@@ -53,6 +53,8 @@ def validate_row(row: dict[str, Any], where: str) -> LabelledRow:
             raise wrong_value(row, key, where, "text")
         read_text(row, key, where)
     if row.get("system") not in (None, ""):
+        if not isinstance(row["system"], str):
+            raise wrong_value(row, "system", where, "text")
         read_text(row, "system", where)
     budget = row["budget"]
     if not isinstance(budget, int) or isinstance(budget, bool) or budget < 1:

@@ -66,7 +66,9 @@ def train_sft_in(folder: Path, settings: Settings, resume: bool, start: Path | N
     check_prompts(policy.tokenizer, policy.form)
     sft.check_tags_learnable(policy)
     dataset = sft.build_dataset(policy, rows, settings) if rows else None
-    about = base_info(policy) | ({"parent": str(start)} if start else {}) | ({"data": checkpoint.digest_data(rows)} if rows else {})
+    about = (
+        base_info(policy) | ({"parent": str(start.resolve())} if start else {}) | ({"data": checkpoint.digest_data(rows)} if rows else {})
+    )
     warn_of_other_prompt(rows, about["prompt"])
     own = {name: text for name, text in about["prompt"].items() if text}  # an export of ours brings its instruction in its template
     settings = replace(settings, prompt=replace(settings.prompt, **own))

@@ -1,5 +1,6 @@
 """Cold start: supervised fine-tuning of a LoRA adapter on labelled rows, with TRL's SFTTrainer."""
 
+import json
 import math
 import random
 from collections.abc import Hashable, Iterator, Sequence
@@ -48,7 +49,8 @@ def build_dataset(policy: Policy, rows: Sequence[dict[str, Any]], settings: Sett
             raise InputError(
                 f"{row_location(row)} has {len(example['input_ids'])} tokens, over sft.max_length {max_length}: raise it or drop the row"
             )
-        examples.append(example | {"question": row["id"] if row["response"] is not None else f"{row['id']}, its budget"})
+        asked = (row["id"], row["question"], row.get("system") or "", "" if row["response"] is not None else "its budget")
+        examples.append(example | {"question": json.dumps(asked)})  # files put together may number their questions alike
     if not examples:
         raise InputError("no rows to train on")
     first = {name: place for place, name in reversed(list(enumerate(example["question"] for example in examples)))}
@@ -136,6 +138,9 @@ class ColdStartTrainer(SFTTrainer):
     """TRL's SFTTrainer with `GroupedLengthSampler` and the contrast loss."""
 
     weight, contrast_steps = 0.0, 0  # of the contrast, and the updates that have it
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write none: TRL's would take the place of the run's README.md at every checkpoint."""
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()

@@ -33,7 +33,12 @@ def write_report(folder: Path, seconds: dict[str, float] | None = None) -> dict[
 
 def write_readme(file: Path, text: str) -> None:
     """Write the README unless `file` is one that somebody else wrote."""
-    if file.is_file() and page.README_MARK not in file.read_text(encoding="utf-8", errors="replace"):
+    if file.is_symlink() or (file.exists() and not (file.is_file() and is_generated(file.read_text(encoding="utf-8", errors="replace")))):
         print_line(f"kept {file}: nothing in it says that sbtiny report wrote it (remove it for a new one)")
     else:
         write_text(file, text)
+
+
+def is_generated(text: str) -> bool:
+    """Whether a README is a report's, or the card that TRL wrote into runs of earlier versions."""
+    return page.README_MARK in text or "generated_from_trainer" in text

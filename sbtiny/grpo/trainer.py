@@ -139,6 +139,9 @@ class BudgetGrpoTrainer(GRPOTrainer):
     the same: `bnpo`, which averages over a micro-batch's tokens, keeps TRL's order.
     """
 
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write none: TRL's would take the place of the run's README.md at every checkpoint."""
+
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
         before = self._buffered_inputs
         inputs = super()._prepare_inputs(generation_batch)

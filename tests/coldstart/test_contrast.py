@@ -10,6 +10,7 @@ from sbtiny import runs
 from sbtiny.coldstart.contrast import IGNORE_INDEX, Collator, add_negatives
 from sbtiny.coldstart.run import run_sft
 from sbtiny.coldstart.sample_correct import make_row
+from sbtiny.coldstart.trainer import build_dataset
 from sbtiny.config import Settings, SftSettings
 from sbtiny.tasks import arithmetic
 
@@ -58,6 +59,14 @@ def test_a_batch_has_the_compared_answers_after_their_own_budgets_then_after_the
     assert rows == [[*PROMPT, 10, 9, *short], [*PROMPT, 30, 0, 9, *long], [*PROMPT, 30, 0, 9, *short], [*PROMPT, 10, 9, *long]]
     assert [[i for i in labels if i != IGNORE_INDEX] for labels in contrast["labels"].tolist()] == [short, long, short, long]
     assert "contrast" not in Collator(pad_token_id=0)(add_negatives([ALONE]))
+
+
+def test_rows_of_one_id_and_other_questions_are_no_rivals(policy) -> None:
+    """Files put together may number their questions alike."""
+    asked = arithmetic.generate_questions("train", 2, seed=5)
+    texts = [f"\\boxed{{{asked[0].answer}}}", f"so so so so \\boxed{{{asked[1].answer}}}"]
+    rows = [make_row(policy, q, text) | {"id": "same"} for q, text in zip(asked, texts, strict=True)]
+    assert build_dataset(policy, rows, Settings())["compared"] == [[], []]
 
 
 def test_tokens_between_are_read_and_not_compared() -> None:

@@ -16,6 +16,7 @@ from sbtiny.budget.calibration_record import from_record, to_record
 from sbtiny.budget.metrics import Sample
 from sbtiny.cli.main import run as call
 from sbtiny.config import EvalSettings, Settings
+from sbtiny.errors import InputError
 from sbtiny.evaluation import calibrate as module
 from sbtiny.evaluation import calibration_file, trained_questions
 from sbtiny.evaluation.calibration_file import calibration_path, load_calibration, measure_coverage
@@ -293,6 +294,13 @@ def test_an_average_leaves_out_what_either_of_its_parents_was_trained_on(
     average = write_run(tmp_path / "average", "sft", {"sft": {"rows": rows}}, parents=[str(first), str(second)])
     assert [q.question for q in without_known_questions(questions("one?", "two?", "three?"), "mine.jsonl", average)] == ["three?"]
     assert not any("is not there" in line for line in said)
+
+
+@pytest.mark.parametrize("parents", [5, "base", ["base", 5]])
+def test_parents_that_are_no_list_of_folders_are_refused(parents: object, tmp_path: Path, questions: Callable[..., list[Question]]) -> None:
+    average = write_run(tmp_path / "average", "sft", {"sft": {"rows": "rows.jsonl"}}, parents=parents)
+    with pytest.raises(InputError, match="parents is no list of folders"):
+        without_known_questions(questions("one?"), "mine.jsonl", average)
 
 
 def test_named_splits_are_disjoint_and_need_no_comparison(

@@ -235,6 +235,9 @@ def test_a_readme_of_somebodys_own_is_kept(tmp_path: Path, capsys: pytest.Captur
     write_report(folder)  # over its own
     assert "| cold start | 100.0 " not in (folder / "README.md").read_text()
     assert capsys.readouterr().err == ""
+    (folder / "README.md").write_text("---\ntags:\n- generated_from_trainer\n---\n# Model Card for None\n")  # TRL's, of earlier versions
+    write_report(folder)
+    assert "| cold start" in (folder / "README.md").read_text()
     (folder / "README.md").write_bytes("# Modell für mich\n".encode("latin-1"))
     write_report(folder)
     assert (folder / "README.md").read_bytes() == "# Modell für mich\n".encode("latin-1")

@@ -41,6 +41,22 @@ def test_it_lies_between_and_answers(
     assert (about["parents"], about["share"], "parent" in about) == ([str(started), str(other)], 0.25, False)
 
 
+def test_a_folder_in_use_and_a_broken_adapter_are_refused_and_nothing_is_left(
+    started: Path, other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script, mine = runpy.run_path(str(SCRIPT)), tmp_path / "mine"
+    mine.mkdir()
+    (mine / "config.yaml").write_text("my notes")
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), str(started), str(other), str(mine)])
+    with pytest.raises(InputError, match="is not empty"):
+        script["main"]()
+    (other / WEIGHTS).write_bytes((other / WEIGHTS).read_bytes()[:1000])
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), str(started), str(other), str(tmp_path / "out")])
+    with pytest.raises(InputError, match="cannot be read"):
+        script["main"]()
+    assert sorted(place.name for place in tmp_path.iterdir()) == ["mine", "other"]
+
+
 def test_adapters_that_differ_in_shape_are_refused(started: Path, other: Path) -> None:
     weights = load_file(other / WEIGHTS)
     save_file({name: weight[:1] for name, weight in weights.items()}, other / WEIGHTS, {"format": "pt"})
