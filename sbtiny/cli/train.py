@@ -77,7 +77,12 @@ def sft(
     start = find_start(run, flags.output if flags.resume else None)
     if start and flags.values.get("model"):
         raise InputError(f"--run goes on from {start}, which has its model: leave --model out")
+    if not start and flags.values.get("base"):
+        raise InputError("--base says where the model of --run is: without --run name the model by --model")
     settings, preset, note = flags.load_for_device(inherit_model(start, flags) | {"sft.rows": data})
+    sampling = [name for name in ("verifier", "limit", "max-tokens") if flags.values.get(f"data.{name.replace('-', '_')}") is not None]
+    if settings.sft.rows and sampling:
+        raise InputError(f"--{sampling[0]} is for rows that are sampled, and {settings.sft.rows} is trained on whole: leave it out")
     settings = apply_auto_micro_batch(settings, "sft", preset)
     shown = with_kept_prompt(settings, start)
     if flags.dry_run:

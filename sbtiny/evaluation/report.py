@@ -14,9 +14,9 @@ from sbtiny.budget.calibration import Calibration
 from sbtiny.budget.calibration_record import from_record, to_record
 from sbtiny.budget.metrics import compression, paired_difference
 from sbtiny.errors import InputError
-from sbtiny.load_settings import parse_yaml
+from sbtiny.load_settings import parse_yaml, read_utf8
 from sbtiny.progress import format_duration
-from sbtiny.runs import read_json
+from sbtiny.runs import read_json, read_run
 from sbtiny.tasks.sources import read_rows
 
 Row = dict[str, Any]
@@ -58,7 +58,7 @@ def read_report_data(folder: Path) -> ReportData:
     """Read all files of a report. Raises InputError for no eval.json in `folder` and for broken files."""
     if not (folder / "eval.json").is_file():
         raise InputError(f"no eval.json in {folder}: run `sbtiny eval {quote(str(folder))}` first")
-    run = read_json(folder / "run.json")
+    run = read_run(folder)
     places = stage_folders(folder, run)
     sweep, cuts, calibration, config = (folder / name for name in ("sweep.json", "cuts.json", "calibration.json", "config.yaml"))
     start = next((f for f in list_cold_start_folders(folder, run) if (f / "run.json").is_file()), None)
@@ -129,7 +129,7 @@ def read_optional_rows(path: Path) -> list[Row]:
 
 
 def read_settings(path: Path) -> Row:
-    return parse_yaml(path.read_text(encoding="utf-8"), str(path)) if path.is_file() else {}
+    return parse_yaml(read_utf8(path), str(path)) if path.is_file() else {}
 
 
 def build_report(evidence: ReportData, seconds: dict[str, float] | None) -> dict[str, Any]:
