@@ -138,6 +138,7 @@ class ColdStartTrainer(SFTTrainer):
     """TRL's SFTTrainer with `GroupedLengthSampler` and the contrast loss."""
 
     weight, contrast_steps = 0.0, 0  # of the contrast, and the updates that have it
+    pairs = 0  # of the present update
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write none: TRL's would take the place of the run's README.md at every checkpoint."""
@@ -146,6 +147,12 @@ class ColdStartTrainer(SFTTrainer):
         super()._set_signature_columns_if_needed()
         self._signature_columns = list(dict.fromkeys([*self._signature_columns, "body_at", "rival", "compared"]))
 
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[dict[str, Any]], Any]:
+        """All micro-batches of an update. Their pairs are counted here: the contrast is a mean over the update, however it is split."""
+        samples, items = super().get_batch_samples(*args, **kwargs)
+        self.pairs = sum(len(batch["contrast"]["input_ids"]) // 2 for batch in samples if "contrast" in batch)
+        return samples, items
+
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         compared = inputs.pop("contrast", None)
         loss = super().compute_loss(model, inputs, *args, **kwargs)
@@ -153,8 +160,7 @@ class ColdStartTrainer(SFTTrainer):
             return loss
         losses = contrast.contrast_losses(model, compared)
         self._metrics["train"]["contrast"].append(losses.mean().item())
-        rows = len(inputs["input_ids"]) * self.current_gradient_accumulation_steps  # not the pairs: micro-batches must not change the sum
-        return loss + self.weight * losses.sum() / rows
+        return loss + self.weight * losses.sum() / self.pairs
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int]:
         rows = self.train_dataset
