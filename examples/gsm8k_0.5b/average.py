@@ -62,13 +62,14 @@ def main() -> None:
     if args.out.exists() and any(args.out.iterdir()):
         raise InputError(f"{args.out} is not empty: give a new folder")
     content = average_adapters(args.run / "adapter", find_adapter(args.other), args.share)
+    if not (args.run / "config.yaml").is_file():
+        raise InputError(f"{args.run} has no config.yaml: give a whole run")
     about = {key: value for key, value in about.items() if key != "parent"}
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=args.out.parent) as place:
         made = Path(place) / "run"
         (made / "adapter").mkdir(parents=True)
         for name in ("config.yaml", f"adapter/{CONFIG}"):
-            if not (args.run / name).is_file():
-                raise InputError(f"{args.run} has no {name}: give a whole run")
             shutil.copy(args.run / name, made / name)
         runs.write_bytes(made / "adapter" / WEIGHTS, content)
         runs.write_json(made / "run.json", about | {"parents": [str(args.run.resolve()), str(other.resolve())], "share": args.share})

@@ -85,7 +85,9 @@ def main() -> None:
     parser.add_argument("--room", type=count, default=480, help="longest answer, in tokens")
     args = parser.parse_args()
     for file in filter(None, (args.rows, args.budgets)):
-        runs.check_writable(file, args.questions, *{args.rows, args.budgets} - {file})
+        runs.check_writable(file, args.questions)
+    if args.budgets and args.rows.resolve() == args.budgets.resolve():
+        raise InputError(f"ROWS and --budgets are both {args.rows}: give each a file of its own")
     questions = load_questions(args.questions, "train", args.limit)
     verify = load_verifier("auto")
     settings = load_settings(overrides=[("model", args.model), ("four_bit", False)])

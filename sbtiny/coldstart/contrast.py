@@ -30,12 +30,12 @@ def add_negatives(examples: Sequence[Example]) -> list[Example]:
     """Add `rival`, the rival's ids before its body, and `compared`, the indices of the body tokens to compare; none without a rival.
 
     An example has input_ids, completion_mask, `question` (an id), `budget` and `body_at` (index of the first body token). Its rival is the
-    answer to the same question with the furthest budget, as a ratio.
+    answer to the same question with the furthest budget, as a ratio. Those of one question come side by side.
     """
     by_question: dict[str, list[Example]] = {}
     for example in examples:
         by_question.setdefault(example["question"], []).append(example)
-    return [example | pick_negative(example, by_question[example["question"]]) for example in examples]
+    return [example | pick_negative(example, others) for others in by_question.values() for example in others]
 
 
 def pick_negative(example: Example, others: Sequence[Example]) -> Example:

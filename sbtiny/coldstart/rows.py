@@ -48,14 +48,13 @@ def read_labelled(path: str) -> list[LabelledRow]:
 def validate_row(row: dict[str, Any], where: str) -> LabelledRow:
     if missing := [key for key in KEYS if key not in row]:
         raise InputError(f"{where} has no {missing[0]!r}: labelled rows come from sbtiny data build (--traces labels a file)")
-    for key in ("question", "response") if row["response"] is not None else ("question",):
+    absent = {"response": row["response"] is None, "system": row.get("system") in (None, "")}
+    for key in ("question", "response", "system"):
+        if absent.get(key):
+            continue
         if not isinstance(row[key], str):
             raise wrong_value(row, key, where, "text")
         read_text(row, key, where)
-    if row.get("system") not in (None, ""):
-        if not isinstance(row["system"], str):
-            raise wrong_value(row, "system", where, "text")
-        read_text(row, "system", where)
     budget = row["budget"]
     if not isinstance(budget, int) or isinstance(budget, bool) or budget < 1:
         raise InputError(f"{where}: budget {preview_value(budget)} is no positive whole number: rebuild the file with sbtiny data build")

@@ -66,9 +66,8 @@ def train_sft_in(folder: Path, settings: Settings, resume: bool, start: Path | N
     check_prompts(policy.tokenizer, policy.form)
     sft.check_tags_learnable(policy)
     dataset = sft.build_dataset(policy, rows, settings) if rows else None
-    about = (
-        base_info(policy) | ({"parent": str(start.resolve())} if start else {}) | ({"data": checkpoint.digest_data(rows)} if rows else {})
-    )
+    known = {"parent": start and str(start.resolve()), "data": checkpoint.digest_data(rows)}
+    about = base_info(policy) | {key: value for key, value in known.items() if value}
     warn_of_other_prompt(rows, about["prompt"])
     own = {name: text for name, text in about["prompt"].items() if text}  # an export of ours brings its instruction in its template
     settings = replace(settings, prompt=replace(settings.prompt, **own))

@@ -53,8 +53,6 @@ def build_dataset(policy: Policy, rows: Sequence[dict[str, Any]], settings: Sett
         examples.append(example | {"question": json.dumps(asked)})  # files put together may number their questions alike
     if not examples:
         raise InputError("no rows to train on")
-    first = {name: place for place, name in reversed(list(enumerate(example["question"] for example in examples)))}
-    examples.sort(key=lambda example: first[example["question"]])  # those of one question side by side, for `GroupedLengthSampler`
     return Dataset.from_list(contrast.add_negatives(examples))
 
 

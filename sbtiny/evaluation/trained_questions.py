@@ -32,8 +32,6 @@ def without_known_questions(questions: list[Question], task: str, run: Path | No
     The splits of a named task are disjoint already. Raises InputError when nothing is left; says what is removed and what is not known.
     """
     for folder in lineage(run) if run else ():
-        if runs.read_run(folder).get("parents"):  # an average was itself trained on nothing
-            continue
         for source, trained in training_of(folder, task):
             questions = leave_out(questions, trained, f"in the training of {source}", f"questions that {source} was trained on")
     evaluation = (read_settings(run / "config.yaml").get("eval") if run else None) or {}
@@ -60,7 +58,10 @@ def lineage(run: Path) -> Iterator[Path]:
 
 def training_of(folder: Path, task: str) -> Iterator[tuple[str, list[Any]]]:
     """What one run was trained on: the source and its questions, of the rows of a cold start or of GRPO."""
-    kind, config = runs.read_run(folder)["kind"], read_settings(folder / "config.yaml")
+    about, config = runs.read_run(folder), read_settings(folder / "config.yaml")
+    if about.get("parents"):  # an average was itself trained on nothing
+        return
+    kind = about["kind"]
     section = config.get(kind) or {}
     if kind == "sft":
         file = Path(section.get("rows") or folder / "data.jsonl")

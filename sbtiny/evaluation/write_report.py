@@ -32,13 +32,17 @@ def write_report(folder: Path, seconds: dict[str, float] | None = None) -> dict[
 
 
 def write_readme(file: Path, text: str) -> None:
-    """Write the README unless `file` is one that somebody else wrote."""
-    if file.is_symlink() or (file.exists() and not (file.is_file() and is_generated(file.read_text(encoding="utf-8", errors="replace")))):
-        print_line(f"kept {file}: nothing in it says that sbtiny report wrote it (remove it for a new one)")
-    else:
+    """Write the README unless `file` is one that somebody else put there."""
+    free = not (file.exists() or file.is_symlink())
+    if free or is_generated(file):
         write_text(file, text)
+    else:
+        print_line(f"kept {file}: nothing in it says that sbtiny report wrote it (remove it for a new one)")
 
 
-def is_generated(text: str) -> bool:
+def is_generated(file: Path) -> bool:
     """Whether a README is a report's, or the card that TRL wrote into runs of earlier versions."""
+    if file.is_symlink() or not file.is_file():
+        return False
+    text = file.read_text(encoding="utf-8", errors="replace")
     return page.README_MARK in text or "generated_from_trainer" in text

@@ -73,9 +73,8 @@ def train_grpo_in(folder: Path, settings: Settings, start: Path, resume: bool, f
     check_texts(policy.tokenizer, questions)
     settings = distributed.broadcast_from_main(lambda: with_max_tokens(policy, questions, settings))
     policy.engine.check_room(settings.grpo.max_tokens)
-    about = {"parent": str(start.resolve()), "max_tokens": settings.grpo.max_tokens, "data": checkpoint.digest_data(questions)} | base_info(
-        policy
-    )
+    origin = {"parent": str(start.resolve()), "data": checkpoint.digest_data(questions)}
+    about = origin | {"max_tokens": settings.grpo.max_tokens} | base_info(policy)
     if not resume:
         distributed.broadcast_from_main(lambda: runs.create_run("grpo", folder, settings, **about))
     with cleanup_on_stop(folder, "grpo"):

@@ -102,13 +102,13 @@ def test_by_it_a_budget_comes_to_be_read(policy, tmp_path: Path, micro_batch: in
 
 def test_micro_batches_do_not_change_its_weight(policy, tmp_path: Path) -> None:
     """Of four rows two have a rival: in micro-batches of one the others count too."""
-    norms = []
+    losses = []
     for micro_batch in (1, 4):
         folder = tmp_path / str(micro_batch)
         folder.mkdir()
         contrast_of(policy, folder, pairs=1, alone=2, steps=1, micro_batch=micro_batch)
-        norms.append(json.loads((folder / "sft" / "metrics.jsonl").read_text().splitlines()[0])["loss"])
-    assert norms[0] == pytest.approx(norms[1], rel=1e-3)
+        losses.append(json.loads((folder / "sft" / "metrics.jsonl").read_text().splitlines()[0])["loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
 def test_nothing_to_compare_is_said(policy, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

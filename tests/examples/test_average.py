@@ -29,7 +29,7 @@ def other(started: Path, tmp_path: Path) -> Path:
 def test_it_lies_between_and_answers(
     started: Path, other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_checkpoint: bool
 ) -> None:
-    out = tmp_path / "out"
+    out = tmp_path / "new" / "out"
     second = other / "adapter" if is_checkpoint else other
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), str(started), str(second), str(out), "--share", "0.25"])
     runpy.run_path(str(SCRIPT), run_name="__main__")
