@@ -80,6 +80,7 @@ class SftSettings:
     epochs: Above0 = 6.0  # passes over the rows; with fewer than 6 and no contrast, some seeds do not learn to follow a budget
     steps: CountOr0 = 0  # number of updates; 0 takes epochs
     learning_rate: Above0 = 2e-3  # peak learning rate
+    max_grad_norm: Above0 = 1.0  # gradients are clipped to this norm
     batch: Count = 4  # rows per update
     micro_batch: Count = 4  # most rows per forward pass; the largest divisor of an update's rows up to it is used
     max_length: Count = 1024  # most tokens of a row; a longer row is an error

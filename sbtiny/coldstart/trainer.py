@@ -80,6 +80,7 @@ def build_sft_config(settings: Settings, output: Path, updates: int) -> SFTConfi
         gradient_accumulation_steps=passes,
         max_steps=updates,
         learning_rate=s.learning_rate,
+        max_grad_norm=s.max_grad_norm,
         lr_scheduler_type="cosine",
         warmup_steps=math.ceil(s.warmup * updates),
         max_length=None,

@@ -55,6 +55,14 @@ def test_losses_of_three_updates_are_what_they_were(settings: Settings, tmp_path
         assert logged(folder, "grad_norm") == pytest.approx(golden["grad_norm"], rel=0.02)
 
 
+def test_gradients_of_a_cold_start_are_clipped_to_the_setting(settings: Settings, tmp_path: Path) -> None:
+    """Adam divides by what it has seen, so only a gradient that is next to nothing beside its epsilon leaves the weights."""
+    run = run_sft(replace(settings, sft=replace(settings.sft, max_grad_norm=1e-12)), tmp_path / "sft")
+    weights = load_file(run / "adapter" / "adapter_model.safetensors")
+    assert max(weight.abs().max().item() for name, weight in weights.items() if "lora_B" in name) < 1e-6
+    assert logged(run, "grad_norm")[0] == pytest.approx(SFT["grad_norm"][0], rel=0.02)
+
+
 def test_kl_is_measured_from_the_policy_that_training_began_with(settings: Settings, started: Path, tmp_path: Path) -> None:
     """Not from the bundled model without its adapter; a run that goes on measures from where it began, not from where it stopped."""
     changed = replace(settings, grpo=replace(settings.grpo, beta=0.5, steps=2, save_steps=1))
