@@ -6,11 +6,15 @@ A real model did not read it at all after a thousand rows (dev/LOG.md, 27), the 
 
     softplus(log p(tokens | rival budget) - log p(tokens | own budget))        InfoNCE (van den Oord et al. 2018) over two budgets
 
+A longer answer is compared after the budget of the shortest. A shorter one is compared after any budget up to the longest's: were it
+always that, one threshold for all questions would tell them apart, and budgets on one side of it were not read (39).
+
 The loss vanishes once the budget is read, so later updates can leave it out (`sft.contrast_share`).
 """
 
 import math
-from collections.abc import Sequence
+import random
+from collections.abc import Callable, Sequence
 from itertools import takewhile
 from typing import Any
 
@@ -22,25 +26,32 @@ PARTING_TOKENS = 4  # from where the answers part
 END_TOKENS = 8  # around the end of the shorter answer
 BEHIND_END = 2  # of these: the longer answer's, behind it
 MIN_BUDGET_RATIO = 1.25  # budgets within this ratio are too alike to tell answers apart
+NEAREST_RIVAL = 1.5  # lowest multiple of a shorter answer's budget that it is compared after
 IGNORE_INDEX = -100  # label of a token that is read and not predicted
 Example = dict[str, Any]
 
 
-def add_negatives(examples: Sequence[Example]) -> list[Example]:
-    """Add `rival`, the rival's ids before its body, and `compared`, the indices of the body tokens to compare; none without a rival.
+def add_negatives(examples: Sequence[Example], encode_budget: Callable[[int], list[int]], seed: int = 0) -> list[Example]:
+    """Add `rival`, the ids before the body with a rival's budget, and `compared`, the indices of the body tokens to compare; none without.
 
     An example has input_ids, completion_mask, `question` (an id), `budget` and `body_at` (index of the first body token). Its rival is the
-    answer to the same question with the furthest budget, as a ratio. Those of one question come side by side.
+    answer to the same question with the furthest budget, as a ratio. Those of one question come side by side. `encode_budget` gives
+    the ids of a budget with its tags.
     """
+    rng = random.Random(seed)
     by_question: dict[str, list[Example]] = {}
     for example in examples:
         by_question.setdefault(example["question"], []).append(example)
-    return [example | pick_negative(example, others) for others in by_question.values() for example in others]
+    return [example | pick_negative(example, others, encode_budget, rng) for others in by_question.values() for example in others]
 
 
-def pick_negative(example: Example, others: Sequence[Example]) -> Example:
+def pick_negative(
+    example: Example, others: Sequence[Example], encode_budget: Callable[[int], list[int]], rng: random.Random
+) -> dict[str, list[int]]:
+    own = example["budget"]
+
     def distance(other: Example) -> float:
-        return abs(math.log(other["budget"] / example["budget"]))
+        return abs(math.log(other["budget"] / own))
 
     rival = max(others, key=distance)
     if distance(rival) < math.log(MIN_BUDGET_RATIO):
@@ -49,7 +60,14 @@ def pick_negative(example: Example, others: Sequence[Example]) -> Example:
     parting = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(body, rival_body, strict=False)))
     stop = min(len(body), len(rival_body) + BEHIND_END)
     compared = [i for i in range(stop) if parting <= i < parting + PARTING_TOKENS or i >= stop - END_TOKENS]
-    return {"rival": rival["input_ids"][: rival["body_at"]], "compared": compared}
+    prompt = example["input_ids"][: example["body_at"] - len(encode_budget(own))]
+    return {"rival": [*prompt, *encode_budget(draw_rival_budget(own, rival["budget"], rng))], "compared": compared}
+
+
+def draw_rival_budget(own: int, rival: int, rng: random.Random) -> int:
+    """The rival's budget where that is less; else one drawn log-uniformly between `NEAREST_RIVAL` times the own and the rival's."""
+    nearest = NEAREST_RIVAL * own
+    return round(math.exp(rng.uniform(math.log(nearest), math.log(rival)))) if rival > nearest else rival
 
 
 def body_ids(example: Example) -> list[int]:

@@ -15,7 +15,7 @@ from torch.utils.data import Sampler
 from trl import SFTConfig, SFTTrainer
 
 from sbtiny import distributed
-from sbtiny.budget.protocol import BUDGET_CLOSE, BUDGET_OPEN
+from sbtiny.budget.protocol import BUDGET_CLOSE, BUDGET_OPEN, render_budget
 from sbtiny.coldstart import contrast
 from sbtiny.coldstart.rows import LabelledRow, row_location, tokenize_row
 from sbtiny.config import Settings
@@ -53,7 +53,9 @@ def build_dataset(policy: Policy, rows: Sequence[dict[str, Any]], settings: Sett
         examples.append(example | {"question": json.dumps(asked)})  # files put together may number their questions alike
     if not examples:
         raise InputError("no rows to train on")
-    return Dataset.from_list(contrast.add_negatives(examples))
+    return Dataset.from_list(
+        contrast.add_negatives(examples, lambda budget: policy.encode(render_budget(budget, policy.form)), settings.seed)
+    )
 
 
 def check_tags_learnable(policy: Policy) -> None:

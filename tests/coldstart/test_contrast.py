@@ -1,13 +1,16 @@
 """The contrast of a cold start: which tokens it compares, and that it makes the model read the budget."""
 
 import json
+import math
+import random
 from pathlib import Path
 
 import pytest
 import torch
 
 from sbtiny import runs
-from sbtiny.coldstart.contrast import IGNORE_INDEX, Collator, add_negatives
+from sbtiny.coldstart import contrast
+from sbtiny.coldstart.contrast import IGNORE_INDEX, Collator, draw_rival_budget
 from sbtiny.coldstart.run import run_sft
 from sbtiny.coldstart.sample_correct import make_row
 from sbtiny.coldstart.trainer import build_dataset
@@ -24,6 +27,14 @@ def example(question: str, budget: int, tag: list[int], body: list[int]) -> dict
     return {"question": question, "budget": budget, "input_ids": [*PROMPT, *written], "completion_mask": mask, "body_at": at}
 
 
+TAGS = {10: [10, 9], 12: [12, 9], 100: [11, 9], 300: [30, 0, 9]}
+
+
+def add_negatives(examples: list[dict]) -> list[dict]:
+    """With rivals' own budgets, as if each were drawn so."""
+    return contrast.add_negatives(examples, lambda budget: TAGS.get(budget, TAGS[300]))
+
+
 SHORT = example("q", 10, [10, 9], [50, 51, 60, 99])
 LONG = example("q", 300, [30, 0, 9], [50, 51, 70, 71, 72, 73, 74, 99])
 MIDDLE = example("q", 100, [11, 9], [50, 80, 81, 82, 83, 99])
@@ -36,6 +47,24 @@ def test_the_rival_is_the_answer_with_the_furthest_budget() -> None:
     assert long["rival"] == middle["rival"] == [*PROMPT, 10, 9]  # 100 is ten times 10 and a third of 300
     assert alone["rival"] == alone["compared"] == []
     assert [row["compared"] for row in add_negatives([SHORT, SHORT | {"budget": 12}])] == [[], []]  # too alike
+
+
+def test_a_shorter_answer_is_compared_after_budgets_up_to_its_rivals() -> None:
+    rng = random.Random(0)
+    drawn = sorted(draw_rival_budget(16, 128, rng) for _ in range(400))
+    assert 24 <= drawn[0] < 26
+    assert 120 < drawn[-1] <= 128
+    assert 50 < drawn[200] < 60  # the geometric mean is 55: as many are near as far
+    assert {draw_rival_budget(128, 16, rng) for _ in range(9)} == {16}
+    assert {draw_rival_budget(16, 22, rng) for _ in range(9)} == {22}  # nearer than the nearest
+
+
+def test_the_rivals_drawn_follow_from_the_seed(policy) -> None:
+    """Else a resumed run would go on with others."""
+    asked = arithmetic.generate_questions("train", 8, seed=5)
+    rows = [make_row(policy, q, f"{so}\\boxed{{{q.answer}}}") for q in asked for so in ("", "so " * 60)]
+    made = [build_dataset(policy, rows, Settings(seed=seed))["rival"] for seed in (3, 3, 4)]
+    assert made[0] == made[1] != made[2]
 
 
 def test_compared_is_where_the_answers_part_and_where_the_shorter_ends() -> None:
@@ -97,7 +126,7 @@ def test_by_it_a_budget_comes_to_be_read(policy, tmp_path: Path, micro_batch: in
     """Micro-batches of one part a row from its rival."""
     losses = contrast_of(policy, tmp_path, steps=24, learning_rate=3e-3, contrast_share=1.0, micro_batch=micro_batch)
     assert len(losses) == 24
-    assert sum(losses[-4:]) / 4 < 0.1 < sum(losses[:4]) / 4
+    assert sum(losses[-4:]) / 4 < 0.3 < math.log(2) < sum(losses[:4]) / 4  # log 2: not read
 
 
 def test_micro_batches_do_not_change_its_weight(policy, tmp_path: Path) -> None:
