@@ -31,7 +31,7 @@ IGNORE_INDEX = -100  # label of a token that is read and not predicted
 Example = dict[str, Any]
 
 
-def add_negatives(examples: Sequence[Example], encode_budget: Callable[[int], list[int]], seed: int = 0) -> list[Example]:
+def add_negatives(examples: Sequence[Example], encode_budget: Callable[[int], list[int]], seed: int) -> list[Example]:
     """Add `rival`, the ids before the body with a rival's budget, and `compared`, the indices of the body tokens to compare; none without.
 
     An example has input_ids, completion_mask, `question` (an id), `budget` and `body_at` (index of the first body token). Its rival is the
