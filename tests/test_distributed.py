@@ -43,8 +43,9 @@ def losses(folder: Path) -> list[float]:
 
 
 def test_a_cold_start_of_two_processes(policy, tmp_path: Path) -> None:
-    asked = enumerate(arithmetic.generate_questions("train", 6, seed=5))
-    rows = [make_row(policy, q, f"{'so ' * (i + more)}\\boxed{{{q.answer}}}") for i, q in asked for more in (0, 9)]
+    """Of four rows the two longer have a rival, both in one process: the other must not wait for it."""
+    asked = zip(arithmetic.generate_questions("train", 3, seed=5), [(0,), (1,), (9, 18)], strict=True)
+    rows = [make_row(policy, q, f"{'so ' * more}\\boxed{{{q.answer}}}") for q, lengths in asked for more in lengths]
     runs.write_jsonl(tmp_path / "rows.jsonl", rows)
     for two in (False, True):
         told = ("--set", "sft.micro_batch=2", "--set", "sft.contrast=0.5")

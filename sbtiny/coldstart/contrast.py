@@ -18,7 +18,8 @@ from collections.abc import Callable, Sequence
 from itertools import takewhile
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 from torch.nn import functional as F
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
@@ -76,26 +77,32 @@ def body_ids(example: Example) -> list[int]:
 
 
 class Collator(DataCollatorForLanguageModeling):
-    """TRL's batch; `contrast` holds the compared answers, all after their own budget, then all after their rival's."""
+    """TRL's batch. Its `contrast` holds the compared answers after their rivals' budgets, and `own` (rows, length), their tokens here."""
 
     def torch_call(self, examples: list[Example]) -> dict[str, Any]:
         batch = super().torch_call(examples)
         if pairs := [example for example in examples if example["compared"]]:
-            batch["contrast"] = super().torch_call([contrast_row(pair, rival) for rival in (False, True) for pair in pairs])
+            own = torch.zeros_like(batch["labels"], dtype=torch.bool)
+            for row, example in zip(own, examples, strict=True):
+                row[[example["body_at"] + i for i in example["compared"]]] = True
+            batch["contrast"] = super().torch_call([rival_row(pair) for pair in pairs]) | {"own": own}
         return batch
 
 
-def contrast_row(example: Example, rival: bool) -> Example:
-    """The answer up to its last compared token, after its own budget or its rival's; the compared tokens are its labels."""
-    before = example["rival"] if rival else example["input_ids"][: example["body_at"]]
-    chosen = set(example["compared"])
+def rival_row(example: Example) -> Example:
+    """The answer up to its last compared token, after its rival's budget; the compared tokens are its labels."""
+    before, chosen = example["rival"], set(example["compared"])
     body = body_ids(example)[: max(chosen) + 1]
     labels = [token if i in chosen else IGNORE_INDEX for i, token in enumerate(body)]
     return {"input_ids": [*before, *body], "labels": [IGNORE_INDEX] * len(before) + labels}
 
 
-def contrast_losses(model: nn.Module, compared: dict[str, Tensor]) -> Tensor:
-    """Contrast of each pair (pairs,). `compared`: token rows of `Collator`, (2 x pairs, length); `model`: wrapped by TRL's trainer."""
-    log_probs = model(**compared, use_cache=False, fused_lm_head=True).log_probs.sum(1)
-    own, rival = log_probs.chunk(2)
-    return F.softplus(rival - own)
+def contrast_losses(own: Tensor, rival: Tensor, compared: Tensor) -> Tensor:
+    """Contrast of each pair (pairs,).
+
+    `own` (rows, length - 1): log-probabilities of a batch's tokens from the second on; `compared` (rows, length): which count, in the rows
+    that have a rival. `rival` (pairs, length): those of `Collator`'s `contrast`, 0 where they do not count.
+    """
+    counted = compared[:, 1:]
+    own = torch.where(counted, own, 0).sum(1)[counted.any(1)]
+    return F.softplus(rival.sum(1) - own)

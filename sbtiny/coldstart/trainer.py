@@ -4,6 +4,7 @@ import json
 import math
 import random
 from collections.abc import Hashable, Iterator, Sequence
+from functools import partial
 from itertools import groupby, product
 from pathlib import Path
 from typing import Any
@@ -139,27 +140,40 @@ class ColdStartTrainer(SFTTrainer):
     """TRL's SFTTrainer with `GroupedLengthSampler` and the contrast loss."""
 
     weight, contrast_steps = 0.0, 0  # of the contrast, and the updates that have it
-    pairs = 0  # of the present update
+    pairs = 0.0  # of the present update, a process
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write none: TRL's would take the place of the run's README.md at every checkpoint."""
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Count none: nothing reads the sum, and walking through all modules takes a hundredth of an update of the bundled model."""
+        return 0
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         self._signature_columns = list(dict.fromkeys([*self._signature_columns, "body_at", "rival", "compared"]))
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[dict[str, Any]], Any]:
-        """All micro-batches of an update. Their pairs are counted here: the contrast is a mean over the update, however it is split."""
+        """All micro-batches of an update. Their pairs are counted here: the contrast is a mean over the update, however it is split.
+
+        Processes average their gradients, so each divides by the pairs of an average process.
+        """
         samples, items = super().get_batch_samples(*args, **kwargs)
-        self.pairs = sum(len(batch["contrast"]["input_ids"]) // 2 for batch in samples if "contrast" in batch)
+        pairs = sum(len(batch["contrast"]["input_ids"]) for batch in samples if "contrast" in batch)
+        self.pairs = sum(distributed.gather([pairs])) / distributed.world_size()
         return samples, items
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
-        compared = inputs.pop("contrast", None)
-        loss = super().compute_loss(model, inputs, *args, **kwargs)
-        if compared is None or self.state.global_step >= self.contrast_steps:
-            return loss
-        losses = contrast.contrast_losses(model, compared)
+        rivals = inputs.pop("contrast", None)
+        if rivals is None or self.state.global_step >= self.contrast_steps:
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        compared, passes = rivals.pop("own"), []
+        with model.register_forward_hook(lambda _module, _inputs, outputs: passes.append(outputs)):
+            loss = super().compute_loss(model, inputs, *args, **kwargs)
+        plain = self.accelerator.unwrap_model(model)  # other processes would wait in it for one whose rows have no rival
+        read = partial(plain, use_cache=False, fused_lm_head=True)
+        own = passes[0] if "log_probs" in passes[0] else read(**inputs)  # unsloth's trainer computes a loss alone
+        losses = contrast.contrast_losses(own.log_probs, read(**rivals).log_probs, compared)
         self._metrics["train"]["contrast"].append(losses.mean().item())
         return loss + self.weight * losses.sum() / self.pairs
 

@@ -52,7 +52,7 @@ class StageWorkload:
 
     @property
     def contrast_tokens(self) -> int:
-        """Most tokens of a row's contrast: the shorter answer after two budgets (coldstart/contrast.py)."""
+        """Most tokens of a row's contrast: the shorter answer after its rival's budget, under unsloth after its own once more."""
         s = self.settings.sft
         return 2 * self.max_row_tokens if self.stage == "sft" and s.contrast and s.contrast_share else 0
 

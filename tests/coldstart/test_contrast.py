@@ -1,6 +1,7 @@
 """The contrast of a cold start: which tokens it compares, and that it makes the model read the budget."""
 
 import json
+import math
 import random
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 
 from sbtiny import runs
 from sbtiny.coldstart import contrast
-from sbtiny.coldstart.contrast import IGNORE_INDEX, Collator, draw_rival_budget
+from sbtiny.coldstart.contrast import IGNORE_INDEX, Collator, contrast_losses, draw_rival_budget
 from sbtiny.coldstart.run import run_sft
 from sbtiny.coldstart.sample_correct import make_row
 from sbtiny.coldstart.trainer import build_dataset
@@ -78,15 +79,24 @@ def test_compared_is_where_the_answers_part_and_where_the_shorter_ends() -> None
     assert add_negatives([SHORT, LONG])[0]["compared"] == [0, 1, 2, 3]  # all it has
 
 
-def test_a_batch_has_the_compared_answers_after_their_own_budgets_then_after_their_rivals() -> None:
+def test_a_batch_has_the_compared_answers_after_their_rivals_budgets() -> None:
     batch = Collator(pad_token_id=0)(add_negatives([ALONE, SHORT, LONG]))
     assert batch["input_ids"].shape == (3, 14)  # as TRL makes it
     contrast = batch["contrast"]
     rows = [[i for i, seen in zip(ids, mask, strict=True) if seen] for ids, mask in columns(contrast, "input_ids", "attention_mask")]
     short, long = [50, 51, 60, 99], [50, 51, 70, 71, 72, 73]
-    assert rows == [[*PROMPT, 10, 9, *short], [*PROMPT, 30, 0, 9, *long], [*PROMPT, 30, 0, 9, *short], [*PROMPT, 10, 9, *long]]
-    assert [[i for i in labels if i != IGNORE_INDEX] for labels in contrast["labels"].tolist()] == [short, long, short, long]
+    assert rows == [[*PROMPT, 30, 0, 9, *short], [*PROMPT, 10, 9, *long]]
+    assert [[i for i in labels if i != IGNORE_INDEX] for labels in contrast["labels"].tolist()] == [short, long]
+    assert [ids[own].tolist() for ids, own in zip(batch["input_ids"], contrast["own"], strict=True)] == [[], short, long]
     assert "contrast" not in Collator(pad_token_id=0)(add_negatives([ALONE]))
+
+
+def test_the_contrast_is_of_the_compared_tokens_of_rows_that_have_a_rival() -> None:
+    """Log-probabilities are of the tokens from the second on."""
+    own = torch.tensor([[-1.0, -2, -4], [-8, -16, -32], [-64, -128, -256]])
+    compared = torch.tensor([[False, True, False, True], [False] * 4, [False, False, True, False]])
+    losses = contrast_losses(own, torch.tensor([[-5.0, 0], [0, -125]]), compared)
+    assert losses.tolist() == pytest.approx([math.log(2), math.log1p(math.exp(3))])
 
 
 def test_rows_of_one_id_and_other_questions_are_no_rivals(policy) -> None:
