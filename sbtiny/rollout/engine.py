@@ -17,7 +17,7 @@ from sbtiny.rollout.decode_engine import DecodeEngine, stop_mask
 from sbtiny.rollout.episode import Request, Sampling
 from sbtiny.rollout.memory import fit_slots
 from sbtiny.rollout.sampling import TagMask, sample_rows
-from sbtiny.rollout.scheduler import Scheduler
+from sbtiny.rollout.scheduler import Scheduler, block_size
 from sbtiny.rollout.session import Session, Ticket, check_capacity, uniform_draws
 from sbtiny.rollout.weights import Layer, Weights
 
@@ -26,6 +26,12 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary embedding in the half-split layout of transformers; x (..., heads, head_dim), cos and sin (..., 1, head_dim)."""
     half = x.shape[-1] // 2
     return x * cos + torch.cat((-x[..., half:], x[..., :half]), -1) * sin
+
+
+def attend(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+    """Attention over the first places of the cache, as many as the mask has: q (n, kv heads, queries, head_dim) -> the same shape."""
+    span = mask.shape[-1]
+    return (q @ keys[:, :, :span].transpose(-1, -2)).add_(mask).softmax(-1) @ values[:, :, :span]
 
 
 class Engine(DecodeEngine):
@@ -135,15 +141,25 @@ class Engine(DecodeEngine):
         w, n = self.weights, len(tokens)
         rows = torch.arange(n, device=tokens.device)
         x, cos, sin = w.embed[tokens], self.cos[positions][:, None], self.sin[positions][:, None]
-        hidden = torch.arange(span, device=tokens.device) > positions[:, None]
-        mask = torch.zeros(n, 1, 1, span, dtype=w.dtype, device=x.device).masked_fill_(hidden[:, None, None], -math.inf)
+        blocks = self._mask_blocks(positions, span)
         for layer, (keys, values) in zip(w.layers, self.cache, strict=True):
             q, k, v = self._project(layer, x, cos, sin)
             keys[rows, :, positions], values[rows, :, positions] = k, v
             q = q.view(n, w.kv_heads, -1, w.head_dim) * w.head_dim**-0.5  # grouped queries share a key head, so the cache is not copied
-            scores = (q @ keys[:n, :, :span].transpose(-1, -2)).add_(mask).softmax(-1)
-            x = self._finish(layer, x, (scores @ values[:n, :, :span]).flatten(1))
+            attended = [attend(q[part], keys[part], values[part], mask) for part, mask in blocks]
+            x = self._finish(layer, x, torch.cat(attended).flatten(1))
         return F.linear(F.rms_norm(x, x.shape[-1:], w.norm, w.eps), w.head)
+
+    def _mask_blocks(self, positions: Tensor, span: int) -> list[tuple[slice, Tensor]]:
+        """The slots of each block and what its attention adds to their scores, (slots, 1, 1, span of the block)."""
+        size, n, blocks = block_size(self.rows, positions.device), len(positions), []
+        for start in range(0, n, size):
+            part = positions[start : start + size]
+            width = span if size >= n else int(part.max()) + 1
+            hidden = torch.arange(width, device=part.device) > part[:, None]
+            mask = torch.zeros(len(part), 1, 1, width, dtype=self.weights.dtype, device=part.device)
+            blocks.append((slice(start, start + len(part)), mask.masked_fill_(hidden[:, None, None], -math.inf)))
+        return blocks
 
     def open_session(self, capacity: int, kept_prefixes: int = 0) -> "EngineSession":
         self._reserve(capacity, kept_prefixes > 0)

@@ -12,6 +12,7 @@ from torch import Tensor
 from sbtiny.models.shapes import PREFILL_BATCH, PREFILL_PLACES
 from sbtiny.rollout.session import Ticket
 
+CPU_BLOCK = 32  # slots that attend together on a CPU
 MIN_PREFIX = 16  # a shorter common beginning is computed again: that takes no longer than to look for it
 
 Tokens = tuple[int, ...]
@@ -35,6 +36,7 @@ class Scheduler:
         self.kept: OrderedDict[Tokens, Tensor] = OrderedDict()
         self.held: dict[Ticket, Tensor] = {}  # states of answers that wait to go on
         rows = cache.shape[2]
+        self.block = block_size(rows, cache.device)
         self.tokens, self.positions = (np.zeros(rows, dtype=np.int64) for _ in range(2))
 
     def add(self, ticket: Ticket) -> None:
@@ -168,17 +170,32 @@ class Scheduler:
             self.kept.popitem(last=False)
 
     def _compact(self, slot: int) -> None:
-        """Move the last active slot into this one: active slots stay the first ones."""
+        """Free a slot. Active ones stay the first ones, and the longer ones mostly before the shorter ones.
+
+        From each block behind it the longest sequence moves up by one block, and the last slot into the gap that is left.
+        """
         last = len(self.slots) - 1
-        self.slots[slot] = self.slots[last]
+        for start in range(slot - slot % self.block + self.block, last + 1, self.block):
+            longest = start + int(self.positions[start : min(start + self.block, last + 1)].argmax())
+            self._move(longest, slot)
+            slot = longest
+        self._move(last, slot)
         self.slots.pop()
-        if slot != last:
-            used = int(self.positions[last])
-            cache = self.cache
-            cache[:, :, slot, :, used:] = 0
-            cache[:, :, slot, :, :used] = cache[:, :, last, :, :used]
-            for state in (self.tokens, self.positions):
-                state[slot] = state[last]
+
+    def _move(self, source: int, target: int) -> None:
+        """Move a sequence into a slot in place of the one there."""
+        if source == target:
+            return
+        used, stale = int(self.positions[source]), int(self.positions[target])
+        self.cache[:, :, target, :, :used] = self.cache[:, :, source, :, :used]
+        self.cache[:, :, target, :, used:stale] = 0
+        for state in (self.slots, self.tokens, self.positions):
+            state[target] = state[source]
+
+
+def block_size(slots: int, device: torch.device) -> int:
+    """Slots that attend together, over the span of the longest. On a CPU less memory is read so; on a GPU all do, in one recording."""
+    return CPU_BLOCK if device.type == "cpu" else slots
 
 
 def fit_prefill(prompts: Iterable[Tokens]) -> list[Tokens]:
