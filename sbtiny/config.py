@@ -85,7 +85,7 @@ class SftSettings:
     micro_batch: Count = 4  # most rows per forward pass; the largest divisor of an update's rows up to it is used
     max_length: Count = 1024  # most tokens of a row; a longer row is an error
     warmup: Share = 0.05  # share of the updates over which the learning rate rises
-    contrast: AtLeast0 = 0.0  # weight of the contrast loss: an answer must be likelier after its own budget than after another's; paper: 0
+    contrast: AtLeast0 = 0.0  # weight of the contrast loss: an answer must be likelier after its own budget than after another; paper: 0
     contrast_share: Share = 1.0  # share of the updates, from the first, that have the contrast
     lora_rank: Count = 32  # rank of the LoRA adapter
     lora_alpha: Count = 64  # scale of the LoRA adapter: its output is multiplied by lora_alpha / lora_rank

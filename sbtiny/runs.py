@@ -4,7 +4,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from itertools import count
@@ -57,6 +57,13 @@ def write_bytes(path: Path, content: bytes) -> None:
     finally:
         with suppress(OSError):  # renamed already, never made, or on a disk that became read-only
             temporary.unlink()
+
+
+def sync_files(files: Iterable[Path]) -> None:
+    """Bring files that another library wrote to the disk, before they are renamed or listed."""
+    for path in files:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
 
 
 def write_text(path: Path, text: str) -> None:

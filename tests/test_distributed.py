@@ -39,19 +39,20 @@ def run(two: bool, *arguments: object) -> None:
 
 def losses(folder: Path) -> list[float]:
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [row[key] for row in rows for key in ("loss", "reward", "tokens") if key in row]
+    return [row[key] for row in rows for key in ("loss", "contrast", "reward", "tokens") if key in row]
 
 
-def test_a_cold_start_of_two_processes(policy, tmp_path: Path) -> None:
-    """Of four rows the two longer have a rival, both in one process: the other must not wait for it."""
+@pytest.mark.parametrize("micro_batch", [1, 2])
+def test_a_cold_start_of_two_processes(policy, tmp_path: Path, micro_batch: int) -> None:
+    """Of four rows the two longer have a rival. In passes of two both are in one process: the other must not wait for it."""
     asked = zip(arithmetic.generate_questions("train", 3, seed=5), [(0,), (1,), (9, 18)], strict=True)
     rows = [make_row(policy, q, f"{'so ' * more}\\boxed{{{q.answer}}}") for q, lengths in asked for more in lengths]
     runs.write_jsonl(tmp_path / "rows.jsonl", rows)
     for two in (False, True):
-        told = ("--set", "sft.micro_batch=2", "--set", "sft.contrast=0.5")
+        told = ("--set", f"sft.micro_batch={micro_batch}", "--set", "sft.contrast=0.5")
         run(two, "sft", "--data", tmp_path / "rows.jsonl", "-o", tmp_path / str(two), *told)
     one, both = losses(tmp_path / "False"), losses(tmp_path / "True")
-    assert len(one) == 3
+    assert len(one) == 4  # the first update has the contrast
     assert both == pytest.approx(one, abs=1e-4)
 
 

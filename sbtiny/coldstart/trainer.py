@@ -131,22 +131,22 @@ class GroupedLengthSampler(Sampler[int]):
         batches += [rest[first : first + size] for first in range(0, len(rest), size)]  # the short batch last: the loader cuts by count
         return iter([row for batch in batches for row in sorted(batch, key=self.lengths.__getitem__)])
 
-    def _size(self, unit: Sequence[int]) -> tuple[int, int]:
-        """Sort key of a question's rows: by their count, the most first, then by the longest."""
-        return -len(unit), max(self.lengths[row] for row in unit)
+    def _size(self, unit: Sequence[int]) -> tuple[bool, int, int]:
+        """Sort key of a question's rows: counts that divide a batch before those that would shift it, the most first; then the longest."""
+        return self.batch % len(unit) > 0, -len(unit), max(self.lengths[row] for row in unit)
 
 
 class ColdStartTrainer(SFTTrainer):
     """TRL's SFTTrainer with `GroupedLengthSampler` and the contrast loss."""
 
-    weight, contrast_steps = 0.0, 0  # of the contrast, and the updates that have it
-    pairs = 0.0  # of the present update, a process
+    contrast_weight, contrast_steps = 0.0, 0  # the updates from the first on that have the contrast
+    pairs = 0.0  # compared in this update, the mean over the processes
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write none: TRL's would take the place of the run's README.md at every checkpoint."""
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Count none: nothing reads the sum, and walking through all modules takes a hundredth of an update of the bundled model."""
+        """0, as transformers logs it: nothing reads the sum, and counting takes a hundredth of an update of the bundled model."""
         return 0
 
     def _set_signature_columns_if_needed(self) -> None:
@@ -159,23 +159,30 @@ class ColdStartTrainer(SFTTrainer):
         Processes average their gradients, so each divides by the pairs of an average process.
         """
         samples, items = super().get_batch_samples(*args, **kwargs)
-        pairs = sum(len(batch["contrast"]["input_ids"]) for batch in samples if "contrast" in batch)
-        self.pairs = sum(distributed.gather([pairs])) / distributed.world_size()
+        if self.state.global_step < self.contrast_steps:
+            pairs = sum(len(batch["contrast"]["input_ids"]) for batch in samples if "contrast" in batch)
+            self.pairs = sum(distributed.gather([pairs])) / distributed.world_size()
         return samples, items
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         rivals = inputs.pop("contrast", None)
         if rivals is None or self.state.global_step >= self.contrast_steps:
             return super().compute_loss(model, inputs, *args, **kwargs)
-        compared, passes = rivals.pop("own"), []
+        compared, passes = rivals.pop("compared"), []
         with model.register_forward_hook(lambda _module, _inputs, outputs: passes.append(outputs)):
             loss = super().compute_loss(model, inputs, *args, **kwargs)
         plain = self.accelerator.unwrap_model(model)  # other processes would wait in it for one whose rows have no rival
         read = partial(plain, use_cache=False, fused_lm_head=True)
         own = passes[0] if "log_probs" in passes[0] else read(**inputs)  # unsloth's trainer computes a loss alone
         losses = contrast.contrast_losses(own.log_probs, read(**rivals).log_probs, compared)
-        self._metrics["train"]["contrast"].append(losses.mean().item())
-        return loss + self.weight * losses.sum() / self.pairs
+        self._metrics["train"]["contrast"].extend(losses.tolist())
+        return loss + self.contrast_weight * losses.sum() / self.pairs
+
+    def log(self, *args: Any, **kwargs: Any) -> None:
+        """Log the contrast of all processes: rows are sorted, so the first process has the shortest."""
+        if losses := distributed.gather(self._metrics["train"].pop("contrast", [])):
+            self._metrics["train"]["contrast"] = losses
+        super().log(*args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int]:
         rows = self.train_dataset
@@ -218,5 +225,5 @@ def train_sft(
         )
     if weight and not any(dataset["compared"]):
         print_line("sft.contrast compares nothing: no question has two answers whose budgets differ by a quarter")
-    trainer.weight, trainer.contrast_steps = weight, math.ceil(settings.sft.contrast_share * updates)
+    trainer.contrast_weight, trainer.contrast_steps = weight, math.ceil(settings.sft.contrast_share * updates) if weight else 0
     monitor.run(trainer, resume)

@@ -52,9 +52,10 @@ class StageWorkload:
 
     @property
     def contrast_tokens(self) -> int:
-        """Most tokens of a row's contrast: the shorter answer after its rival's budget, under unsloth after its own once more."""
+        """Most tokens of a row's contrast: the row after another budget; where unsloth may train, after its own once more."""
         s = self.settings.sft
-        return 2 * self.max_row_tokens if self.stage == "sft" and s.contrast and s.contrast_share else 0
+        passes = 1 if self.settings.backend == "transformers" else 2
+        return passes * self.max_row_tokens if self.stage == "sft" and s.contrast and s.contrast_share else 0
 
     @property
     def gradient_accumulation(self) -> int:

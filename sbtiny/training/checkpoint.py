@@ -6,7 +6,6 @@ being written or removed when the run was killed.
 
 import json
 import math
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -62,9 +61,7 @@ class ManifestCallback(TrainerCallback):
             return
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         sizes = {str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
-        for name in sizes:
-            with (folder / name).open("rb") as file:
-                os.fsync(file.fileno())  # the manifest must not reach the disk before the files it lists
+        runs.sync_files(folder / name for name in sizes)  # the manifest must not reach the disk before the files it lists
         manifest = {"step": state.global_step, "settings": self.signature, "files": sizes, "state": self.state()}
         runs.write_json(folder / MANIFEST, manifest)
 

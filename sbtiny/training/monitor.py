@@ -15,12 +15,12 @@ from sbtiny import distributed
 from sbtiny.errors import Failed
 from sbtiny.progress import bar, console
 from sbtiny.rollout.memory import peak_bytes
-from sbtiny.runs import append_jsonl
+from sbtiny.runs import append_jsonl, sync_files
 from sbtiny.training import live_table
 from sbtiny.training.checkpoint import last_checkpoint, step_of
 
 MAX_SKIPPED_UPDATES = 20  # the scale is then 2**20 times lower: no scale will do
-UNRESUMED_KEYS = ("num_tokens", "train_loss")  # sums that TRL starts again at 0 on resume, so they would mislead
+DROPPED_KEYS = ("num_tokens", "train_loss", "total_flos")  # sums that TRL starts again at 0 on resume, or that are not counted
 
 
 class TrainingMonitor(TrainerCallback):
@@ -32,6 +32,7 @@ class TrainingMonitor(TrainerCallback):
         self.skipped = 0  # consecutive logged updates with a NaN or infinite gradient
         self.finite = 0  # the last step before them
         self.seen: list[tuple[int, live_table.StepMetrics]] = []
+        self.printed = 0  # the last step with a line
 
     def run(self, trainer: Trainer, resume: Path | None) -> None:
         """Train from the start or from checkpoint `resume`, then save the adapter. After the last step there is only that to save."""
@@ -55,7 +56,7 @@ class TrainingMonitor(TrainerCallback):
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **_: Any) -> None:
         row = {"stage": self.stage, "step": state.global_step, "seconds": round(time.perf_counter() - self.started, 2)}
-        metrics = {key: value for key, value in logs.items() if value is not None and key not in UNRESUMED_KEYS}
+        metrics = {key: value for key, value in logs.items() if value is not None and key not in DROPPED_KEYS}
         metrics["peak_gb"] = round(peak_bytes(args.device) / 2**30, 2)
         additions = self.extra_metrics(metrics)
         if distributed.is_main_process():
@@ -96,7 +97,9 @@ class TrainingMonitor(TrainerCallback):
         """Draw the table; without a terminal, print LINES lines over the whole run."""
         self.seen = [*self.seen, (step, figures)][-live_table.ROWS :]
         self.advance(0, below=live_table.metrics_table(self.seen))
-        if not console.is_terminal and (step % max(1, self.steps // live_table.LINES) == 0 or step == self.steps):
+        every = max(1, self.steps // live_table.LINES)
+        if not console.is_terminal and (step // every > self.printed // every or step == self.steps):
+            self.printed = step
             remaining = live_table.time_left(seconds, step - self.first, self.steps - step)
             console.print(
                 live_table.metrics_line(self.stage, step, self.steps, figures, remaining), markup=False, highlight=False, soft_wrap=True
@@ -107,4 +110,5 @@ class TrainingMonitor(TrainerCallback):
         temporary = self.output / ".adapter.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
         model.save_pretrained(temporary, selected_adapters=["default"])  # without the second adapter of TRL (grpo.beta above 0)
+        sync_files(temporary.iterdir())
         temporary.replace(self.output / "adapter")

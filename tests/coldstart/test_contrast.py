@@ -32,7 +32,9 @@ TAGS = {10: [10, 9], 12: [12, 9], 100: [11, 9], 300: [30, 0, 9]}
 
 def add_negatives(examples: list[dict]) -> list[dict]:
     """With rivals' own budgets, as if each were drawn so."""
-    return contrast.add_negatives(examples, lambda budget: TAGS.get(budget, TAGS[300]), seed=0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(contrast, "draw_rival_budget", lambda own, rival, rng: rival)
+        return contrast.add_negatives(examples, TAGS.__getitem__, seed=0)
 
 
 SHORT = example("q", 10, [10, 9], [50, 51, 60, 99])
@@ -57,6 +59,9 @@ def test_a_shorter_answer_is_compared_after_budgets_up_to_its_rivals() -> None:
     assert 50 < drawn[200] < 60  # the geometric mean is 55: as many are near as far
     assert {draw_rival_budget(128, 16, rng) for _ in range(9)} == {16}
     assert {draw_rival_budget(16, 22, rng) for _ in range(9)} == {22}  # nearer than the nearest
+    short, long = contrast.add_negatives([SHORT, LONG], lambda budget: [budget, 9], seed=0)
+    assert 15 <= short["rival"][-2] < 300
+    assert long["rival"][-2] == 10
 
 
 def test_the_rivals_drawn_follow_from_the_seed(policy) -> None:
@@ -87,7 +92,7 @@ def test_a_batch_has_the_compared_answers_after_their_rivals_budgets() -> None:
     short, long = [50, 51, 60, 99], [50, 51, 70, 71, 72, 73]
     assert rows == [[*PROMPT, 30, 0, 9, *short], [*PROMPT, 10, 9, *long]]
     assert [[i for i in labels if i != IGNORE_INDEX] for labels in contrast["labels"].tolist()] == [short, long]
-    assert [ids[own].tolist() for ids, own in zip(batch["input_ids"], contrast["own"], strict=True)] == [[], short, long]
+    assert [ids[where].tolist() for ids, where in zip(batch["input_ids"], contrast["compared"], strict=True)] == [[], short, long]
     assert "contrast" not in Collator(pad_token_id=0)(add_negatives([ALONE]))
 
 

@@ -1,5 +1,6 @@
 """The order of training rows: every row once, like lengths together, decided by seed and epoch alone."""
 
+from collections import Counter
 from itertools import pairwise
 
 from hypothesis import given
@@ -60,6 +61,16 @@ def test_single_answers_break_few_pairs() -> None:
         for rows in batches(GroupedLengthSampler(LENGTHS, mixed, ANSWERS, 4, 0))
     )
     assert whole >= 210  # of 225
+
+
+def test_counts_that_do_not_divide_a_batch_break_few_pairs() -> None:
+    """Behind three rows every pair would be parted."""
+    counts = [3] * 101 + [2] * 200 + [1] * 97
+    mixed = [question for question, count in enumerate(counts) for _ in range(count)]
+    lengths = [(i * 7919) % 331 + 1 for i in range(len(mixed))]
+    order = batches(GroupedLengthSampler(lengths, mixed, [False] * len(mixed), 4, 0))
+    parted = [q for rows in order for q, count in Counter(mixed[i] for i in rows).items() if count < counts[q] == 2]
+    assert len(parted) <= 8  # rows, of 400
 
 
 def test_rows_of_a_budget_alone_have_batches_of_their_own_but_for_what_is_left() -> None:

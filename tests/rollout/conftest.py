@@ -5,12 +5,13 @@ import math
 import pytest
 
 from sbtiny.rollout import engine as engine_module
+from sbtiny.rollout import scheduler
 from sbtiny.rollout.engine import Engine
 
 
 @pytest.fixture
 def poisoned(monkeypatch):
-    """Freed and never-written cache memory holds NaN: one stray read spoils every later token."""
+    """Freed and never-written cache memory holds NaN: one stray read spoils every later token. Blocks have two slots, so there are some."""
     reserve, vacate = Engine._reserve, engine_module.Scheduler._compact
 
     def reserve_poisoned(self, *given):
@@ -23,5 +24,6 @@ def poisoned(monkeypatch):
         vacate(self, slot)
         self.cache[:, :, len(self.slots)] = math.nan
 
+    monkeypatch.setattr(scheduler, "CPU_BLOCK", 2)
     monkeypatch.setattr(Engine, "_reserve", reserve_poisoned)
     monkeypatch.setattr(engine_module.Scheduler, "_compact", vacate_poisoned)

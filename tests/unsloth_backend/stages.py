@@ -82,11 +82,11 @@ def interrupted(run: Path, last: str) -> Path:
 
 
 def pairs_of_rows(count: int) -> list[dict]:
-    """Two answers to each question, a bare one and one five times as long: rivals for the contrast."""
+    """Two answers to each question, a bare one and one five times as long: rivals for the contrast. The last has one alone."""
     policy = load_policy("tiny", settings(), 2)
     asked = [q for q in arithmetic.generate_questions("train", 400, seed=5) if q.level <= 2][:count]
     texts = ("\\boxed{{{0}}}", "so {0} " * 5 + "\\boxed{{{0}}}")
-    return [make_row(policy, q, text.format(q.answer)) for q in asked for text in texts]
+    return [make_row(policy, q, text.format(q.answer)) for q in asked for text in texts][:-1]
 
 
 def main() -> None:
@@ -94,7 +94,7 @@ def main() -> None:
     resumed = run_sft(settings(), interrupted(sft, "checkpoint-20"), resume=True)
     rows = FOLDER / "pairs.jsonl"
     rows.write_text("".join(json.dumps(row) + "\n" for row in pairs_of_rows(8)))
-    contrast = run_sft(settings(sft=SftSettings(rows=str(rows), steps=4, contrast=0.5)), FOLDER / "contrast")
+    contrast = run_sft(settings(sft=SftSettings(rows=str(rows), steps=4, contrast=0.5, micro_batch=2)), FOLDER / "contrast")
     grpo = run_grpo(settings(), START, FOLDER / "grpo", force=True)
     grpo_resumed = run_grpo(settings(), START, interrupted(grpo, "checkpoint-6"), resume=True)
     with_reference = run_grpo(settings(grpo=replace(GRPO, steps=4, beta=0.05, save_steps=0)), START, FOLDER / "kl", force=True)
