@@ -9,6 +9,7 @@ from support import play_session
 
 from sbtiny.errors import InputError
 from sbtiny.rollout import engine as engine_module
+from sbtiny.rollout import scheduler
 from sbtiny.rollout.engine import Engine
 from sbtiny.rollout.episode import Request, Sampling
 from sbtiny.rollout.limit_enforcer import Interrupt
@@ -40,6 +41,21 @@ def test_requests_that_come_and_go_give_what_they_give_alone(policy, poisoned, k
             else:
                 assert (ticket.episode.completion_ids, ticket.episode.stop_reason) == (expected.completion_ids, expected.stop_reason)
                 assert np.allclose(ticket.episode.logprobs, expected.logprobs, atol=1e-4)
+
+
+def test_longer_sequences_move_before_shorter_ones(policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So a block of slots has a span of its own: all of them would attend over that of the longest."""
+    monkeypatch.setattr(scheduler, "CPU_BLOCK", 4)
+    session, spans = policy.engine.open_session(256), []
+    for request in asked(policy, 300):
+        session.add(request, GREEDY)
+    while session.is_busy:
+        session.step()
+        positions = session.scheduler.positions[: len(session.scheduler.slots)]
+        blocks = np.split(positions, range(4, len(positions), 4)) if len(positions) else []
+        spans += [(sum(len(block) * block.max() for block in blocks), len(positions) * positions.max(), positions.sum())] if blocks else []
+    in_blocks, together, needed = np.sum(spans, axis=0)
+    assert needed < in_blocks < needed + 0.4 * (together - needed)
 
 
 def test_tokens_can_be_read_between_steps(policy) -> None:
