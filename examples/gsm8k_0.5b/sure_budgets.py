@@ -7,8 +7,8 @@ answers become *given* rows. For each of the others the run states six budgets, 
 budget alone. A share below 1 is for a run whose answers are shorter than its budgets.
 """
 
-import math
 from pathlib import Path
+from statistics import geometric_mean
 from typing import Any
 
 from own_answers import load_run, run_parser
@@ -30,7 +30,7 @@ SAMPLING = Sampling(0.6, 0.95)  # as the budget is stated in use
 def find_middle(budgets: list[int | None], share: float) -> int | None:
     """`share` of the geometric mean of the budgets that were stated, in two digits; None where none was."""
     known = [budget for budget in budgets if budget]
-    return round_budget(share * math.exp(sum(map(math.log, known)) / len(known))) if known else None
+    return round_budget(share * geometric_mean(known)) if known else None
 
 
 def middle_budgets(policy: Policy, questions: list[Question], share: float, seed: int) -> list[dict[str, Any]]:

@@ -28,7 +28,7 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat((-x[..., half:], x[..., :half]), -1) * sin
 
 
-def attend(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+def attend_to_cache(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
     """Attention over the first places of the cache, as many as the mask has: q (n, kv heads, queries, head_dim) -> the same shape."""
     span = mask.shape[-1]
     return (q @ keys[:, :, :span].transpose(-1, -2)).add_(mask).softmax(-1) @ values[:, :, :span]
@@ -146,7 +146,7 @@ class Engine(DecodeEngine):
             q, k, v = self._project(layer, x, cos, sin)
             keys[rows, :, positions], values[rows, :, positions] = k, v
             q = q.view(n, w.kv_heads, -1, w.head_dim) * w.head_dim**-0.5  # grouped queries share a key head, so the cache is not copied
-            attended = [attend(q[part], keys[part], values[part], mask) for part, mask in blocks]
+            attended = [attend_to_cache(q[part], keys[part], values[part], mask) for part, mask in blocks]
             x = self._finish(layer, x, torch.cat(attended).flatten(1))
         return F.linear(F.rms_norm(x, x.shape[-1:], w.norm, w.eps), w.head)
 
