@@ -65,7 +65,7 @@ class DataSettings:
     limit: Count = 1200  # number of questions
     samples_per_question: Count = 4  # answers sampled for each question
     rows_per_question: CountOr0 = 2  # correct answers kept for each question, spread from the shortest to the longest; 0 keeps all
-    budget_quantile: ChanceOrNone = None  # foretell this quantile of a question's right lengths as its budget; null: each answer's own
+    budget_quantile: ChanceOrNone = None  # foretell this quantile of a question's answer lengths as its budget; null: each answer's own
     temperature: AtLeast0 = 0.7  # sampling temperature
     max_tokens: MaxTokens = 900  # most tokens of an answer; auto: by a probe of the model's own lengths
     verifier: str = "auto"  # how answers are checked: auto, numeric, math, choice, exact, regex, or my.py:check

@@ -98,11 +98,15 @@ def main() -> None:
     asked = [q for q in questions for _ in range(args.samples)]
     requests = [policy.request(q.question, args.room, seed=i) for i, q in enumerate(asked)]
     right: dict[str, list[str]] = {}
+    lengths: dict[str, list[int]] = {}
     special = special_tokens(policy.tokenizer)
     for question, episode in zip(asked, sample_answers(policy, requests, 0.7, lambda *_: None), strict=True):
         text = episode.solution.strip()
-        guessed = "```" in text  # what code prints
-        if not guessed and classify_answer(episode, question, verify, special) == "row":
+        if "```" in text or (kind := classify_answer(episode, question, verify, special)) == "cut":  # what code prints is guessed
+            continue
+        if told := len(policy.encode(without_preamble(text))):
+            lengths.setdefault(question.id, []).append(told)
+        if kind == "row":
             right.setdefault(question.id, []).append(text)
     if not right:
         raise InputError(f"none of {len(asked)} answers is right: give easier questions, a stronger --model, or a higher --room")
@@ -112,7 +116,6 @@ def main() -> None:
         raise InputError("no right answer has a \\boxed result, which the rows end with: give a --model whose answers box it")
     runs.write_jsonl(args.rows, rows)
     if args.budgets:
-        lengths = {name: [len(policy.encode(without_preamble(text))) for text in answers] for name, answers in right.items()}
         runs.write_jsonl(args.budgets, foretell_budgets(policy, questions, lengths, 0.5))
     stated = [row["budget"] for row in rows if not row.get("given")]
     print(

@@ -62,8 +62,9 @@ def build_rows(settings: Settings, file: Path, traces: str | None, policy: Polic
 
 def with_foretold_budgets(policy: Policy, source: Sequence[Question], result: BuildResult, quantile: float) -> BuildResult:
     """The result with a row of a budget alone for each question; the answers' own budgets become given ones, read and not learnt."""
-    ids = {(row["question"], row.get("system")): row["id"] for row in result.rows}  # traces of one question have the id of the first
-    asked = {(q.question, q.system): replace(q, id=ids.get((q.question, q.system), q.id)) for q in source}
+    asked: dict[tuple[str, str | None], Question] = {}
+    for question in source:
+        asked.setdefault((question.question, question.system), question)  # traces of one question have the id of the first
     budgets = foretell_budgets(policy, list(asked.values()), result.lengths, quantile)
     return replace(result, rows=[*(row | {"given": True} for row in result.rows), *budgets])
 
@@ -82,17 +83,22 @@ def label_traces(policy: Policy, traces: Sequence[Trace], verify: Verifier, keep
     All answers to a question get the id of its first, as the model's own answers have. Raises InputError if no trace is usable.
     """
     kinds: list[str] = []
-    rows: dict[tuple[str, str | None], list[Row]] = {}  # a question's rows side by side, for one update
+    tokens: list[int | None] = []
+    firsts: dict[tuple[str, str | None], Trace] = {}
+    rows: dict[str, list[Row]] = {}  # a question's rows side by side, for one update
     for trace in traces:
+        firsts.setdefault((trace.question, trace.system), trace)
         is_right = trace.finished and (verify(trace.response, trace) if trace.correct is None else trace.correct)
         kinds.append("row" if is_right else "wrong" if trace.finished else "cut")
+        tokens.append(len(policy.encode(trace.response)) if trace.finished else None)
         if is_right:
             if fault := find_tag(trace.response):
                 raise InputError(f"{trace.location}: {fault}: give the plain answers")
             check_texts(policy.tokenizer, [trace])
-            same = rows.setdefault((trace.question, trace.system), [])
-            same.append(make_row(policy, trace, trace.response) | {"id": same[0]["id"] if same else trace.id})
-    result = BuildResult.of(traces, kinds, [row for same in rows.values() for row in same], keep)
+            name = firsts[trace.question, trace.system].id
+            rows.setdefault(name, []).append(make_row(policy, trace, trace.response) | {"id": name})
+    asked = [firsts[trace.question, trace.system] for trace in traces]
+    result = BuildResult.of(asked, kinds, tokens, [row for same in rows.values() for row in same], keep)
     if not result.rows:
         why = f"the first is {traces[0].location} with the answer {traces[0].answer[:40]!r}"
         counts = f"{result.wrong} wrong, {result.cut} unfinished"

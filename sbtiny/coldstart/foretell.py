@@ -2,7 +2,8 @@
 
 The length of one answer is mostly chance. A model trained on a thousand such lengths learns their distribution and nothing of the
 question, though its middle layers know: a linear probe there foretells the length of unseen questions (dev/LOG.md, 32). So the budget to
-state is the probe's. It is free of chance, and every question has one, also where no answer was right.
+state is the probe's. It is free of chance, and every question has one. It is fitted to wrong answers too: they are as long as right ones
+to the same question, and most answers of a weak model are wrong (dev/LOG.md, 41).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +25,7 @@ DEPTH = 2 / 3  # of the layers: where lengths were read best; the last ones are 
 BATCH = 16  # prompts a forward pass
 FOLDS = 5  # a question's own length does not foretell it
 PENALTIES = (0.1, 0.3, 1.0, 3.0, 10.0)  # of the ridge, as multiples of the number of questions
-FEWEST_QUESTIONS = 50  # with correct answers
+FEWEST_QUESTIONS = 50  # with an answer that ended
 
 
 def check_foretellable(policy: Policy, questions: Sequence[Question]) -> None:
@@ -36,14 +37,14 @@ def check_foretellable(policy: Policy, questions: Sequence[Question]) -> None:
 
 
 def foretell_budgets(policy: Policy, questions: Sequence[Question], lengths: Mapping[str, Sequence[int]], quantile: float) -> list[Row]:
-    """A row of a budget alone for each question. `lengths`: tokens of a question's correct answers, by its id.
+    """A row of a budget alone for each question. `lengths`: tokens of a question's answers that ended, right or wrong, by its id.
 
-    The budget foretells that quantile of the lengths. Raises InputError where too few questions have a correct answer.
+    The budget foretells that quantile of the lengths. Raises InputError where too few questions have an answer that ended.
     """
     known = np.array([i for i, question in enumerate(questions) if question.id in lengths])
     if len(known) < FEWEST_QUESTIONS:
         raise InputError(
-            f"{len(known)} questions with a correct answer are too few to foretell a budget from (data.budget_quantile): "
+            f"{len(known)} questions with an answer that ended are too few to foretell a budget from (data.budget_quantile): "
             f"ask more (data.limit), at least until {FEWEST_QUESTIONS} have one"
         )
     logs = np.log([np.quantile(lengths[questions[i].id], quantile) for i in known])

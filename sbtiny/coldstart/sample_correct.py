@@ -45,16 +45,22 @@ class BuildResult:
     max_tokens: int = 0  # most tokens of an answer; 0 for traces
     asked: Counter[int | None] = field(default_factory=Counter)  # answers by level
     right: Counter[int | None] = field(default_factory=Counter)  # correct answers by level
-    lengths: dict[str, list[int]] = field(default_factory=dict)  # tokens of the correct answers by question id, also of those not kept
+    lengths: dict[str, list[int]] = field(default_factory=dict)  # tokens of all answers that ended, by question id
 
     @classmethod
-    def of(cls, asked: Sequence[Question], kinds: Sequence[str], right: list[Row], keep: int) -> "BuildResult":
-        """Count the answers to `asked`, one of `kinds` each, and keep `keep` of the `right` rows of each question."""
+    def of(
+        cls, asked: Sequence[Question], kinds: Sequence[str], tokens: Sequence[int | None], right: list[Row], keep: int
+    ) -> "BuildResult":
+        """Count the answers to `asked`, and keep `keep` of the `right` rows of each question.
+
+        An answer has one of `kinds`, and `tokens`, None of one that did not end.
+        """
         rows, levels = select_by_length(right, keep), Counter(question.level for question in asked)
         counts = {"spare": len(right) - len(rows), "asked": levels, "right": Counter(row["level"] for row in right)}
         lengths: dict[str, list[int]] = {}
-        for row in right:
-            lengths.setdefault(row["id"], []).append(row["budget"])
+        for question, count in zip(asked, tokens, strict=True):
+            if count:
+                lengths.setdefault(question.id, []).append(count)
         return cls(rows, len(kinds), kinds.count("cut"), kinds.count("wrong"), lengths=lengths, **counts)
 
     def levels(self) -> list[Row]:
@@ -123,13 +129,14 @@ def sample_correct(policy: Policy, questions: Sequence[Question], verify: Verifi
                 progress.path.unlink(missing_ok=True)
             raise
         row = make_row(policy, question_of[answer], episode.solution) | {"asked_with": asdict(policy.asked_with)}
-        progress.add(answer, kind, row if kind == "row" else None)
+        progress.add(answer, kind, None if kind == "cut" else row["budget"], row if kind == "row" else None)
 
     if todo:
         sample_answers(policy, [requests[i] for i in todo], data.temperature, label)
     lines = [progress.done[i] for i in range(len(requests))]
     right = [line["row"] for line in lines if line["row"]]
-    result = BuildResult.of(question_of, [line["kind"] for line in lines], right, data.rows_per_question)
+    kinds, tokens = [line["kind"] for line in lines], [line.get("tokens") for line in lines]
+    result = BuildResult.of(question_of, kinds, tokens, right, data.rows_per_question)
     result = replace(result, max_tokens=data.max_tokens)
     if not result.rows:
         progress.path.unlink(missing_ok=True)  # a build with other settings could not resume from it
@@ -162,10 +169,10 @@ class BuildProgress:
         self.done: dict[int, Row] = {line["answer"]: line for line in lines}
         self.resumed = bool(lines)
 
-    def add(self, answer: int, kind: str, row: Row | None) -> None:
+    def add(self, answer: int, kind: str, tokens: int | None, row: Row | None) -> None:
         if not self.done:
             runs.write_jsonl(self.path, [{"of": self.signature, "max_tokens": self.max_tokens}])
-        self.done[answer] = {"answer": answer, "kind": kind, "row": row}
+        self.done[answer] = {"answer": answer, "kind": kind, "tokens": tokens, "row": row}
         runs.append_jsonl(self.path, self.done[answer])
 
 

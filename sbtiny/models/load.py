@@ -112,6 +112,7 @@ def _with_transformers(source: Source, base: ModelFolder, four_bit: bool, dtype:
         )
     check_report(source.ref, model, report, base.tied)
     keep_4bit_gradients(model)
+    join_head_input(model)
     return model
 
 
@@ -159,6 +160,14 @@ def keep_4bit_gradients(model: nn.Module) -> None:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
+
+
+def join_head_input(model: nn.Module) -> None:
+    """Copy the head's input into one piece where it is a slice: the last position of several prompts, as `generate` asks for it.
+
+    On a CPU torch multiplies a slice in bfloat16 hundreds of times slower (torch 2.13; 16 rows by 151,936 words: 6.6 s for 0.02).
+    """
+    model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(), *inputs[1:]))
 
 
 @contextmanager

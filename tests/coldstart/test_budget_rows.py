@@ -30,7 +30,7 @@ FILLERS = (0, 4, 9)  # words before an answer, beside those that the question's 
 
 
 def traces(questions: int, seed: int = 5) -> list[Trace]:
-    """Answers that are longer the longer their question is; of every third question none is right."""
+    """Answers that are longer the longer their question is; of every third question none is right, and of every sixth none ended."""
     asked = arithmetic.generate_questions("train", questions, seed=seed)
     return [
         Trace(
@@ -40,6 +40,7 @@ def traces(questions: int, seed: int = 5) -> list[Trace]:
             q.level,
             response="so " * (words + len(q.question) // 4) + f"\\boxed{{{q.answer}}}",
             correct=bool(i % 3),
+            finished=bool(i % 6),
         )
         for i, q in enumerate(asked)
         for words in FILLERS
@@ -93,7 +94,7 @@ def test_the_quantile_moves_the_foretold_budget(policy: Policy) -> None:
 
 def test_too_few_questions_are_refused(policy: Policy) -> None:
     asked = arithmetic.generate_questions("train", 60, seed=4)
-    with pytest.raises(InputError, match="3 questions with a correct answer are too few to foretell a budget"):
+    with pytest.raises(InputError, match="3 questions with an answer that ended are too few to foretell a budget"):
         foretell_budgets(policy, asked, {q.id: [4] for q in asked[:3]}, 0.5)
 
 

@@ -221,7 +221,8 @@ def test_a_stopped_build_resumes_where_it_was(policy: Policy, gather, tmp_path: 
     assert len(done) == 5
     real = Policy.sample
     monkeypatch.setattr(Policy, "sample", lambda self, requests, *more: kept.extend(requests) or real(self, requests, *more))
-    assert gather(asked).rows == whole.rows
+    resumed = gather(asked)
+    assert (resumed.rows, resumed.lengths) == (whole.rows, whole.lengths)
     assert len(kept) == 12 - len(done)
     with pytest.raises(InputError, match=r"rows.jsonl.part was begun with other settings"):
         gather(asked, seed=1)
@@ -333,6 +334,8 @@ def test_traces_that_are_unfinished_or_wrong_are_dropped(policy: Policy) -> None
     found = label_traces(policy, traces, auto, keep=0)
     assert [row["response"] for row in found.rows] == ["\\boxed{7}", "seven"]
     assert (found.sampled, found.wrong, found.cut) == (6, 2, 2)
+    ended = [len(policy.encode(t.response)) for t in traces if t.finished]
+    assert found.lengths == {"right": ended}  # wrong answers tell a question's length too
     assert all(row["budget"] == len(policy.encode(row["response"])) for row in found.rows)
 
 

@@ -49,6 +49,15 @@ def test_a_folder_loads_as_it_was_saved(small: Path) -> None:
     torch.testing.assert_close(logits(model, ids), logits(AutoModelForCausalLM.from_pretrained(small), ids))
 
 
+def test_the_head_is_given_the_last_positions_in_one_piece(small: Path) -> None:
+    model, _ = load_model(str(small))
+    seen: list[torch.Tensor] = []
+    model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    model(torch.zeros(3, 5, dtype=torch.int64), logits_to_keep=1)
+    assert seen[0].shape[:2] == (3, 1)
+    assert seen[0].is_contiguous()  # a slice takes hundreds of times as long in bfloat16
+
+
 def test_the_tokenizer_loads_without_the_weights(small: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(small, tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors"))
     found, expected = load_tokenizer(str(folder)), load_model(str(small))[1]
