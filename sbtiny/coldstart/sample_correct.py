@@ -135,8 +135,8 @@ def sample_correct(policy: Policy, questions: Sequence[Question], verify: Verifi
         sample_answers(policy, [requests[i] for i in todo], data.temperature, label)
     lines = [progress.done[i] for i in range(len(requests))]
     right = [line["row"] for line in lines if line["row"]]
-    kinds, tokens = [line["kind"] for line in lines], [line.get("tokens") for line in lines]
-    result = BuildResult.of(question_of, kinds, tokens, right, data.rows_per_question)
+    tokens = [line["row"]["budget"] if line["row"] else line.get("tokens") for line in lines]  # an older .part has none of wrong ones
+    result = BuildResult.of(question_of, [line["kind"] for line in lines], tokens, right, data.rows_per_question)
     result = replace(result, max_tokens=data.max_tokens)
     if not result.rows:
         progress.path.unlink(missing_ok=True)  # a build with other settings could not resume from it
