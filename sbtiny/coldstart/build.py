@@ -62,11 +62,16 @@ def build_rows(settings: Settings, file: Path, traces: str | None, policy: Polic
 
 def with_foretold_budgets(policy: Policy, source: Sequence[Question], result: BuildResult, quantile: float) -> BuildResult:
     """The result with a row of a budget alone for each question; the answers' own budgets become given ones, read and not learnt."""
-    asked: dict[tuple[str, str | None], Question] = {}
-    for question in source:
-        asked.setdefault((question.question, question.system), question)  # traces of one question have the id of the first
-    budgets = foretell_budgets(policy, list(asked.values()), result.lengths, quantile)
+    budgets = foretell_budgets(policy, list(find_firsts(source).values()), result.lengths, quantile)
     return replace(result, rows=[*(row | {"given": True} for row in result.rows), *budgets])
+
+
+def find_firsts(asked: Sequence[Question]) -> dict[tuple[str, str | None], Question]:
+    """The first question or trace of each text and system turn: all answers to it have its id."""
+    firsts: dict[tuple[str, str | None], Question] = {}
+    for question in asked:
+        firsts.setdefault((question.question, question.system), question)
+    return firsts
 
 
 def first_traces(path: str, limit: int) -> list[Trace]:
@@ -84,20 +89,19 @@ def label_traces(policy: Policy, traces: Sequence[Trace], verify: Verifier, keep
     """
     kinds: list[str] = []
     tokens: list[int | None] = []
-    firsts: dict[tuple[str, str | None], Trace] = {}
-    rows: dict[str, list[Row]] = {}  # a question's rows side by side, for one update
-    for trace in traces:
-        firsts.setdefault((trace.question, trace.system), trace)
+    firsts = find_firsts(traces)
+    asked = [firsts[trace.question, trace.system] for trace in traces]
+    rows: dict[tuple[str, str | None], list[Row]] = {}  # a question's rows side by side, for one update
+    for trace, first in zip(traces, asked, strict=True):
         is_right = trace.finished and (verify(trace.response, trace) if trace.correct is None else trace.correct)
         kinds.append("row" if is_right else "wrong" if trace.finished else "cut")
-        tokens.append(len(policy.encode(trace.response)) if trace.finished else None)
+        row = make_row(policy, trace, trace.response) | {"id": first.id}
+        tokens.append(row["budget"] if trace.finished else None)
         if is_right:
             if fault := find_tag(trace.response):
                 raise InputError(f"{trace.location}: {fault}: give the plain answers")
             check_texts(policy.tokenizer, [trace])
-            name = firsts[trace.question, trace.system].id
-            rows.setdefault(name, []).append(make_row(policy, trace, trace.response) | {"id": name})
-    asked = [firsts[trace.question, trace.system] for trace in traces]
+            rows.setdefault((trace.question, trace.system), []).append(row)
     result = BuildResult.of(asked, kinds, tokens, [row for same in rows.values() for row in same], keep)
     if not result.rows:
         why = f"the first is {traces[0].location} with the answer {traces[0].answer[:40]!r}"

@@ -228,6 +228,17 @@ def test_a_stopped_build_resumes_where_it_was(policy: Policy, gather, tmp_path: 
         gather(asked, seed=1)
 
 
+def test_a_part_that_tells_no_lengths_of_wrong_answers_resumes(gather, tmp_path: Path) -> None:
+    """An earlier version's."""
+    asked, part = arithmetic.generate_questions("train", 12, seed=5), tmp_path / "rows.jsonl.part"
+    whole = gather(asked)
+    lines = [json.loads(line) for line in part.read_text().splitlines()]
+    runs.write_jsonl(part, [{key: value for key, value in line.items() if key != "tokens"} for line in lines])
+    found = gather(asked)
+    assert found.rows == whole.rows
+    assert {row["id"] for row in found.rows} <= set(found.lengths)
+
+
 OWN_CHECK = "def check(question, completion):\n    return {}\n"
 
 
