@@ -33,6 +33,7 @@ from sbtiny.progress import bar
 from sbtiny.tasks import arithmetic
 from sbtiny.training import logprobs
 from sbtiny.training.attention import use_block_attention
+from sbtiny.training.folded_lora import fold_small_adapters
 
 Rollout = dict[str, Any]  # as TRL takes it: the prompts, answers and log-probabilities of a step
 TRAINERS = {"sbtiny": BudgetGrpoTrainer, "trl": GRPOTrainer}
@@ -181,6 +182,7 @@ def build_trainer(kind: type[GRPOTrainer], plan: BenchConfig, timings: StepTimin
     questions = arithmetic.generate_questions("train", plan.prompts * (plan.steps + 1))
     if ours := kind is BudgetGrpoTrainer:
         use_block_attention(model)
+        fold_small_adapters(model)
     rows = [{"prompt": q.question if ours else [{"role": "user", "content": q.question}]} for q in questions]
     trainer = kind(
         model=model,

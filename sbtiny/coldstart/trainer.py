@@ -28,6 +28,7 @@ from sbtiny.training import logprobs
 from sbtiny.training.arguments import keep_adapter_float32, shared_training_args
 from sbtiny.training.attention import use_block_attention
 from sbtiny.training.checkpoint import ManifestCallback
+from sbtiny.training.folded_lora import fold_small_adapters
 from sbtiny.training.monitor import TrainingMonitor
 from sbtiny.training.rewritten import choose_trainer
 
@@ -212,6 +213,7 @@ def train_sft(
     updates = planned_updates(settings, len(dataset))
     logprobs.patch_trl_for_cpu()
     use_block_attention(policy.model)
+    fold_small_adapters(policy.model)
     monitor = TrainingMonitor("sft", updates, output)
     weight = settings.sft.contrast
     with keep_adapter_float32(policy.model):

@@ -26,6 +26,7 @@ from sbtiny.training import logprobs
 from sbtiny.training.arguments import keep_adapter_float32, shared_training_args
 from sbtiny.training.attention import use_block_attention
 from sbtiny.training.checkpoint import ManifestCallback, read_saved_state
+from sbtiny.training.folded_lora import fold_small_adapters
 from sbtiny.training.rewritten import choose_trainer
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def train_grpo(
 
     logprobs.patch_trl_for_cpu()
     use_block_attention(policy.model)
+    fold_small_adapters(policy.model)
     if "ref" in policy.model.peft_config:  # left by an attempt that ran out of memory; TRL adds it again
         policy.model.delete_adapter("ref")
     monitor = GrpoMonitor(settings.grpo.steps, output, alarms)
