@@ -2,7 +2,7 @@
 
 Every answer has a fixed length and ends there with the end token. Our engine does not know that length: at each step it gets a new
 guess with a log-normal error of 30 %, which is about as good as a stated budget. Both sides leave out rewards and checks: they differ in
-decoding, in the padding of micro-batches and, on a CPU, in attention.
+decoding, in the padding of micro-batches and, on a CPU, in attention and in the LoRA layers that are small for their rank.
 """
 
 import copy

@@ -14,7 +14,7 @@ from sbtiny.coldstart.sample_correct import make_row
 from sbtiny.config import GrpoSettings, Settings, SftSettings
 from sbtiny.grpo.run import run_grpo
 from sbtiny.tasks import arithmetic
-from sbtiny.training import attention
+from sbtiny.training import attention, folded_lora
 
 IDS = torch.arange(72).view(3, 24) % 50 + 2
 WHOLE = torch.ones(3, 24, dtype=torch.long)
@@ -107,9 +107,10 @@ def test_what_is_not_plain_causal_attention_is_left_to_transformers(monkeypatch:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has kernels of its own")
-def test_both_trainers_use_it_on_a_cpu(policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    used = []
+def test_both_trainers_use_it_on_a_cpu_and_fold_small_adapters(policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    used, folded = [], []
     monkeypatch.setattr(attention, "block_bias", lambda *how, of=attention.block_bias: used.append(1) or of(*how))
+    monkeypatch.setattr(folded_lora, "foldable_adapter", lambda layer, of=folded_lora.foldable_adapter: folded.append(1) or of(layer))
     rows = [make_row(policy, q, f"\\boxed{{{q.answer}}}") for q in arithmetic.generate_questions("train", 4, seed=5)]
     runs.write_jsonl(tmp_path / "rows.jsonl", rows)
     settings = Settings(
@@ -118,6 +119,7 @@ def test_both_trainers_use_it_on_a_cpu(policy, tmp_path: Path, monkeypatch: pyte
         grpo=GrpoSettings(steps=1, prompts_per_step=1, num_generations=4, max_tokens=16, limit=2),
     )
     start = run_sft(settings, tmp_path / "sft")
-    by_sft = len(used)
+    by_sft = len(used), len(folded)
     run_grpo(settings, start, tmp_path / "grpo", force=True)
-    assert 0 < by_sft < len(used)
+    assert 0 < by_sft[0] < len(used)
+    assert 0 < by_sft[1] < len(folded)
