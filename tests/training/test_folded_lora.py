@@ -92,7 +92,7 @@ def test_a_small_change_is_not_lost_beside_rounded_weights() -> None:
             with model.disable_adapter():
                 changes.append(told - model(input_ids=IDS).logits.float())
     exact, rounded = changes
-    assert torch.cosine_similarity(exact.flatten(), rounded.flatten(), dim=0) > 0.7
+    assert torch.cosine_similarity(exact.flatten(), rounded.flatten(), dim=0) > 0.95
 
 
 def test_decoding_is_computed_by_peft() -> None:
