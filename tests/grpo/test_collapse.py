@@ -25,7 +25,7 @@ WRONG = replace(
     warmup=1.0,
     save_steps=1,
     alarm_patience=3,
-    prompts_per_step=4,
+    prompts_per_step=8,  # of fewer groups all may happen to have answers of equal reward, which is another alarm
     temperature=1.0,
     user_share=0.0,
 )

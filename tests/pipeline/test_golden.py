@@ -66,7 +66,7 @@ def test_gradients_of_a_cold_start_are_clipped_to_the_setting(settings: Settings
 def test_kl_is_measured_from_the_policy_that_training_began_with(settings: Settings, started: Path, tmp_path: Path) -> None:
     """Not from the bundled model without its adapter; a run that goes on measures from where it began, not from where it stopped."""
     changed = replace(settings, grpo=replace(settings.grpo, beta=0.5, steps=2, save_steps=1))
-    run = run_grpo(changed, started, tmp_path / "run", force=True)
+    run = run_grpo(changed, started, tmp_path / "run", force=True, reward=shorter)
     first, second = logged(run, "kl")
     assert first == pytest.approx(0, abs=1e-4)
     assert second > 0.01
@@ -74,7 +74,7 @@ def test_kl_is_measured_from_the_policy_that_training_began_with(settings: Setti
     whole = load_file(run / "adapter" / "adapter_model.safetensors")
     for last in ("adapter", "checkpoint-2"):
         shutil.rmtree(run / last)
-    run_grpo(changed, started, run, resume=True)
+    run_grpo(changed, started, run, resume=True, reward=shorter)
     assert logged(run, "kl")[1:] == [pytest.approx(second, rel=1e-3)]
     again = load_file(run / "adapter" / "adapter_model.safetensors")
     assert all(torch.allclose(again[name], weight, atol=1e-5) for name, weight in whole.items())
