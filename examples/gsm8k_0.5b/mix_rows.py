@@ -2,9 +2,9 @@
 
     python examples/gsm8k_0.5b/mix_rows.py OUT.jsonl --budgets ROWS.jsonl --count 2800 --mean 157 --answers ROWS.jsonl[:COUNT] [--seed 0]
 
-ROWS.jsonl is what `sbtiny data build` wrote with `data.budget_quantile`, or sure_budgets.py: of --budgets the rows of a budget alone are
-taken, of --answers (more than once, if need be) the given ones. --mean is the geometric mean that the budgets shall have: the initial
-model's answers are longer than those of a run that has learnt to be short, and only the ratios of its lengths are to be learnt.
+ROWS.jsonl is what rows.py, sure_budgets.py, or `sbtiny data build` with `data.budget_quantile` wrote: of --budgets the rows of a budget
+alone are taken, of --answers (more than once, if need be) the given ones. --mean is the geometric mean that the budgets shall have: the
+initial model's answers are longer than those of a run that has learnt to be short, and only the ratios of its lengths are to be learnt.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def read_answers(place: str, rng: random.Random) -> list[dict[str, Any]]:
     file, _, count = place.rpartition(":") if place.rpartition(":")[2].isdecimal() else (place, "", "")
     rows = [row for row in read_labelled(file) if row.get("given")]
     if not rows:
-        raise InputError(f"{file} has no given rows: give what sbtiny data build wrote with data.budget_quantile, or sure_budgets.py")
+        raise InputError(f"{file} has no given rows: give what rows.py or sure_budgets.py wrote")
     return draw(rows, int(count), rng) if count else rows
 
 
@@ -46,7 +46,7 @@ def main() -> None:
     rng = random.Random(args.seed)
     budgets = [row for row in read_labelled(args.budgets) if row["response"] is None]
     if not budgets:
-        raise InputError(f"{args.budgets} has no rows of a budget alone: build it with --set data.budget_quantile=0.5")
+        raise InputError(f"{args.budgets} has no rows of a budget alone: give what rows.py --budgets wrote")
     answers = [row for place in args.answers for row in read_answers(place, rng)]
     kept = draw(bring_to_mean(budgets, args.mean), args.count, rng)
     runs.write_jsonl(args.out, answers + kept)
