@@ -31,9 +31,8 @@ from sbtiny.models.load import add_lora, load_model
 from sbtiny.models.prompt import prompt_ids
 from sbtiny.progress import bar
 from sbtiny.tasks import arithmetic
-from sbtiny.training import logprobs
-from sbtiny.training.attention import use_block_attention
-from sbtiny.training.folded_lora import fold_small_adapters
+from sbtiny.training.cpu import prepare_for_cpu
+from sbtiny.training.logprobs import patch_trl
 
 Rollout = dict[str, Any]  # as TRL takes it: the prompts, answers and log-probabilities of a step
 TRAINERS = {"sbtiny": BudgetGrpoTrainer, "trl": GRPOTrainer}
@@ -178,11 +177,11 @@ def build_trainer(kind: type[GRPOTrainer], plan: BenchConfig, timings: StepTimin
     torch.manual_seed(plan.seed)
     model, tokenizer = load_model(plan.model, four_bit=plan.four_bit, dtype=plan.dtype)
     model = add_lora(model, rank=plan.rank, alpha=2 * plan.rank)
-    logprobs.patch_trl_for_cpu()
     questions = arithmetic.generate_questions("train", plan.prompts * (plan.steps + 1))
     if ours := kind is BudgetGrpoTrainer:
-        use_block_attention(model)
-        fold_small_adapters(model)
+        prepare_for_cpu(model)
+    elif not torch.cuda.is_available():
+        patch_trl()
     rows = [{"prompt": q.question if ours else [{"role": "user", "content": q.question}]} for q in questions]
     trainer = kind(
         model=model,

@@ -24,11 +24,9 @@ from sbtiny.errors import InputError
 from sbtiny.models.prompt import check_texts, prompt_ids
 from sbtiny.progress import print_line
 from sbtiny.rollout.policy import Policy
-from sbtiny.training import logprobs
 from sbtiny.training.arguments import keep_adapter_float32, shared_training_args
-from sbtiny.training.attention import use_block_attention
 from sbtiny.training.checkpoint import ManifestCallback
-from sbtiny.training.folded_lora import fold_small_adapters
+from sbtiny.training.cpu import prepare_for_cpu
 from sbtiny.training.monitor import TrainingMonitor
 from sbtiny.training.rewritten import choose_trainer
 
@@ -211,9 +209,7 @@ def train_sft(
     `signature` is what a resumed run must match.
     """
     updates = planned_updates(settings, len(dataset))
-    logprobs.patch_trl_for_cpu()
-    use_block_attention(policy.model)
-    fold_small_adapters(policy.model)
+    prepare_for_cpu(policy.model)
     monitor = TrainingMonitor("sft", updates, output)
     weight = settings.sft.contrast
     with keep_adapter_float32(policy.model):

@@ -22,11 +22,9 @@ from sbtiny.grpo.rollouts import Rollouts
 from sbtiny.rollout.policy import Policy
 from sbtiny.tasks.sources import Question
 from sbtiny.tasks.verify import Verifier
-from sbtiny.training import logprobs
 from sbtiny.training.arguments import keep_adapter_float32, shared_training_args
-from sbtiny.training.attention import use_block_attention
 from sbtiny.training.checkpoint import ManifestCallback, read_saved_state
-from sbtiny.training.folded_lora import fold_small_adapters
+from sbtiny.training.cpu import prepare_for_cpu
 from sbtiny.training.rewritten import choose_trainer
 
 if TYPE_CHECKING:
@@ -57,9 +55,7 @@ def train_grpo(
         """What a resumed run needs beside TRL's state, and alpha for a reader."""
         return {"alpha": rollouts.metrics.get("alpha"), "shortest": rollouts.shortest, "alarms": asdict(alarms)}
 
-    logprobs.patch_trl_for_cpu()
-    use_block_attention(policy.model)
-    fold_small_adapters(policy.model)
+    prepare_for_cpu(policy.model)
     if "ref" in policy.model.peft_config:  # left by an attempt that ran out of memory; TRL adds it again
         policy.model.delete_adapter("ref")
     monitor = GrpoMonitor(settings.grpo.steps, output, alarms)

@@ -16,10 +16,9 @@ MOST_SCORES = 1 << 24  # of a layer; about half are kept for the backward pass: 
 
 
 def use_block_attention(model: nn.Module) -> None:
-    """Let a model of transformers compute attention by `attend` on a CPU. A GPU keeps its own kernels."""
-    if not torch.cuda.is_available():
-        register()
-        model.set_attn_implementation(NAME)
+    """Let a model of transformers compute attention by `attend`. A GPU has better kernels of its own."""
+    register()
+    model.set_attn_implementation(NAME)
 
 
 def register() -> None:

@@ -16,9 +16,7 @@ THIN_COST = 4  # of a thin product against a square one, for a pass of hundreds 
 
 
 def fold_small_adapters(model: nn.Module) -> None:
-    """Let the small LoRA layers of a PEFT model compute folded while they train on a CPU. A GPU is not slowed by thin products."""
-    if torch.cuda.is_available():
-        return
+    """Let the small LoRA layers of a PEFT model compute folded while they train. A GPU is not slowed by thin products."""
     for layer in model.modules():
         plain = type(layer) is Linear and type(layer.base_layer) is nn.Linear  # subclasses have weights that are no matrix to add to
         if plain and is_small(layer):

@@ -1,8 +1,8 @@
 """Token log-probabilities without a GPU: TRL 1.15 computes them in Triton kernels only, so on a CPU both its trainers fail.
 
-`patch_trl_for_cpu` replaces the kernel by a PyTorch function with the same contract where there is no CUDA device. The gradient is made
-in the forward pass, beside the probabilities that it needs: log-probabilities of tokens depend each on its own hidden state, so what the
-backward pass is given only scales it. Logits are thus computed once, a chunk of tokens at a time, and none is kept.
+`patch_trl` replaces the kernel by a PyTorch function with the same contract. The gradient is made in the forward pass, beside the
+probabilities that it needs: log-probabilities of tokens depend each on its own hidden state, so what the backward pass is given only scales
+it. Logits are thus computed once, a chunk of tokens at a time, and none is kept.
 """
 
 from typing import Any
@@ -92,9 +92,8 @@ class ChunkedLogProbs:
         return taken, entropy, None, None, top
 
 
-def patch_trl_for_cpu() -> None:
+def patch_trl() -> None:
     """Make TRL's trainers work without a CUDA device; call it before building a trainer."""
     from trl.trainer import utils
 
-    if not torch.cuda.is_available():
-        utils._ChunkedLogProbFunction = ChunkedLogProbs
+    utils._ChunkedLogProbFunction = ChunkedLogProbs

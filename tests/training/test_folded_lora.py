@@ -13,7 +13,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from sbtiny.training.folded_lora import fold_small_adapters, foldable_adapter
 
 IDS = torch.arange(72).view(3, 24) % 50 + 2
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is not slowed by thin products")
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 
 
