@@ -31,7 +31,7 @@ def main() -> None:
     args = parser.parse_args()
     runs.check_writable(args.rows, args.samples, args.questions)
     tokenizer = load_tokenizer(args.model)
-    by_text = {q.question: q for q in load_questions(args.questions, "train", 10_000)}
+    by_text = {q.question: q for q in load_questions(args.questions, "train")}
     rows = []
     for number, sample in enumerate(read_rows(args.samples), 1):
         if wrong := [key for key, kind in FIELDS.items() if not isinstance(sample.get(key), kind)]:

@@ -14,6 +14,7 @@ from statistics import geometric_mean
 from typing import Any
 
 from own_answers import draw, positive, scale_budgets
+from rows import count
 
 from sbtiny import runs
 from sbtiny.coldstart.rows import read_labelled
@@ -25,29 +26,35 @@ def bring_to_mean(rows: list[dict[str, Any]], mean: float) -> list[dict[str, Any
     return scale_budgets(rows, mean / geometric_mean(row["budget"] for row in rows))
 
 
-def read_answers(place: str, rng: random.Random) -> list[dict[str, Any]]:
-    """The given rows of FILE, or of FILE:COUNT so many of them. Raises InputError where there is none."""
-    file, _, count = place.rpartition(":") if place.rpartition(":")[2].isdecimal() else (place, "", "")
+def split_place(place: str) -> tuple[str, int | None]:
+    """FILE or FILE:COUNT as file and number of rows; None for all."""
+    file, _, number = place.rpartition(":")
+    return (file, int(number)) if file and number.isdecimal() else (place, None)
+
+
+def read_answers(file: str, most: int | None, rng: random.Random) -> list[dict[str, Any]]:
+    """`most` of the file's given rows. Raises InputError where there is none."""
     rows = [row for row in read_labelled(file) if row.get("given")]
     if not rows:
         raise InputError(f"{file} has no given rows: give what rows.py or sure_budgets.py wrote")
-    return draw(rows, int(count), rng) if count else rows
+    return rows if most is None else draw(rows, most, rng)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--budgets", required=True)
-    parser.add_argument("--count", type=lambda text: int(positive(text)), default=2800)
+    parser.add_argument("--count", type=count, default=2800)
     parser.add_argument("--mean", type=positive, required=True)
-    parser.add_argument("--answers", action="append", default=[])
+    parser.add_argument("--answers", type=split_place, action="append", default=[])
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    runs.check_writable(args.out, args.budgets, *(file for file, _ in args.answers))
     rng = random.Random(args.seed)
     budgets = [row for row in read_labelled(args.budgets) if row["response"] is None]
     if not budgets:
         raise InputError(f"{args.budgets} has no rows of a budget alone: give what rows.py --budgets wrote")
-    answers = [row for place in args.answers for row in read_answers(place, rng)]
+    answers = [row for file, most in args.answers for row in read_answers(file, most, rng)]
     kept = draw(bring_to_mean(budgets, args.mean), args.count, rng)
     runs.write_jsonl(args.out, answers + kept)
     print(f"{len(answers)} answers, {len(kept)} budgets")

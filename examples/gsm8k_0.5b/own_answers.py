@@ -37,10 +37,10 @@ Told = tuple[bool, int, dict[str, Any]]  # whether it is right, the budget told,
 def answer_told(policy: Policy, questions: list[Question], share: float, seed: int) -> dict[float, list[Told]]:
     """Well-formed answers told KEPT's multiples of `share` of the stated budget, by the multiple."""
     verify, special = load_verifier("auto"), special_tokens(policy.tokenizer)
-    asked = policy.sample([policy.budget_request(q.question, i) for i, q in enumerate(questions)], Sampling(0.0, 1.0))
+    asked = policy.sample([policy.budget_request(q.question, i, q.system) for i, q in enumerate(questions)], Sampling(0.0, 1.0))
     budgets = [(episode.parsed.budget or USUAL_BUDGET) * share for episode in asked]
     told = [(q, max(1, round(b * times)), times) for q, b in zip(questions, budgets, strict=True) for times in KEPT for _ in range(DRAWS)]
-    requests = [policy.request(q.question, ROOM, seed=10_000 * seed + i, budget=budget) for i, (q, budget, _) in enumerate(told)]
+    requests = [policy.request(q.question, ROOM, 10_000 * seed + i, budget, system=q.system) for i, (q, budget, _) in enumerate(told)]
     found: dict[float, list[Told]] = {times: [] for times in KEPT}
     for (question, budget, times), episode in zip(told, policy.sample(requests, Sampling(0.7, 0.95)), strict=True):
         kind = classify_answer(episode, question, verify, special)
@@ -69,14 +69,13 @@ def positive(text: str) -> float:
     return value
 
 
-def run_parser(description: str, *files: str, share: float, needs_budgets: bool = False) -> argparse.ArgumentParser:
+def run_parser(description: str, *files: str, share: float) -> argparse.ArgumentParser:
     """The arguments of a script that reads a run and writes rows, which the last of `files` names."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("run")
     for name in files:
         parser.add_argument(name)
     parser.add_argument("--base")
-    parser.add_argument("--budgets", required=needs_budgets)
     parser.add_argument("--share", type=positive, default=share)
     parser.add_argument("--seed", type=int, default=0)
     return parser
@@ -99,15 +98,19 @@ def scale_budgets(rows: list[dict[str, Any]], share: float) -> list[dict[str, An
 
 
 def main() -> None:
-    args = run_parser(__doc__.splitlines()[0], "questions", "rows", share=1.0).parse_args()
+    parser = run_parser(__doc__.splitlines()[0], "questions", "rows", share=1.0)
+    parser.add_argument("--budgets")
+    args = parser.parse_args()
     rng, file = random.Random(args.seed), Path(args.rows)
     runs.check_writable(file, args.questions, args.budgets)
     known = read_budgets(args.budgets)
     policy = load_run(args.run, args.base, QUESTIONS)
-    questions = draw(load_questions(args.questions, "train", 10_000), QUESTIONS, rng)
+    questions = draw(load_questions(args.questions, "train"), QUESTIONS, rng)
     answers = answer_told(policy, questions, args.share, args.seed)
-    budgets = draw(known, BUDGETS, rng)
     rows = [row for times, (count, furthest) in KEPT.items() for row in keep_nearest(answers[times], count, furthest)]
+    if not rows:
+        raise InputError(f"{args.run} has no well-formed answer to {len(questions)} questions that ended: train it for longer first")
+    budgets = draw(known, BUDGETS, rng)
     runs.write_jsonl(file, rows + scale_budgets(budgets, args.share))
     print(f"{len(rows)} answers, {len(budgets)} budgets")
 

@@ -40,26 +40,30 @@ def keep_right(policy: Policy, questions: list[Question], episodes: list[Episode
     return list(rows.values())
 
 
-def answer_twice(policy: Policy, questions: list[Question], seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def answer_short_and_long(policy: Policy, questions: list[Question], seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The right answers with the run's own budgets, and those told TIMES their mean."""
     asked = [question for question in questions for _ in range(DRAWS)]
-    own = policy.sample([policy.request(q.question, ROOM, 10_000 * seed + i) for i, q in enumerate(asked)], SAMPLING)
+    own = policy.sample([policy.request(q.question, ROOM, 10_000 * seed + i, system=q.system) for i, q in enumerate(asked)], SAMPLING)
     budgets, after = [episode.parsed.budget or USUAL_BUDGET for episode in own], 10_000 * seed + len(asked)
     told = [round(TIMES * sum(budgets[i : i + DRAWS]) / DRAWS) for i in range(0, len(asked), DRAWS)]
-    more = [policy.request(q.question, ROOM, after + i, told[i]) for i, q in enumerate(questions)]
+    more = [policy.request(q.question, ROOM, after + i, told[i], system=q.system) for i, q in enumerate(questions)]
     return keep_right(policy, asked, own), keep_right(policy, questions, policy.sample(more, SAMPLING))
 
 
 def main() -> None:
-    args = run_parser(__doc__.splitlines()[0], "rows", "out", share=0.93, needs_budgets=True).parse_args()
+    parser = run_parser(__doc__.splitlines()[0], "rows", "out", share=0.93)
+    parser.add_argument("--budgets", required=True)
+    args = parser.parse_args()
     rng, file = random.Random(args.seed), Path(args.out)
     runs.check_writable(file, args.rows, args.budgets)
     rows, known = read_labelled(args.rows), read_budgets(args.budgets)
     if any(not isinstance(row.get("answer"), str) for row in rows):
         raise InputError(f"{args.rows} has rows whose answer is no text: give what rows.py wrote")
     policy = load_run(args.run, args.base, SLOTS)
-    questions = list({row["id"]: Question(row["id"], row["question"], row["answer"]) for row in rows}.values())
-    short, long = answer_twice(policy, questions, args.seed)
+    questions = list({row["id"]: Question(row["id"], row["question"], row["answer"], system=row.system) for row in rows}.values())
+    short, long = answer_short_and_long(policy, questions, args.seed)
+    if not short:
+        raise InputError(f"{args.run} has no right answer to the questions of {args.rows}: train it for longer first")
     ours = [row for row in rows if row.get("given") and row["budget"] >= LONG_TOKENS]
     answers = [*draw(short, SHORT, rng), *long, *draw(ours, LONG, rng)]
     budgets = scale_budgets(draw(known, BUDGETS, rng), args.share)

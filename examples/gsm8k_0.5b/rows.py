@@ -4,7 +4,7 @@
 
 One sample's length is mostly chance, so what a question's budget is learnt from is the correct answer of median length, told without its
 preamble: the *stated* row. The others are *given* rows, whose budget is read and not learnt to be stated, so that a user's number
-reaches further than the model's own habit: the longest answer in full, the shortest by its sums alone, one that is half of each.
+reaches further than the model's own habit: the longest answer in full, the shortest by its sums alone, one with some of its sums in words.
 
 BUDGETS.jsonl gets a row of a budget alone for each question, foretold from the lengths of all of them (`data.budget_quantile`).
 """
@@ -73,7 +73,25 @@ def count(text: str) -> int:
     return value
 
 
-def main() -> None:
+def sample(policy: Policy, questions: list[Question], samples: int, room: int) -> tuple[dict[str, list[str]], dict[str, list[int]]]:
+    """Right answers, and lengths of all that ended, right or wrong, without their preambles; both by the question's id."""
+    verify, special = load_verifier("auto"), special_tokens(policy.tokenizer)
+    asked = [q for q in questions for _ in range(samples)]
+    requests = [policy.request(q.question, room, seed=i, system=q.system) for i, q in enumerate(asked)]
+    right: dict[str, list[str]] = {}
+    lengths: dict[str, list[int]] = {}
+    for question, episode in zip(asked, sample_answers(policy, requests, 0.7, lambda *_: None), strict=True):
+        text, kind = episode.solution.strip(), classify_answer(episode, question, verify, special)
+        if kind == "cut" or "```" in text:  # what code prints is guessed
+            continue
+        if told := len(policy.encode(without_preamble(text))):
+            lengths.setdefault(question.id, []).append(told)
+        if kind == "row":
+            right.setdefault(question.id, []).append(text)
+    return right, lengths
+
+
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("questions")
     parser.add_argument("rows", type=Path)
@@ -83,53 +101,35 @@ def main() -> None:
     parser.add_argument("--samples", type=count, default=6)
     parser.add_argument("--slots", type=count, default=512)
     parser.add_argument("--room", type=count, default=480, help="longest answer, in tokens")
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    args = build_parser().parse_args()
     for file in filter(None, (args.rows, args.budgets)):
         runs.check_writable(file, args.questions)
     if args.budgets and args.rows.resolve() == args.budgets.resolve():
         raise InputError(f"ROWS and --budgets are both {args.rows}: give each a file of its own")
     questions = load_questions(args.questions, "train", args.limit)
-    verify = load_verifier("auto")
     settings = load_settings(overrides=[("model", args.model), ("four_bit", False)])
     policy = load_policy(args.model, settings, args.slots, trainable=True)  # a .gguf file too is loaded to be read, not by llama.cpp
     policy.states_budget = False  # its adapter is new, so it is the plain model
     if args.budgets:
         check_foretellable(policy, questions)
-    asked = [q for q in questions for _ in range(args.samples)]
-    requests = [policy.request(q.question, args.room, seed=i) for i, q in enumerate(asked)]
-    right: dict[str, list[str]] = {}
-    lengths: dict[str, list[int]] = {}
-    special = special_tokens(policy.tokenizer)
-    for question, episode in zip(asked, sample_answers(policy, requests, 0.7, lambda *_: None), strict=True):
-        text = episode.solution.strip()
-        if "```" in text or (kind := classify_answer(episode, question, verify, special)) == "cut":  # what code prints is guessed
-            continue
-        if told := len(policy.encode(without_preamble(text))):
-            lengths.setdefault(question.id, []).append(told)
-        if kind == "row":
-            right.setdefault(question.id, []).append(text)
+    right, lengths = sample(policy, questions, args.samples, args.room)
+    answers = args.samples * len(questions)
     if not right:
-        raise InputError(f"none of {len(asked)} answers is right: give easier questions, a stronger --model, or a higher --room")
+        raise InputError(f"none of {answers} answers is right: give easier questions, a stronger --model, or a higher --room")
     by_id = {q.id: q for q in questions}
-    rows = [row for name, answers in right.items() for row in rows_of(policy, by_id[name], answers, random.Random(name))]
+    rows = [row for name, texts in right.items() for row in rows_of(policy, by_id[name], texts, random.Random(name))]
     if not rows:
         raise InputError("no right answer has a \\boxed result, which the rows end with: give a --model whose answers box it")
     runs.write_jsonl(args.rows, rows)
     if args.budgets:
         runs.write_jsonl(args.budgets, foretell_budgets(policy, questions, lengths, 0.5))
+    counts = {"questions": len(questions), "answers": answers, "right": sum(map(len, right.values())), "with_right": len(right)}
     stated = [row["budget"] for row in rows if not row.get("given")]
-    print(
-        json.dumps(
-            {
-                "questions": len(questions),
-                "answers": len(asked),
-                "right": sum(map(len, right.values())),
-                "with_right": len(right),
-                "rows": len(rows),
-                "stated_mean": sum(stated) / max(1, len(stated)),
-            }
-        )
-    )
+    print(json.dumps(counts | {"rows": len(rows), "stated_mean": sum(stated) / max(1, len(stated))}))
 
 
 if __name__ == "__main__":

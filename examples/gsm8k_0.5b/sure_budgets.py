@@ -12,12 +12,12 @@ from statistics import geometric_mean
 from typing import Any
 
 from own_answers import load_run, run_parser
-from right_answers import SLOTS, answer_twice
+from right_answers import SLOTS, answer_short_and_long
 
 from sbtiny import runs
 from sbtiny.coldstart.foretell import round_budget
 from sbtiny.coldstart.sample_correct import fill_row
-from sbtiny.errors import run_script
+from sbtiny.errors import InputError, run_script
 from sbtiny.rollout.episode import Sampling
 from sbtiny.rollout.policy import Policy
 from sbtiny.tasks.load import load_questions
@@ -45,9 +45,11 @@ def middle_budgets(policy: Policy, questions: list[Question], share: float, seed
 def main() -> None:
     args = run_parser(__doc__.splitlines()[0], "questions", "out", share=1.0).parse_args()
     runs.check_writable(Path(args.out), args.questions)
+    questions = load_questions(args.questions, "train")
+    if len(questions) <= ANSWERED:
+        raise InputError(f"{args.questions} has {len(questions)} questions, of which the first {ANSWERED} are answered: give more")
     policy = load_run(args.run, args.base, SLOTS)
-    questions = load_questions(args.questions, "train", 10_000)
-    short, long = answer_twice(policy, questions[:ANSWERED], args.seed)
+    short, long = answer_short_and_long(policy, questions[:ANSWERED], args.seed)
     budgets = middle_budgets(policy, questions[ANSWERED:], args.share, args.seed)
     runs.write_jsonl(Path(args.out), [*short, *long, *budgets])
     print(f"{len(short) + len(long)} answers, {len(budgets)} budgets")

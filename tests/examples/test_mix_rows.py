@@ -54,3 +54,22 @@ def test_a_file_without_the_rows_asked_for_is_refused(
         mix(monkeypatch, tmp_path / "out.jsonl", "--mean", 120, "--budgets", files["budgets"], "--answers", files["answers"])
     assert said in capsys.readouterr().err
     assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_what_is_read_is_not_written_over(
+    built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = built.read_bytes()
+    runs.write_jsonl(tmp_path / "answers.jsonl", [])
+    for out in (built, tmp_path / "answers.jsonl"):
+        with pytest.raises(SystemExit, match="2"):
+            mix(monkeypatch, out, "--mean", 120, "--budgets", built, "--answers", f"{tmp_path / 'answers.jsonl'}:3")
+        assert "is what is read" in capsys.readouterr().err
+    assert built.read_bytes() == before
+
+
+@pytest.mark.parametrize("number", ["0", "0.5", "many"])
+def test_a_count_is_a_whole_number(number: str, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        mix(monkeypatch, tmp_path / "out.jsonl", "--mean", 120, "--budgets", built, "--count", number)
+    assert not (tmp_path / "out.jsonl").exists()

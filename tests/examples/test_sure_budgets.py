@@ -32,3 +32,16 @@ def test_the_first_questions_are_answered_and_the_others_get_a_budget(
     assert len(budgets) == len(set(budgets)) > len(others) / 2  # a run of seconds does not state one for every question
     middle = script["find_middle"]
     assert (middle([100, None, 400], 1.0), middle([100, 400], 0.5), middle([None], 1.0)) == (200, 100, None)
+
+
+def test_too_few_questions_are_refused_before_anything_is_sampled(
+    started: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = arithmetic.generate_questions("train", 400, seed=5)
+    runs.write_jsonl(tmp_path / "asked.jsonl", [{"id": q.id, "question": q.question, "answer": q.answer} for q in asked])
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), str(started), str(tmp_path / "asked.jsonl"), str(tmp_path / "rows.jsonl")])
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert "has 400 questions, of which the first 400 are answered" in capsys.readouterr().err
+    assert not (tmp_path / "rows.jsonl").exists()
