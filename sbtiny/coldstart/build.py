@@ -43,8 +43,9 @@ def build_rows(settings: Settings, file: Path, traces: str | None, policy: Polic
     policy = policy or load_policy(settings.model, settings, d.max_num_seqs)
     check_prompts(policy.tokenizer, policy.form)
     check_texts(policy.tokenizer, [replace(trace, response="") for trace in source] if traces else source)  # responses: where used
+    firsts = list(find_firsts(source).values())
     if d.budget_quantile:
-        check_foretellable(policy, source)
+        check_foretellable(policy, firsts)
     if traces:
         result = label_traces(policy, source, verify, d.rows_per_question)
     else:
@@ -52,22 +53,23 @@ def build_rows(settings: Settings, file: Path, traces: str | None, policy: Polic
             policy.engine.check_room(d.max_tokens)
         result = sample_correct(policy, source, verify, settings, file)
     if d.budget_quantile:
-        result = with_foretold_budgets(policy, source, result, d.budget_quantile)
+        result = with_foretold_budgets(policy, firsts, result, d.budget_quantile)
     result = replace(result, leaked=heldout)
     runs.write_jsonl(file, result.rows)
-    progress_file(file).unlink(missing_ok=True)
+    if not traces:  # an interrupted sampling of the same file stays
+        progress_file(file).unlink(missing_ok=True)
     print_build_summary(result, file)
     return result
 
 
-def with_foretold_budgets(policy: Policy, source: Sequence[Question], result: BuildResult, quantile: float) -> BuildResult:
+def with_foretold_budgets(policy: Policy, questions: Sequence[Question], result: BuildResult, quantile: float) -> BuildResult:
     """The result with a row of a budget alone for each question; the answers' own budgets become given ones, read and not learnt."""
-    budgets = foretell_budgets(policy, list(find_firsts(source).values()), result.lengths, quantile)
+    budgets = foretell_budgets(policy, questions, result.lengths, quantile)
     return replace(result, rows=[*(row | {"given": True} for row in result.rows), *budgets])
 
 
 def find_firsts(asked: Sequence[Question]) -> dict[tuple[str, str | None], Question]:
-    """The first question or trace of each text and system turn: all answers to it have its id."""
+    """The first question or trace of each text and system turn. Its other traces get its id (`label_traces`)."""
     firsts: dict[tuple[str, str | None], Question] = {}
     for question in asked:
         firsts.setdefault((question.question, question.system), question)

@@ -20,7 +20,7 @@ from sbtiny.rollout.policy import Policy
 from sbtiny.tasks.row_files import Row
 from sbtiny.tasks.sources import Question
 
-Matrix = NDArray[np.float64]
+Array = NDArray[np.float64]
 DEPTH = 2 / 3  # of the layers: where lengths were read best; the last ones are busy with the next token
 BATCH = 16  # prompts a forward pass
 FOLDS = 5  # a question's own length does not foretell it
@@ -61,11 +61,11 @@ def round_budget(tokens: float) -> int:
 
 
 @torch.no_grad()
-def read_hidden_states(policy: Policy, questions: Sequence[Question]) -> Matrix:
+def read_hidden_states(policy: Policy, questions: Sequence[Question]) -> Array:
     """The hidden state at the last token of each prompt, DEPTH of the way up: (questions, width)."""
     prompts = [policy.prompt(question.question, question.system) for question in questions]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    states: Matrix | None = None
+    states: Array | None = None
     with bar("reading questions", len(prompts)) as advance:
         for start in range(0, len(order), BATCH):
             places = order[start : start + BATCH]
@@ -80,7 +80,7 @@ def read_hidden_states(policy: Policy, questions: Sequence[Question]) -> Matrix:
     return states
 
 
-def fit_ridges(states: Matrix, targets: Matrix) -> Callable[[Matrix], Matrix]:
+def fit_ridges(states: Array, targets: Array) -> Callable[[Array], Array]:
     """Fit a ridge regression for each of PENALTIES on standardized states; returns their predictions, (penalties, rows).
 
     With states = U S V', the weights are V (S U' targets) / (S^2 + penalty): one decomposition serves all.
@@ -92,7 +92,7 @@ def fit_ridges(states: Matrix, targets: Matrix) -> Callable[[Matrix], Matrix]:
     return lambda others: ((others - mean) / spread @ weights + middle).T
 
 
-def cross_predict(states: Matrix, targets: Matrix) -> tuple[Matrix, int]:
+def cross_predict(states: Array, targets: Array) -> tuple[Array, int]:
     """Predict each row from the rows of the other folds, with the place in PENALTIES that has the smallest squared error there."""
     folds = np.random.default_rng(0).permutation(len(targets)) % FOLDS
     predicted = np.empty((len(PENALTIES), len(targets)))

@@ -1,22 +1,26 @@
 """`sbtiny sft`: from settings to the run folder of a cold start."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from sbtiny import distributed, runs
 from sbtiny.coldstart import trainer as sft
 from sbtiny.coldstart.build import build_data
-from sbtiny.coldstart.rows import read_labelled, warn_of_other_prompt
+from sbtiny.coldstart.rows import LabelledRow, read_labelled, warn_of_other_prompt
 from sbtiny.config import AUTO, Settings
 from sbtiny.errors import InputError
 from sbtiny.models.aliases import absolute_name, fill_prompt, inherit_settings
 from sbtiny.models.prompt import check_prompts
 from sbtiny.planning.workload import StageWorkload
+from sbtiny.progress import console
 from sbtiny.rollout.episode import Sampling
 from sbtiny.rollout.load_policy import base_info, load_policy
 from sbtiny.rollout.max_tokens import choose_max_tokens
+from sbtiny.rollout.policy import Policy
 from sbtiny.tasks.leaks import drop_eval_questions
 from sbtiny.tasks.load import load_questions
+from sbtiny.tasks.sources import Question
 from sbtiny.training import checkpoint
 from sbtiny.training.interrupt import cleanup_on_stop
 from sbtiny.training.out_of_memory import train_with_oom_retry
@@ -53,14 +57,12 @@ def train_sft_in(folder: Path, settings: Settings, resume: bool, start: Path | N
     # The main process's settings for all: each may have derived another micro-batch from its free memory.
     settings = distributed.broadcast_from_main(lambda: complete_settings(settings, folder if resume else None, start))
     sampled = folder / "data.jsonl"
-    file = settings.sft.rows or (str(sampled) if resume and sampled.is_file() else None)
-    rows = read_labelled(file) if file else []
-    if settings.sft.rows:
-        rows, _ = drop_eval_questions(rows, settings.sft.rows, settings)
+    rows = read_rows(settings, sampled if resume and sampled.is_file() else None)
     d = settings.data
-    if not file and d.max_tokens != AUTO and d.max_tokens >= settings.sft.max_length:
+    if not rows and d.max_tokens != AUTO and d.max_tokens >= settings.sft.max_length:
         raise InputError(f"data.max_tokens {d.max_tokens} fills sft.max_length {settings.sft.max_length}, prompt and all: raise that too")
-    questions = [] if file else load_questions(d.task, "train", d.limit if d.max_tokens == AUTO else 1, settings.seed)
+    most = d.limit if d.max_tokens == AUTO else 1  # one shows that they can be read
+    questions = [] if rows else load_questions(d.task, "train", most, settings.seed)
     last = distributed.broadcast_from_main(lambda: checkpoint.prepare_resume(folder, settings, "sft", rows)) if resume else None
     policy = load_policy(str(start or settings.model), settings, settings.data.max_num_seqs, trainable=True, run=folder if resume else None)
     check_prompts(policy.tokenizer, policy.form)
@@ -72,12 +74,9 @@ def train_sft_in(folder: Path, settings: Settings, resume: bool, start: Path | N
     own = {name: text for name, text in about["prompt"].items() if text}  # an export of ours brings its instruction in its template
     settings = replace(settings, prompt=replace(settings.prompt, **own))
     if not rows:
-        sampling, trainable = Sampling(temperature=d.temperature), StageWorkload("sft", settings).max_new_tokens
-        most = distributed.broadcast_from_main(
-            lambda: choose_max_tokens(d.max_tokens, policy, questions, sampling, settings.seed, most=trainable)
-        )
-        settings, about = replace(settings, data=replace(d, max_tokens=most)), about | {"max_tokens": most}
-        policy.engine.check_room(most)
+        settings = distributed.broadcast_from_main(lambda: with_max_tokens(policy, questions, settings))
+        about |= {"max_tokens": settings.data.max_tokens}
+        policy.engine.check_room(settings.data.max_tokens)
     distributed.split_batch(settings.sft.batch, settings.sft.micro_batch, "sft.batch")
     if not resume:
         distributed.broadcast_from_main(lambda: runs.create_run("sft", folder, settings, **about))
@@ -92,3 +91,22 @@ def train_sft_in(folder: Path, settings: Settings, resume: bool, start: Path | N
             sft.train_sft(policy, dataset, chosen, folder, signature, resume_from)
 
         train_with_oom_retry(attempt, policy, settings, "sft", folder, last)
+
+
+def read_rows(settings: Settings, sampled: Path | None) -> list[LabelledRow]:
+    """The rows of `sft.rows` that no evaluation asks, or those a resumed run has `sampled`; none if they are still to be sampled."""
+    file = settings.sft.rows
+    if not file:
+        return read_labelled(str(sampled)) if sampled else []
+    rows, _ = drop_eval_questions(read_labelled(file), file, settings)
+    if settings.data.budget_quantile and not any(row.response is None for row in rows):
+        line = f"data.budget_quantile is for rows that are sampled: those of {file} keep their budgets; give it to sbtiny data build"
+        console.print(line, markup=False, soft_wrap=True, style="yellow")
+    return rows
+
+
+def with_max_tokens(policy: Policy, questions: Sequence[Question], settings: Settings) -> Settings:
+    """The settings with a number for `data.max_tokens`, none longer than can be trained on."""
+    d, longest = settings.data, StageWorkload("sft", settings).max_new_tokens
+    most = choose_max_tokens(d.max_tokens, policy, questions, Sampling(temperature=d.temperature), settings.seed, most=longest)
+    return replace(settings, data=replace(d, max_tokens=most))

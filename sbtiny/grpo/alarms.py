@@ -14,11 +14,11 @@ from transformers import TrainerControl
 from sbtiny.errors import Failed
 from sbtiny.progress import console
 from sbtiny.training.checkpoint import last_checkpoint
+from sbtiny.training.live_table import StepMetrics
 from sbtiny.training.monitor import TrainingMonitor
 
 ALARM_STEPS = 20  # steps in a row that a condition must hold
 MIN_ACCURACY = 0.2  # an early accuracy below it cannot collapse
-StepMetrics = dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,9 +24,9 @@ from sbtiny.tasks.sources import digest_items
 
 MANIFEST = "sbtiny.json"
 DATA = "the training data"  # the key of its digest in a signature
-# May change on resume: they set what is saved, how rows are batched and which are refused as too long, not what is learnt.
+# May change on resume: they set what is saved, how many rows are taken at once and which are refused as too long, not what is learnt.
 RESUMABLE_CHANGES = (
-    *("grpo.save_steps", "grpo.sample_steps", "grpo.alarm_patience", "grpo.micro_batch"),
+    *("grpo.save_steps", "grpo.sample_steps", "grpo.alarm_patience", "grpo.micro_batch", "grpo.max_num_seqs"),
     *("sft.save_steps", "sft.micro_batch", "sft.max_length"),
 )
 

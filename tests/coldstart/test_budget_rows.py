@@ -1,7 +1,7 @@
 """Rows of a budget alone: foretold from the question, learnt apart from the answers, whose budgets are given."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from sbtiny.budget.protocol import render_budget
 from sbtiny.coldstart.build import build_data, print_build_summary
 from sbtiny.coldstart.foretell import cross_predict, foretell_budgets, round_budget
 from sbtiny.coldstart.rows import read_labelled
-from sbtiny.coldstart.run import run_sft
+from sbtiny.coldstart.run import read_rows, run_sft
 from sbtiny.coldstart.sample_correct import BuildResult
 from sbtiny.coldstart.trainer import GroupedLengthSampler, build_dataset
 from sbtiny.config import DataSettings, Settings, SftSettings
@@ -102,9 +102,31 @@ def test_what_cannot_be_foretold_is_refused_before_anything_is_sampled(policy: P
     settings = Settings(data=DataSettings(limit=20, budget_quantile=0.5))
     with pytest.raises(InputError, match="needs 50 questions or more, not 20"):
         build_data(settings, tmp_path / "rows.jsonl", policy=policy)
+    runs.write_jsonl(tmp_path / "traces.jsonl", [asdict(trace) for trace in traces(20)])
+    whole = Settings(data=replace(settings.data, limit=100))
+    with pytest.raises(InputError, match="needs 50 questions or more, not 20"):  # of 60 traces
+        build_data(whole, tmp_path / "rows.jsonl", str(tmp_path / "traces.jsonl"), policy=policy)
     policy.model = None
     with pytest.raises(InputError, match=r"llama\.cpp does not give: use --engine generate"):
         build_data(settings, tmp_path / "rows.jsonl", policy=policy)
+
+
+def test_a_quantile_says_that_it_does_nothing_to_rows_of_a_file(built: tuple, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = Settings(data=DataSettings(budget_quantile=0.5), sft=SftSettings(rows=str(tmp_path / "rows.jsonl")))
+    runs.write_jsonl(tmp_path / "rows.jsonl", built[1])
+    assert len(read_rows(settings, None)) == len(built[1])
+    assert not capsys.readouterr().err  # they were built with it
+    runs.write_jsonl(tmp_path / "rows.jsonl", [row for row in built[1] if row["response"]])
+    read_rows(settings, None)
+    assert "keep their budgets" in " ".join(capsys.readouterr().err.split())
+
+
+def test_traces_leave_an_interrupted_sampling_of_the_file(policy: Policy, tmp_path: Path) -> None:
+    part = tmp_path / "rows.jsonl.part"
+    part.write_text("answers of hours\n")
+    runs.write_jsonl(tmp_path / "traces.jsonl", [asdict(trace) for trace in traces(20)])
+    build_data(Settings(), tmp_path / "rows.jsonl", str(tmp_path / "traces.jsonl"), policy=policy)
+    assert part.read_text() == "answers of hours\n"
 
 
 def test_only_the_budget_of_such_a_row_is_trained_in_batches_of_its_like(policy: Policy, built: tuple, tmp_path: Path) -> None:

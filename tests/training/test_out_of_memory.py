@@ -17,7 +17,7 @@ from sbtiny.errors import Failed
 from sbtiny.grpo import trainer as grpo
 from sbtiny.grpo.run import run_grpo
 from sbtiny.load_settings import load_settings
-from sbtiny.training.checkpoint import last_checkpoint, step_of
+from sbtiny.training.checkpoint import last_checkpoint, resume_signature, step_of
 from sbtiny.training.monitor import MAX_SKIPPED_UPDATES, TrainingMonitor
 from sbtiny.training.out_of_memory import halve_micro_batch
 
@@ -88,9 +88,11 @@ def test_cold_start_out_of_memory_goes_on_with_half_the_micro_batch(started: Pat
 
 def test_single_rows_that_do_not_fit_are_an_end(started: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grpo.BudgetGrpoTrainer, "compute_loss", lambda *_, **__: no_memory(torch.zeros(())))
-    with pytest.raises(Failed, match=r"out of memory with grpo\.micro_batch 1"):
+    with pytest.raises(Failed, match=r"out of memory with grpo\.micro_batch 1: .* a lower grpo\.max_num_seqs"):
         run_grpo(settings_of(), started, tmp_path / "run")
     assert not (tmp_path / "run" / "adapter").exists()
+    fewer = settings_of(replace(GRPO, max_num_seqs=2))
+    assert resume_signature(fewer, "grpo", []) == resume_signature(settings_of(), "grpo", [])  # so the advice can be followed
 
 
 @pytest.mark.parametrize("figure", ["loss", "grad_norm"])
