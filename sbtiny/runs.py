@@ -26,11 +26,12 @@ def write_error(path: Path, error: OSError) -> InputError:
 
 
 def check_writable(path: Path, *read: str | Path | None) -> None:
-    """Raise InputError if the file `path` could not be written, or is one of those that are `read`.
+    """Raise InputError if the file `path` could not be written, or is one of those that are `read` (FILE or FILE#N).
 
     Call it before hours of work; it leaves nothing behind.
     """
-    if path.exists() and any(path.samefile(other) for other in read if other and Path(other).exists()):
+    files = [Path(name) for other in read if other for name in (other, str(other).rpartition("#")[0])]
+    if path.exists() and any(path.samefile(file) for file in files if file.exists()):
         raise InputError(f"{path} is what is read: give another file to write")
     if path.is_dir():
         raise InputError(f"cannot write {path}: it is a folder; give the name of a file")

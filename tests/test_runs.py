@@ -109,8 +109,9 @@ def test_a_file_that_is_read_is_not_written_over(tmp_path: Path) -> None:
     file = tmp_path / "questions.jsonl"
     file.write_text("mine")
     runs.check_writable(file, None, tmp_path / "gone.jsonl", "arithmetic")
-    with pytest.raises(InputError, match="is what is read"):
-        runs.check_writable(tmp_path / "." / "questions.jsonl", None, str(file))
+    for read in (str(file), f"{file}#100"):
+        with pytest.raises(InputError, match="is what is read"):
+            runs.check_writable(tmp_path / "." / "questions.jsonl", None, read)
 
 
 def test_looking_whether_a_file_can_be_written_leaves_nothing(tmp_path: Path) -> None:

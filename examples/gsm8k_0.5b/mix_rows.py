@@ -29,7 +29,7 @@ def bring_to_mean(rows: list[dict[str, Any]], mean: float) -> list[dict[str, Any
 def split_place(place: str) -> tuple[str, int | None]:
     """FILE or FILE:COUNT as file and number of rows; None for all."""
     file, _, number = place.rpartition(":")
-    return (file, int(number)) if file and number.isdecimal() else (place, None)
+    return (file, count(number)) if file and number.isdecimal() else (place, None)
 
 
 def read_answers(file: str, most: int | None, rng: random.Random) -> list[dict[str, Any]]:

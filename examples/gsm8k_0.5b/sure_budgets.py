@@ -50,6 +50,8 @@ def main() -> None:
         raise InputError(f"{args.questions} has {len(questions)} questions, of which the first {ANSWERED} are answered: give more")
     policy = load_run(args.run, args.base, SLOTS)
     short, long = answer_short_and_long(policy, questions[:ANSWERED], args.seed)
+    if not short:
+        raise InputError(f"{args.run} has no right answer to the first {ANSWERED} questions: train it for longer first")
     budgets = middle_budgets(policy, questions[ANSWERED:], args.share, args.seed)
     runs.write_jsonl(Path(args.out), [*short, *long, *budgets])
     print(f"{len(short) + len(long)} answers, {len(budgets)} budgets")

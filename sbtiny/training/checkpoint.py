@@ -130,10 +130,11 @@ def may_have_moved(folder: Path, signature: dict[str, Any]) -> bool:
 def check_settings_match(old: dict[str, Any], new: dict[str, Any], where: Path, any_model: bool = False) -> None:
     """Raise InputError for the first setting that differs; a missing digest of the data matches every digest, `any_model` every model.
 
-    A setting that `old` does not know came later: it did then what its default does.
+    A setting that `old` does not know came later: it did then what its default does. One that may change now could not always.
     """
     defaults = dict(flatten_keys(asdict(Settings())))
-    for key in sorted(old.keys() | new.keys(), key=lambda key: (key == DATA, key)):  # another seed draws other questions
+    compared = (old.keys() | new.keys()) - set(RESUMABLE_CHANGES)
+    for key in sorted(compared, key=lambda key: (key == DATA, key)):  # another seed draws other questions
         before, now = old.get(key, defaults.get(key)), new.get(key)
         if before == now or (key == DATA and None in (before, now)) or (key == "model" and any_model):
             continue

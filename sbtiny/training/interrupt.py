@@ -22,7 +22,7 @@ def cleanup_on_stop(folder: Path, verb: str) -> Iterator[None]:
             raise
         checkpoint.remove_incomplete(folder)
         saved = checkpoint.last_checkpoint(folder)
-        print_line(f"\nstopped; {folder} keeps what it has" + (f" and {saved.name}" if saved else ""))
+        print_line(f"\nstopped; {folder} keeps its files" + (f", {saved.name} among them" if saved else ""))
         print_line(f"go on with: sbtiny {verb} --resume --output {quote(str(folder))}")
         raise
     except Exception as error:  # libraries raise errors of no common class when they cannot write

@@ -59,7 +59,7 @@ def halve_micro_batch(settings: Settings, stage: str) -> Settings:
     section, rows = getattr(settings, stage), settings.batch_size(stage)
     old = micro_batch_size(rows, section.micro_batch)
     if old == 1:
-        room = "a lower sft.max_length" if stage == "sft" else "shorter answers, a lower grpo.max_num_seqs or --kv-memory"
+        room = "a new run without the longest rows" if stage == "sft" else "shorter answers, a lower grpo.max_num_seqs or --kv-memory"
         raise Failed(f"out of memory with {stage}.micro_batch 1: {room} would make room")
     new = micro_batch_size(rows, old // 2)
     console.print(f"out of memory: {stage}.micro_batch {old} -> {new}, the same rows an update", style="yellow", markup=False)

@@ -91,6 +91,8 @@ def test_single_rows_that_do_not_fit_are_an_end(started: Path, tmp_path: Path, m
     with pytest.raises(Failed, match=r"out of memory with grpo\.micro_batch 1: .* a lower grpo\.max_num_seqs"):
         run_grpo(settings_of(), started, tmp_path / "run")
     assert not (tmp_path / "run" / "adapter").exists()
+    with pytest.raises(Failed, match=r"sft\.micro_batch 1: a new run without the longest rows would make room"):
+        halve_micro_batch(Settings(sft=SftSettings(micro_batch=1)), "sft")
     fewer = settings_of(replace(GRPO, max_num_seqs=2))
     assert resume_signature(fewer, "grpo", []) == resume_signature(settings_of(), "grpo", [])  # so the advice can be followed
 
