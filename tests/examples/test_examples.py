@@ -3,6 +3,7 @@
 import ast
 import importlib
 import inspect
+import json
 import os
 import re
 import runpy
@@ -16,6 +17,7 @@ from support import parse
 
 from sbtiny.load_settings import load_settings
 from sbtiny.models.device import CARDS
+from sbtiny.models.fingerprint import policy_fingerprint
 from sbtiny.models.shapes import shape_of
 from sbtiny.planning.memory_plan import plan_memory
 from sbtiny.planning.probe import estimate_hours
@@ -195,3 +197,10 @@ def test_gsm8k_answers_are_told_with_more_and_less_of_them_in_words(solution: st
     drawn = [trace["response"] for trace in example["traces"](row)]
     assert len(set(drawn)) == len(drawn) == min(2, len(told))
     assert set(drawn) <= set(example["answers"](row))
+
+
+def test_the_released_calibration_is_of_the_released_adapter() -> None:
+    """Else chat refuses it: an adapter of other weights, or one whose config was written again, has another fingerprint."""
+    folder = ROOT / "examples" / "gsm8k_0.5b"
+    about, calibration = json.loads((folder / "run.json").read_text()), json.loads((folder / "calibration.json").read_text())
+    assert calibration["model_fingerprint"] == policy_fingerprint(about["base"], about["four_bit"], folder / "adapter")
