@@ -57,7 +57,7 @@ def main() -> None:
     answers = [row for file, most in args.answers for row in read_answers(file, most, rng)]
     kept = draw(bring_to_mean(budgets, args.mean), args.count, rng)
     runs.write_jsonl(args.out, answers + kept)
-    print(f"{len(answers)} answers, {len(kept)} budgets")
+    print(f"{len(answers)} answers, {len(kept)} budgets" + (f" (asked: {args.count})" if len(kept) < args.count else ""))
 
 
 if __name__ == "__main__":
