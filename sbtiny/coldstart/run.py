@@ -57,7 +57,7 @@ def train_sft_in(folder: Path, settings: Settings, resume: bool, start: Path | N
     # The main process's settings for all: each may have derived another micro-batch from its free memory.
     settings = distributed.broadcast_from_main(lambda: complete_settings(settings, folder if resume else None, start))
     sampled = folder / "data.jsonl"
-    rows = read_rows(settings, sampled if resume and sampled.is_file() else None)
+    rows = read_training_rows(settings, sampled if resume and sampled.is_file() else None)
     d = settings.data
     if not rows and d.max_tokens != AUTO and d.max_tokens >= settings.sft.max_length:
         raise InputError(f"data.max_tokens {d.max_tokens} fills sft.max_length {settings.sft.max_length}, prompt and all: raise that too")
@@ -93,7 +93,7 @@ def train_sft_in(folder: Path, settings: Settings, resume: bool, start: Path | N
         train_with_oom_retry(attempt, policy, settings, "sft", folder, last)
 
 
-def read_rows(settings: Settings, sampled: Path | None) -> list[LabelledRow]:
+def read_training_rows(settings: Settings, sampled: Path | None) -> list[LabelledRow]:
     """The rows of `sft.rows` that no evaluation asks, or those a resumed run has `sampled`; none if they are still to be sampled."""
     file = settings.sft.rows
     if not file:

@@ -53,6 +53,8 @@ class PreflightStats:
 
 def find_obstacles(f: PreflightStats, temperature: float) -> list[str]:
     """Why the run will not learn, causes before effects; none for a run that will."""
+    if f.questions == 0:
+        return ["there are no questions: give others with --data or grpo.task"]
     obstacles = []
     if f.questions == 1:
         obstacles.append("there is one question, which it would learn by heart: give more with --data, or raise grpo.limit")
@@ -95,7 +97,7 @@ def run_first_groups(policy: Policy, questions: Sequence[Question], verify: Veri
     policy.refresh()
     groups = rollouts.sample([(question, SELF_GROUP) for question in first], count(settings.seed * 1_000_003))
     rollouts.score_answers(groups, alpha_at_step(0, g))
-    seconds = (time.perf_counter() - started) * g.prompts_per_step / len(first) * g.steps * TRAINING_SHARE
+    seconds = (time.perf_counter() - started) * g.prompts_per_step / max(1, len(first)) * g.steps * TRAINING_SHARE
     record = preflight_record(preflight_stats(groups, questions, verify, seconds / 3600), g.temperature)
     for line in ("preflight: " + record["verdict"], *record["notes"]):
         console.print(line, markup=False)

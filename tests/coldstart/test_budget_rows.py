@@ -14,7 +14,7 @@ from sbtiny.budget.protocol import render_budget
 from sbtiny.coldstart.build import build_data, print_build_summary
 from sbtiny.coldstart.foretell import cross_predict, foretell_budgets, round_budget
 from sbtiny.coldstart.rows import read_labelled
-from sbtiny.coldstart.run import read_rows, run_sft
+from sbtiny.coldstart.run import read_training_rows, run_sft
 from sbtiny.coldstart.sample_correct import BuildResult
 from sbtiny.coldstart.trainer import GroupedLengthSampler, build_dataset
 from sbtiny.config import DataSettings, Settings, SftSettings
@@ -114,10 +114,10 @@ def test_what_cannot_be_foretold_is_refused_before_anything_is_sampled(policy: P
 def test_a_quantile_says_that_it_does_nothing_to_rows_of_a_file(built: tuple, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = Settings(data=DataSettings(budget_quantile=0.5), sft=SftSettings(rows=str(tmp_path / "rows.jsonl")))
     runs.write_jsonl(tmp_path / "rows.jsonl", built[1])
-    assert len(read_rows(settings, None)) == len(built[1])
+    assert len(read_training_rows(settings, None)) == len(built[1])
     assert not capsys.readouterr().err  # they were built with it
     runs.write_jsonl(tmp_path / "rows.jsonl", [row for row in built[1] if row["response"]])
-    read_rows(settings, None)
+    read_training_rows(settings, None)
     assert "keep their budgets" in " ".join(capsys.readouterr().err.split())
 
 

@@ -30,6 +30,7 @@ BROKEN = {
     "the verifier accepts": {"nonsense_right": 1.0, "accuracy": 1.0, "frac_reward_zero_std": 1.0},
     "raise grpo.temperature": {"frac_reward_zero_std": 1.0},
     "no end token": {"cut": 1.0, "unended": 1.0, "malformed": 1.0},
+    "there are no questions": {"questions": 0},
     "there is one question": {"questions": 1},
     "lengthen the cold start": {"malformed": 0.95, "frac_reward_zero_std": 0.95},
 }
