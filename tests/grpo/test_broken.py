@@ -26,6 +26,7 @@ from sbtiny.grpo.group_reward import RewardInput
 from sbtiny.grpo.run import run_grpo
 from sbtiny.rollout.load_policy import load_policy
 from sbtiny.tasks import arithmetic
+from sbtiny.tasks.sources import Question
 
 BROKEN = replace(
     GRPO,
@@ -65,18 +66,36 @@ def rung(start: Path, folder: Path, worth: Callable[[RewardInput], float], g: Gr
     return [name for row in steps for name in row.get("alarms", [])]
 
 
-@pytest.mark.slow
-def test_budgets_that_nothing_bounds(started: Path, tmp_path: Path) -> None:
-    (tmp_path / "never.py").write_text("def check(question, completion):\n    return False\n")
-    never = replace(BROKEN, steps=60, alarm_patience=5, verifier=f"{tmp_path / 'never.py'}:check")
-    assert "budget inflation" in rung(started, tmp_path / "run", lambda a: math.log(a.budget) if a.budget else -1.0, never)
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cold start whose answers differ in length, and so in budget: where all are alike, a run finds a cheat by chance or not at all."""
+    folder, policy = tmp_path_factory.mktemp("uneven"), load_policy("tiny", Settings(), 2)
+    answers = [(q, f"{i % 8 * '+1'}\\boxed{{{q.answer}}}") for i, q in enumerate(easy_questions(64))]
+    runs.write_jsonl(folder / "rows.jsonl", [make_row(policy, q, answer) for q, answer in answers])
+    return train_briefly(folder / "rows.jsonl", folder / "sft")
+
+
+def easy_questions(count: int) -> list[Question]:
+    return [q for q in arithmetic.generate_questions("train", 400, seed=5) if q.level <= 2][:count]
+
+
+def train_briefly(rows_file: Path, folder: Path) -> Path:
+    sft = SftSettings(rows=str(rows_file), steps=100, learning_rate=3e-3)
+    return run_sft(Settings(sft=sft, data=DataSettings(max_num_seqs=8)), folder)
 
 
 @pytest.mark.slow
-def test_length_without_success(started: Path, tmp_path: Path) -> None:
+def test_budgets_that_nothing_bounds(uneven: Path, tmp_path: Path) -> None:
     (tmp_path / "never.py").write_text("def check(question, completion):\n    return False\n")
-    never = replace(BROKEN, verifier=f"{tmp_path / 'never.py'}:check")
-    assert "wrong answers grow" in rung(started, tmp_path / "run", lambda a: a.length / 10 if a.budget else -10.0, never)
+    never = replace(BROKEN, steps=60, learning_rate=1e-3, prompts_per_step=8, alarm_patience=5, verifier=f"{tmp_path / 'never.py'}:check")
+    assert "budget inflation" in rung(uneven, tmp_path / "run", lambda a: math.log(a.budget) if a.budget else -1.0, never)
+
+
+@pytest.mark.slow
+def test_length_without_success(uneven: Path, tmp_path: Path) -> None:
+    (tmp_path / "never.py").write_text("def check(question, completion):\n    return False\n")
+    never = replace(BROKEN, learning_rate=1e-3, verifier=f"{tmp_path / 'never.py'}:check")
+    assert "wrong answers grow" in rung(uneven, tmp_path / "run", lambda a: a.length / 10 if a.budget else -10.0, never)
 
 
 def test_a_reward_that_ceases_to_tell_answers_apart(started: Path, tmp_path: Path) -> None:
@@ -89,14 +108,10 @@ def test_a_reward_that_ceases_to_tell_answers_apart(started: Path, tmp_path: Pat
 @pytest.mark.slow
 def test_words_around_the_tags(policy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A cold start on rows with a word before the solution, and a reward that ignores it."""
-    easy = [q for q in arithmetic.generate_questions("train", 400, seed=5) if q.level <= 2][:64]
-    runs.write_jsonl(tmp_path / "rows.jsonl", [make_row(policy, q, f"\\boxed{{{q.answer}}}") for q in easy])
+    runs.write_jsonl(tmp_path / "rows.jsonl", [make_row(policy, q, f"\\boxed{{{q.answer}}}") for q in easy_questions(64)])
     with monkeypatch.context() as patched:
         patched.setattr(rows, "render_budget", lambda budget, form: render_budget(budget, form).replace("<sol", "\n7<sol"))
-        settings = Settings(
-            sft=SftSettings(rows=str(tmp_path / "rows.jsonl"), steps=100, learning_rate=3e-3), data=DataSettings(max_num_seqs=8)
-        )
-        start = run_sft(settings, tmp_path / "sft")
+        start = train_briefly(tmp_path / "rows.jsonl", tmp_path / "sft")
     assert "text outside the tags" in rung(
         start, tmp_path / "run", lambda a: float(a.correct), replace(BROKEN, steps=6, learning_rate=1e-5)
     )
@@ -105,8 +120,7 @@ def test_words_around_the_tags(policy, monkeypatch: pytest.MonkeyPatch, tmp_path
 @pytest.mark.slow
 def test_right_answers_unlearnt(tmp_path: Path) -> None:
     """From the bundled model, which is right without tags."""
-    easy = [q for q in arithmetic.generate_questions("train", 400, seed=5) if q.level <= 2][:16]
-    runs.write_jsonl(tmp_path / "easy.jsonl", [{"question": q.question, "answer": q.answer} for q in easy])
+    runs.write_jsonl(tmp_path / "easy.jsonl", [{"question": q.question, "answer": q.answer} for q in easy_questions(16)])
     start = runs.create_run("sft", tmp_path / "start", Settings())
     load_policy("tiny", Settings(), 8, trainable=True).model.save_pretrained(start / "adapter")
     paid_wrong = replace(BROKEN, questions=str(tmp_path / "easy.jsonl"), max_tokens=120, learning_rate=1e-2)
