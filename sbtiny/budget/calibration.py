@@ -109,6 +109,11 @@ class Calibration:
     def scores(self) -> NonconformityScores:
         return NonconformityScores(self.questions, self.ratios, self.confidence)
 
+    @property
+    def least_stated(self) -> int | None:
+        """The least budget that was stated; None where none was."""
+        return self.bins[0].low if self.bins else None
+
     def bin_of(self, stated: int) -> int | None:
         """Return the index of a budget's bin; the first and the last are open. None where there are no bins."""
         return min(bisect_left([b.high for b in self.bins], stated), len(self.bins) - 1) if self.bins else None

@@ -40,9 +40,10 @@ def chat(
     from sbtiny.serving.chat import Chat
     from sbtiny.serving.terminal import Terminal, answer_once, make_reader
 
+    errors = Console(stderr=True, highlight=False)
+    errors.print(f"loading {name} ...", markup=False, style="dim")
     assistant = assistants.load(name, settings=settings)
     dialog = Chat(assistant.defaults, system, not hide_thoughts)
-    errors = Console(stderr=True, highlight=False)
     if not assistant.policy.states_budget:
         errors.print(f"{name} states no budget, it was not trained to: a given one is a ceiling alone", markup=False)
     if assistant.calibration and not assistant.fitting_calibration(assistant.defaults):

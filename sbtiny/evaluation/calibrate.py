@@ -1,14 +1,16 @@
 """`sbtiny calibrate`: one sampled answer to each held-out question, and what its stated budget is worth."""
 
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from sbtiny import runs
 from sbtiny.budget.calibration import CalibrationAnswer, calibrate
-from sbtiny.budget.calibration_record import to_record
+from sbtiny.budget.calibration_record import from_record, to_record
 from sbtiny.config import EvalSettings, Settings
+from sbtiny.errors import InputError
 from sbtiny.evaluation.calibration_file import answering_fingerprint, calibration_path
 from sbtiny.evaluation.evaluate import sample_with_progress, with_max_tokens, with_seeds
 from sbtiny.evaluation.trained_questions import check_split, load_calibration_questions
@@ -49,8 +51,20 @@ def run_calibration(
             date=time.strftime("%Y-%m-%d %H:%M:%S"),
         )
         record = to_record(found)
+        set_aside_larger(path, found.questions)
         runs.write_json(path, record)
     return record
+
+
+def set_aside_larger(path: Path, questions: int) -> None:
+    """Rename the calibration that is there, where it is of more questions, to `<name>-before-<time>`: a try on five must not cost it."""
+    earlier = 0
+    with suppress(InputError):  # none, or a broken one: it is replaced
+        earlier = from_record(runs.read_json(path), str(path)).questions
+    if earlier > questions:
+        kept = runs.free_path(path.with_name(time.strftime(f"{path.stem}-before-%Y%m%d-%H%M%S{path.suffix}")))
+        path.rename(kept)
+        warn(f"the earlier calibration, of {earlier} questions and not {questions}, is now {kept}")
 
 
 def exported_run(name: str) -> Path | None:

@@ -24,6 +24,7 @@ from sbtiny.serving.assistant import Assistant
 from sbtiny.serving.chat import Action, Chat
 from sbtiny.serving.reply import Reply
 
+SMALL_SHARE = 0.5  # of the least budget that the model stated; the 0.5B model's answers break below (examples/gsm8k_0.5b)
 FRAME = 1 / 12  # seconds between two pictures
 HISTORY = Path(expand_home(os.environ.get("XDG_STATE_HOME") or "~/.local/state")) / "sbtiny" / "chat_history"
 STYLES: dict[PartKind, str] = {"thoughts": "dim", "answer": ""}  # dim is grey on light and on dark
@@ -59,7 +60,8 @@ def describe_answer(answer: Answer) -> str:
     budget += [f"given {answer.given}"] if answer.given else []
     promise = [f"promised {answer.promise} ({100 * answer.coverage:.0f} %)"] if answer.promise else []
     rate = f"{answer.tokens / max(answer.seconds, 1e-9):.0f} tok/s"
-    reasons = {"end": [], "ceiling": ["wrapped up at the ceiling"], "interrupted": ["interrupted"], "length": ["cut at max_tokens"]}
+    limit = f"stopped at its limit of {answer.allowed}"
+    reasons = {"end": [], "ceiling": [limit], "interrupted": ["interrupted"], "length": ["cut at max_tokens"]}
     return " · ".join([*budget, f"used {answer.used}", *promise, f"{answer.seconds:.1f} s", rate, *reasons[answer.stop_reason]])
 
 
@@ -106,6 +108,15 @@ class AnswerView:
             self._print(self.line)
 
 
+def describe_reply(reply: Reply) -> str:
+    """The figures of a finished reply, and a line more where its given budget is far below all that the model stated in calibrating."""
+    least = None if reply.calibration is None else reply.calibration.least_stated
+    figures = describe_answer(reply.answer)
+    if not reply.given or not least or reply.given >= SMALL_SHARE * least:
+        return figures
+    return f"{figures}\na budget of {reply.given} is far below what this model states ({least} and more): its answers may break there"
+
+
 def show_reply(reply: Reply, console: Console, show_thoughts: bool = True) -> Answer:
     """Decode an answer and show it as it comes."""
     view, drawn = AnswerView(console, show_thoughts), 0.0
@@ -116,7 +127,7 @@ def show_reply(reply: Reply, console: Console, show_thoughts: bool = True) -> An
             if (now := time.perf_counter()) - drawn > FRAME:
                 view.draw(describe_progress(reply))
                 drawn = now
-    console.print(Text(describe_answer(reply.answer), style="dim"), highlight=False)
+    console.print(Text(describe_reply(reply), style="dim"), highlight=False)
     return reply.answer
 
 
@@ -295,5 +306,5 @@ def answer_once(assistant: Assistant, chat: Chat, question: str, quiet: bool = F
                 print(part.text, end="", file=sys.stderr, flush=True)
     if not quiet:
         print()
-        print(describe_answer(reply.answer), file=sys.stderr)
+        print(describe_reply(reply), file=sys.stderr)
     return reply.answer

@@ -66,6 +66,21 @@ def test_the_file_holds_the_ratios_and_what_follows_from_them(calibrated: Path) 
     assert not (calibrated / runs.LOCK).exists()
 
 
+def test_a_try_on_few_questions_does_not_cost_a_larger_calibration(mine: Path, capsys: pytest.CaptureFixture) -> None:
+    larger = (mine / "calibration.json").read_text()
+
+    def calibrate_on(questions: int) -> list[str]:
+        assert call(["calibrate", str(mine), "--limit", str(questions), "--set", f"eval.max_tokens={TOKENS}", "--json"], False) == 0
+        assert runs.read_json(mine / "calibration.json")["questions"] == questions
+        return [file.read_text() for file in mine.glob("calibration-before-*.json")]
+
+    assert calibrate_on(5) == [larger]
+    assert f"of {LIMIT} questions and not 5" in capsys.readouterr().err
+    assert calibrate_on(6) == [larger]
+    (mine / "calibration.json").write_text("{")
+    assert calibrate_on(5) == [larger]
+
+
 def test_eval_reports_promised_and_kept(calibrated: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     line = ["eval", str(calibrated), "--limit", "30", "--set", f"eval.max_tokens={TOKENS}", "-o", str(tmp_path / "e")]
     assert call([*line, "--json"], False) == 0

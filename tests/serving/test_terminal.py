@@ -27,7 +27,7 @@ from sbtiny.config import ServeSettings
 from sbtiny.rollout.load_policy import build_policy
 from sbtiny.serving.assistant import Assistant
 from sbtiny.serving.chat import Chat
-from sbtiny.serving.terminal import AnswerView, Terminal, describe_progress, describe_seconds, make_reader
+from sbtiny.serving.terminal import AnswerView, Terminal, describe_progress, describe_reply, describe_seconds, make_reader
 from sbtiny.tasks import arithmetic
 
 SHORT = next(q.question for q in arithmetic.generate_questions("val", 99) if q.level <= 2)
@@ -294,6 +294,19 @@ def test_the_live_line_says_what_is_stated_used_and_left(tiny) -> None:
     assert describe_progress(reply).startswith("answering now · used 40")
     assert describe_seconds(SecondsLeft(2.96, 2.0, 5.04)) == "3.0 s left (2.0 to 5.0)"
     assert describe_seconds(SecondsLeft(30.4, 20, 50)) == "30 s left (20 to 50)"
+
+
+def test_a_given_budget_far_below_all_that_was_stated_is_told(tiny) -> None:
+    answers = [CalibrationAnswer(stated, stated) for stated in (120, 150, 200) for _ in range(20)]
+    calibration = calibrate(answers, model_fingerprint="f", format="solution", task="t", split="val", temperature=0.6, top_p=0.95, date="d")
+    assistant = Assistant(build_policy(*tiny, slots=2, states_budget=False), ServeSettings(context=512), calibration)
+    told = {}
+    for budget in (20, 59, 60):
+        reply = assistant.stream(SHORT, budget=budget)
+        reply.wait()
+        told[budget] = describe_reply(reply).split("\n")[1:]
+    line = "a budget of {} is far below what this model states (120 and more): its answers may break there"
+    assert told == {20: [line.format(20)], 59: [line.format(59)], 60: []}
 
 
 def test_two_turns_a_comparison_and_the_many_lines_of_a_question(started, tiny) -> None:
