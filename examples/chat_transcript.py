@@ -129,7 +129,7 @@ def draw(rows: list[Text], columns: int, title: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("file", type=Path)
     parser.add_argument("questions", nargs="*", default=QUESTIONS)

@@ -23,7 +23,7 @@ LONGEST = 380  # tokens; the run's longest answer was cut at 400
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("samples", "questions"):
         parser.add_argument(name)
     parser.add_argument("rows", type=Path)

@@ -47,7 +47,7 @@ def average_adapters(first: Path, second: Path, share: float) -> bytes:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("run", "other", "out"):
         parser.add_argument(name, type=Path)
     parser.add_argument("--share", type=float, default=0.5)

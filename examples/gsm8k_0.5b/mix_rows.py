@@ -41,7 +41,7 @@ def read_answers(file: str, most: int | None, rng: random.Random) -> list[dict[s
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--budgets", required=True)
     parser.add_argument("--count", type=count, default=2800)

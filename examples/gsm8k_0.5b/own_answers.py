@@ -71,7 +71,7 @@ def positive(text: str) -> float:
 
 def run_parser(description: str, *files: str, share: float) -> argparse.ArgumentParser:
     """The arguments of a script that reads a run and writes rows, which the last of `files` names."""
-    parser = argparse.ArgumentParser(description=description)
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run")
     for name in files:
         parser.add_argument(name)
@@ -98,7 +98,7 @@ def scale_budgets(rows: list[dict[str, Any]], share: float) -> list[dict[str, An
 
 
 def main() -> None:
-    parser = run_parser(__doc__.splitlines()[0], "questions", "rows", share=1.0)
+    parser = run_parser(__doc__, "questions", "rows", share=1.0)
     parser.add_argument("--budgets")
     args = parser.parse_args()
     rng, file = random.Random(args.seed), Path(args.rows)

@@ -51,7 +51,7 @@ def answer_short_and_long(policy: Policy, questions: list[Question], seed: int) 
 
 
 def main() -> None:
-    parser = run_parser(__doc__.splitlines()[0], "rows", "out", share=0.93)
+    parser = run_parser(__doc__, "rows", "out", share=0.93)
     parser.add_argument("--budgets", required=True)
     args = parser.parse_args()
     rng, file = random.Random(args.seed), Path(args.out)

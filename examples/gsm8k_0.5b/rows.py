@@ -92,7 +92,7 @@ def sample(policy: Policy, questions: list[Question], samples: int, room: int) -
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("questions")
     parser.add_argument("rows", type=Path)
     parser.add_argument("--model", required=True)

@@ -43,7 +43,7 @@ def middle_budgets(policy: Policy, questions: list[Question], share: float, seed
 
 
 def main() -> None:
-    args = run_parser(__doc__.splitlines()[0], "questions", "out", share=1.0).parse_args()
+    args = run_parser(__doc__, "questions", "out", share=1.0).parse_args()
     runs.check_writable(Path(args.out), args.questions)
     questions = load_questions(args.questions, "train")
     if len(questions) <= ANSWERED:

@@ -20,9 +20,9 @@ def models(as_json: AsJson = False) -> None:
     if as_json:
         keys = ("name", "hub_id", "parameters", "note", "instruction")
         return print_result([{key: getattr(a, key) for key in keys} for a in ALIASES], True)
-    table = Table("name", "hub id", "parameters", "note", box=None, header_style="bold")
+    table = Table("name", "parameters", "hub id, note", box=None, header_style="bold")
     for a in ALIASES:
-        table.add_row(a.name, a.hub_id, f"{a.parameters / 1e6:,.0f} M", a.note)
+        table.add_row(a.name, f"{a.parameters / 1e6:,.0f} M", "\n".join(filter(None, [a.hub_id, a.note])))
     console().print(table)
     for text in dict.fromkeys(a.instruction for a in ALIASES if a.instruction):
         names = ", ".join(a.name for a in ALIASES if a.instruction == text)
@@ -102,4 +102,4 @@ def print_findings(findings: list[Any]) -> None:
     screen = console(highlight=False, soft_wrap=True)
     for f in findings:
         hint = f"  -> {f.mend}" if f.mend else ""
-        screen.print(f"[{colours[f.state]}]{f.state:5}[/]{f.section:10}{f.name:16}{escape(f.found + hint)}")
+        screen.print(f"[{colours[f.state]}]{f.state:5}[/]{f.section:10}{f.name:18}{escape(f.found + hint)}")

@@ -19,7 +19,7 @@ from sbtiny.budget.seconds import SecondsLeft
 from sbtiny.budget.stream import Part, PartKind
 from sbtiny.errors import InputError
 from sbtiny.load_settings import expand_home
-from sbtiny.serving.ask import AUTO, Answer, Ask, Progress
+from sbtiny.serving.ask import AUTO, Answer, Ask, Progress, describe_answer
 from sbtiny.serving.assistant import Assistant
 from sbtiny.serving.chat import Action, Chat
 from sbtiny.serving.reply import Reply
@@ -52,17 +52,6 @@ def describe_progress(reply: Reply) -> str:
     budget = f"{SOURCES[reply.source]} {at.budget}" if at.budget else "no budget yet" if reply.awaits_budget else "no budget"
     left = f"over by {100 * at.over:.0f} %" if at.over > 0 else describe_seconds(at.seconds)
     return " · ".join(filter(None, [budget, f"used {at.used}", left]))
-
-
-def describe_answer(answer: Answer) -> str:
-    """The line of figures below an answer."""
-    budget = [f"stated {answer.stated}"] if answer.stated else []
-    budget += [f"given {answer.given}"] if answer.given else []
-    promise = [f"promised {answer.promise} ({100 * answer.coverage:.0f} %)"] if answer.promise else []
-    rate = f"{answer.tokens / max(answer.seconds, 1e-9):.0f} tok/s"
-    limit = f"stopped at its limit of {answer.allowed}"
-    reasons = {"end": [], "ceiling": [limit], "interrupted": ["interrupted"], "length": ["cut at max_tokens"]}
-    return " · ".join([*budget, f"used {answer.used}", *promise, f"{answer.seconds:.1f} s", rate, *reasons[answer.stop_reason]])
 
 
 # ---- one answer --------------------------------------------------------------------------------------------------------------------
