@@ -10,7 +10,7 @@ from typing import Literal
 from sbtiny.config import PromptSettings, Settings
 from sbtiny.errors import InputError
 from sbtiny.load_settings import expand_home
-from sbtiny.runs import find_run, kept_prompt, read_run
+from sbtiny.runs import ROOT, find_run, kept_prompt, read_run
 
 BUNDLED = Path(__file__).parent.parent / "assets" / "tiny"
 STEP_BY_STEP = r"Please reason step by step, and put your final answer within \boxed{}."  # as the model cards recommend for maths
@@ -71,7 +71,7 @@ def resolve(name: str) -> Source:
         if not path.is_file():
             raise InputError(f"no file {name}: check the path")
         return Source("gguf", str(path), path.stem)
-    if HUB_ID.fullmatch(name):
+    if HUB_ID.fullmatch(name) and path.parent != ROOT:
         return Source("hub", name, name)
     raise InputError(f"unknown model {name!r}{_advice(name)}")
 
@@ -134,7 +134,7 @@ def _packaged_gguf(package: str) -> Path | None:
 
 
 def _advice(name: str) -> str:
-    if Path(name).is_absolute():
+    if Path(name).is_absolute() or Path(name).parent == ROOT:
         return ": there is no such folder; check the path"
     near = get_close_matches(name.lower(), [alias.name for alias in ALIASES], 1)
     if near:

@@ -124,6 +124,7 @@ WRONG = {
     "data build out.jsonl -m nosuch": "unknown model 'nosuch'",
     "eval nosuch": "unknown model 'nosuch'",
     "eval runs/nosuch/deeper": "unknown model",
+    "eval runs/nosuch": "unknown model 'runs/nosuch': there is no such folder; check the path",
     "demo --set model=nosuch": "unknown model 'nosuch'",
     f"sft --model {'x' * 300} -o out": "no file has so long a name as xxx",
     f"eval tiny --task {'x' * 300}": "no file has so long a name as xxx",
