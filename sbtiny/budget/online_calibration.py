@@ -40,10 +40,6 @@ class OnlineCalibration:
         self.miss_levels = {c: min(first_level(scores, c) for scores in by_bin or [calibration.scores]) for c in coverages}
         self.kept: dict[float, deque[bool]] = {}
 
-    @property
-    def least_stated(self) -> int | None:
-        return self.calibration.least_stated
-
     def promise(self, stated: int, coverage: float) -> int | None:
         """Compute the tokens that an answer of this stated budget stays within; None without a finite promise."""
         own = [self._factor(window, coverage) for window in self.bin_windows]

@@ -32,16 +32,19 @@ def chat(
     settings, _, _ = flags.load_for_name(name, own)
     if question is None and not (sys.stdin and sys.stdin.isatty()):
         question = read_piped_question()
+    from sbtiny.serving.ask import default_ask, explain_no_promise
+
+    default_ask(settings.serve)  # a wrong budget is told before torch is imported
+    if not flags.as_json:
+        print(f"loading {name} ...", file=sys.stderr, flush=True)
     start_work(settings)
     from rich.console import Console
 
     from sbtiny.serving import assistant as assistants
-    from sbtiny.serving.ask import explain_no_promise
     from sbtiny.serving.chat import Chat
     from sbtiny.serving.terminal import Terminal, answer_once, make_reader
 
     errors = Console(stderr=True, highlight=False)
-    errors.print(f"loading {name} ...", markup=False, style="dim")
     assistant = assistants.load(name, settings=settings)
     dialog = Chat(assistant.defaults, system, not hide_thoughts)
     if not assistant.policy.states_budget:

@@ -10,7 +10,8 @@ An answer's rival is the one to the same question whose budget is furthest from 
 budget. A shorter one is compared after any budget up to that: were it always that, one threshold for all questions would tell them apart,
 and budgets on one side of it were not read (39).
 
-The loss vanishes once the budget is read, so later updates can leave it out (`sft.contrast_share`).
+The loss vanishes once the budget is read, so later updates can leave it out (`sft.contrast_share`). Left out too early, it leaves a level
+unread (44).
 """
 
 import math

@@ -51,20 +51,21 @@ def run_calibration(
             date=time.strftime("%Y-%m-%d %H:%M:%S"),
         )
         record = to_record(found)
-        set_aside_larger(path, found.questions)
+        keep_larger(path, found.questions)
         runs.write_json(path, record)
     return record
 
 
-def set_aside_larger(path: Path, questions: int) -> None:
-    """Rename the calibration that is there, where it is of more questions, to `<name>-before-<time>`: a try on five must not cost it."""
+def keep_larger(path: Path, questions: int) -> None:
+    """Copy the calibration that is there, where it is of more questions, to `<name>-before-<time>`: a try on five must not cost it."""
     earlier = 0
     with suppress(InputError):  # none, or a broken one: it is replaced
         earlier = from_record(runs.read_json(path), str(path)).questions
     if earlier > questions:
-        kept = runs.free_path(path.with_name(time.strftime(f"{path.stem}-before-%Y%m%d-%H%M%S{path.suffix}")))
-        path.rename(kept)
-        warn(f"the earlier calibration, of {earlier} questions and not {questions}, is now {kept}")
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        kept = path.with_name(f"{path.stem}-before-{stamp}{path.suffix}")
+        runs.write_bytes(kept, path.read_bytes())
+        warn(f"the calibration before, of {earlier} questions and not {questions}, is kept as {kept}: rename it to use it again")
 
 
 def exported_run(name: str) -> Path | None:

@@ -58,7 +58,7 @@ def find_alias(name: str) -> Alias | None:
 def resolve(name: str) -> Source:
     """The source of a model. Tries an alias, a folder with config.json, a .gguf file, a hub id `owner/name`, in this order.
 
-    Raises InputError for anything else, naming the nearest alias.
+    Raises InputError for anything else, also for `runs/name`, naming the nearest alias.
     """
     if alias := find_alias(name):
         return _resolve_alias(alias)
@@ -71,9 +71,14 @@ def resolve(name: str) -> Source:
         if not path.is_file():
             raise InputError(f"no file {name}: check the path")
         return Source("gguf", str(path), path.stem)
-    if HUB_ID.fullmatch(name) and path.parent != ROOT:
+    if HUB_ID.fullmatch(name) and not is_below_runs(name):
         return Source("hub", name, name)
     raise InputError(f"unknown model {name!r}{_advice(name)}")
+
+
+def is_below_runs(name: str) -> bool:
+    """Whether a name can only mean a run's folder: `runs/x` is no hub id of an owner `runs`."""
+    return Path(name).parts[:1] == ROOT.parts
 
 
 def fill_prompt(wanted: PromptSettings, name: str) -> PromptSettings:
@@ -134,7 +139,7 @@ def _packaged_gguf(package: str) -> Path | None:
 
 
 def _advice(name: str) -> str:
-    if Path(name).is_absolute() or Path(name).parent == ROOT:
+    if Path(name).is_absolute() or is_below_runs(name):
         return ": there is no such folder; check the path"
     near = get_close_matches(name.lower(), [alias.name for alias in ALIASES], 1)
     if near:

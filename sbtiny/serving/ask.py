@@ -124,7 +124,7 @@ def describe_answer(answer: Answer) -> str:
     budget += [f"given {answer.given}"] if answer.given else []
     promise = [f"promised {answer.promise} ({100 * answer.coverage:.0f} %)"] if answer.promise else []
     rate = f"{answer.tokens / max(answer.seconds, 1e-9):.0f} tok/s"
-    limit = f"stopped at its limit of {answer.allowed}"
+    limit = f"wrapped up at its limit of {answer.allowed}"
     reasons = {"end": [], "ceiling": [limit], "interrupted": ["interrupted"], "length": ["cut at max_tokens"]}
     return " · ".join([*budget, f"used {answer.used}", *promise, f"{answer.seconds:.1f} s", rate, *reasons[answer.stop_reason]])
 

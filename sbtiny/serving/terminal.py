@@ -15,6 +15,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from sbtiny.budget.calibration import Calibration
 from sbtiny.budget.seconds import SecondsLeft
 from sbtiny.budget.stream import Part, PartKind
 from sbtiny.errors import InputError
@@ -24,7 +25,7 @@ from sbtiny.serving.assistant import Assistant
 from sbtiny.serving.chat import Action, Chat
 from sbtiny.serving.reply import Reply
 
-SMALL_SHARE = 0.5  # of the least budget that the model stated; the 0.5B model's answers break below (examples/gsm8k_0.5b)
+SMALL_SHARE = 0.5  # of the least budget stated; the 0.5B model's answers to 20 to 60 tokens break, its least is 120 (LOG 43)
 FRAME = 1 / 12  # seconds between two pictures
 HISTORY = Path(expand_home(os.environ.get("XDG_STATE_HOME") or "~/.local/state")) / "sbtiny" / "chat_history"
 STYLES: dict[PartKind, str] = {"thoughts": "dim", "answer": ""}  # dim is grey on light and on dark
@@ -97,17 +98,16 @@ class AnswerView:
             self._print(self.line)
 
 
-def describe_reply(reply: Reply) -> str:
-    """The figures of a finished reply, and a line more where its given budget is far below all that the model stated in calibrating."""
-    least = None if reply.calibration is None else reply.calibration.least_stated
-    figures = describe_answer(reply.answer)
-    if not reply.given or not least or reply.given >= SMALL_SHARE * least:
+def describe_reply(reply: Reply, calibration: Calibration | None) -> str:
+    """The figures of a finished reply, and a line more where a user's budget is far below all that the model stated in calibrating."""
+    figures, least = describe_answer(reply.answer), calibration and calibration.least_stated
+    if reply.ask.choice.mode == "auto" or reply.given is None or least is None or reply.given >= SMALL_SHARE * least:
         return figures
     return f"{figures}\na budget of {reply.given} is far below what this model states ({least} and more): its answers may break there"
 
 
-def show_reply(reply: Reply, console: Console, show_thoughts: bool = True) -> Answer:
-    """Decode an answer and show it as it comes."""
+def show_reply(reply: Reply, console: Console, show_thoughts: bool, calibration: Calibration | None) -> Answer:
+    """Decode an answer and show it as it comes; `calibration` is the model's."""
     view, drawn = AnswerView(console, show_thoughts), 0.0
     with view.showing():
         for part in with_steps(reply):
@@ -116,7 +116,7 @@ def show_reply(reply: Reply, console: Console, show_thoughts: bool = True) -> An
             if (now := time.perf_counter()) - drawn > FRAME:
                 view.draw(describe_progress(reply))
                 drawn = now
-    console.print(Text(describe_reply(reply), style="dim"), highlight=False)
+    console.print(Text(describe_reply(reply, calibration), style="dim"), highlight=False)
     return reply.answer
 
 
@@ -201,7 +201,7 @@ class Terminal:
             self.reply = self.assistant.begin(self.chat.messages, ask)
             if self.pressed_early:
                 self.reply.press()
-            return show_reply(self.reply, self.console, self.chat.show_thoughts)
+            return show_reply(self.reply, self.console, self.chat.show_thoughts, self.assistant.calibration)
         finally:
             self.reply = None
 
@@ -287,7 +287,7 @@ def answer_once(assistant: Assistant, chat: Chat, question: str, quiet: bool = F
     errors, out = Console(stderr=True, highlight=False), Console(highlight=False)
     with press_on_interrupt(reply.press), leave_on_signals():
         if errors.is_terminal and out.is_terminal and not quiet:
-            return show_reply(reply, out, chat.show_thoughts)
+            return show_reply(reply, out, chat.show_thoughts, assistant.calibration)
         for part in reply:
             if part.kind == "answer" and not quiet:
                 print(part.text, end="", flush=True)
@@ -295,5 +295,5 @@ def answer_once(assistant: Assistant, chat: Chat, question: str, quiet: bool = F
                 print(part.text, end="", file=sys.stderr, flush=True)
     if not quiet:
         print()
-        print(describe_reply(reply), file=sys.stderr)
+        print(describe_reply(reply, assistant.calibration), file=sys.stderr)
     return reply.answer

@@ -78,4 +78,4 @@ def hash_question(question: str) -> str:
 
 
 def warn(message: str) -> None:
-    console.print(message, markup=False, style="yellow")
+    console.print(message, markup=False, style="yellow", soft_wrap=True)

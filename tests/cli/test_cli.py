@@ -123,7 +123,7 @@ WRONG = {
     "sft --model nosuch --dry-run": "unknown model 'nosuch'",
     "data build out.jsonl -m nosuch": "unknown model 'nosuch'",
     "eval nosuch": "unknown model 'nosuch'",
-    "eval runs/nosuch/deeper": "unknown model",
+    "eval runs/nosuch/deeper": "unknown model 'runs/nosuch/deeper': there is no such folder; check the path",
     "eval runs/nosuch": "unknown model 'runs/nosuch': there is no such folder; check the path",
     "demo --set model=nosuch": "unknown model 'nosuch'",
     f"sft --model {'x' * 300} -o out": "no file has so long a name as xxx",
@@ -532,7 +532,8 @@ def test_long_values_stay_on_their_line(sbtiny_: Sbtiny) -> None:
 
 def test_models_lists_every_alias(sbtiny_: Sbtiny) -> None:
     assert [row["name"] for row in json.loads(sbtiny_("models --json").out)] == [alias.name for alias in ALIASES]
-    assert all(alias.name in sbtiny_("models").out for alias in ALIASES)
+    shown = sbtiny_("models").out
+    assert all(alias.name in shown and (alias.hub_id or "") in shown for alias in ALIASES)
 
 
 # ---- exit codes ------------------------------------------------------------------------------------------------------

@@ -70,7 +70,7 @@ def rung(start: Path, folder: Path, worth: Callable[[RewardInput], float], g: Gr
 def uneven(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cold start whose answers differ in length, and so in budget: where all are alike, a run finds a cheat by chance or not at all."""
     folder, policy = tmp_path_factory.mktemp("uneven"), load_policy("tiny", Settings(), 2)
-    answers = [(q, f"{i % 8 * '+1'}\\boxed{{{q.answer}}}") for i, q in enumerate(easy_questions(64))]
+    answers = [(q, f"{(i % 8) * '+1'}\\boxed{{{q.answer}}}") for i, q in enumerate(easy_questions(64))]
     runs.write_jsonl(folder / "rows.jsonl", [make_row(policy, q, answer) for q, answer in answers])
     return train_briefly(folder / "rows.jsonl", folder / "sft")
 

@@ -11,8 +11,10 @@ import sys
 import termios
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pexpect
 import pyte
@@ -25,6 +27,7 @@ from sbtiny.budget.stream import Part
 from sbtiny.cli import main as cli
 from sbtiny.config import ServeSettings
 from sbtiny.rollout.load_policy import build_policy
+from sbtiny.serving.ask import choose_budget
 from sbtiny.serving.assistant import Assistant
 from sbtiny.serving.chat import Chat
 from sbtiny.serving.terminal import AnswerView, Terminal, describe_progress, describe_reply, describe_seconds, make_reader
@@ -299,14 +302,21 @@ def test_the_live_line_says_what_is_stated_used_and_left(tiny) -> None:
 def test_a_given_budget_far_below_all_that_was_stated_is_told(tiny) -> None:
     answers = [CalibrationAnswer(stated, stated) for stated in (120, 150, 200) for _ in range(20)]
     calibration = calibrate(answers, model_fingerprint="f", format="solution", task="t", split="val", temperature=0.6, top_p=0.95, date="d")
-    assistant = Assistant(build_policy(*tiny, slots=2, states_budget=False), ServeSettings(context=512), calibration)
-    told = {}
-    for budget in (20, 59, 60):
-        reply = assistant.stream(SHORT, budget=budget)
+    assistant = Assistant(build_policy(*tiny, slots=2), ServeSettings(context=512), calibration)
+
+    def warnings_of(temperature: float = 0.6, **asked: Any) -> list[str]:
+        reply = assistant.begin(
+            [{"role": "user", "content": SHORT}], choose_budget(replace(assistant.defaults, temperature=temperature), **asked)
+        )
         reply.wait()
-        told[budget] = describe_reply(reply).split("\n")[1:]
+        return describe_reply(reply, calibration).split("\n")[1:]
+
     line = "a budget of {} is far below what this model states (120 and more): its answers may break there"
-    assert told == {20: [line.format(20)], 59: [line.format(59)], 60: []}
+    for budget in (20, 59):
+        assert warnings_of(budget=budget) == warnings_of(budget=budget, temperature=0.0) == [line.format(budget)]
+    assert warnings_of(budget=60) == []
+    assistant.defaults = replace(assistant.defaults, max_tokens=8)  # all is answer, in a budget that no user gave
+    assert warnings_of() == []
 
 
 def test_two_turns_a_comparison_and_the_many_lines_of_a_question(started, tiny) -> None:
