@@ -49,7 +49,7 @@ def test_a_cold_start_of_two_processes(policy, tmp_path: Path, micro_batch: int)
     rows = [make_row(policy, q, f"{'so ' * more}\\boxed{{{q.answer}}}") for q, lengths in asked for more in lengths]
     runs.write_jsonl(tmp_path / "rows.jsonl", rows)
     for two in (False, True):
-        told = ("--set", f"sft.micro_batch={micro_batch}", "--set", "sft.contrast=0.5")
+        told = ("--set", f"sft.micro_batch={micro_batch}", "--set", "sft.contrast=0.5", "--set", "sft.contrast_share=0.3")
         run(two, "sft", "--data", tmp_path / "rows.jsonl", "-o", tmp_path / str(two), *told)
     one, both = losses(tmp_path / "False"), losses(tmp_path / "True")
     assert len(one) == 4  # the first update has the contrast
