@@ -188,7 +188,7 @@ def run_stages(stages: dict[str, dict[str, Step]], place: Place, figures: Figure
 def main() -> None:
     from gpu_stages import make_stages
 
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("stages", nargs="*", metavar="STAGE")
     parser.add_argument("--device", choices=("cuda", "cpu"), help="default: what is here")
