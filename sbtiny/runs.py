@@ -99,7 +99,7 @@ def read_json(path: Path) -> Any:
         raise InputError(f"no {path.name} in {path.parent}: was the run finished?") from error
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # thousands of brackets
         raise InputError(f"{path} is not valid JSON: {error}") from error
 
 

@@ -7,14 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
-from support import settings_of, skip_without_llama_cpp, write_gguf
+from support import easy_questions, settings_of, skip_without_llama_cpp, train_briefly, write_gguf
 
-from sbtiny.config import DataSettings, Settings, SftSettings
 from sbtiny.models.aliases import BUNDLED
 from sbtiny.models.load import load_model
 from sbtiny.rollout.load_policy import build_policy
 from sbtiny.rollout.policy import Policy
-from sbtiny.tasks import arithmetic
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -46,17 +44,14 @@ def started(tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     A run folder; tests must not write into it.
     """
-    from sbtiny.coldstart.run import run_sft
     from sbtiny.coldstart.sample_correct import make_row
 
     folder = tmp_path_factory.mktemp("start")
     policy = build_policy(*tiny, slots=2)
-    asked = [q for q in arithmetic.generate_questions("train", 400, seed=5) if q.level <= 2][:64]
-    rows = [make_row(policy, q, f"\\boxed{{{q.answer}}}") for q in asked]
+    rows = [make_row(policy, q, f"\\boxed{{{q.answer}}}") for q in easy_questions(64)]
     data = folder / "terse.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    chosen = Settings(sft=SftSettings(rows=str(data), steps=100, learning_rate=3e-3), data=DataSettings(max_num_seqs=8))
-    return run_sft(chosen, folder / "sft")
+    return train_briefly(data, folder / "sft")
 
 
 @pytest.fixture(scope="session")

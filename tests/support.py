@@ -15,7 +15,7 @@ from transformers import AutoConfig
 
 from sbtiny.budget.protocol import SOLUTION, Format
 from sbtiny.cli import main as cli
-from sbtiny.config import GrpoSettings, Settings
+from sbtiny.config import DataSettings, GrpoSettings, Settings, SftSettings
 from sbtiny.export import gguf
 from sbtiny.export.base import load_export_tokenizer
 from sbtiny.export.gguf_tokenizer import read_vocabulary
@@ -24,6 +24,8 @@ from sbtiny.models.load import load_tokenizer
 from sbtiny.rollout.engines import llama_cpp
 from sbtiny.rollout.episode import Request, Sampling
 from sbtiny.rollout.session import Session, Ticket
+from sbtiny.tasks import arithmetic
+from sbtiny.tasks.sources import Question
 
 ROOM = 100  # bytes a file may have on the full disk
 GRPO = GrpoSettings(
@@ -74,6 +76,19 @@ def commands(text: str) -> list[tuple[str, bool]]:
     """The arguments of each `sbtiny` of a text: of lines of code (False) and of what is mentioned between backticks (True)."""
     found = re.findall(r"^ {4}sbtiny (.+)$|`sbtiny ([^`]+)`", text, re.MULTILINE)
     return [(block or inline, bool(inline)) for block, inline in found]
+
+
+def easy_questions(count: int | None = None) -> list[Question]:
+    """Training questions of one and two steps, as `started` learnt from."""
+    return [q for q in arithmetic.generate_questions("train", 400, seed=5) if q.level <= 2][:count]
+
+
+def train_briefly(rows_file: Path, folder: Path) -> Path:
+    """A cold start of the bundled model in seconds."""
+    from sbtiny.coldstart.run import run_sft
+
+    sft = SftSettings(rows=str(rows_file), steps=100, learning_rate=3e-3)
+    return run_sft(Settings(sft=sft, data=DataSettings(max_num_seqs=8)), folder)
 
 
 def settings_of(g: GrpoSettings = GRPO) -> Settings:

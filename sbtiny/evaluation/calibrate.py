@@ -8,10 +8,10 @@ from typing import Any
 
 from sbtiny import runs
 from sbtiny.budget.calibration import CalibrationAnswer, calibrate
-from sbtiny.budget.calibration_record import from_record, to_record
+from sbtiny.budget.calibration_record import to_record
 from sbtiny.config import EvalSettings, Settings
 from sbtiny.errors import InputError
-from sbtiny.evaluation.calibration_file import answering_fingerprint, calibration_path
+from sbtiny.evaluation.calibration_file import answering_fingerprint, calibration_path, read_calibration
 from sbtiny.evaluation.evaluate import sample_with_progress, with_max_tokens, with_seeds
 from sbtiny.evaluation.trained_questions import check_split, load_calibration_questions
 from sbtiny.models.prompt import check_texts
@@ -58,14 +58,14 @@ def run_calibration(
 
 def keep_larger(path: Path, questions: int) -> None:
     """Copy the calibration that is there, where it is of more questions, to `<name>-before-<time>`: a try on five must not cost it."""
-    earlier = 0
-    with suppress(InputError):  # none, or a broken one: it is replaced
-        earlier = from_record(runs.read_json(path), str(path)).questions
-    if earlier > questions:
+    earlier = None
+    with suppress(InputError):  # a broken one is replaced
+        earlier = read_calibration(path)
+    if earlier and earlier.questions > questions:
         stamp = time.strftime("%Y%m%d-%H%M%S")
         kept = path.with_name(f"{path.stem}-before-{stamp}{path.suffix}")
         runs.write_bytes(kept, path.read_bytes())
-        warn(f"the calibration before, of {earlier} questions and not {questions}, is kept as {kept}: rename it to use it again")
+        warn(f"the calibration before, of {earlier.questions} questions and not {questions}, is kept as {kept}: rename it to use it again")
 
 
 def exported_run(name: str) -> Path | None:

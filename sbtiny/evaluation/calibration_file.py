@@ -48,6 +48,11 @@ def answering_fingerprint(policy: Policy, name: str) -> str:
     return policy_fingerprint(info["base"], info["four_bit"], run / "adapter" if run else None)
 
 
+def read_calibration(path: Path) -> Calibration | None:
+    """Read a calibration's file; None where there is none. Raises InputError for a broken one."""
+    return from_record(runs.read_json(path), str(path)) if path.is_file() else None
+
+
 def load_calibration(
     policy: Policy, name: str, *, temperature: float | None = None, top_p: float | None = None, task: str | None = None
 ) -> Calibration | None:
@@ -57,9 +62,9 @@ def load_calibration(
     compared: the task of free questions, the sampling where each answer has its own. One file of questions may calibrate another.
     """
     path = calibration_path(name, is_upstream=bool(policy.engine.servers))
-    if not path.is_file():
+    found = read_calibration(path)
+    if found is None:
         return None
-    found = from_record(runs.read_json(path), str(path))
     same_kind = task is None or (task not in TASKS and found.task not in TASKS)
     asked = {"temperature": temperature, "top_p": top_p, "task": None if same_kind else task}
     asked = {key: value for key, value in asked.items() if value is not None}

@@ -77,8 +77,9 @@ def test_a_try_on_few_questions_does_not_cost_a_larger_calibration(mine: Path, c
     assert calibrate_on(5) == [larger]
     assert f"of {LIMIT} questions and not 5, is kept as" in " ".join(capsys.readouterr().err.split())
     assert calibrate_on(6) == [larger]
-    (mine / "calibration.json").write_text("{")
-    assert calibrate_on(5) == [larger]
+    for broken in ("{", "[" * 200_000):
+        (mine / "calibration.json").write_text(broken)
+        assert calibrate_on(5) == [larger]
 
 
 def test_eval_reports_promised_and_kept(calibrated: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

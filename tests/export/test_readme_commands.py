@@ -18,6 +18,7 @@ from typing import Any
 import httpx
 import pytest
 import torch
+from support import easy_questions
 from torch.nn import functional
 from upstream_support import VLLM_ON_A_CPU, VLLM_SERVE
 
@@ -29,7 +30,6 @@ from sbtiny.coldstart.trainer import UNTRAINED_COSINE, UNTRAINED_NEIGHBOURS
 from sbtiny.config import DataSettings, Settings, SftSettings
 from sbtiny.models.load import load_model
 from sbtiny.rollout.load_policy import build_policy
-from sbtiny.tasks import arithmetic
 
 LLAMA_SERVER = os.environ.get("SBTINY_LLAMA_SERVER") or shutil.which("llama-server")
 QUESTION = "Leo has 32 nuts.\na) wins 8\nb) loses 5\nHow many nuts?"
@@ -57,8 +57,7 @@ def train_thinking(folder: Path, as_tokens: bool) -> Path:
     model.save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
     policy = build_policy(model, tokenizer, slots=2, form=THINK)
-    asked = [q for q in arithmetic.generate_questions("train", 400, seed=5) if q.level <= 2][:64]
-    rows = [make_row(policy, q, f"<think>{' '.join([q.answer] * 8)}</think>\\boxed{{{q.answer}}}") for q in asked]
+    rows = [make_row(policy, q, f"<think>{' '.join([q.answer] * 8)}</think>\\boxed{{{q.answer}}}") for q in easy_questions(64)]
     data = folder / "rows.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     sft = SftSettings(rows=str(data), steps=150, learning_rate=3e-3)

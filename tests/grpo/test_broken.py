@@ -12,21 +12,18 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-from support import GRPO
+from support import GRPO, easy_questions, train_briefly
 
 from sbtiny import runs
 from sbtiny.budget.protocol import render_budget
 from sbtiny.budget.reward import Reward
 from sbtiny.coldstart import rows
-from sbtiny.coldstart.run import run_sft
 from sbtiny.coldstart.sample_correct import make_row
-from sbtiny.config import DataSettings, GrpoSettings, Settings, SftSettings
+from sbtiny.config import GrpoSettings, Settings
 from sbtiny.errors import Failed
 from sbtiny.grpo.group_reward import RewardInput
 from sbtiny.grpo.run import run_grpo
 from sbtiny.rollout.load_policy import load_policy
-from sbtiny.tasks import arithmetic
-from sbtiny.tasks.sources import Question
 
 BROKEN = replace(
     GRPO,
@@ -73,15 +70,6 @@ def uneven(tmp_path_factory: pytest.TempPathFactory) -> Path:
     answers = [(q, f"{(i % 8) * '+1'}\\boxed{{{q.answer}}}") for i, q in enumerate(easy_questions(64))]
     runs.write_jsonl(folder / "rows.jsonl", [make_row(policy, q, answer) for q, answer in answers])
     return train_briefly(folder / "rows.jsonl", folder / "sft")
-
-
-def easy_questions(count: int) -> list[Question]:
-    return [q for q in arithmetic.generate_questions("train", 400, seed=5) if q.level <= 2][:count]
-
-
-def train_briefly(rows_file: Path, folder: Path) -> Path:
-    sft = SftSettings(rows=str(rows_file), steps=100, learning_rate=3e-3)
-    return run_sft(Settings(sft=sft, data=DataSettings(max_num_seqs=8)), folder)
 
 
 @pytest.mark.slow

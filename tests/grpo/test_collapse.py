@@ -6,13 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support import GRPO
+from support import GRPO, easy_questions
 
 from sbtiny import runs
 from sbtiny.config import Settings
 from sbtiny.errors import Failed
 from sbtiny.grpo.run import run_grpo
-from sbtiny.tasks import arithmetic
 from sbtiny.training.checkpoint import is_whole, step_of
 
 # The rate rises from step to step: the first ones still answer, then the policy is a ruin.
@@ -36,8 +35,7 @@ def ruin(started: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     """The run's folder and the message that stopped it."""
     folder = tmp_path_factory.mktemp("ruin")
     # Short questions, which `started` learnt from: of longer ones half are malformed from the first step on, which is no collapse.
-    short = [q for q in arithmetic.generate_questions("train", 400, seed=5) if q.level <= 2]
-    runs.write_jsonl(folder / "short.jsonl", [{"question": q.question, "answer": q.answer} for q in short])
+    runs.write_jsonl(folder / "short.jsonl", [{"question": q.question, "answer": q.answer} for q in easy_questions()])
     with pytest.raises(Failed) as stopped:
         run_grpo(Settings(grpo=replace(WRONG, questions=str(folder / "short.jsonl"))), started, folder := folder / "run", force=True)
     return folder, str(stopped.value)
